@@ -1,0 +1,355 @@
+"""RunConfig: one recipe = one YAML file plus dotted overrides; an unknown key is an error.
+
+All problems of a recipe come in one message. Only the standard library, pydantic and YAML are imported here, so that
+every part of the project (including the ones without torch) can read a recipe.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Step = Literal[
+    "prepare_data",
+    "profile_latency",
+    "fit_scaling_law",
+    "search_architecture",
+    "select_architecture",
+    "pretrain",
+    "compare_weight_norm",
+    "evaluate",
+    "export_model",
+    "gate",
+    "register_model",
+    "report",
+]
+
+# Which sections of the recipe a step reads. A step is given these and no others, so a change elsewhere in the recipe
+# leaves its cache entry valid.
+STEP_SECTIONS: dict[str, tuple[str, ...]] = {
+    "prepare_data": ("seed", "data"),
+    "profile_latency": ("model", "profiling"),
+    "fit_scaling_law": ("seed", "model", "profiling", "latency", "scaling"),
+    "search_architecture": ("seed", "model", "profiling", "latency", "scaling", "search"),
+    "select_architecture": ("seed", "model", "profiling", "latency", "scaling", "search"),
+    "pretrain": ("model", "training"),
+    "compare_weight_norm": ("training",),
+    "evaluate": ("seed", "evaluation"),
+    "export_model": ("profiling", "latency", "export"),
+    "gate": ("gate",),
+    "register_model": ("name", "gate"),
+    "report": ("name", "gate"),
+}
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be used: the message names every problem and what is allowed."""
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Where text comes from and how it becomes token shards."""
+
+    source: Literal["python-stdlib", "files", "huggingface"] = "python-stdlib"
+    paths: tuple[str, ...] = ()  # source=files: local or s3://, globs allowed; .parquet .jsonl .jsonl.zst .txt .py .md
+    text_field: str = "text"
+    dataset: str = ""  # source=huggingface: hub id
+    dataset_config: str = ""
+    dataset_split: str = "train"
+    max_bytes: int = Field(default=0, ge=0)  # 0 = all of it
+    validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
+    tokenizer: str = "train"  # "train" = byte-level BPE on this text; else a directory or a hub id
+    vocab_size: int = Field(default=4096, ge=258)  # tokenizer=train only
+    tokenizer_bytes: int = Field(default=4_000_000, ge=10_000)  # text the BPE is trained on
+    shard_tokens: int = Field(default=16_777_216, ge=1024)
+
+    @model_validator(mode="after")
+    def _source_has_its_fields(self) -> "DataConfig":
+        if self.source == "files" and not self.paths:
+            raise ValueError("source 'files' needs paths: a list of local or s3:// files or globs")
+        if self.source == "huggingface" and not self.dataset:
+            raise ValueError("source 'huggingface' needs dataset: a hub id such as 'HuggingFaceFW/fineweb-edu'")
+        return self
+
+
+class ModelConfig(Section):
+    """Sizes every architecture of a run shares; widths are searched, order and repeats too."""
+
+    head_dim: int = Field(default=64, ge=4, le=256)  # attention and DeltaNet
+    kv_group: int = Field(default=4, ge=1)  # query heads per key/value head (as far as the head count divides)
+    ffn_ratio: float = Field(default=3.0, gt=0)
+    mamba_state: int = Field(default=128, ge=4)
+    mamba_head_dim: int = Field(default=64, ge=4)
+    mamba_expand: int = Field(default=2, ge=1)
+    num_meta_tokens: int = Field(default=256, ge=0)
+    max_position_embeddings: int = Field(default=4096, ge=64)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
+
+
+class ProfilingConfig(Section):
+    """What the latency table measures, on the present device, with the engine that ships."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
+    threads: int = Field(default=1, ge=1)  # CPU only
+    widths: tuple[int, ...] = (1024, 1280, 1536, 1792, 2048, 2304, 2560)
+    contexts: tuple[int, ...] = (1024, 8192)
+    batches: tuple[int, ...] = (1,)
+    warmup: int = Field(default=3, ge=0)
+    repeats: int = Field(default=20, ge=3)
+    sweep_depths: tuple[int, ...] = (6, 12, 18, 24, 30)  # blocks, whole models at matched parameters
+    sweep_parameters: tuple[int, ...] = (300_000_000, 500_000_000, 1_000_000_000)
+    check_models: int = Field(default=8, ge=1)  # random whole models the table's sum is compared with
+
+    @model_validator(mode="after")
+    def _grids_not_empty(self) -> "ProfilingConfig":
+        for name in ("widths", "contexts", "batches", "sweep_depths", "sweep_parameters"):
+            values = getattr(self, name)
+            if not values or min(values) < 1:
+                raise ValueError(f"{name} is {list(values)}: give at least one positive integer")
+        return self
+
+
+class LatencyConfig(Section):
+    """The latency budget per decoded token, absolute or relative to a reference architecture on the same device."""
+
+    context: int = Field(default=8192, ge=1)
+    batch: int = Field(default=1, ge=1)
+    target_ms: float = Field(default=0.0, ge=0)  # 0 = use the reference below
+    reference_operators: str = "DFMF AFMF DFMF AFMF DFMF DFMF"
+    reference_width: int = Field(default=2048, ge=8)
+    reference_factor: float = Field(default=1.0, gt=0)
+
+
+class ScalingConfig(Section):
+    """The small (depth, width) family of the law L0 + a·D^-alpha + b·W^-beta + c·N^-gamma."""
+
+    block: str = "DFMF"  # the block whose repeats make the depth
+    depths: tuple[int, ...] = (6, 12, 18)
+    widths: tuple[int, ...] = (512, 768, 1024)
+    holdout_depth: int = Field(default=24, ge=1)
+    holdout_width: int = Field(default=1536, ge=8)
+    checkpoints: int = Field(default=4, ge=2)  # points in N read off each run
+    steps: int = Field(default=1000, ge=4)
+    batch_size: int = Field(default=32, ge=1)
+    sequence_length: int = Field(default=1024, ge=8)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    bootstrap: int = Field(default=100, ge=10)
+    choice_depths: tuple[int, ...] = (6, 12, 18, 24, 30)
+
+
+class SearchConfig(Section):
+    """Aging evolution (Real et al. 2019) over three-stage architectures; the proxy is a short training run."""
+
+    workers: int = Field(default=2, ge=1, le=64)
+    trials: int = Field(default=200, ge=1)
+    population: int = Field(default=32, ge=2)
+    sample: int = Field(default=8, ge=1)
+    candidates_per_cycle: int = Field(default=10, ge=1)
+    max_operators: int = Field(default=30, ge=1)
+    max_mixer_types: int = Field(default=2, ge=1, le=3)  # mixer types per block type
+    seed_designs: tuple[str, ...] = ()  # known designs, one operator string each, stages separated by "|"
+    widths: tuple[int, ...] = (1024, 1280, 1536, 1792, 2048, 2304, 2560)
+    steps: int = Field(default=500, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    sequence_length: int = Field(default=1024, ge=8)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    validation_batches: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _sample_fits_population(self) -> "SearchConfig":
+        if self.sample > self.population:
+            raise ValueError(f"sample is {self.sample}: at most population ({self.population})")
+        return self
+
+
+class TrainingConfig(Section):
+    """Pretraining and its ablation: every value of weight_norm x every seed is one run."""
+
+    steps: int = Field(default=10_000, ge=1)
+    batch_size: int = Field(default=64, ge=1)  # sequences per optimizer step
+    micro_batch_size: int = Field(default=0, ge=0)  # 0 = batch_size (no gradient accumulation)
+    sequence_length: int = Field(default=1024, ge=8)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = Field(default=1, ge=1)  # CPU only
+    weight_norm: tuple[Literal["on", "off"], ...] = ("on", "off")
+    seeds: tuple[int, ...] = (0,)
+    deploy: Literal["best", "on", "off"] = "best"  # which variant goes on to evaluation and export
+    isolate_documents: bool = False  # attention, convolution and states start afresh at a document's first token
+    validation_batches: int = Field(default=16, ge=1)
+    validate_every_steps: int = Field(default=500, ge=1)
+    checkpoint_every_steps: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    log_every_steps: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _variants_are_usable(self) -> "TrainingConfig":
+        if not self.weight_norm or not self.seeds:
+            raise ValueError("weight_norm and seeds each need at least one value")
+        if self.deploy != "best" and self.deploy not in self.weight_norm:
+            raise ValueError(f"deploy is '{self.deploy}': allowed are 'best' and the values of weight_norm")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class EvaluationConfig(Section):
+    """What is measured on the chosen checkpoint."""
+
+    sequence_length: int = Field(default=1024, ge=8)
+    batch_size: int = Field(default=16, ge=1)
+    max_tokens: int = Field(default=0, ge=0)  # 0 = the whole validation split
+    needle_lengths: tuple[int, ...] = (1024, 4096)
+    needle_samples: int = Field(default=32, ge=1)
+    lm_eval_tasks: tuple[str, ...] = ()
+    lm_eval_limit: int = Field(default=0, ge=0)  # documents a task; 0 = all
+
+
+class ExportConfig(Section):
+    """What the exported directory holds."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_shard_bytes: int = Field(default=5_000_000_000, ge=1_000_000)
+    parity_tokens: int = Field(default=128, ge=8)
+    parity_tolerance: float = Field(default=1e-4, gt=0)
+    latency_tokens: int = Field(default=64, ge=8)
+
+
+class GateConfig(Section):
+    """When a model may become champion. A limit of 0 is no limit."""
+
+    model_name: str = "flashslm"
+    max_perplexity: float = Field(default=0.0, ge=0)
+    max_latency_ms: float = Field(default=0.0, ge=0)
+    max_parameters: int = Field(default=0, ge=0)
+    min_perplexity_gain: float = Field(default=0.0, ge=0)  # relative gain a challenger must show over the champion
+    max_latency_increase: float = Field(default=0.1, ge=0)  # relative to the champion, same device
+    max_size_increase: float = Field(default=0.1, ge=0)  # parameters, relative to the champion
+
+
+class PlatformConfig(Section):
+    """How steps run on a cluster and how often they are retried anywhere."""
+
+    retries: int = Field(default=2, ge=0)
+    timeout_s: int = Field(default=86_400, ge=60)
+    gpus: int = Field(default=1, ge=0)
+
+
+class RunConfig(Section):
+    """A whole recipe."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    profiling: ProfilingConfig = ProfilingConfig()
+    latency: LatencyConfig = LatencyConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    search: SearchConfig = SearchConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    export: ExportConfig = ExportConfig()
+    gate: GateConfig = GateConfig()
+    platform: PlatformConfig = PlatformConfig()
+
+    def for_step(self, step: str) -> str:
+        """The sections a step reads, as canonical JSON: the step's configuration and part of its cache key."""
+        values = self.model_dump(mode="json", include=set(STEP_SECTIONS[step]))
+        return json.dumps({"name": self.name} | values if "name" in STEP_SECTIONS[step] else values, sort_keys=True)
+
+    def variants(self) -> list[dict[str, str]]:
+        """Every pretraining run of the recipe as strings (ints in lists reach a KFP task as floats)."""
+        return [{"weight_norm": w, "seed": str(s)} for w in self.training.weight_norm for s in self.training.seeds]
+
+
+def from_step_json(text: str) -> RunConfig:
+    """Read what `RunConfig.for_step` wrote; sections the step does not read are at their defaults."""
+    return RunConfig.model_validate({"name": "step"} | json.loads(text))
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a recipe and apply overrides such as `training.steps=50`.
+
+    Raises ConfigError that names all problems: unknown keys, wrong types, values out of range, malformed overrides.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"recipe '{file}' not found: give the path of a YAML file such as configs/demo.yaml")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe '{file}' is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe '{file}' holds {type(values).__name__}: it must be a mapping of sections")
+    problems = [p for p in (_apply_override(values, text) for text in overrides or []) if p]
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems += [_describe(e) for e in error.errors()]
+    if problems:
+        listed = "\n".join(f"  {i}. {p}" for i, p in enumerate(problems, start=1))
+        raise ConfigError(f"recipe '{file}' has {len(problems)} problem(s):\n{listed}")
+    return config
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def digest(value: Any) -> str:
+    """A sha256 over a value's canonical JSON: the identity of configurations, architectures and runs."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _apply_override(values: dict[str, Any], text: str) -> str:
+    """Set one `a.b=value` (value read as YAML) in place; return the problem, or an empty string."""
+    key, separator, raw = text.partition("=")
+    if not separator or not key.strip():
+        return f"override '{text}': expected section.key=value, for example training.steps=50"
+    *parents, leaf = key.strip().split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            return f"override '{text}': '{parent}' is a value, not a section"
+    try:
+        node[leaf] = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        return f"override '{text}': the value is not valid YAML ({error})"
+    return ""
+
+
+def _describe(error: Any) -> str:
+    """One pydantic error as: where, what was given, what is allowed."""
+    where = ".".join(str(part) for part in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_at(error["loc"][:-1]))
+        return f"{where}: unknown key; allowed here: {allowed}"
+    message = error["msg"].removeprefix("Value error, ")
+    silent = isinstance(error.get("input"), dict) or error["type"] == "missing"
+    given = "" if silent else f" (given: {error['input']!r})"
+    return f"{where}: {message}{given}"
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        model = model.model_fields[part].annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,130 @@
+"""Architecture: an operator sequence plus the sizes all its layers share. No torch here.
+
+Notation: `D` DeltaNet, `M` Mamba-2, `A` attention, `F` feed-forward network. Blanks are free, `(DFMF AFMF)x2` repeats,
+`|` separates stages and carries no meaning for the model.
+"""
+
+import re
+from functools import cached_property
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from flashslm.config import ModelConfig, digest
+
+MIXERS = "DMA"
+OPERATORS = "DMAF"
+OPERATOR_NAMES = {"D": "deltanet", "M": "mamba2", "A": "attention", "F": "ffn"}
+CONV_SIZE = 4  # DeltaNet's and Mamba-2's causal convolution; the export contract fixes DeltaNet's at 4
+
+
+class InfeasibleArchitecture(ValueError):
+    """An architecture that cannot be built, priced or exported; the message says why."""
+
+
+def parse_operators(notation: str) -> str:
+    """Expand notation such as `(DFMF AFMF)x2 | (DFMF)x2` to the plain operator string `DFMFAFMF…`."""
+    text = re.sub(r"[\s|]", "", notation)
+    repeated = re.compile(r"\(([A-Z]+)\)(?:x(\d+))?")
+    while "(" in text:
+        text, count = repeated.subn(lambda m: m[1] * int(m[2] or 1), text)
+        if not count:
+            break
+    wrong = sorted(set(text) - set(OPERATORS))
+    if wrong or not text:
+        raise InfeasibleArchitecture(
+            f"operators '{notation}': {'unknown ' + ' '.join(wrong) if wrong else 'empty'}; "
+            "allowed are D (DeltaNet), M (Mamba-2), A (attention), F (FFN), e.g. '(DFMF AFMF)x2 | (DFMF)x2'"
+        )
+    return text
+
+
+class Architecture(BaseModel):
+    """Everything that decides a model's tensors. Frozen and hashable; `digest` is its identity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    operators: str
+    hidden_size: int = Field(ge=8)
+    num_heads: int = Field(ge=1)  # attention query heads and DeltaNet heads
+    num_kv_heads: int = Field(ge=1)
+    ffn_size: int = Field(ge=1)
+    mamba_state: int = Field(ge=1)
+    mamba_head_dim: int = Field(ge=1)
+    mamba_expand: int = Field(ge=1)
+    vocab_size: int = Field(ge=2)
+    num_meta_tokens: int = Field(ge=0)
+    max_position_embeddings: int = Field(ge=1)
+    rope_theta: float = Field(gt=0)
+    norm_eps: float = Field(gt=0)
+
+    @field_validator("operators")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        return parse_operators(value)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Architecture":
+        problems = []
+        if self.hidden_size % self.num_heads:
+            problems.append(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        elif self.head_dim % 2:
+            problems.append(f"head size {self.head_dim} is odd: rotary embedding needs an even one")
+        if self.num_heads % self.num_kv_heads:
+            problems.append(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.mamba_inner % self.mamba_head_dim:
+            problems.append(f"mamba inner size {self.mamba_inner} is not a multiple of {self.mamba_head_dim} (head)")
+        if problems:
+            raise InfeasibleArchitecture("; ".join(problems))
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def mamba_inner(self) -> int:
+        return self.mamba_expand * self.hidden_size
+
+    @property
+    def mamba_heads(self) -> int:
+        return self.mamba_inner // self.mamba_head_dim
+
+    @property
+    def mamba_conv_channels(self) -> int:
+        return self.mamba_inner + 2 * self.mamba_state
+
+    @property
+    def num_blocks(self) -> int:
+        """Token mixers: a block is a mixer with its FFNs."""
+        return sum(operator in MIXERS for operator in self.operators)
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(self.model_dump(mode="json"))
+
+
+def build_architecture(operators: str, width: int, sizes: ModelConfig, vocab_size: int) -> Architecture:
+    """Derive every size from the width and a recipe's shared sizes.
+
+    Head count is width / head_dim; the FFN width is floor(ratio·width / 128)·128 as in the export contract, at least
+    128; key/value heads are the largest divisor of the head count that leaves groups of at least `kv_group`.
+    """
+    if width % sizes.head_dim:
+        raise InfeasibleArchitecture(f"width {width} is not a multiple of model.head_dim {sizes.head_dim}")
+    num_heads = width // sizes.head_dim
+    wanted = max(1, num_heads // sizes.kv_group)
+    return Architecture(
+        operators=operators,
+        hidden_size=width,
+        num_heads=num_heads,
+        num_kv_heads=max(k for k in range(1, wanted + 1) if num_heads % k == 0),
+        ffn_size=max(128, int(sizes.ffn_ratio * width) // 128 * 128),
+        mamba_state=sizes.mamba_state,
+        mamba_head_dim=sizes.mamba_head_dim,
+        mamba_expand=sizes.mamba_expand,
+        vocab_size=vocab_size,
+        num_meta_tokens=sizes.num_meta_tokens,
+        max_position_embeddings=sizes.max_position_embeddings,
+        rope_theta=sizes.rope_theta,
+        norm_eps=sizes.norm_eps,
+    )
