@@ -6,6 +6,7 @@ every part of the project (including the ones without torch) can read a recipe.
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ STEP_SECTIONS: dict[str, tuple[str, ...]] = {
     "select_architecture": ("seed", "model", "profiling", "latency", "scaling", "search"),
     "pretrain": ("model", "training"),
     "compare_weight_norm": ("training",),
-    "evaluate": ("seed", "evaluation"),
+    "evaluate": ("seed", "training", "evaluation"),
     "export_model": ("profiling", "latency", "export"),
     "gate": ("gate",),
     "register_model": ("name", "gate"),
@@ -90,7 +91,7 @@ class ModelConfig(Section):
     mamba_head_dim: int = Field(default=64, ge=4)
     mamba_expand: int = Field(default=2, ge=1)
     num_meta_tokens: int = Field(default=256, ge=0)
-    max_position_embeddings: int = Field(default=4096, ge=64)
+    max_position_embeddings: int = Field(default=33_024, ge=64)
     rope_theta: float = Field(default=10_000.0, gt=0)
     norm_eps: float = Field(default=1e-6, gt=0)
 
@@ -106,6 +107,7 @@ class ProfilingConfig(Section):
     batches: tuple[int, ...] = (1,)
     warmup: int = Field(default=3, ge=0)
     repeats: int = Field(default=20, ge=3)
+    sweep_block: str = "DFMF"
     sweep_depths: tuple[int, ...] = (6, 12, 18, 24, 30)  # blocks, whole models at matched parameters
     sweep_parameters: tuple[int, ...] = (300_000_000, 500_000_000, 1_000_000_000)
     check_models: int = Field(default=8, ge=1)  # random whole models the table's sum is compared with
@@ -228,7 +230,6 @@ class ExportConfig(Section):
     max_shard_bytes: int = Field(default=5_000_000_000, ge=1_000_000)
     parity_tokens: int = Field(default=128, ge=8)
     parity_tolerance: float = Field(default=1e-4, gt=0)
-    latency_tokens: int = Field(default=64, ge=8)
 
 
 class GateConfig(Section):
@@ -283,12 +284,25 @@ def from_step_json(text: str) -> RunConfig:
     return RunConfig.model_validate({"name": "step"} | json.loads(text))
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a recipe and apply overrides such as `training.steps=50`.
+def load(
+    path: str | Path, overrides: list[str] | None = None, checks: Callable[["RunConfig"], list[str]] = lambda _: []
+) -> RunConfig:
+    """Read a recipe and apply overrides such as `training.steps=50`; `checks` may add problems of their own.
 
     Raises ConfigError that names all problems: unknown keys, wrong types, values out of range, malformed overrides.
     """
-    file = Path(path)
+    values = _read_mapping(Path(path))
+    problems = [p for p in (_apply_override(values, text) for text in overrides or []) if p]
+    config, found = _validate(values)
+    problems += found
+    problems += checks(config) if config else []
+    if problems or not config:
+        listed = "\n".join(f"  {i}. {p}" for i, p in enumerate(problems, start=1))
+        raise ConfigError(f"recipe '{path}' has {len(problems)} problem(s):\n{listed}")
+    return config
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"recipe '{file}' not found: give the path of a YAML file such as configs/demo.yaml")
     try:
@@ -297,15 +311,32 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"recipe '{file}' is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"recipe '{file}' holds {type(values).__name__}: it must be a mapping of sections")
-    problems = [p for p in (_apply_override(values, text) for text in overrides or []) if p]
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        problems += [_describe(e) for e in error.errors()]
-    if problems:
-        listed = "\n".join(f"  {i}. {p}" for i, p in enumerate(problems, start=1))
-        raise ConfigError(f"recipe '{file}' has {len(problems)} problem(s):\n{listed}")
-    return config
+    return values
+
+
+def _validate(values: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
+    """Validate, and where that fails drop the offending values and go on, so that one mistake does not hide another."""
+    problems: list[str] = []
+    while True:
+        try:
+            return RunConfig.model_validate(values), problems
+        except ValidationError as error:
+            errors = error.errors()
+        problems += [_describe(e) for e in errors]
+        if not all([_drop(values, e["loc"]) for e in errors]):
+            return None, problems
+
+
+def _drop(values: dict[str, Any], location: tuple[Any, ...]) -> bool:
+    """Remove the value at `location` (a whole section where the section itself is inconsistent); False if it cannot."""
+    if location == ("name",):
+        values["name"] = "unnamed"
+        return True
+    keys = [part for part in location[:2] if isinstance(part, str)]
+    node = values
+    for part in keys[:-1]:
+        node = node.get(part, {})
+    return bool(keys) and isinstance(node, dict) and node.pop(keys[-1], None) is not None
 
 
 def dump(config: RunConfig) -> str:

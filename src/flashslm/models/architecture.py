@@ -5,7 +5,6 @@ Notation: `D` DeltaNet, `M` Mamba-2, `A` attention, `F` feed-forward network. Bl
 """
 
 import re
-from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -36,6 +35,20 @@ def parse_operators(notation: str) -> str:
             "allowed are D (DeltaNet), M (Mamba-2), A (attention), F (FFN), e.g. '(DFMF AFMF)x2 | (DFMF)x2'"
         )
     return text
+
+
+def repeat_block(block: str, depth: int) -> str:
+    """Repeat a block to `depth` token mixers; a last block that would have too many ends before its first surplus one.
+
+    The block "DFMF" has two mixers: depth 4 is DFMFDFMF, depth 3 is DFMFDF.
+    """
+    operators = parse_operators(block)
+    mixers = sum(operator in MIXERS for operator in operators)
+    if not mixers:
+        raise InfeasibleArchitecture(f"block '{block}' has no token mixer (D, M or A): depth counts mixers")
+    repeated = operators * -(-depth // mixers)
+    starts = [index for index, operator in enumerate(repeated) if operator in MIXERS]
+    return repeated[: starts[depth]] if depth < len(starts) else repeated
 
 
 class Architecture(BaseModel):
@@ -98,7 +111,7 @@ class Architecture(BaseModel):
         """Token mixers: a block is a mixer with its FFNs."""
         return sum(operator in MIXERS for operator in self.operators)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         return digest(self.model_dump(mode="json"))
 

@@ -1,0 +1,19 @@
+"""Component prepare_data: text to tokenizer and token shards."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Output
+
+from components.images import RUNTIME_IMAGE
+
+
+@dsl.component(base_image=RUNTIME_IMAGE, install_kfp_package=False)
+def prepare_data(config: str, code_digest: str, dataset: Output[Dataset]):
+    """Read the source, train or load the tokenizer, write token shards."""
+    from flashslm.steps.run import run_step
+
+    run_step(
+        "prepare_data",
+        config=config,
+        outputs={"dataset": dataset.path},
+        parameters={"code_digest": code_digest},
+    )

@@ -1,0 +1,20 @@
+"""Component profile_latency: the latency table of this device."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Output
+
+from components.images import RUNTIME_IMAGE
+
+
+@dsl.component(base_image=RUNTIME_IMAGE, install_kfp_package=False)
+def profile_latency(config: str, code_digest: str, dataset: Input[Dataset], latency_table: Output[Artifact]):
+    """Measure every operator, and check the sums against whole models."""
+    from flashslm.steps.run import run_step
+
+    run_step(
+        "profile_latency",
+        config=config,
+        inputs={"dataset": dataset.path},
+        outputs={"latency_table": latency_table.path},
+        parameters={"code_digest": code_digest},
+    )

@@ -1,0 +1,25 @@
+"""Component register_model: the promoted model becomes champion."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Model
+
+from components.images import RUNTIME_IMAGE
+
+
+@dsl.component(base_image=RUNTIME_IMAGE, install_kfp_package=False)
+def register_model(
+    config: str,
+    code_digest: str,
+    evaluation: Input[Artifact],
+    exported: Input[Model],
+    verdict: Input[Artifact],
+):
+    """Register the exported model and move the champion alias, unless the champion has changed since the gate."""
+    from flashslm.steps.run import run_step
+
+    run_step(
+        "register_model",
+        config=config,
+        inputs={"evaluation": evaluation.path, "exported": exported.path, "verdict": verdict.path},
+        parameters={"code_digest": code_digest},
+    )

@@ -1,0 +1,1 @@
+"""Text to token shards (`sources`, `tokenizer`, `shards`, `prepare`) and shards to batches (`loader`)."""

@@ -1,0 +1,141 @@
+"""Batches from token shards. A batch is a pure function of (seed, step), so a resumed run needs no loader state."""
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from flashslm.data.shards import SplitReader
+
+IGNORE_INDEX = -100  # targets with this value are no part of the loss
+FEISTEL_ROUNDS = 6
+
+
+class Batch(NamedTuple):
+    """int64 [B, T] each. `targets_BT[b, t]` follows `tokens_BT[b, t]`; documents never decrease along T."""
+
+    tokens_BT: torch.Tensor
+    targets_BT: torch.Tensor
+    documents_BT: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class TokenLoader:
+    """One split of a prepared data set as training batches in seeded order or as the whole split in stream order.
+
+    `batch_size` is that of all ranks together; a rank gets `batch_size / world_size` rows, and the rows of all ranks in
+    rank order are the batch of a single rank. Raises ValueError when the split is shorter than one window or the
+    ranks do not divide the batch.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        sequence_length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self._reader = SplitReader(Path(directory) / split)
+        self.num_tokens = self._reader.index.tokens
+        self.end_of_document_id = self._reader.index.end_of_document_id
+        if self.num_tokens < sequence_length + 1:
+            raise ValueError(
+                f"the {split} split has {self.num_tokens} tokens, one window needs {sequence_length + 1}: shorten "
+                "sequence_length, or prepare more text (data.max_bytes, data.validation_fraction)"
+            )
+        if batch_size % world_size:
+            raise ValueError(f"batch_size {batch_size} is not a multiple of world_size {world_size}")
+        self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
+        self._rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self.num_windows = (self.num_tokens - 1) // sequence_length
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Text bytes a predicted token (each text token and one end a document)."""
+        return self._reader.index.bytes / (self.num_tokens - 1)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches that show every window about once, at least 1; an epoch may end inside a batch."""
+        return max(1, self.num_windows // self.batch_size)
+
+    def batch(self, step: int) -> Batch:
+        """This rank's rows of training batch `step` (0, 1, …): each epoch shows every window once, in its own order."""
+        samples = (step * self.batch_size + row for row in self._rows)
+        return self._assemble([self._training_start(sample) for sample in samples])
+
+    def sequential(self, max_batches: int = 0) -> Iterator[Batch]:
+        """The split in stream order, each token predicted once; `max_batches` stops early (0 = all).
+
+        Every batch has the full shape: places past the end have targets of IGNORE_INDEX.
+        """
+        starts = range(0, self.num_tokens - 1, self.sequence_length)
+        count = -(-len(starts) // self.batch_size)
+        for first in islice(range(0, count * self.batch_size, self.batch_size), max_batches or None):
+            rows = [(first + row) * self.sequence_length for row in self._rows]
+            yield self._assemble(rows)
+
+    def tokens(self, start: int, stop: int) -> torch.Tensor:
+        """Tokens [start, stop) of the split's stream, int64."""
+        return torch.from_numpy(self._reader.read(start, min(stop, self.num_tokens)))
+
+    def bytes_predicted(self, tokens: int) -> float:
+        """Text bytes behind the first `tokens` predictions of `sequential`."""
+        return self._reader.bytes_predicted(tokens)
+
+    def _training_start(self, sample: int) -> int:
+        epoch, position = divmod(sample, self.num_windows)
+        keys = _epoch_keys(self.seed, epoch)
+        slack = (self.num_tokens - 1) % self.sequence_length  # so that no epoch leaves out the same tail
+        return permute(position, self.num_windows, keys[1:]) * self.sequence_length + keys[0] % (slack + 1)
+
+    def _assemble(self, starts: list[int]) -> Batch:
+        length = self.sequence_length
+        windows = np.full((len(starts), length + 1), IGNORE_INDEX, dtype=np.int64)
+        documents = np.zeros((len(starts), length), dtype=np.int64)
+        for row, start in enumerate(starts):
+            stop = min(start + length + 1, self.num_tokens)
+            if start < stop:
+                windows[row, : stop - start] = self._reader.read(start, stop)
+                ids = self._reader.document_ids(start, min(start + length, stop))
+                documents[row] = np.pad(ids, (0, length - len(ids)), mode="edge")
+        tokens = np.where(windows == IGNORE_INDEX, self.end_of_document_id, windows)[:, :-1]
+        return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (tokens, windows[:, 1:], documents)))
+
+
+@lru_cache(maxsize=4)
+def _epoch_keys(seed: int, epoch: int) -> tuple[int, ...]:
+    digest = hashlib.sha512(f"{seed}:{epoch}".encode()).digest()
+    return tuple(int.from_bytes(digest[i : i + 8], "big") for i in range(0, 8 * (FEISTEL_ROUNDS + 1), 8))
+
+
+def permute(index: int, size: int, keys: tuple[int, ...]) -> int:
+    """A pseudo-random bijection of range(size) in O(1) memory: a Feistel network over the next even power of two,
+    walked until it falls inside the range (Black and Rogaway 2002, "cycle walking").
+    """
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << half_bits) - 1
+    while True:
+        left, right = index >> half_bits, index & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right + key) & mask)
+        index = left << half_bits | right
+        if index < size:
+            return index
+
+
+def _mix(value: int) -> int:
+    """The splitmix64 finaliser (Steele, Lea, Flood 2014): 64 bits in, 64 well-mixed bits out."""
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return value ^ (value >> 31)

@@ -1,0 +1,168 @@
+"""Token shards on disk. A split is one stream: E doc E doc … E doc E, with E the end-of-document token.
+
+So every token but the very first has a predecessor, and the stream's predicted tokens are each text token and one end a
+document. No torch here.
+"""
+
+import hashlib
+from array import array
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+OFFSETS_FILE = "documents.bin"
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shard(Record):
+    file: str
+    tokens: int
+    sha256: str
+
+
+class SplitIndex(Record):
+    """index.json. `documents.bin` holds int64 [2, documents]: each document's first token and first byte."""
+
+    dtype: Literal["<u2", "<u4"]
+    tokens: int
+    bytes: int
+    documents: int
+    documents_sha256: str
+    end_of_document_id: int
+    shard_tokens: int
+    shards: tuple[Shard, ...]
+
+
+class ShardWriter:
+    """Append documents to a split; shards of exactly `shard_tokens` tokens but for the last."""
+
+    def __init__(self, directory: Path, vocab_size: int, end_of_document_id: int, shard_tokens: int):
+        directory.mkdir(parents=True)
+        self.directory = directory
+        self.dtype: Literal["<u2", "<u4"] = "<u2" if vocab_size <= 2**16 else "<u4"
+        self.end_of_document_id = end_of_document_id
+        self.shard_tokens = shard_tokens
+        self._buffer = np.empty(shard_tokens, dtype=self.dtype)
+        self._filled = 0
+        self._shards: list[Shard] = []
+        self._token_offsets, self._byte_offsets = array("q"), array("q")
+        self._bytes = 0
+
+    @property
+    def tokens(self) -> int:
+        return len(self._shards) * self.shard_tokens + self._filled
+
+    def add(self, token_ids: list[int], num_bytes: int) -> None:
+        """Append one document's text tokens; `num_bytes` is its text's size in UTF-8."""
+        self._token_offsets.append(self.tokens)
+        self._byte_offsets.append(self._bytes)
+        self._bytes += num_bytes
+        self._append([self.end_of_document_id, *token_ids])
+
+    def close(self) -> SplitIndex:
+        """Write the closing token, the last shard, the offsets and index.json."""
+        self._append([self.end_of_document_id])
+        tokens = self.tokens
+        if self._filled:
+            self._flush()
+        offsets = np.array([self._token_offsets, self._byte_offsets], dtype="<i8").tobytes()
+        (self.directory / OFFSETS_FILE).write_bytes(offsets)
+        index = SplitIndex(
+            dtype=self.dtype,
+            tokens=tokens,
+            bytes=self._bytes,
+            documents=len(self._token_offsets),
+            documents_sha256=hashlib.sha256(offsets).hexdigest(),
+            end_of_document_id=self.end_of_document_id,
+            shard_tokens=self.shard_tokens,
+            shards=tuple(self._shards),
+        )
+        (self.directory / "index.json").write_text(index.model_dump_json(indent=1), encoding="utf-8")
+        return index
+
+    def _append(self, token_ids: list[int]) -> None:
+        values = np.array(token_ids, dtype=self.dtype)
+        while len(values):
+            part = values[: self.shard_tokens - self._filled]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            values = values[len(part) :]
+            if self._filled == self.shard_tokens:
+                self._flush()
+
+    def _flush(self) -> None:
+        data = self._buffer[: self._filled].tobytes()
+        file = f"shard-{len(self._shards):05d}.bin"
+        (self.directory / file).write_bytes(data)
+        self._shards.append(Shard(file=file, tokens=self._filled, sha256=hashlib.sha256(data).hexdigest()))
+        self._filled = 0
+
+
+class SplitReader:
+    """A split as one memory-mapped stream.
+
+    Raises ValueError when the directory holds no split or a file's size is not what the index says.
+    """
+
+    def __init__(self, directory: Path):
+        file = directory / "index.json"
+        if not file.is_file():
+            raise ValueError(f"'{directory}' holds no token shards (no index.json): run prepare_data first")
+        self.index = SplitIndex.model_validate_json(file.read_text(encoding="utf-8"))
+        self._shards = [_map(directory / s.file, self.index.dtype, s.tokens) for s in self.index.shards]
+        offsets = _map(directory / OFFSETS_FILE, "<i8", 2 * self.index.documents)
+        self._token_offsets, self._byte_offsets = offsets.reshape(2, -1)
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Tokens [start, stop) of the stream."""
+        size, parts, position = self.index.shard_tokens, [], start
+        while position < stop:
+            shard, inside = divmod(position, size)
+            parts.append(self._shards[shard][inside : inside + stop - position])
+            position += len(parts[-1])
+        return np.concatenate(parts).astype(np.int64)
+
+    def document_ids(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The document (0, 1, … in stream order) of every token in [start, stop)."""
+        first, last = np.searchsorted(self._token_offsets, [start, stop - 1], side="right") - 1
+        inner = np.asarray(self._token_offsets[first + 1 : last + 1])
+        ids: NDArray[np.int64] = np.searchsorted(inner, np.arange(start, stop), side="right") + first
+        return ids
+
+    def bytes_predicted(self, tokens: int) -> float:
+        """Text bytes that the first `tokens` predictions (stream positions 1 … tokens) stand for.
+
+        Exact where they end with a document's end; inside a document its bytes are spread evenly over its tokens.
+        """
+        offsets, ends = self._token_offsets, self.index.tokens - 1
+        document = int(np.searchsorted(offsets, tokens, side="right")) - 1
+        if document + 1 == len(offsets):
+            next_token, next_byte = ends, self.index.bytes
+        else:
+            next_token, next_byte = int(offsets[document + 1]), int(self._byte_offsets[document + 1])
+        first_token, first_byte = int(offsets[document]), int(self._byte_offsets[document])
+        share = (tokens - first_token) / (next_token - first_token)
+        return first_byte + share * (next_byte - first_byte)
+
+    def token_counts(self, vocab_size: int) -> NDArray[np.int64]:
+        """How often each token is predicted: occurrences, less the stream's first token."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for shard in self._shards:
+            counts += np.bincount(shard, minlength=vocab_size)
+        counts[self.index.end_of_document_id] -= 1
+        return counts
+
+
+def _map(path: Path, dtype: str, length: int) -> NDArray[np.integer]:
+    expected = length * np.dtype(dtype).itemsize
+    found = path.stat().st_size if path.is_file() else -1
+    if found != expected:
+        state = f"has {found} bytes" if found >= 0 else "is missing"
+        raise ValueError(f"'{path}' {state}, index.json says {expected}: fetch or prepare the data set again")
+    return np.memmap(path, dtype=dtype, mode="r", shape=(length,))

@@ -1,0 +1,196 @@
+"""HybridLM as a model of lm-evaluation-harness. Import this module only where tasks are run: it needs an extra."""
+
+import difflib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashslm.evaluation.batching import pad_rows
+from flashslm.inference.engine import DecodeEngine
+from flashslm.inference.sampling import Sampling
+from flashslm.models.hybrid import HybridLM
+
+try:
+    from lm_eval.api.model import TemplateLM
+except ImportError as error:
+    raise ImportError("lm-eval tasks need lm_eval: pip install 'flashslm[evaluation]'") from error
+
+DEFAULT_NEW_TOKENS = 256  # lm-eval's own default
+HEAD_TOKENS = 1024  # tokens whose logits are held at a time
+
+
+def run_tasks(
+    model: HybridLM,
+    tokenizer: Any,
+    tasks: list[str],
+    limit: int | None = None,
+    include_path: str | Path | None = None,
+    batch_size: int = 16,
+) -> dict[str, dict[str, float]]:
+    """Metrics of every task (and group), `limit` documents each; `samples` is how many there were.
+
+    `include_path` is a directory with more task YAML files. A filter's name is appended to its metrics. Raises
+    ValueError for a task that lm_eval does not know. lm_eval seeds the global generators of random, numpy and torch.
+    """
+    import lm_eval
+
+    manager = _find_tasks(tasks, include_path)
+    adapter = HybridLMAdapter(model, tokenizer, batch_size)
+    outcome = lm_eval.simple_evaluate(
+        adapter, tasks=tasks, limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=False
+    )
+    samples = {task: {"samples": counts["effective"]} for task, counts in outcome["n-samples"].items()}
+    return {task: _numbers(values) | samples.get(task, {}) for task, values in outcome["results"].items()}
+
+
+def _find_tasks(tasks: list[str], include_path: str | Path | None) -> Any:
+    """A task manager that knows the tasks; lm_eval's own thousands are indexed (seconds) only when they are needed."""
+    from lm_eval.tasks import TaskManager
+
+    for include_defaults in (False, True):
+        manager = TaskManager(include_path=include_path, include_defaults=include_defaults)
+        unknown = [task for task in tasks if task not in manager.all_tasks]
+        if not unknown:
+            return manager
+    near = difflib.get_close_matches(unknown[0], manager.all_tasks) or ["arc_easy", "hellaswag", "piqa"]
+    raise ValueError(f"lm_eval has no task {', '.join(unknown)}; did you mean {', '.join(near)}?")
+
+
+class HybridLMAdapter(TemplateLM):
+    """Every text begins with the end-of-document token, as every document does in training.
+
+    Longer inputs than the model has positions for lose their beginning.
+    """
+
+    def __init__(self, model: HybridLM, tokenizer: Any, batch_size: int = 16):
+        super().__init__()
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self._device = model.embedding.weight.device
+        self.max_length = model.architecture.max_position_embeddings - model.architecture.num_meta_tokens
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        ids: list[int] = self.tokenizer(string, add_special_tokens=False)["input_ids"]
+        return ids if add_special_tokens is False else [self.eot_token_id, *ids]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Nats of whole texts, each token predicted once; long ones in windows of `max_length`."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        pairs, owners = [], []
+        for owner, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
+            for window in get_rolling_token_windows(ids, self.eot_token_id, self.max_length, context_len=1):
+                pairs.append((("", ""), *make_disjoint_window(window)))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        for owner, (nats, _) in zip(owners, self._loglikelihood_tokens(pairs), strict=True):
+            totals[owner] += nats
+        return totals
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+        """(log-probability, is it the greedy choice) of each (texts, context ids, continuation ids)."""
+        results: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        by_length = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
+        for first in range(0, len(by_length), self.batch_size):
+            batch = by_length[first : first + self.batch_size]
+            scored = self._score([(requests[i][1], requests[i][2]) for i in batch])
+            for index, score in zip(batch, scored, strict=True):
+                results[index] = score
+        return results
+
+    def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """Pad on the right, where a causal model does not look."""
+        rows = [torch.tensor((context + continuation)[-self.max_length - 1 :]) for context, continuation in pairs]
+        tokens_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.eot_token_id)
+        hidden_BTD = self.model(tokens_BT[:, :-1].to(self._device))
+        scored = []
+        for row, hidden_TD, (_, continuation) in zip(rows, hidden_BTD, pairs, strict=True):
+            if len(continuation) >= len(row):
+                raise ValueError(f"a continuation of {len(continuation)} tokens exceeds max_length {self.max_length}")
+            first = len(row) - len(continuation)
+            scored.append(self._score_row(hidden_TD[first - 1 : len(row) - 1], row[first:].to(self._device)))
+        return scored
+
+    def _score_row(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[float, bool]:
+        nats, greedy = 0.0, True
+        for h, t in zip(hidden_ND.split(HEAD_TOKENS), targets_N.split(HEAD_TOKENS), strict=True):
+            log_probs_NV = self.model.logits(h).float().log_softmax(dim=-1)
+            nats += float(log_probs_NV.gather(1, t[:, None]).sum())
+            greedy &= bool((log_probs_NV.argmax(dim=-1) == t).all())
+        return nats, greedy
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continue each context until a stop string, the end of the document or `max_gen_toks`."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            groups[json.dumps(request.args[1], sort_keys=True)].append(index)
+        texts = [""] * len(requests)
+        for settings, indices in groups.items():
+            generated = self._generate([requests[i].args[0] for i in indices], json.loads(settings))
+            for index, text in zip(indices, generated, strict=True):
+                texts[index] = text
+        return texts
+
+    def _generate(self, contexts: list[str], settings: dict[str, Any]) -> list[str]:
+        """Prompts of equal length share a batch: recurrent states allow no padding before the text."""
+        new_tokens = int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS))
+        if new_tokens >= self.max_length:
+            raise ValueError(
+                f"max_gen_toks {new_tokens} leaves no room for a prompt: below {self.max_length} is allowed"
+            )
+        prompts = [self.tok_encode(context)[new_tokens - self.max_length :] for context in contexts]
+        temperature = float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0
+        longest = max(map(len, prompts)) + new_tokens
+        engine = DecodeEngine(self.model, min(self.batch_size, len(prompts)), longest, Sampling(temperature))
+        stops = [settings["until"]] if isinstance(settings.get("until"), str) else settings.get("until", [])
+        texts = [""] * len(prompts)
+        for batch in _equal_lengths(prompts, self.batch_size):
+            generated = self._decode(engine, torch.tensor([prompts[i] for i in batch]), stops, new_tokens)
+            for index, text in zip(batch, generated, strict=True):
+                texts[index] = text
+        return texts
+
+    def _decode(self, engine: DecodeEngine, prompts_BT: Tensor, stops: list[str], new_tokens: int) -> list[str]:
+        ids: list[list[int]] = [[] for _ in prompts_BT]
+        unfinished = list(range(len(ids)))
+        tokens_B = engine.prefill(pad_rows(prompts_BT, len(engine.tokens_B)))
+        for step in range(new_tokens):
+            tokens = (engine.step() if step else tokens_B).tolist()
+            for row in unfinished:
+                ids[row].append(tokens[row])
+            unfinished = [row for row in unfinished if not self._is_finished(ids[row], stops)]
+            if not unfinished:
+                break
+        texts = [self.tokenizer.decode([i for i in row if i != self.eot_token_id]) for row in ids]
+        return [min((text.split(stop)[0] for stop in stops), key=len, default=text) for text in texts]
+
+    def _is_finished(self, ids: list[int], stops: list[str]) -> bool:
+        return ids[-1] == self.eot_token_id or any(stop in self.tokenizer.decode(ids) for stop in stops)
+
+
+def _equal_lengths(prompts: list[list[int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices of prompts in batches of one length, long ones first."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        by_length[len(prompt)].append(index)
+    for _, indices in sorted(by_length.items(), reverse=True):
+        yield from (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """lm_eval's `metric,filter` keys as `metric` or `metric_filter`; what is no number (alias, "N/A") is left out."""
+    return {
+        key.removesuffix(",none").replace(",", "_"): float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float)
+    }

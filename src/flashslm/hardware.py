@@ -1,0 +1,122 @@
+"""Which machine this is: device choice, fingerprint, data-sheet peaks. No domain knowledge; torch only when called."""
+
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from flashslm.config import digest
+
+DeviceKind = Literal["cpu", "cuda"]
+
+
+class Peak(NamedTuple):
+    """Data-sheet peaks of one GPU: dense bfloat16 matrix FLOP/s (no sparsity) and memory bytes/s."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+# Keyed by the driver's exact name: a MIG slice or an unlisted variant has another name, and so no peak.
+PEAKS = {
+    "NVIDIA A100-SXM4-40GB": Peak(312e12, 1.555e12),
+    "NVIDIA A100-PCIE-40GB": Peak(312e12, 1.555e12),
+    "NVIDIA A100-SXM4-80GB": Peak(312e12, 2.039e12),
+    "NVIDIA A100 80GB PCIe": Peak(312e12, 1.935e12),
+    "NVIDIA H100 80GB HBM3": Peak(989.4e12, 3.35e12),
+    "NVIDIA H100 NVL": Peak(835.5e12, 3.9e12),
+    "NVIDIA H100 PCIe": Peak(756e12, 2.0e12),
+    "NVIDIA H200": Peak(989.4e12, 4.8e12),
+    "NVIDIA H200 NVL": Peak(835.5e12, 4.8e12),
+    "NVIDIA B200": Peak(2250e12, 8.0e12),
+}
+
+
+class DeviceFingerprint(BaseModel):
+    """Everything that a measured time depends on outside this project; an empty string is "not there"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: DeviceKind
+    cpu: str
+    cores: int
+    gpu: str
+    driver: str
+    torch: str
+    cuda: str
+
+    @property
+    def name(self) -> str:
+        return self.gpu or f"{self.cpu} ({self.cores} cores)"
+
+    @property
+    def id(self) -> str:
+        """Equal for equal hardware and versions, on any host."""
+        return digest(self.model_dump())[:16]
+
+
+def pick_device(device: Literal["auto", "cpu", "cuda"]) -> DeviceKind:
+    """Resolve `auto` to CUDA where there is a GPU; ValueError when CUDA is asked for and absent."""
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise ValueError("device is 'cuda' but this machine has no usable GPU: use 'auto' or 'cpu'")
+    return "cpu"
+
+
+def pick_dtype(dtype: Literal["auto", "float32", "bfloat16"], device: DeviceKind) -> Literal["float32", "bfloat16"]:
+    """Resolve `auto`: bfloat16 on CUDA, float32 on CPU."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device == "cuda" else "float32"
+
+
+@cache
+def device_fingerprint(device: DeviceKind) -> DeviceFingerprint:
+    """Describe the present process's first device of this kind."""
+    import torch
+
+    on_gpu = device == "cuda"
+    return DeviceFingerprint(
+        kind=device,
+        cpu=_cpu_model(),
+        cores=os.cpu_count() or 1,
+        gpu=torch.cuda.get_device_name(0) if on_gpu else "",
+        driver=_driver_version() if on_gpu else "",
+        torch=torch.__version__,
+        cuda=(torch.version.cuda or "") if on_gpu else "",
+    )
+
+
+def peak(gpu: str) -> Peak | None:
+    """Peaks of a GPU by its exact name; None for an unknown one (no number rather than a wrong one)."""
+    return PEAKS.get(gpu)
+
+
+def _cpu_model() -> str:
+    """The CPU's marketing name where the system tells it, else its instruction set."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _driver_version() -> str:
+    """The NVIDIA driver's version; torch does not tell it."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return lines[0] if lines else ""

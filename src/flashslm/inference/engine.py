@@ -1,0 +1,61 @@
+"""DecodeEngine: prefill and decode a batch on static caches."""
+
+import torch
+from torch import Tensor
+
+from flashslm.inference.sampling import GREEDY, Sampler, Sampling
+from flashslm.models.cache import Cache
+from flashslm.models.hybrid import HybridLM
+
+PREFILL_CHUNK = 512  # tokens; bounds what a long prompt needs besides its cache
+
+
+class DecodeEngine:
+    """Decodes `batch_size` sequences of equal prompt length, up to `max_context` text tokens each.
+
+    The meta tokens' states are computed once, here, and copied at every prefill. `step` neither waits for the device
+    nor changes an address, so that a CUDA graph can capture `advance`.
+    """
+
+    def __init__(self, model: HybridLM, batch_size: int, max_context: int, sampling: Sampling = GREEDY) -> None:
+        weight = model.embedding.weight
+        self.model, self.max_context = model, max_context
+        self.cache = Cache.allocate(model.architecture, batch_size, max_context, weight.device, weight.dtype)
+        self.prefix = model.prefix_states()
+        self.sampler = Sampler(sampling, weight.device)
+        self.tokens_B = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        self.context = 0  # text tokens in the cache, known without asking the device
+
+    def prefill(self, tokens_BT: Tensor) -> Tensor:
+        """Start afresh on prompts [B, T]; the first generated tokens [B]. ValueError if they do not fit."""
+        batch, length = tokens_BT.shape
+        if batch != self.tokens_B.shape[0] or not 0 < length <= self.max_context:
+            raise ValueError(
+                f"prompts are [{batch}, {length}]: this engine takes [{self.tokens_B.shape[0]}, 1..{self.max_context}]"
+            )
+        with torch.inference_mode():
+            self.cache.reset_from_prefix(self.prefix, self.model.architecture.num_meta_tokens)
+            for chunk_BT in tokens_BT.to(self.tokens_B.device).split(PREFILL_CHUNK, dim=1):
+                logits_BV = self.model.prefill(chunk_BT, self.cache)
+            self.tokens_B.copy_(self.sampler(logits_BV))
+        self.context = length
+        return self.tokens_B.clone()
+
+    def step(self) -> Tensor:
+        """Feed back the last tokens; the next ones [B]. ValueError when the context is full."""
+        if self.context == self.max_context:
+            raise ValueError(f"the context of {self.max_context} tokens is full: build the engine with a larger one")
+        self.advance()
+        self.context += 1
+        return self.tokens_B.clone()
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """One decode step on fixed addresses: what a CUDA graph captures."""
+        self.tokens_B.copy_(self.sampler(self.model.decode_step(self.tokens_B, self.cache)))
+
+    def generate(self, tokens_BT: Tensor, max_new_tokens: int) -> Tensor:
+        """Continue prompts [B, T] by `max_new_tokens` tokens: [B, max_new_tokens]."""
+        tokens = [self.prefill(tokens_BT)]
+        tokens += [self.step() for _ in range(max_new_tokens - 1)]
+        return torch.stack(tokens, dim=1)

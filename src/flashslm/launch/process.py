@@ -1,0 +1,102 @@
+"""The launcher's hold on the processes of a run: one run a home, and an end in order. No kfp here."""
+
+import fcntl
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+_KILL_TAKES_AT_MOST_S = 5.0  # a process inside a system call ends with it
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class LaunchError(RuntimeError):
+    """A run cannot be started: the message says why and what to do."""
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file; raise LaunchError with the holder's pid if another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise LaunchError(
+                f"another run uses {path.parent} (pid {holder}): wait for it, stop it with `kill {holder}`, "
+                "or give this run another --home"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+class StopSignals:
+    """While entered, SIGINT, SIGTERM and SIGHUP are only noted, for a loop that ends the run in order."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+
+    def __enter__(self) -> "StopSignals":
+        # Only the main thread may set handlers; a caller in another thread keeps its own way to stop.
+        self._former = {}
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._note) for number in _STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received.append(number)
+
+
+def stop_tree(pid: int, grace_s: float = 10.0, hurry: Callable[[], bool] = lambda: False) -> None:
+    """End a runner and everything below it: TERM below, after the grace (or at once when `hurry()`) KILL all.
+
+    The runner itself is frozen first: it would take the end of a step for a failure and start the retry.
+    """
+    try:
+        root = psutil.Process(pid)
+        root.suspend()
+        below = root.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+    for process in below:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _wait(below, grace_s, hurry)
+    left = {root, *below, *_descendants([root, *below])}
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _wait(left, _KILL_TAKES_AT_MOST_S)
+
+
+def _wait(processes: Iterable[psutil.Process], timeout_s: float, hurry: Callable[[], bool] = lambda: False) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while any(map(_lives, processes)) and time.monotonic() < deadline_s and not hurry():
+        time.sleep(0.05)
+
+
+def _descendants(processes: list[psutil.Process]) -> Iterator[psutil.Process]:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            yield from process.children(recursive=True)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """A zombie no longer counts: its frozen parent cannot collect it."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False

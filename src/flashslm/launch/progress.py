@@ -1,0 +1,106 @@
+"""What a run's event file says about its steps: the launcher's view of the run while it goes on and after it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class StepRecord:
+    """One task; an iteration of a loop is a task of its own. `state`: RUNNING, SUCCESS, FAILURE or CANCELLED."""
+
+    name: str
+    label: str
+    state: str = "RUNNING"
+    cached: bool = False
+    duration_s: float = 0.0
+    summary: str = ""
+    started_s: float = 0.0
+    attempt: int = 0
+    error: str = ""  # of the present attempt, in the step's own words
+    log: Path | None = None
+    artifacts: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass
+class Change:
+    """Something a person wants to know at once: the step as it was then."""
+
+    step: StepRecord
+    what: str  # started, progress, attempt_failed, ended
+
+
+class Progress:
+    """Folds the events of the runner (which carry `task`) and of the steps (start, progress, end, fail) into records.
+
+    A step says what came out, the runner says how its process ended: only the runner changes a state.
+    """
+
+    def __init__(self, events: Path) -> None:
+        self._events = events
+        self._offset = 0
+        self._tasks: dict[str, StepRecord] = {}
+
+    @property
+    def steps(self) -> list[StepRecord]:
+        return list(self._tasks.values())
+
+    def update(self) -> list[Change]:
+        """Read what was appended since the last call."""
+        return [change for event in self._read_new() if (change := self._apply(event))]
+
+    def close(self, state: str) -> None:
+        """What still runs when the run is over ended with it."""
+        for step in self.steps:
+            if step.state == "RUNNING":
+                step.state, step.summary = state, step.error or step.summary or "ended with the run"
+
+    def _read_new(self) -> Iterator[dict[str, Any]]:
+        if not self._events.is_file():
+            return
+        with self._events.open("rb") as stream:
+            stream.seek(self._offset)
+            new = stream.read()
+        complete = new[: new.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        for line in complete.splitlines():
+            with suppress(json.JSONDecodeError):  # a step killed inside a write leaves half a line
+                yield json.loads(line)
+
+    def _apply(self, event: dict[str, Any]) -> Change | None:
+        if "task" in event:
+            return self._apply_task(event)
+        step = self._step_of(event)
+        if step is None:
+            return None
+        if event["event"] == "fail":
+            step.error = event["summary"]
+            return None
+        step.summary = event["summary"] or step.summary
+        return Change(replace(step), "progress") if event["event"] == "progress" else None
+
+    def _apply_task(self, event: dict[str, Any]) -> Change | None:
+        if event["event"] == "task_start":
+            step = StepRecord(event["step"], event["label"], started_s=event["time_s"], log=Path(event["log"]))
+            self._tasks[event["task"]] = step
+            return None
+        step = self._tasks[event["task"]]
+        if event["event"] == "task_attempt":
+            step.attempt, step.error = event["attempt"], ""
+            return Change(replace(step), "started")
+        if event["event"] == "task_exit":
+            step.summary = step.error or event["summary"]
+            return Change(replace(step), "attempt_failed")
+        step.state, step.cached = event["state"], event["cached"]
+        step.duration_s = event["time_s"] - step.started_s
+        step.artifacts = {name: Path(path) for name, path in event["artifacts"].items()}
+        return Change(replace(step), "ended")
+
+    def _step_of(self, event: dict[str, Any]) -> StepRecord | None:
+        """The running task a step's event belongs to."""
+        running = [s for s in self.steps if s.state == "RUNNING" and s.name == event["step"]]
+        same = [s for s in running if s.label == event["label"]]
+        return next(iter(same or running), None)

@@ -1,0 +1,158 @@
+"""`flashslm run`: embedded stack, MLflow parent run, the compiled pipeline, and what a person finds after it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flashslm import config as recipes
+from flashslm.config import RunConfig
+from flashslm.launch.compiling import code_digest
+from flashslm.launch.local import LocalResult, run_local
+from flashslm.platform import stack, tracking
+from flashslm.platform.object_store import Manifest, ObjectStore
+
+FINAL_STATUS: dict[str, tracking.Status] = {"SUCCESS": "FINISHED", "FAILURE": "FAILED", "CANCELLED": "KILLED"}
+
+
+@dataclass
+class RunOutcome:
+    """What `flashslm run` reports."""
+
+    run_id: str
+    state: str
+    run_dir: Path
+    mlflow_url: str
+    duration_s: float
+    local: LocalResult
+    decision: str = ""
+    headline: dict[str, Any] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "run_id": self.run_id,
+            "state": self.state,
+            "decision": self.decision,
+            "duration_s": round(self.duration_s, 1),
+            "steps": len(self.local.steps),
+            "cached_steps": sum(step.cached for step in self.local.steps),
+            **self.headline,
+            "run_dir": str(self.run_dir),
+            "report": str(self.run_dir / "report.html"),
+            "mlflow_url": self.mlflow_url,
+        }
+
+
+def run_pipeline(config: RunConfig, home: Path, runs: Path = Path("runs"), quiet: bool = False) -> RunOutcome:
+    """Run design_and_train from its compiled YAML and leave `runs/<run id>/` and `runs/latest`."""
+    console = Console(stderr=True, quiet=quiet)
+    started = time.monotonic()
+    console.print(f"[bold]{config.name}[/]: embedded S3 and MLflow …")
+    settings = stack.up(home)
+    tracking.sweep(settings)
+    tracking.backfill(settings)
+    run_id = time.strftime("%Y%m%d-%H%M%S-") + config.name
+    run_dir = _make_run_dir(runs, run_id, config)
+    parent = tracking.start_parent_run(settings, run_id, tags={"recipe": config.name, "pipeline": "design_and_train"})
+    status: tracking.Status = "FAILED"
+    try:
+        local = run_local(config, run_dir, settings.as_env() | {"FLASHSLM_PARENT_RUN_ID": parent}, home, quiet=quiet)
+        status = FINAL_STATUS[local.state]
+        outcome = RunOutcome(
+            run_id, local.state, run_dir, stack.run_url(settings, parent), time.monotonic() - started, local
+        )
+        if local.state == "SUCCESS":
+            _materialise(outcome, ObjectStore(settings), home)
+            tracking.log_to_run(settings, parent, _numbers(outcome.headline), {"decision": outcome.decision})
+            tracking.attach_file(settings, parent, run_dir / "report.html")
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracking.finish_run(settings, parent, status)
+    _point_latest(runs, run_dir)
+    _print_summary(console, outcome)
+    return outcome
+
+
+def _make_run_dir(runs: Path, run_id: str, config: RunConfig) -> Path:
+    run_dir = runs / run_id
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(recipes.dump(config), encoding="utf-8")
+    (run_dir / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+    return run_dir
+
+
+def environment() -> dict[str, Any]:
+    """Where the run was made: commit, code digest, Python, platform, versions of every installed package."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "commit": git.stdout.strip() or None,
+        "code_digest": code_digest(),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "packages": dict(sorted((d.metadata["Name"], d.version) for d in distributions())),
+    }
+
+
+def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
+    """Copy the run's result next to it; the report's manifest knows every other artifact of the run."""
+    report = outcome.local.outputs["report"]
+    run_dir, trees = outcome.run_dir, home / "trees"
+    artifacts = {"report": report} | {
+        item["name"]: Manifest.model_validate({k: item[k] for k in Manifest.model_fields})
+        for item in report.metadata["inputs"]
+    }
+    (run_dir / "artifacts").mkdir()
+    for name, manifest in artifacts.items():
+        manifest.write(run_dir / "artifacts" / f"{name}.json")
+    _copy(store.get_tree(report, trees / report.sha256) / "report.html", run_dir / "report.html")
+    chosen = store.get_tree(artifacts["chosen"], trees / artifacts["chosen"].sha256)
+    _copy(chosen / "metrics.jsonl", run_dir / "metrics.jsonl")
+    store.get_tree(artifacts["exported"], run_dir / "export")
+    outcome.decision = artifacts["verdict"].metadata["decision"]
+    outcome.headline = {
+        "perplexity": artifacts["evaluation"].metadata["perplexity"],
+        "validation_loss_nats": artifacts["evaluation"].metadata["validation_loss_nats"],
+        "unigram_entropy_nats": artifacts["dataset"].metadata["unigram_entropy_nats"],
+        "bits_per_byte": artifacts["evaluation"].metadata["bits_per_byte"],
+        "latency_ms": artifacts["exported"].metadata["latency_ms"],
+        "parameters": artifacts["exported"].metadata["parameters"],
+        "operators": artifacts["exported"].metadata["operators"],
+    }
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.write_bytes(source.read_bytes())
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+def _point_latest(runs: Path, run_dir: Path) -> None:
+    """Move the link in one step, so that a reader always finds one."""
+    fresh = runs / f".latest-{os.getpid()}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(run_dir.name)
+    fresh.replace(runs / "latest")
+
+
+def _print_summary(console: Console, outcome: RunOutcome) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("step", "state", "time", "result"):
+        table.add_column(column, overflow="fold", justify="right" if column == "time" else "left")
+    for step in outcome.local.steps:
+        state = "cached" if step.cached else step.state.lower()
+        table.add_row(step.label, state, f"{step.duration_s:.1f} s", step.summary)
+    console.print(table)

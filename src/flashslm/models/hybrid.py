@@ -1,0 +1,214 @@
+"""HybridLM: embedding, residual layers of one operator each, final norm, tied head; learned meta tokens in front.
+
+The meta tokens stand at positions 0..M-1 before every text (before every document when texts are packed), so the
+states they leave are the same for all: they are computed once a call at batch 1, with gradient, and expanded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from flashslm.models.architecture import MIXERS, Architecture
+from flashslm.models.cache import Cache, DecodePosition, State, empty_state, expand_state
+from flashslm.models.interface import Operator, Sequence
+from flashslm.models.norm import RMSNorm
+from flashslm.models.operators import build_operator
+from flashslm.models.rope import Rotary, rotary
+from flashslm.ops.cross_entropy import linear_cross_entropy
+from flashslm.ops.documents import positions_in_document
+
+INIT_STD = 0.02
+DT_RANGE = (1e-3, 1e-1)
+A_RANGE = (1.0, 16.0)
+FP32_PARAMETERS = ("A_log", "dt_bias", "D")  # decays are too sensitive for bf16; they are tiny
+
+
+class Layer(nn.Module):
+    """x + operator(RMSNorm(x)). The operator is called `mixer`, or `ffn` for an FFN."""
+
+    def __init__(self, architecture: Architecture, operator: str) -> None:
+        super().__init__()
+        self.norm = RMSNorm(architecture.hidden_size, architecture.norm_eps)
+        self.operator_name = "mixer" if operator in MIXERS else "ffn"
+        self.add_module(self.operator_name, build_operator(architecture, operator))
+
+    @property
+    def operator(self) -> Operator:
+        return cast(Operator, self.get_submodule(self.operator_name))
+
+    def forward(
+        self, x_BTD: Tensor, meta_1MD: Tensor | None, text: Sequence, meta: Sequence
+    ) -> tuple[Tensor, Tensor | None]:
+        """Both streams at once, so that a layer's weights are gathered once when they are sharded."""
+        state = None
+        if meta_1MD is not None:
+            meta_1MD, state = self.extend(meta_1MD, None, meta)
+            state = expand_state(state, x_BTD.shape[0])
+        return self.extend(x_BTD, state, text)[0], meta_1MD
+
+    def extend(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
+        """Run T tokens from a state; returns the stream and the state after them."""
+        y_BTD, state = self.operator(self.norm(x_BTD), state, sequence)
+        return x_BTD + y_BTD, state
+
+    def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
+        """Run one token on a static state."""
+        return x_BD + self.operator.step(self.norm(x_BD), state, position)
+
+
+class HybridLM(nn.Module):
+    """A causal language model over an `Architecture`; `build` makes one with initial weights."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.embedding = nn.Embedding(architecture.vocab_size, architecture.hidden_size)
+        if architecture.num_meta_tokens:
+            self.meta_tokens = nn.Parameter(torch.empty(architecture.num_meta_tokens, architecture.hidden_size))
+        self.layers = nn.ModuleList(Layer(architecture, operator) for operator in architecture.operators)
+        self.final_norm = RMSNorm(architecture.hidden_size, architecture.norm_eps)
+
+    @classmethod
+    def build(
+        cls,
+        architecture: Architecture,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> HybridLM:
+        """Make the model on `device` with initial weights; Mamba-2's A_log, dt_bias and D stay fp32 in any dtype."""
+        with torch.device("meta"):
+            model = cls(architecture)
+        for module in model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                kept = torch.promote_types(dtype, torch.float32) if name in FP32_PARAMETERS else dtype
+                module.register_parameter(name, nn.Parameter(torch.empty_like(parameter, device=device, dtype=kept)))
+        model.init_weights(seed)
+        return model
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fill every parameter; the values depend on the seed alone, neither on device nor on thread count."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            parameter.copy_(_initial_value(name, parameter.shape, generator))
+
+    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Final-normed hidden states [B, T, D] of the text tokens."""
+        x_BTD, meta_1MD = self.embedding(tokens_BT), self._meta_stream()
+        text, meta = self._text_sequence(tokens_BT, documents_BT), self._meta_sequence()
+        for index, layer in enumerate(self.residual_layers):
+            # After the last mixer nothing reads the meta tokens' stream.
+            x_BTD, meta_1MD = layer(x_BTD, meta_1MD if index <= self._last_mixer else None, text, meta)
+        hidden_BTD: Tensor = self.final_norm(x_BTD)
+        return hidden_BTD
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Tied head: [..., D] to [..., V]."""
+        return nn.functional.linear(hidden, self.embedding.weight)
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Mean cross entropy in nats over targets other than -100."""
+        hidden_BTD = self(tokens_BT, documents_BT)
+        return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.embedding.weight, targets_BT.flatten())
+
+    @torch.no_grad()
+    def prefix_states(self) -> list[State]:
+        """The batch-1 states of every layer after the meta tokens; zero states without meta tokens."""
+        a, meta_1MD = self.architecture, self._meta_stream()
+        if meta_1MD is None:
+            weight = self.embedding.weight
+            return [empty_state(a, operator, 1, 0, weight.device, weight.dtype) for operator in a.operators]
+        states: list[State] = []
+        for layer in self.residual_layers:
+            meta_1MD, state = layer.extend(meta_1MD, None, self._meta_sequence())
+            states.append(state)
+        return states
+
+    @torch.no_grad()
+    def prefill(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
+        """Append T tokens to every sequence of the cache; logits [B, V] of the last. May be called again and again.
+
+        Waits for the device to learn the cache's length. ValueError if the tokens do not fit.
+        """
+        start, length = cache.common_length(), tokens_BT.shape[1]
+        if start + length > cache.slots:
+            raise ValueError(f"{length} tokens after {start} exceed the cache's {cache.slots}: allocate a larger one")
+        sequence = Sequence(cache.angles_between(start, start + length))
+        x_BTD = self.embedding(tokens_BT)
+        for index, layer in enumerate(self.residual_layers):
+            x_BTD, state = layer.extend(x_BTD, cache.state(index, start), sequence)
+            cache.store(index, state, start)
+        cache.lengths_B += length
+        return self.logits(self.final_norm(x_BTD[:, -1]))
+
+    @torch.no_grad()
+    def decode_step(self, tokens_B: Tensor, cache: Cache) -> Tensor:
+        """Append one token to every sequence; logits [B, V]. All state changes are in place, nothing waits.
+
+        The caller keeps the lengths below the cache's slots.
+        """
+        x_BD, position = self.embedding(tokens_B), cache.next_position()
+        for layer, state in zip(self.residual_layers, cache.layers, strict=True):
+            x_BD = layer.step(x_BD, state, position)
+        cache.lengths_B += 1
+        return self.logits(self.final_norm(x_BD))
+
+    def weight_norm_axes(self) -> dict[str, int]:
+        """Parameter name to the dimension that has unit norm: 1 for rows that read the stream, 0 for columns."""
+        axes = {"embedding.weight": 1}
+        for index, layer in enumerate(self.residual_layers):
+            prefix = f"layers.{index}.{layer.operator_name}"
+            axes |= {f"{prefix}.{name}": axis for name, axis in layer.operator.weight_norm_axes().items()}
+        return axes
+
+    @property
+    def residual_layers(self) -> list[Layer]:
+        return cast(list[Layer], list(self.layers))
+
+    @property
+    def _last_mixer(self) -> int:
+        return max((self.architecture.operators.rfind(mixer) for mixer in MIXERS), default=-1)
+
+    def _meta_stream(self) -> Tensor | None:
+        return self.meta_tokens[None] if self.architecture.num_meta_tokens else None
+
+    def _meta_sequence(self) -> Sequence:
+        return Sequence(self._angles(torch.arange(self.architecture.num_meta_tokens, device=self._device)))
+
+    def _text_sequence(self, tokens_BT: Tensor, documents_BT: Tensor | None) -> Sequence:
+        if documents_BT is None:
+            positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        else:
+            positions = positions_in_document(documents_BT)
+        return Sequence(self._angles(positions + self.architecture.num_meta_tokens), documents_BT)
+
+    def _angles(self, positions: Tensor) -> Rotary:
+        return rotary(positions, self.architecture.head_dim, self.architecture.rope_theta)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.embedding.weight.device
+
+
+def _initial_value(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Nemotron-Flash's initialisation (class defaults of the released models), fp32 on the CPU."""
+    uniform = torch.empty(shape)
+    match name.split("."):
+        case ["meta_tokens"]:
+            return torch.randn(shape, generator=generator)
+        case [*_, "dt_bias"]:
+            low, high = (math.log(bound) for bound in DT_RANGE)
+            dt = uniform.uniform_(low, high, generator=generator).exp()
+            return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
+        case [*_, "A_log"]:
+            return uniform.uniform_(*A_RANGE, generator=generator).log()
+        case [*_, "D"] | [*_, "norm" | "o_norm" | "final_norm", "weight"]:
+            return torch.ones(shape)
+        case [*_, "bias"]:
+            return torch.zeros(shape)
+    return torch.randn(shape, generator=generator) * INIT_STD

@@ -1,0 +1,15 @@
+"""Letter to operator class."""
+
+from flashslm.models.architecture import Architecture
+from flashslm.models.attention import Attention
+from flashslm.models.deltanet import DeltaNet
+from flashslm.models.ffn import FFN
+from flashslm.models.interface import Operator
+from flashslm.models.mamba2 import Mamba2
+
+OPERATOR_CLASSES: dict[str, type[Operator]] = {"D": DeltaNet, "M": Mamba2, "A": Attention, "F": FFN}
+
+
+def build_operator(architecture: Architecture, operator: str) -> Operator:
+    """Make one operator without its norm; weights are uninitialised."""
+    return OPERATOR_CLASSES[operator](architecture)

@@ -1,0 +1,29 @@
+"""A trained model on disk: model.safetensors and architecture.json."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from flashslm.models.architecture import Architecture
+from flashslm.models.hybrid import HybridLM
+
+
+def save_model(model: HybridLM, directory: Path) -> None:
+    """Write weights (in their own dtype) and architecture into an existing directory."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, directory / "model.safetensors")
+    facts = model.architecture.model_dump(mode="json")
+    (directory / "architecture.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def load_architecture(directory: Path) -> Architecture:
+    return Architecture.model_validate(json.loads((directory / "architecture.json").read_text(encoding="utf-8")))
+
+
+def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> HybridLM:
+    """Build the model and load its weights strictly: a missing or surplus tensor is an error."""
+    model = HybridLM.build(load_architecture(directory), device=device, dtype=dtype, seed=0)
+    model.load_state_dict(load_file(directory / "model.safetensors"), strict=True)
+    return model.eval()

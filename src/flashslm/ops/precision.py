@@ -1,0 +1,35 @@
+"""Recurrences run in at least fp32, whatever autocast says: their errors add up along the sequence."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """fp32, or fp64 for fp64 input."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """`x` in the dtype of such computations."""
+    return x.to(compute_dtype(x))
+
+
+def without_autocast(function: Callable[Args, Result]) -> Callable[Args, Result]:
+    """Switch autocast off inside `function`, whose first argument is a tensor."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+        device_type = args[0].device.type  # type: ignore[attr-defined]
+        if not torch.is_autocast_enabled(device_type):
+            return function(*args, **kwargs)
+        with torch.autocast(device_type, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapper

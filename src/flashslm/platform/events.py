@@ -1,0 +1,30 @@
+"""Step events: one JSON line each, appended to $FLASHSLM_EVENTS, which the launcher shows live."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Events:
+    """Writer of one step's events; without a file they go nowhere."""
+
+    step: str
+    label: str
+    path: Path | None
+
+    @classmethod
+    def from_env(cls, step: str, label: str) -> "Events":
+        path = os.environ.get("FLASHSLM_EVENTS")
+        return cls(step, label, Path(path) if path else None)
+
+    def emit(self, event: str, summary: str = "", **fields: Any) -> None:
+        """Append `start`, `progress`, `end` or `fail`; a line is one write, so parallel steps do not mix."""
+        if self.path is None:
+            return
+        line = {"step": self.step, "label": self.label, "event": event, "time_s": time.time(), "summary": summary}
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line | fields) + "\n")

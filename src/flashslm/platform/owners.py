@@ -1,0 +1,36 @@
+"""Which process owns a run, and whether it still lives."""
+
+import os
+import socket
+from pathlib import Path
+
+import psutil
+
+_START_TOLERANCE_S = 2.0  # psutil derives start times from the boot time, which clock adjustments move a little
+
+
+def machine() -> str:
+    """The host and, since pids are counted anew in a container, its pid namespace."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}/{os.readlink(namespace) if namespace.exists() else ''}"
+
+
+def owner() -> str:
+    """This process as "machine pid start-time"."""
+    return f"{machine()} {os.getpid()} {psutil.Process().create_time()}"
+
+
+def is_gone(owner: str) -> bool:
+    """Whether an owner was a process of this machine and runs no more; of other machines nothing is known."""
+    host, pid, started_s = owner.rsplit(" ", 2)
+    return host == machine() and not is_running(int(pid), float(started_s))
+
+
+def is_running(pid: int, started_s: float) -> bool:
+    """Whether a pid is the process that started at that time (not its recycled pid, not a zombie)."""
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started_s) < _START_TOLERANCE_S
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,196 @@
+"""Model versions in MLflow's registry: register, promote, roll back.
+
+A version's source is the content-addressed tree in S3; nothing is copied. Aliases: `challenger` (registered last),
+`champion` (deployed), `previous` (the champion before it). Changes of a model's aliases are serialised by a lease.
+"""
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel
+
+from flashslm.platform.lease import hold
+from flashslm.platform.mlflow_api import MlflowApi, MlflowError
+from flashslm.platform.object_store import Manifest, ObjectStore
+from flashslm.platform.settings import Settings
+
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+_MANIFEST_TAG = "flashslm.manifest"
+_FACT_PREFIX = "fact."
+
+
+class RegistryError(RuntimeError):
+    """The registry cannot do what was asked."""
+
+
+class PromotionConflict(RegistryError):
+    """The champion is not the one the decision was made against."""
+
+
+class ModelVersion(BaseModel):
+    """One version; `facts` are what a gate compares, so that no model need be loaded."""
+
+    name: str
+    version: str
+    run_id: str
+    created_ms: int
+    aliases: list[str]
+    uri: str
+    manifest: Manifest
+    facts: dict[str, Any]
+    tags: dict[str, str]
+
+
+def register(
+    settings: Settings,
+    name: str,
+    manifest: Manifest,
+    run_id: str,
+    facts: dict[str, Any],
+    tags: dict[str, str] | None = None,
+) -> str:
+    """Make a model version of a stored tree and alias it `challenger`; returns its number.
+
+    `facts` are measurements and identities (numbers or strings) that a later gate compares with. The whole tree is
+    read and its digests checked first (ObjectMissing, ObjectCorrupt). The same tree of the same run is registered
+    once, so a retried step is harmless.
+    """
+    ObjectStore(settings).verify_tree(manifest)
+    api = MlflowApi(settings)
+    _ensure_model(api, name)
+    known = [v for v in list_versions(settings, name) if v.run_id == run_id and v.manifest.sha256 == manifest.sha256]
+    version = known[0].version if known else _create(api, name, manifest, run_id, facts, tags or {})
+    if not known or CHAMPION not in known[0].aliases:
+        _set_alias(api, name, CHALLENGER, version)
+    return version
+
+
+def promote(settings: Settings, name: str, version: str, expected_champion: str) -> str:
+    """Make a version champion if the champion still is `expected_champion` ("" = none); the old one becomes `previous`.
+
+    Returns the version. Compare-and-set: raises PromotionConflict if another champion was made since the decision.
+    Repeating a promotion that succeeded is harmless.
+    """
+    ObjectStore(settings).verify_tree(_version(settings, name, version).manifest)
+    api = MlflowApi(settings)
+    with hold(ObjectStore(settings), _lease_key(name)) as lease:
+        current = _aliased(api, name, CHAMPION)
+        if current not in (expected_champion, version):
+            raise PromotionConflict(
+                f"champion of '{name}' is version {current or 'none'}, expected {expected_champion or 'none'}: "
+                f"compare version {version} with it and decide again"
+            )
+        lease.check()
+        if current != version:
+            if current:
+                _set_alias(api, name, PREVIOUS, current)
+            _set_alias(api, name, CHAMPION, version)
+        if _aliased(api, name, CHALLENGER) == version:
+            api.post("registered-models/alias", {"name": name, "alias": CHALLENGER}, method="DELETE")
+    return version
+
+
+def rollback(settings: Settings, name: str) -> str:
+    """Swap champion and `previous`; a second roll-back undoes the first. Returns the champion's version."""
+    api = MlflowApi(settings)
+    with hold(ObjectStore(settings), _lease_key(name)) as lease:
+        current, before = _aliased(api, name, CHAMPION), _aliased(api, name, PREVIOUS)
+        if not before or before == current:
+            raise RegistryError(f"model '{name}' has no earlier champion: there is nothing to roll back to")
+        ObjectStore(settings).verify_tree(_version(settings, name, before).manifest)
+        lease.check()
+        _set_alias(api, name, CHAMPION, before)
+        _set_alias(api, name, PREVIOUS, current)
+    return before
+
+
+def list_versions(settings: Settings, name: str) -> list[ModelVersion]:
+    """All versions of a model that `register` made, newest first; none if there is no such model."""
+    api = MlflowApi(settings)
+    aliases = _aliases(api, name)
+    versions: list[dict[str, Any]] = []
+    query = {"filter": f"name = '{name}'", "max_results": "200", "order_by": "version_number DESC"}
+    while True:
+        page = api.get("model-versions/search", **query)
+        versions += page.get("model_versions", [])
+        if not page.get("next_page_token"):
+            break
+        query["page_token"] = page["next_page_token"]
+    return [_parse(entry, aliases) for entry in versions if _MANIFEST_TAG in _tags_of(entry)]
+
+
+def champion(settings: Settings, name: str) -> ModelVersion | None:
+    """The champion, with the facts it was registered with; None if there is none."""
+    version = _aliased(MlflowApi(settings), name, CHAMPION)
+    return _version(settings, name, version) if version else None
+
+
+def _ensure_model(api: MlflowApi, name: str) -> None:
+    try:
+        api.post("registered-models/create", {"name": name})
+    except MlflowError as error:
+        if error.code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _create(
+    api: MlflowApi, name: str, manifest: Manifest, run_id: str, facts: dict[str, Any], tags: dict[str, str]
+) -> str:
+    every = (
+        tags
+        | {_FACT_PREFIX + key: json.dumps(value) for key, value in facts.items()}
+        | {_MANIFEST_TAG: manifest.model_dump_json()}
+    )
+    listed = [{"key": key, "value": value} for key, value in every.items()]
+    body = {"name": name, "source": manifest.uri, "run_id": run_id, "tags": listed}
+    return str(api.post("model-versions/create", body, repeatable=False)["model_version"]["version"])
+
+
+def _version(settings: Settings, name: str, version: str) -> ModelVersion:
+    for found in list_versions(settings, name):
+        if found.version == version:
+            return found
+    raise RegistryError(f"model '{name}' has no version {version} made by this pipeline: see `flashslm models list`")
+
+
+def _parse(entry: dict[str, Any], aliases: dict[str, str]) -> ModelVersion:
+    tags = _tags_of(entry)
+    return ModelVersion(
+        name=entry["name"],
+        version=str(entry["version"]),
+        run_id=entry.get("run_id", ""),
+        created_ms=int(entry["creation_timestamp"]),
+        aliases=sorted(alias for alias, version in aliases.items() if version == str(entry["version"])),
+        uri=entry["source"],
+        manifest=Manifest.model_validate_json(tags.pop(_MANIFEST_TAG)),
+        facts={k.removeprefix(_FACT_PREFIX): json.loads(v) for k, v in tags.items() if k.startswith(_FACT_PREFIX)},
+        tags={k: v for k, v in tags.items() if not k.startswith(_FACT_PREFIX)},
+    )
+
+
+def _tags_of(entry: dict[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in entry.get("tags", [])}
+
+
+def _aliases(api: MlflowApi, name: str) -> dict[str, str]:
+    """Alias -> version number."""
+    try:
+        model = api.get("registered-models/get", name=name)["registered_model"]
+    except MlflowError as error:
+        if error.code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
+    return {entry["alias"]: str(entry["version"]) for entry in model.get("aliases", [])}
+
+
+def _aliased(api: MlflowApi, name: str, alias: str) -> str:
+    return _aliases(api, name).get(alias, "")
+
+
+def _set_alias(api: MlflowApi, name: str, alias: str, version: str) -> None:
+    api.post("registered-models/alias", {"name": name, "alias": alias, "version": version})
+
+
+def _lease_key(name: str) -> str:
+    return f"leases/registry/{quote(name, safe='')}.json"

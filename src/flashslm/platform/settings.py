@@ -1,0 +1,81 @@
+"""Settings: the one environment contract of every step, local or on a cluster."""
+
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+# field -> variable; the launcher (or the cluster's secrets) sets them, every step reads them
+VARIABLES = {
+    "access_key": "AWS_ACCESS_KEY_ID",
+    "secret_key": "AWS_SECRET_ACCESS_KEY",
+    "region": "AWS_REGION",
+    "endpoint_url": "AWS_ENDPOINT_URL_S3",
+    "bucket": "FLASHSLM_BUCKET",
+    "tracking_uri": "MLFLOW_TRACKING_URI",
+    "experiment": "MLFLOW_EXPERIMENT_NAME",
+    "parent_run_id": "FLASHSLM_PARENT_RUN_ID",
+    "study_url": "FLASHSLM_STUDY_URL",
+    "s3_checksums": "FLASHSLM_S3_CHECKSUMS",
+}
+
+
+class SettingsError(ValueError):
+    """The environment does not say where S3 and MLflow are; the message names every variable at fault."""
+
+
+class Settings(BaseModel):
+    """Where S3, MLflow and the study are, and how to speak to them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    access_key: str = Field(min_length=1)
+    secret_key: str = Field(min_length=1, repr=False)
+    region: str = "us-east-1"
+    endpoint_url: str = Field(pattern=r"^https?://")
+    bucket: str = Field(min_length=1)
+    tracking_uri: str = Field(min_length=1)
+    experiment: str = "flashslm"
+    parent_run_id: str = ""
+    study_url: str = Field(default="", repr=False)  # may hold a password
+    # "when_required" for S3 servers that refuse the CRC trailers newer clients send (some MinIO, Ceph, B2)
+    s3_checksums: Literal["when_supported", "when_required"] = "when_supported"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Read the contract's variables; an empty one counts as missing.
+
+        Raises SettingsError that names every missing or malformed variable.
+        """
+        source = os.environ if environ is None else environ
+        values = {field: source[name] for field, name in VARIABLES.items() if source.get(name)}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            listed = "\n".join(f"  {_describe(e)}" for e in error.errors())
+            raise SettingsError(
+                f"the environment lacks what S3 and MLflow need:\n{listed}\n"
+                "`flashslm stack up` starts both on this machine; on a cluster the step's secret holds them"
+            ) from None
+
+    def as_env(self) -> dict[str, str]:
+        """The contract's variables for a child process, with those that boto3 and MLflow read themselves."""
+        env = {name: str(getattr(self, field)) for field, name in VARIABLES.items() if getattr(self, field)}
+        return env | {
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_SESSION_TOKEN": "",  # one of the user's own cloud account does not fit these keys
+            "AWS_REQUEST_CHECKSUM_CALCULATION": self.s3_checksums,
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": self.s3_checksums,
+            "MLFLOW_S3_ENDPOINT_URL": self.endpoint_url,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+
+
+def _describe(error: object) -> str:
+    assert isinstance(error, dict)
+    field = str(error["loc"][0])
+    if error["type"] == "missing":
+        return f"{VARIABLES[field]}: missing"
+    given = "" if field == "secret_key" else f" (given: {error['input']!r})"
+    return f"{VARIABLES[field]}: {error['msg']}{given}"

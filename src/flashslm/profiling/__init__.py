@@ -1,0 +1,1 @@
+"""Decode latency measured with the engine that ships: operator table, whole-model sweep, latency budget."""

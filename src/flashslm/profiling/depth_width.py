@@ -1,0 +1,100 @@
+"""The depth-width sweep: whole models of equal parameters, deep or wide, timed per token (Nemotron-Flash, sec. 3.1)."""
+
+import math
+from contextlib import suppress
+
+from pydantic import BaseModel, ConfigDict
+
+from flashslm.config import ModelConfig, ProfilingConfig
+from flashslm.models.accounting import parameters
+from flashslm.models.architecture import Architecture, InfeasibleArchitecture, build_architecture, repeat_block
+
+MAX_MISS = 0.25  # relative distance to the parameter budget beyond which models are not comparable
+
+
+class SweepPoint(BaseModel):
+    """Time per output token of one whole model at one context."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    budget_parameters: int
+    depth: int
+    width: int
+    parameters: int
+    context: int
+    batch: int
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+
+
+class SkippedPoint(BaseModel):
+    """A depth that has no width near the parameter budget."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    budget_parameters: int
+    depth: int
+    reason: str
+
+
+class DepthWidthSweep(BaseModel):
+    """All measured points and all skipped ones of one block's repeats."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    block: str
+    points: tuple[SweepPoint, ...]
+    skipped: tuple[SkippedPoint, ...]
+
+
+def measure_depth_width(config: ProfilingConfig, sizes: ModelConfig, vocab_size: int) -> DepthWidthSweep:
+    """Time every depth (token mixers) at the width nearest to each parameter budget, at every context and batch 1."""
+    from flashslm.profiling.measure import ModelPoint, measure_models
+
+    chosen: list[tuple[int, int, Architecture]] = []
+    skipped = []
+    for budget in config.sweep_parameters:
+        for depth in config.sweep_depths:
+            try:
+                architecture = nearest_width(repeat_block(config.sweep_block, depth), budget, sizes, vocab_size)
+                chosen.append((budget, depth, architecture))
+            except InfeasibleArchitecture as error:
+                skipped.append(SkippedPoint(budget_parameters=budget, depth=depth, reason=str(error)))
+    cases = [(*choice, context) for choice in chosen for context in config.contexts]
+    timings = measure_models([ModelPoint(architecture, context, 1) for _, _, architecture, context in cases], config)
+    points = [
+        SweepPoint(
+            budget_parameters=budget,
+            depth=depth,
+            width=architecture.hidden_size,
+            parameters=parameters(architecture)["total"],
+            context=context,
+            batch=1,
+            median_ms=timing.median_ms,
+            p10_ms=timing.p10_ms,
+            p90_ms=timing.p90_ms,
+        )
+        for (budget, depth, architecture, context), timing in zip(cases, timings, strict=True)
+    ]
+    return DepthWidthSweep(block=config.sweep_block, points=tuple(points), skipped=tuple(skipped))
+
+
+def nearest_width(operators: str, budget_parameters: int, sizes: ModelConfig, vocab_size: int) -> Architecture:
+    """The architecture whose total parameters come nearest to the budget; InfeasibleArchitecture if none comes near."""
+    candidates: list[tuple[float, Architecture]] = []
+    widest = int((1 + MAX_MISS) * budget_parameters) // vocab_size  # the embedding alone is over the budget beyond it
+    for width in range(sizes.head_dim, widest + 1, sizes.head_dim):
+        with suppress(InfeasibleArchitecture):
+            architecture = build_architecture(operators, width, sizes, vocab_size)
+            total = parameters(architecture)["total"]
+            candidates.append((abs(total / budget_parameters - 1), architecture))
+            if total > budget_parameters:
+                break
+    miss, nearest = min(candidates, key=lambda c: c[0], default=(math.inf, None))
+    if nearest is None or miss > MAX_MISS:
+        found = f"the nearest, {nearest.hidden_size}, misses it by {miss:.0%}" if nearest else "all are over it"
+        raise InfeasibleArchitecture(
+            f"no multiple of head size {sizes.head_dim} as width gives {budget_parameters:,} parameters: {found}"
+        )
+    return nearest

@@ -1,0 +1,1 @@
+"""Plots and the HTML report, drawn from a run's artifacts alone; no torch here."""

@@ -1,0 +1,84 @@
+"""Choose depth and width under a latency budget: lowest predicted loss that fits (Nemotron-Flash, section 3.1)."""
+
+from collections.abc import Callable, Iterable
+
+from pydantic import BaseModel, ConfigDict
+
+from flashslm.scaling.law import DepthWidthLaw
+
+
+class InfeasibleBudget(ValueError):
+    """No candidate is fast enough; the message names the fastest one."""
+
+
+class Candidate(BaseModel):
+    """One (depth, width) with what it costs and what the law promises; the interval is the law's 90 % one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    depth: int
+    width: int
+    latency_ms: float
+    predicted_loss_nats: float
+    loss_interval_nats: tuple[float, float]
+    feasible: bool
+
+
+class Choice(BaseModel):
+    """The chosen depth and width, and every candidate they were chosen from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    depth: int
+    width: int
+    latency_ms: float
+    predicted_loss_nats: float
+    budget_ms: float
+    candidates: tuple[Candidate, ...]
+
+
+def choose_depth_width(
+    law: DepthWidthLaw,
+    predict_latency: Callable[[int, int], float],
+    depths: Iterable[int],
+    widths: Iterable[int],
+    tokens: int,
+    budget_ms: float,
+) -> Choice:
+    """Lowest predicted loss after `tokens` training tokens among candidates within `budget_ms` a decoded token.
+
+    `predict_latency(depth, width)` gives milliseconds. Equal losses go to the faster candidate. Raises InfeasibleBudget
+    when nothing fits.
+    """
+    widths = tuple(widths)
+    candidates = []
+    for depth, width in ((d, w) for d in depths for w in widths):
+        latency_ms = predict_latency(depth, width)
+        candidates.append(
+            Candidate(
+                depth=depth,
+                width=width,
+                latency_ms=latency_ms,
+                predicted_loss_nats=law.predict(depth, width, tokens),
+                loss_interval_nats=law.interval(depth, width, tokens),
+                feasible=latency_ms <= budget_ms,
+            )
+        )
+    if not candidates:
+        raise ValueError("no candidates: give at least one depth and one width")
+    feasible = [c for c in candidates if c.feasible]
+    if not feasible:
+        fastest = min(candidates, key=lambda c: c.latency_ms)
+        raise InfeasibleBudget(
+            f"no candidate decodes a token within {budget_ms:.4g} ms: the fastest is depth {fastest.depth}, width "
+            f"{fastest.width} at {fastest.latency_ms:.4g} ms; raise the budget or offer smaller depths and widths"
+        )
+    best = min(feasible, key=lambda c: (c.predicted_loss_nats, c.latency_ms))
+    return Choice(
+        depth=best.depth,
+        width=best.width,
+        latency_ms=best.latency_ms,
+        predicted_loss_nats=best.predicted_loss_nats,
+        budget_ms=budget_ms,
+        candidates=tuple(candidates),
+    )

@@ -1,0 +1,200 @@
+"""The depth-width law L(D, W, N) = L0 + a·D^-alpha + b·W^-beta + c·N^-gamma (Nemotron-Flash, section 3.1).
+
+D is the depth in blocks, W the hidden size, N the training tokens, L the validation loss in nats a token. The paper
+fits the same form to perplexity; nats are additive over tokens and do not let the worst models dominate the fit.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+AXES = ("depth", "width", "tokens")
+NAMES = ("L0", "a", "alpha", "b", "beta", "c", "gamma")
+EXPONENT_BOUNDS = (0.02, 3.0)
+MIN_TERM_NATS = 1e-4  # smallest L0 and smallest value of a term at the geometric mean of the points
+_STARTS = 24
+_BOUND_MARGIN = 0.01  # of the allowed range: an interval that ends nearer than this to a bound is said to touch it
+
+
+class ScalingPoint(BaseModel):
+    """One measured model: `depth` blocks, `width` hidden size, after `tokens` training tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    depth: int = Field(ge=1)
+    width: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    loss_nats: float = Field(gt=0)
+    parameters: int = Field(default=0, ge=0)
+
+
+class DepthWidthLaw(BaseModel):
+    """A fitted law with its bootstrap replicates; `constants` and each replicate are keyed by `NAMES`.
+
+    `unidentified` names the constants these points do not determine: the axis has fewer than three distinct values, or
+    the 90 % interval ends at a bound of the fit. Predictions inside the range of the points stay usable.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    constants: dict[str, float]
+    replicates: tuple[dict[str, float], ...]
+    residual_std_nats: float
+    num_points: int
+    unidentified: tuple[str, ...]
+
+    def predict(self, depth: float, width: float, tokens: float) -> float:
+        """Loss in nats."""
+        return _evaluate(self.constants, depth, width, tokens)
+
+    def interval(self, depth: float, width: float, tokens: float, level: float = 0.9) -> tuple[float, float]:
+        """Percentile interval of the predicted loss in nats: the curve's, without the scatter of a single run."""
+        return _percentiles([_evaluate(r, depth, width, tokens) for r in self.replicates], level)
+
+    def constant_interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
+        """Percentile interval of one constant of `NAMES`."""
+        return _percentiles([r[name] for r in self.replicates], level)
+
+    def relative_error(self, points: Sequence[ScalingPoint]) -> float:
+        """Largest |predicted - measured| / measured loss over held-out points."""
+        if not points:
+            raise ValueError("relative_error needs at least one held-out point")
+        return max(abs(self.predict(p.depth, p.width, p.tokens) / p.loss_nats - 1) for p in points)
+
+
+def fit_law(points: Sequence[ScalingPoint], bootstrap: int = 100, seed: int = 0) -> DepthWidthLaw:
+    """Fit by multi-start least squares on the loss in nats; intervals by a bootstrap over residuals.
+
+    An axis on which all points agree has no term: its effect is part of L0 (as the paper drops the term in N at a fixed
+    N). Raises ValueError when there are not more points than constants.
+    """
+    problem = _Problem(points)
+    rng = np.random.default_rng(seed)
+    theta = problem.solve(problem.loss, [problem.random_start(rng) for _ in range(_STARTS)])
+    fitted = problem.predict(theta)
+    residuals = problem.loss - fitted
+    samples = []
+    for _ in range(bootstrap):
+        resampled = fitted + problem.resample(residuals, rng)
+        samples.append(problem.solve(resampled, [theta, problem.random_start(rng)]))
+    return DepthWidthLaw(
+        constants=problem.constants(theta),
+        replicates=tuple(problem.constants(sample) for sample in samples),
+        residual_std_nats=float(np.sqrt(np.sum(residuals**2) / (len(points) - theta.size))),
+        num_points=len(points),
+        unidentified=problem.unidentified(np.array(samples)),
+    )
+
+
+class _Problem:
+    """The least-squares problem in theta = [log L0, then (log term, exponent) for each axis that varies].
+
+    A term is measured at the geometric mean of its axis, which all but removes its correlation with the exponent; the
+    logarithm keeps every term positive.
+    """
+
+    def __init__(self, points: Sequence[ScalingPoint]):
+        self.loss = np.array([p.loss_nats for p in points])
+        columns = {axis: np.log([getattr(p, axis) for p in points]) for axis in AXES}
+        self.distinct = {axis: len(np.unique(column)) for axis, column in columns.items()}
+        self.axes = [axis for axis in AXES if self.distinct[axis] > 1]
+        self.size = 1 + 2 * len(self.axes)
+        if len(points) <= self.size:
+            raise ValueError(
+                f"{len(points)} points for a law of {self.size} constants: give at least {self.size + 1} "
+                "(more depths, widths, or checkpoints of each run)"
+            )
+        self.run = np.unique([(p.depth, p.width) for p in points], axis=0, return_inverse=True)[1].reshape(-1)
+        self.center = {axis: columns[axis].mean() for axis in self.axes}
+        self.log_ratio = [columns[axis] - self.center[axis] for axis in self.axes]
+        term = (np.log(MIN_TERM_NATS), np.log(self.loss.max()))
+        bounds = np.array([term] + [term, EXPONENT_BOUNDS] * len(self.axes))
+        self.lower, self.upper = bounds[:, 0], bounds[:, 1]
+
+    def terms(self, theta: np.ndarray) -> list[np.ndarray]:
+        return [np.exp(theta[1 + 2 * j] - theta[2 + 2 * j] * x) for j, x in enumerate(self.log_ratio)]
+
+    def predict(self, theta: np.ndarray) -> np.ndarray:
+        return np.asarray(np.exp(theta[0]) + sum(self.terms(theta), np.zeros_like(self.loss)))
+
+    def jacobian(self, theta: np.ndarray) -> np.ndarray:
+        columns = [np.full_like(self.loss, np.exp(theta[0]))]
+        for term, x in zip(self.terms(theta), self.log_ratio, strict=True):
+            columns += [term, -x * term]
+        return np.stack(columns, axis=1)
+
+    def random_start(self, rng: np.random.Generator) -> np.ndarray:
+        """L0 takes most of the lowest loss, the terms a share of what is left, exponents are log-uniform."""
+        theta = np.empty(self.size)
+        theta[0] = np.log(self.loss.min() * rng.uniform(0.1, 0.95))
+        theta[1::2] = np.log(self.loss.mean() * rng.uniform(0.01, 0.5, len(self.axes)))
+        theta[2::2] = np.exp(rng.uniform(np.log(0.05), np.log(1.5), len(self.axes)))
+        return np.clip(theta, self.lower, self.upper)
+
+    def solve(self, loss: np.ndarray, starts: list[np.ndarray]) -> np.ndarray:
+        """The best local minimum over the starts."""
+        from scipy.optimize import least_squares
+
+        bounds = (self.lower, self.upper)
+        fits: list[Any] = [
+            least_squares(lambda t: self.predict(t) - loss, start, self.jacobian, bounds, x_scale="jac", max_nfev=300)
+            for start in starts
+        ]
+        return np.asarray(min(fits, key=lambda fit: float(fit.cost)).x)
+
+    def resample(self, residuals: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draw residuals anew: each run's mean from the runs' means, the rest from all deviations within a run.
+
+        Points read off one run share its seed and so its luck; drawing them one by one would promise intervals several
+        times too narrow. Both parts are widened for the constants that were fitted to them: depth, width and L0 are
+        decided between runs, the tokens' term within them.
+        """
+        points, runs = len(residuals), int(self.run.max()) + 1
+        means = np.bincount(self.run, residuals) / np.bincount(self.run)
+        within = residuals - means[self.run]
+        between_constants = 1 + 2 * sum(axis != "tokens" for axis in self.axes)
+        means = means * np.sqrt(runs / max(1, runs - between_constants))
+        within = within * np.sqrt(points / max(1, points - runs - (self.size - between_constants)))
+        return np.asarray(rng.choice(means, runs)[self.run] + rng.choice(within, points))
+
+    def constants(self, theta: np.ndarray) -> dict[str, float]:
+        """In the law's own units: a term t at the axis' geometric mean m is the amplitude t·m^exponent."""
+        values = dict.fromkeys(NAMES, 0.0) | {"L0": float(np.exp(theta[0]))}
+        for j, axis in enumerate(self.axes):
+            amplitude, exponent = _names(axis)
+            values[exponent] = float(theta[2 + 2 * j])
+            values[amplitude] = float(np.exp(theta[1 + 2 * j] + theta[2 + 2 * j] * self.center[axis]))
+        return values
+
+    def unidentified(self, samples: np.ndarray) -> tuple[str, ...]:
+        names = {name for axis in AXES if self.distinct[axis] < 3 for name in _names(axis)}
+        low, high = np.percentile(samples, [5, 95], axis=0)
+        margin = _BOUND_MARGIN * (self.upper - self.lower)
+        touches = (low < self.lower + margin) | (high > self.upper - margin)
+        if touches[0]:
+            names.add("L0")
+        for j, axis in enumerate(self.axes):
+            if touches[1 + 2 * j] or touches[2 + 2 * j]:
+                names.update(_names(axis))
+        return tuple(name for name in NAMES if name in names)
+
+
+def _names(axis: str) -> tuple[str, str]:
+    """Amplitude and exponent of an axis."""
+    first = 1 + 2 * AXES.index(axis)
+    return NAMES[first], NAMES[first + 1]
+
+
+def _evaluate(constants: dict[str, float], depth: float, width: float, tokens: float) -> float:
+    loss = constants["L0"]
+    for value, (amplitude, exponent) in zip((depth, width, tokens), map(_names, AXES), strict=True):
+        loss += constants[amplitude] * float(value) ** -constants[exponent]
+    return loss
+
+
+def _percentiles(values: list[float], level: float) -> tuple[float, float]:
+    tail = 50 * (1 - level)
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""Latency-aware architecture search: the space, its mutations, aging evolution and the shared study."""

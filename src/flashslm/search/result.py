@@ -1,0 +1,46 @@
+"""What a search found: the best trial, every trial in slot order, and the latency-loss Pareto front."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from flashslm.search.trial import FinishedTrial
+
+
+class SearchResult(BaseModel):
+    """JSON values throughout; `best` and `pareto` are records of `history`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    best: dict[str, Any]
+    history: list[dict[str, Any]]
+    pareto: list[dict[str, Any]]
+
+
+def search_result(trials: Sequence[FinishedTrial], budget_ms: float) -> SearchResult:
+    """The lowest proxy loss among trials within the budget; equal losses go to the faster one.
+
+    Every trial ever trained counts, not only the last population. RuntimeError when none qualifies.
+    """
+    succeeded = [t for t in trials if t.succeeded]
+    feasible = [t for t in succeeded if t.latency_ms <= budget_ms]
+    if not feasible:
+        raise RuntimeError(
+            f"none of {len(trials)} trials was trained within {budget_ms:.4g} ms per token "
+            f"({len(trials) - len(succeeded)} failed): look at the trials' reasons in the study"
+        )
+    return SearchResult(
+        best=min(feasible, key=lambda t: (t.loss_nats, t.latency_ms)).record(),
+        history=[t.record() for t in sorted(trials, key=lambda t: t.slot)],
+        pareto=[t.record() for t in pareto_front(succeeded)],
+    )
+
+
+def pareto_front(trials: Sequence[FinishedTrial]) -> list[FinishedTrial]:
+    """Trials that no other beats in both latency and loss, fastest first."""
+    front: list[FinishedTrial] = []
+    for trial in sorted(trials, key=lambda t: (t.latency_ms, t.loss_nats, t.slot)):
+        if not front or trial.loss_nats < front[-1].loss_nats:
+            front.append(trial)
+    return front

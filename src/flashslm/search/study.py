@@ -1,0 +1,214 @@
+"""Trials in an Optuna study: claims of numbered slots that any number of workers share, and that outlive a worker.
+
+A claim is a RUNNING trial. Two workers may add one for the same slot; the lower trial number wins and the other gives
+up. Claims of dead or silent workers are failed by whoever meets them, after which the slot is free again. Since a
+slot's candidate and its training are functions of the seed, doing one twice wastes time but changes no result.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from flashslm.search.liveness import WorkerIdentity, this_worker
+from flashslm.search.trial import Candidate, FinishedTrial, TrialOutcome
+
+HEARTBEAT_S = 20.0
+HEARTBEAT_TTL_S = 300.0  # silence after which a claim on another host counts as abandoned; allows for clock skew
+ATTEMPTS = 3  # a candidate that failed, or took its worker down with it, this often gets a loss of infinity
+LOCKED_RETRIES = 8
+LOST, FAILED, YIELDED = "lost", "failed", "yielded"  # why a trial is FAIL; a yielded one says nothing of its candidate
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A slot that this worker trains."""
+
+    trial_id: int
+    candidate: Candidate
+
+
+class SearchStudy:
+    """One search's trials. Objects are cheap: each worker opens its own."""
+
+    def __init__(self, storage: RDBStorage, name: str, ttl_s: float, worker: WorkerIdentity) -> None:
+        self.name, self._storage, self._ttl_s, self._worker = name, storage, ttl_s, worker
+        self._study = _retried(lambda: optuna.load_study(study_name=name, storage=storage, sampler=_sampler()))
+        self._study_id = storage.get_study_id_from_name(name)
+
+    @classmethod
+    def open(cls, url: str, name: str, *, ttl_s: float = HEARTBEAT_TTL_S) -> "SearchStudy":
+        """Open the study `name`, making it (and the directory of an sqlite file) when it is not there yet."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = _retried(lambda: RDBStorage(url, engine_kwargs=_engine_options(url)))
+        _retried(lambda: optuna.create_study(study_name=name, storage=storage, load_if_exists=True))
+        return cls(storage, name, ttl_s, this_worker())
+
+    def finished(self) -> list[FinishedTrial]:
+        """Finished trials by slot; of a slot trained twice, the first."""
+        by_slot: dict[int, FinishedTrial] = {}
+        for trial in self._trials(TrialState.COMPLETE):
+            by_slot.setdefault(trial.user_attrs["slot"], _finished(trial))
+        return [by_slot[slot] for slot in sorted(by_slot)]
+
+    def train_time_s(self) -> float:
+        """Training time of all finished trials."""
+        return sum(float(trial.user_attrs.get("train_time_s", 0.0)) for trial in self._trials(TrialState.COMPLETE))
+
+    def claim(self, candidates: Sequence[Candidate]) -> Claim | None:
+        """Claim the first candidate that is neither finished nor being trained; None when there is none now."""
+        self.take_over_abandoned()
+        taken = {t.user_attrs["slot"] for t in self._trials(TrialState.COMPLETE, TrialState.RUNNING)}
+        for candidate in candidates:
+            if candidate.slot not in taken:
+                claim = self._try_claim(candidate)
+                if claim is not None:
+                    return claim
+        return None
+
+    def complete(self, claim: Claim, outcome: TrialOutcome) -> bool:
+        """Record a finished training; False when the claim had been taken over meanwhile."""
+        self._set_attribute(claim.trial_id, "train_time_s", outcome.train_time_s)
+        return self._finish(claim.trial_id, TrialState.COMPLETE, outcome.loss_nats)
+
+    def fail(self, claim: Claim, reason: str) -> None:
+        """Record a failed training; the last of its attempts ends the slot with a loss of infinity."""
+        if self.failed_attempts(claim.candidate.slot) + 1 >= ATTEMPTS:
+            self._set_attribute(claim.trial_id, "reason", f"{FAILED}: {reason}")
+            self._finish(claim.trial_id, TrialState.COMPLETE, float("inf"))
+        else:
+            self._end_unfinished(claim.trial_id, f"{FAILED}: {reason}")
+
+    def release(self, claim: Claim) -> None:
+        """Give a slot back untrained, without counting an attempt."""
+        self._end_unfinished(claim.trial_id, YIELDED)
+
+    def failed_attempts(self, slot: int) -> int:
+        """How often this slot's candidate failed or its worker was lost."""
+        reasons = [
+            t.user_attrs.get("reason", "") for t in self._trials(TrialState.FAIL) if t.user_attrs["slot"] == slot
+        ]
+        return sum(reason.startswith((FAILED, LOST)) for reason in reasons)
+
+    @contextmanager
+    def heartbeat(self, claim: Claim, every_s: float = HEARTBEAT_S) -> Iterator[None]:
+        """Keep a claim alive from a thread while the body trains."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(every_s):
+                try:
+                    self._set_attribute(claim.trial_id, "heartbeat_s", time.time())
+                except StorageInternalError:
+                    logging.getLogger(__name__).warning("no heartbeat for slot %d: storage", claim.candidate.slot)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def take_over_abandoned(self) -> int:
+        """Fail the claims of workers that are gone; returns how many."""
+        abandoned = [t for t in self._trials(TrialState.RUNNING) if self._is_abandoned(t)]
+        for trial in abandoned:
+            self._end_unfinished(trial._trial_id, LOST)
+        return len(abandoned)
+
+    def _is_abandoned(self, trial: FrozenTrial) -> bool:
+        worker = WorkerIdentity(**trial.user_attrs["worker"])
+        if worker.host == self._worker.host:
+            return not worker.is_alive()
+        return time.time() - float(trial.user_attrs["heartbeat_s"]) > self._ttl_s
+
+    def _try_claim(self, candidate: Candidate) -> Claim | None:
+        """Add a RUNNING trial and look who came first."""
+        if self.failed_attempts(candidate.slot) >= ATTEMPTS:
+            self._add(candidate, TrialState.COMPLETE, float("inf"), reason="lost its worker at every attempt")
+            return None
+        token = uuid4().hex
+        self._add(candidate, TrialState.RUNNING, None, token=token)
+        rivals = [
+            t for t in self._trials(TrialState.RUNNING, TrialState.COMPLETE) if t.user_attrs["slot"] == candidate.slot
+        ]
+        mine = [t for t in rivals if t.user_attrs.get("token") == token]
+        won = bool(mine) and rivals[0] is mine[0]
+        for trial in mine[1:] if won else mine:
+            self._end_unfinished(trial._trial_id, YIELDED)
+        return Claim(mine[0]._trial_id, candidate) if won else None
+
+    def _add(self, candidate: Candidate, state: TrialState, loss_nats: float | None, **extra: str) -> None:
+        attributes = candidate.attributes() | {
+            "worker": self._worker.as_dict(),
+            "heartbeat_s": time.time(),
+            **extra,
+        }
+        trial = optuna.trial.create_trial(state=state, value=loss_nats, user_attrs=attributes)
+        _retried(lambda: self._study.add_trial(trial))
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """In the order of their numbers."""
+        return _retried(lambda: self._study.get_trials(deepcopy=False, states=states))
+
+    def _end_unfinished(self, trial_id: int, reason: str) -> None:
+        self._set_attribute(trial_id, "reason", reason)
+        self._finish(trial_id, TrialState.FAIL)
+
+    def _set_attribute(self, trial_id: int, key: str, value: Any) -> None:
+        """Ignored on a trial that somebody has ended meanwhile."""
+        try:
+            _retried(lambda: self._storage.set_trial_user_attr(trial_id, key, value))
+        except UpdateFinishedTrialError:
+            return
+
+    def _finish(self, trial_id: int, state: TrialState, loss_nats: float | None = None) -> bool:
+        values = None if loss_nats is None else [loss_nats]
+        try:
+            return bool(_retried(lambda: self._storage.set_trial_state_values(trial_id, state, values)))
+        except UpdateFinishedTrialError:
+            return False
+
+
+def _finished(trial: FrozenTrial) -> FinishedTrial:
+    attributes = {f.name: trial.user_attrs[f.name] for f in fields(FinishedTrial) if f.name != "loss_nats"}
+    return FinishedTrial(loss_nats=float(trial.values[0]), **attributes)
+
+
+def _sampler() -> optuna.samplers.BaseSampler:
+    return optuna.samplers.RandomSampler()  # never asked: the proposer fills the slots
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    """Wait for sqlite's file lock; make sure that its directory is there; drop Postgres connections that died."""
+    if not url.startswith("sqlite"):
+        return {"pool_pre_ping": True}
+    Path(url.partition("///")[2]).parent.mkdir(parents=True, exist_ok=True)
+    return {"connect_args": {"timeout": 60}}
+
+
+def _retried(operation: Callable[[], T]) -> T:
+    """Run a storage operation, again after a pause when the database is locked, out of reach or just being set up."""
+    from sqlalchemy.exc import DBAPIError
+
+    for attempt in range(LOCKED_RETRIES):
+        try:
+            return operation()
+        except (StorageInternalError, DBAPIError):
+            if attempt == LOCKED_RETRIES - 1:
+                raise
+            time.sleep(0.05 * 2**attempt)
+    raise AssertionError("unreachable")

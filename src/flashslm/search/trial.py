@@ -1,0 +1,77 @@
+"""What the search passes around: a candidate to train, what its training gave, a finished trial."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flashslm.models.accounting import parameters
+from flashslm.models.architecture import Architecture
+
+
+class TrialFailed(RuntimeError):
+    """One candidate's training failed for a reason that lies in the candidate, such as divergence or lack of memory."""
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """Proxy loss in nats a token, and how long the training took."""
+
+    loss_nats: float
+    train_time_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One numbered slot of the search, filled with an architecture."""
+
+    slot: int
+    cycle: int
+    notation: str  # stages and repeats, e.g. (DFMF AFMF)x2 | (DFMF)x2
+    architecture: Architecture
+    latency_ms: float  # predicted by the table, per decoded token
+    parent: int | None  # slot
+    mutation: str  # seed, random, or the kind of mutation
+
+    @property
+    def operators(self) -> str:
+        return self.architecture.operators
+
+    def attributes(self) -> dict[str, Any]:
+        """As the study keeps it; `FinishedTrial` reads it back."""
+        return {
+            "slot": self.slot,
+            "cycle": self.cycle,
+            "notation": self.notation,
+            "operators": self.operators,
+            "width": self.architecture.hidden_size,
+            "latency_ms": self.latency_ms,
+            "parameters": parameters(self.architecture)["total"],
+            "digest": self.architecture.digest,
+            "parent": self.parent,
+            "mutation": self.mutation,
+        }
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    """A trained candidate; a loss of infinity says that its training failed for good."""
+
+    slot: int
+    cycle: int
+    notation: str
+    operators: str
+    width: int
+    latency_ms: float
+    parameters: int
+    digest: str
+    parent: int | None
+    mutation: str
+    loss_nats: float
+
+    @property
+    def succeeded(self) -> bool:
+        return math.isfinite(self.loss_nats)
+
+    def record(self) -> dict[str, Any]:
+        """JSON values; the loss of a failed trial is null."""
+        return asdict(self) | {"loss_nats": self.loss_nats if self.succeeded else None}

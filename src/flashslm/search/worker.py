@@ -1,0 +1,84 @@
+"""One search worker: claim a slot, train its candidate, record the loss, until every slot is finished."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flashslm.search.evolution import Proposer
+from flashslm.search.study import Claim, SearchStudy
+from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed, TrialOutcome
+
+POLL_S = (0.05, 5.0)  # first and longest pause while other workers hold all open slots
+
+Train = Callable[[Candidate], TrialOutcome]
+OnTrial = Callable[[Candidate, TrialOutcome], None]
+
+
+@dataclass
+class WorkerSummary:
+    """What this worker did, and how many trials the study has finished in all."""
+
+    trained: int = 0
+    failed: int = 0
+    completed: int = 0
+    waited_s: float = 0.0
+
+
+def run_worker(study: SearchStudy, proposer: Proposer, train: Train, on_trial: OnTrial | None = None) -> WorkerSummary:
+    """Work until no slot is left. `train` may raise TrialFailed; any other exception frees the slot and goes on up."""
+    summary = WorkerSummary()
+    for cycle in range(proposer.num_cycles):
+        history = study.finished()
+        summary.completed = len(history)
+        candidates = proposer.propose(cycle, history)
+        _work_off(study, candidates, train, on_trial, summary)
+    summary.completed = len(study.finished())
+    return summary
+
+
+def _work_off(
+    study: SearchStudy,
+    candidates: list[Candidate],
+    train: Train,
+    on_trial: OnTrial | None,
+    summary: WorkerSummary,
+) -> None:
+    """Train free candidates of one cycle until all of it is finished, by this worker or others."""
+    pause_s = POLL_S[0]
+    wanted = {c.slot for c in candidates}
+    while not wanted <= {t.slot for t in study.finished()}:
+        claim = study.claim(candidates)
+        if claim is None:
+            time.sleep(pause_s)
+            summary.waited_s += pause_s
+            pause_s = min(1.5 * pause_s, POLL_S[1])
+            continue
+        pause_s = POLL_S[0]
+        outcome = _train_claim(study, claim, train)
+        if outcome is None:
+            summary.failed += 1
+            continue
+        summary.trained += 1
+        if on_trial is not None:
+            on_trial(claim.candidate, outcome)
+
+
+def _train_claim(study: SearchStudy, claim: Claim, train: Train) -> TrialOutcome | None:
+    """The outcome, recorded; None for a failure, recorded too."""
+    try:
+        with study.heartbeat(claim):
+            outcome = train(claim.candidate)
+        if not math.isfinite(outcome.loss_nats):
+            raise TrialFailed(f"the proxy loss is {outcome.loss_nats}")
+    except (TrialFailed, MemoryError) as error:
+        study.fail(claim, str(error))
+        return None
+    except BaseException:
+        study.release(claim)
+        raise
+    study.complete(claim, outcome)
+    return outcome
+
+
+__all__ = ["Candidate", "FinishedTrial", "TrialFailed", "TrialOutcome", "WorkerSummary", "run_worker"]

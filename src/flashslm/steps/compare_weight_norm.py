@@ -1,0 +1,32 @@
+"""compare_weight_norm: the ablation report, and the checkpoint that goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flashslm.steps.context import StepContext
+from flashslm.training.ablation import VariantRun, choose_deployed, compare, load_run
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Outputs `ablation` (ablation.json) and `chosen` (the deployed run's checkpoint, the same object)."""
+    manifests = context.manifests("checkpoints")
+    runs = [_read(context.fetch_manifest(manifest)) for manifest in manifests]
+    ablation = compare(runs)
+    deployed = choose_deployed(runs, context.config.training.deploy)
+    context.publish_json("ablation", {"ablation.json": ablation.model_dump(mode="json")}, {"verdict": ablation.verdict})
+    context.outputs["chosen"] = manifests[runs.index(deployed)]
+    return {
+        **{f"validation_loss_{v.weight_norm}_nats": v.validation_loss_nats for v in ablation.variants},
+        "difference_nats": ablation.difference_nats,
+        "step_time_increase": ablation.step_time_increase,
+        "chosen_weight_norm": deployed.weight_norm,
+        "chosen_seed": str(deployed.seed),
+        "summary": f"{ablation.verdict}; weight_norm={deployed.weight_norm}, seed {deployed.seed} goes on",
+    }
+
+
+def _read(directory: Path) -> VariantRun:
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    training = json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    return load_run(training, [json.loads(line) for line in lines])

@@ -1,0 +1,88 @@
+"""What a step is given: its sections of the recipe, its inputs, the object store and its MLflow run."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flashslm.config import RunConfig, digest
+from flashslm.platform.events import Events
+from flashslm.platform.object_store import Manifest, ObjectStore
+from flashslm.platform.settings import Settings
+from flashslm.platform.tracking import Task
+
+
+def tree_cache() -> Path:
+    """Where fetched trees are kept between steps, by sha256: $FLASHSLM_CACHE, else .flashslm/trees."""
+    return Path(os.environ.get("FLASHSLM_CACHE", ".flashslm/trees"))
+
+
+@dataclass
+class StepContext:
+    """Inputs are manifests (a list where a step collects several); outputs appear in `outputs` once published."""
+
+    step: str
+    config: RunConfig
+    settings: Settings
+    store: ObjectStore
+    task: Task
+    events: Events
+    inputs: dict[str, Manifest | list[Manifest]]
+    parameters: dict[str, str]
+    outputs: dict[str, Manifest] = field(default_factory=dict)
+
+    def manifest(self, name: str) -> Manifest:
+        found = self.inputs[name]
+        assert isinstance(found, Manifest)
+        return found
+
+    def manifests(self, name: str) -> list[Manifest]:
+        found = self.inputs[name]
+        return found if isinstance(found, list) else [found]
+
+    def fetch(self, name: str) -> Path:
+        """The directory of one input, verified against its sha256."""
+        return self.fetch_manifest(self.manifest(name))
+
+    def fetch_manifest(self, manifest: Manifest) -> Path:
+        return self.store.get_tree(manifest, tree_cache() / manifest.sha256)
+
+    def read_json(self, name: str, file: str) -> Any:
+        return json.loads((self.fetch(name) / file).read_text(encoding="utf-8"))
+
+    def publish(self, name: str, directory: Path, metadata: dict[str, Any]) -> Manifest:
+        """Store a directory as this step's output `name`; `metadata` travels in the manifest."""
+        self.outputs[name] = self.store.put_tree(directory, kind=name, metadata=metadata)
+        return self.outputs[name]
+
+    def publish_json(self, name: str, files: dict[str, Any], metadata: dict[str, Any]) -> Manifest:
+        """Store JSON documents (file name -> value) as this step's output `name`."""
+        with self.scratch() as directory:
+            for file, value in files.items():
+                write_json(directory / file, value)
+            return self.publish(name, directory, metadata)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix=f"flashslm-{self.step}-") as directory:
+            yield Path(directory)
+
+    def run_key(self, **extra: str) -> str:
+        """Identity of this step's work: configuration, inputs, code. What a retry of the same work finds again."""
+        return digest(
+            {
+                "step": self.step,
+                "config": self.config.for_step(self.step),
+                "inputs": {name: [m.sha256 for m in self.manifests(name)] for name in sorted(self.inputs)},
+                "code": self.parameters.get("code_digest", ""),
+                **extra,
+            }
+        )[:32]
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")

@@ -1,0 +1,61 @@
+"""export_model: the Hugging Face directory, the TensorRT-LLM bundle, the parity proof, the measured latency."""
+
+from typing import Any
+
+from flashslm.data.loader import TokenLoader
+from flashslm.export.huggingface import export_huggingface
+from flashslm.export.parity import check_parity
+from flashslm.export.tensorrt_llm import export_tensorrt_llm
+from flashslm.export.verify import verify_export
+from flashslm.hardware import device_fingerprint, pick_device
+from flashslm.models.accounting import parameters
+from flashslm.models.serialization import load_model
+from flashslm.profiling.latency_table import LatencyTable
+from flashslm.profiling.measure import ModelPoint, measure_models
+from flashslm.steps.context import StepContext, write_json
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Outputs `exported`: huggingface/, tensorrt_llm/, export.json. Fails if the reload's logits differ."""
+    config = context.config
+    dataset = context.fetch("dataset")
+    model = load_model(context.fetch("chosen"))
+    with context.scratch() as directory:
+        huggingface, bundle = directory / "huggingface", directory / "tensorrt_llm"
+        export_huggingface(model, dataset / "tokenizer", huggingface, config.export)
+        export_tensorrt_llm(huggingface, bundle)
+        for exported in (huggingface, bundle):
+            if problems := verify_export(exported):
+                raise RuntimeError(f"export of {exported.name} breaks its contract: " + "; ".join(map(str, problems)))
+        loader = TokenLoader(dataset, "validation", config.export.parity_tokens, 1, seed=0)
+        parity = check_parity(model, huggingface, loader.batch(0).tokens_BT, config.export.parity_tolerance)
+        facts = measure(context, model) | {
+            "parity_max_abs_difference": parity.max_abs_difference,
+            "dtype": config.export.dtype,
+        }
+        write_json(directory / "export.json", facts)
+        context.publish("exported", directory, facts)
+    return {
+        **{k: v for k, v in facts.items() if isinstance(v, int | float)},
+        "summary": f"{facts['parameters']:,} parameters, {facts['latency_ms']:.3f} ms/token; "
+        f"reloaded logits within {parity.max_abs_difference:.1e}",
+    }
+
+
+def measure(context: StepContext, model: Any) -> dict[str, Any]:
+    """Decode latency of the whole model beside the table's prediction, size, and the device both belong to."""
+    config, architecture = context.config, model.architecture
+    table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
+    device = pick_device(config.profiling.device)
+    point = ModelPoint(architecture, config.latency.context, config.latency.batch)
+    timing = measure_models([point], config.profiling)[0]
+    return {
+        "latency_ms": timing.median_ms,
+        "latency_p90_ms": timing.p90_ms,
+        "predicted_latency_ms": table.predict_ms(architecture, config.latency.context, config.latency.batch),
+        "context": config.latency.context,
+        "batch": config.latency.batch,
+        "parameters": parameters(architecture)["total"],
+        "operators": architecture.operators,
+        "device": device_fingerprint(device).id,
+    }

@@ -1,0 +1,29 @@
+"""gate: compare the candidate with the recipe's limits and the champion."""
+
+from typing import Any
+
+from flashslm.platform import registry
+from flashslm.platform.gate import Measured, decide
+from flashslm.steps.context import StepContext
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Outputs `verdict`: verdict.json; the result's `decision` is "promote" or "hold"."""
+    limits = context.config.gate
+    exported, evaluation = context.manifest("exported"), context.manifest("evaluation")
+    candidate = Measured(
+        sha256=exported.sha256,
+        perplexity=evaluation.metadata["perplexity"],
+        latency_ms=exported.metadata["latency_ms"],
+        parameters=exported.metadata["parameters"],
+        device=exported.metadata["device"],
+        dataset_sha256=evaluation.metadata["dataset_sha256"],
+    )
+    current = registry.champion(context.settings, limits.model_name)
+    champion = Measured.model_validate(current.facts) if current else None
+    verdict = decide(candidate, champion, current.version if current else "", limits)
+    context.publish_json("verdict", {"verdict.json": verdict.model_dump(mode="json")}, {"decision": verdict.decision})
+    return {
+        "decision": verdict.decision,
+        "summary": f"{verdict.decision}: {'; '.join(verdict.reasons) or 'all checks pass'}",
+    }

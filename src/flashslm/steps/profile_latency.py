@@ -1,0 +1,34 @@
+"""profile_latency: measure the latency table and the depth-width sweep on the present device."""
+
+from typing import Any
+
+from flashslm.profiling.additivity import check_additivity
+from flashslm.profiling.depth_width import measure_depth_width
+from flashslm.profiling.measure import measure_latency_table
+from flashslm.steps.context import StepContext
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Outputs `latency_table`: latency_table.json, depth_width.json, check.json."""
+    config = context.config
+    vocab_size = context.manifest("dataset").metadata["vocab_size"]
+    table = measure_latency_table(config.profiling, config.model, vocab_size)
+    context.events.emit("progress", f"{len(table.entries)} table entries measured")
+    check = check_additivity(table, config.profiling, config.model, vocab_size)
+    sweep = measure_depth_width(config.profiling, config.model, vocab_size)
+    context.publish_json(
+        "latency_table",
+        {
+            "latency_table.json": table.model_dump(mode="json"),
+            "check.json": check.model_dump(mode="json"),
+            "depth_width.json": sweep.model_dump(mode="json"),
+        },
+        {"device": table.device.id, "entries": len(table.entries)},
+    )
+    return {
+        "table_entries": len(table.entries),
+        "residual_median_relative": check.median_relative,
+        "residual_worst_relative": check.worst_relative,
+        "summary": f"{len(table.entries)} entries on {table.device.name}; sum against whole models: "
+        f"median error {check.median_relative:.1%}, worst {check.worst_relative:.1%}",
+    }

@@ -1,0 +1,75 @@
+"""What a recipe must satisfy beyond its field types: checked before anything starts. No torch here."""
+
+from collections.abc import Iterator
+
+from flashslm.config import RunConfig
+from flashslm.models.architecture import InfeasibleArchitecture, build_architecture, parse_operators
+
+
+def problems(config: RunConfig) -> list[str]:
+    """Every inconsistency of a recipe, each as: where, what was given, what is allowed."""
+    return [*_operators(config), *_grid(config), *_sizes(config), *_lengths(config)]
+
+
+def _operators(config: RunConfig) -> Iterator[str]:
+    notations = {
+        "scaling.block": config.scaling.block,
+        "latency.reference_operators": config.latency.reference_operators,
+    }
+    notations |= {f"search.seed_designs[{i}]": text for i, text in enumerate(config.search.seed_designs)}
+    for where, text in notations.items():
+        try:
+            operators = parse_operators(text)
+        except InfeasibleArchitecture as error:
+            yield f"{where}: {error}"
+            continue
+        limit = config.search.max_operators
+        if where.startswith("search") and len(operators) > limit:
+            yield f"{where}: '{text}' has {len(operators)} operators, search.max_operators allows {limit}"
+
+
+def _grid(config: RunConfig) -> Iterator[str]:
+    """The latency table answers only for what it measured."""
+    profiling, latency = config.profiling, config.latency
+    used = {"search.widths": config.search.widths}
+    if not latency.target_ms:
+        used["latency.reference_width"] = (latency.reference_width,)
+    for where, widths in used.items():
+        if missing := sorted(set(widths) - set(profiling.widths)):
+            yield f"{where}: {missing} not in profiling.widths {list(profiling.widths)}: the table must measure them"
+    if not min(profiling.contexts) <= latency.context <= max(profiling.contexts):
+        yield f"latency.context: {latency.context} is outside profiling.contexts {list(profiling.contexts)}"
+    if latency.batch not in profiling.batches:
+        yield f"latency.batch: {latency.batch} not in profiling.batches {list(profiling.batches)}"
+
+
+def _sizes(config: RunConfig) -> Iterator[str]:
+    widths = {*config.profiling.widths, *config.search.widths, *config.scaling.widths, config.scaling.holdout_width}
+    for width in sorted(widths):
+        try:
+            built = build_architecture("DMAF", width, config.model, vocab_size=config.data.vocab_size)
+        except ValueError as error:
+            yield f"model, at width {width}: {error}"
+            continue
+        if built.mamba_heads % 8:  # asserted by the published code for this family
+            yield (
+                f"model, at width {width}: {built.mamba_heads} Mamba-2 heads, must be a multiple of 8; "
+                f"change model.mamba_head_dim ({config.model.mamba_head_dim}) or the width"
+            )
+
+
+def _lengths(config: RunConfig) -> Iterator[str]:
+    """Meta tokens take positions too."""
+    limit = config.model.max_position_embeddings
+    longest = {
+        "training.sequence_length": config.training.sequence_length,
+        "evaluation.sequence_length": config.evaluation.sequence_length,
+        "evaluation.needle_lengths": max(config.evaluation.needle_lengths, default=0),
+        "latency.context": config.latency.context,
+    }
+    for where, length in longest.items():
+        if length + config.model.num_meta_tokens > limit:
+            yield (
+                f"{where}: {length} and {config.model.num_meta_tokens} meta tokens exceed "
+                f"model.max_position_embeddings {limit}"
+            )

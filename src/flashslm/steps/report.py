@@ -1,0 +1,53 @@
+"""report: the run's HTML report, from its artifacts, into the object store and MLflow."""
+
+from typing import Any
+
+from flashslm.platform.object_store import Manifest
+from flashslm.profiling.latency_table import LatencyTable
+from flashslm.reporting.html import RunArtifacts, figures, render
+from flashslm.steps.context import StepContext
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Outputs `report`: report.html and lineage.json (name, uri, sha256, bytes of every artifact of the run)."""
+    artifacts = collect(context)
+    drawn = figures(artifacts)
+    with context.scratch() as directory:
+        page = directory / "report.html"
+        page.write_text(render(artifacts, drawn), encoding="utf-8")
+        context.task.log_file(page)
+        for name, figure in drawn.items():
+            context.task.log_figure(figure, f"plots/{name}.png")
+        manifest = context.publish("report", directory, {"inputs": lineage(context)})
+    return {"report_bytes": manifest.bytes, "summary": f"report.html, {manifest.bytes / 1e3:.0f} kB"}
+
+
+def lineage(context: StepContext) -> list[dict[str, Any]]:
+    named: list[tuple[str, Manifest]] = [(name, context.manifest(name)) for name in context.inputs]
+    return [{"name": name} | manifest.model_dump() for name, manifest in named]
+
+
+def collect(context: StepContext) -> RunArtifacts:
+    """Read every document the report shows."""
+    read = context.read_json
+    export = read("exported", "export.json")
+    table = read("latency_table", "latency_table.json")
+    return RunArtifacts(
+        name=context.config.name,
+        latency_table=table,
+        latency_check=read("latency_table", "check.json"),
+        depth_width=read("latency_table", "depth_width.json"),
+        scaling=read("scaling_law", "scaling_law.json"),
+        architecture=read("architecture", "architecture.json"),
+        history=read("architecture", "history.json"),
+        pareto=read("architecture", "pareto.json"),
+        best=read("architecture", "best.json"),
+        ablation=read("ablation", "ablation.json"),
+        evaluation=read("evaluation", "evaluation.json"),
+        export=export,
+        verdict=read("verdict", "verdict.json"),
+        latency_context=export["context"],
+        latency_batch=export["batch"],
+        device_name=LatencyTable.model_validate(table).device.name,
+        lineage=lineage(context),
+    )

@@ -1,0 +1,74 @@
+"""Run one step: the single entry that KFP components and the command line share."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flashslm.config import STEP_SECTIONS, from_step_json
+from flashslm.platform import tracking
+from flashslm.platform.events import Events
+from flashslm.platform.object_store import Manifest, ObjectStore
+from flashslm.platform.process import die_with_parent
+from flashslm.platform.settings import Settings
+from flashslm.steps.context import StepContext
+
+
+def run_step(
+    name: str,
+    *,
+    config: str,
+    inputs: Mapping[str, str | Sequence[str]] | None = None,
+    outputs: Mapping[str, str] | None = None,
+    parameters: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run step `name` and write a manifest for each output.
+
+    `config` is what `RunConfig.for_step` wrote; `inputs` and `outputs` are paths of manifest files. Returns the step's
+    result: numbers with units in their names, `summary` (one line), and what the pipeline branches on.
+    """
+    if name not in STEP_SECTIONS:
+        raise ValueError(f"step '{name}' is unknown; allowed: {', '.join(STEP_SECTIONS)}")
+    die_with_parent()
+    settings = Settings.from_env()
+    variant = {k: v for k, v in (parameters or {}).items() if k != "code_digest"}
+    label = " ".join([name, *(f"{k}={v}" for k, v in sorted(variant.items()))])
+    events = Events.from_env(name, label)
+    events.emit("start")
+    try:
+        with tracking.task(settings, label, tags={"step": name} | variant) as task:
+            context = StepContext(
+                step=name,
+                config=from_step_json(config),
+                settings=settings,
+                store=ObjectStore(settings),
+                task=task,
+                events=events,
+                inputs=_read_manifests(inputs or {}),
+                parameters=dict(parameters or {}),
+            )
+            result = _execute(context, outputs or {})
+    except BaseException as error:
+        events.emit("fail", f"{type(error).__name__}: {error}")
+        raise
+    published = {name: manifest.model_dump() for name, manifest in context.outputs.items()}
+    events.emit("end", str(result.get("summary", "")), outputs=published)
+    return result
+
+
+def _execute(context: StepContext, outputs: Mapping[str, str]) -> dict[str, Any]:
+    context.task.log_params(context.config.model_dump(mode="json", include=set(STEP_SECTIONS[context.step])))
+    result: dict[str, Any] = importlib.import_module(f"flashslm.steps.{context.step}").run(context)
+    context.task.log_metrics({k: float(v) for k, v in result.items() if isinstance(v, int | float)}, step=0)
+    context.task.set_tags({f"artifact.{name}": manifest.uri for name, manifest in context.outputs.items()})
+    for name, path in outputs.items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        context.outputs[name].write(Path(path))
+    return result
+
+
+def _read_manifests(inputs: Mapping[str, str | Sequence[str]]) -> dict[str, Manifest | list[Manifest]]:
+    read: dict[str, Manifest | list[Manifest]] = {}
+    for name, path in inputs.items():
+        read[name] = Manifest.read(Path(path)) if isinstance(path, str) else [Manifest.read(Path(p)) for p in path]
+    return read

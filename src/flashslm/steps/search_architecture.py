@@ -1,0 +1,109 @@
+"""search_architecture: one worker of the shared study."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from flashslm.config import digest
+from flashslm.hardware import pick_device
+from flashslm.models.architecture import repeat_block
+from flashslm.platform.tracking import Task
+from flashslm.profiling.latency_table import LatencyTable
+from flashslm.search.evolution import Proposer
+from flashslm.search.study import SearchStudy
+from flashslm.search.worker import Candidate, TrialFailed, TrialOutcome, run_worker
+from flashslm.steps.context import StepContext
+from flashslm.training.job import NonFiniteLoss
+from flashslm.training.proxy import ProxySettings, train_proxy
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Work on the study until every trial is finished; any number of workers may do so at once."""
+    study = open_study(context)
+
+    def on_trial(candidate: Candidate, outcome: TrialOutcome) -> None:
+        text = f"trial {candidate.slot}: {candidate.operators} at width {candidate.architecture.hidden_size}, "
+        context.events.emit("progress", text + f"loss {outcome.loss_nats:.3f}, {candidate.latency_ms:.3f} ms")
+
+    summary = run_worker(study, make_proposer(context), make_trainer(context), on_trial)
+    return {
+        "trained_trials": summary.trained,
+        "waited_s": summary.waited_s,
+        "worker": study.name,
+        "summary": f"{summary.trained} trials by this worker, {summary.completed} in the study",
+    }
+
+
+def open_study(context: StepContext) -> SearchStudy:
+    """The study is named by the work: same configuration, inputs and code = same study."""
+    if not context.settings.study_url:
+        raise ValueError("FLASHSLM_STUDY_URL is not set: give an Optuna storage such as sqlite:///study.db")
+    inputs = {name: context.manifest(name).sha256 for name in ("dataset", "latency_table", "scaling_law")}
+    work = {
+        "config": context.config.for_step("search_architecture"),
+        "inputs": inputs,
+        "code": context.parameters["code_digest"],
+    }
+    return SearchStudy.open(context.settings.study_url, f"search-{digest(work)[:32]}")
+
+
+def budget_ms(context: StepContext) -> float:
+    """The latency budget the scaling law's choice was made under."""
+    return float(context.manifest("scaling_law").metadata["budget_ms"])
+
+
+def make_proposer(context: StepContext) -> Proposer:
+    """The pure function from finished trials to the next candidates; the law's choice is one of the seed designs."""
+    config = context.config
+    table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
+    return Proposer(
+        config.search,
+        config.model,
+        context.manifest("dataset").metadata["vocab_size"],
+        table=table,
+        latency=config.latency,
+        budget_ms=budget_ms(context),
+        seed=config.seed,
+        extra_seed_designs=law_designs(context),
+    )
+
+
+def law_designs(context: StepContext) -> tuple[str, ...]:
+    """The scaling law's choice as a seed design; none if it is deeper than the search may go."""
+    config = context.config
+    operators = repeat_block(config.scaling.block, context.manifest("scaling_law").metadata["depth"])
+    return (operators,) if len(operators) <= config.search.max_operators else ()
+
+
+def make_trainer(context: StepContext) -> Callable[[Candidate], TrialOutcome]:
+    """Short-train one candidate inside its own nested MLflow run."""
+    config = context.config
+    dataset = context.fetch("dataset")
+    settings = ProxySettings(
+        steps=config.search.steps,
+        batch_size=config.search.batch_size,
+        sequence_length=config.search.sequence_length,
+        learning_rate=config.search.learning_rate,
+        seed=config.seed,
+        validation_batches=config.search.validation_batches,
+        device=pick_device(config.profiling.device),
+        threads=config.profiling.threads,
+    )
+
+    def train(candidate: Candidate) -> TrialOutcome:
+        with context.task.nested(f"trial {candidate.slot}", params=candidate.attributes()) as trial:
+            try:
+                result = train_proxy(candidate.architecture, dataset, settings, on_metrics=partial(_log_row, trial))
+            except (NonFiniteLoss, torch.OutOfMemoryError) as error:
+                raise TrialFailed(str(error)) from error
+            final = {"proxy_loss_nats": result.loss_nats, "latency_ms": candidate.latency_ms}
+            trial.log_metrics(final, step=config.search.steps)
+        return TrialOutcome(loss_nats=result.loss_nats, train_time_s=result.train_time_s)
+
+    return train
+
+
+def _log_row(trial: Task, step: int, values: dict[str, float]) -> None:
+    trial.log_metrics(values, step)

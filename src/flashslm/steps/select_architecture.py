@@ -1,0 +1,32 @@
+"""select_architecture: read the finished study: the winner, the whole history, the Pareto front."""
+
+from typing import Any
+
+from flashslm.models.architecture import build_architecture
+from flashslm.search.result import search_result
+from flashslm.steps.context import StepContext
+from flashslm.steps.search_architecture import budget_ms, open_study
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Outputs `architecture`: architecture.json, history.json, pareto.json, best.json."""
+    found = search_result(open_study(context).finished(), budget_ms(context))
+    best, history = found.best, found.history
+    vocab_size = context.manifest("dataset").metadata["vocab_size"]
+    architecture = build_architecture(best["operators"], best["width"], context.config.model, vocab_size)
+    files = {
+        "architecture.json": architecture.model_dump(mode="json"),
+        "history.json": history,
+        "pareto.json": found.pareto,
+        "best.json": best,
+    }
+    facts = {"operators": architecture.operators, "width": architecture.hidden_size, "digest": architecture.digest}
+    context.publish_json("architecture", files, facts)
+    return {
+        "trials": len(history),
+        "distinct_architectures": len({t["operators"] for t in history}),
+        "proxy_loss_nats": best["loss_nats"],
+        "latency_ms": best["latency_ms"],
+        "summary": f"{architecture.operators} at width {architecture.hidden_size}: proxy loss {best['loss_nats']:.3f} "
+        f"nats, {best['latency_ms']:.3f} ms/token, best of {len(history)} trials",
+    }

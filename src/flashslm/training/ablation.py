@@ -1,0 +1,112 @@
+"""The weight-norm ablation: both variants' curves, their difference with the seeds' spread, norms and cost per step."""
+
+import statistics
+from typing import Any
+
+from pydantic import BaseModel
+
+
+class VariantRun(BaseModel):
+    """One pretraining run: `history` rows are the trainer's metric lines."""
+
+    weight_norm: str  # "on" or "off"
+    seed: int
+    validation_loss_nats: float
+    history: list[dict[str, float]]
+
+    def series(self, key: str) -> list[tuple[int, float]]:
+        return [(int(row["step"]), row[key]) for row in self.history if key in row]
+
+
+class VariantSummary(BaseModel):
+    """Mean over seeds; `spread_nats` is the seeds' standard deviation (absent with one seed)."""
+
+    weight_norm: str
+    seeds: list[int]
+    validation_loss_nats: float
+    spread_nats: float | None
+    step_time_ms: float
+    final_weight_norm: float
+    final_gradient_norm: float
+
+
+class Ablation(BaseModel):
+    """`difference_nats` is on minus off (negative: weight normalisation is better), paired by seed."""
+
+    variants: list[VariantSummary]
+    difference_nats: float | None
+    difference_spread_nats: float | None
+    step_time_increase: float | None
+    curves: dict[str, dict[str, list[tuple[int, float]]]]  # run label -> metric -> (step, value)
+    verdict: str
+
+
+CURVES = ("loss_nats", "validation_loss_nats", "weight_norm", "gradient_norm")
+
+
+def compare(runs: list[VariantRun]) -> Ablation:
+    """Compare every run with weight normalisation with its twin without (paper section 3.3, tables 4 and 12)."""
+    by_variant = {name: [r for r in runs if r.weight_norm == name] for name in ("on", "off")}
+    summaries = {name: _summarise(name, group) for name, group in by_variant.items() if group}
+    twins = {r.seed: r.validation_loss_nats for r in by_variant["off"]}
+    differences = [r.validation_loss_nats - twins[r.seed] for r in by_variant["on"] if r.seed in twins]
+    mean = statistics.fmean(differences) if differences else None
+    spread = statistics.stdev(differences) if len(differences) > 1 else None
+    return Ablation(
+        variants=list(summaries.values()),
+        difference_nats=mean,
+        difference_spread_nats=spread,
+        step_time_increase=_step_time_increase(summaries),
+        curves={f"{r.weight_norm}, seed {r.seed}": {key: r.series(key) for key in CURVES} for r in runs},
+        verdict=_verdict(mean, spread, len(differences)),
+    )
+
+
+def choose_deployed(runs: list[VariantRun], deploy: str) -> VariantRun:
+    """The run that goes on: the named variant, or the one of lower mean loss; of its seeds the best."""
+    variants = sorted({r.weight_norm for r in runs}) if deploy == "best" else [deploy]
+    groups = [[r for r in runs if r.weight_norm == name] for name in variants]
+    best = min(groups, key=lambda group: statistics.fmean(r.validation_loss_nats for r in group))
+    return min(best, key=lambda r: (r.validation_loss_nats, r.seed))
+
+
+def _summarise(name: str, group: list[VariantRun]) -> VariantSummary:
+    losses = [r.validation_loss_nats for r in group]
+    return VariantSummary(
+        weight_norm=name,
+        seeds=[r.seed for r in group],
+        validation_loss_nats=statistics.fmean(losses),
+        spread_nats=statistics.stdev(losses) if len(losses) > 1 else None,
+        step_time_ms=statistics.median([value for r in group for _, value in r.series("step_time_ms")]),
+        final_weight_norm=statistics.fmean(r.series("weight_norm")[-1][1] for r in group),
+        final_gradient_norm=statistics.fmean(r.series("gradient_norm")[-1][1] for r in group),
+    )
+
+
+def _step_time_increase(summaries: dict[str, VariantSummary]) -> float | None:
+    if len(summaries) < 2:
+        return None
+    return summaries["on"].step_time_ms / summaries["off"].step_time_ms - 1
+
+
+def _verdict(mean: float | None, spread: float | None, pairs: int) -> str:
+    """A difference within two standard errors of the seeds' spread is a tie; one seed decides nothing."""
+    if mean is None:
+        return "only one variant was trained: nothing to compare"
+    better = "on" if mean < 0 else "off"
+    if spread is None:
+        return f"weight_norm={better} is {abs(mean):.4f} nats better with one seed: no spread, no claim"
+    error: float = spread / pairs**0.5
+    if abs(mean) <= 2 * error:
+        return f"tie: difference {mean:+.4f} nats, standard error {error:.4f} over {pairs} seeds"
+    return f"weight_norm={better} is better by {abs(mean):.4f} nats, standard error {error:.4f} over {pairs} seeds"
+
+
+def load_run(training: dict[str, Any], history: list[dict[str, float]]) -> VariantRun:
+    """A run from its checkpoint's training.json and metrics.jsonl."""
+    return VariantRun(
+        weight_norm=training["weight_norm"],
+        seed=training["seed"],
+        validation_loss_nats=training["validation_loss_nats"],
+        history=history,
+    )

@@ -1,0 +1,127 @@
+"""One node, several processes under torchrun: process group, FSDP2 sharding, and the few collectives the loop needs.
+
+Without torchrun's environment every function here is the identity, so the loop has one form. FSDP2 and DTensor are
+imported where they are used: they add a second to the start of a process that does not need them.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process' place; `is_main` is the rank that logs and saves."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def current_world() -> World:
+    """The initialised process group, or a world of one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return World()
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def world_from_environment() -> Iterator[World]:
+    """Join the process group that torchrun's RANK, WORLD_SIZE and LOCAL_RANK describe, and leave it afterwards.
+
+    Each rank takes the GPU of its local rank. Host-side collectives go over gloo, those of GPU tensors over NCCL.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World()
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
+    try:
+        yield current_world()
+    finally:
+        dist.destroy_process_group()
+
+
+def shard_model(model: nn.Module) -> None:
+    """Shard parameters, gradients and so the optimizer state over all ranks, a layer at a time (FSDP2), in place.
+
+    Parameters stay fp32 also while gathered: under autocast a sharded run then computes what a single process does.
+    """
+    world = current_world()
+    if world.size == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    device = next(model.parameters()).device
+    mesh = init_device_mesh(device.type, (world.size,))
+    for layer in model.get_submodule("layers").children():
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "loss")
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor (a collective: every rank must call); any other tensor as it is."""
+    if current_world().size == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def copy_full_(target: Tensor, value: Tensor | None) -> None:
+    """Fill a parameter or its moment from the whole value on rank 0; other ranks may pass None (a collective)."""
+    if value is None:
+        value = torch.empty(target.shape, dtype=target.dtype)
+    if current_world().size > 1:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(target, DTensor)
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)
+
+
+def gather_to_main(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Whole tensors on rank 0's host, one at a time, and nothing on the other ranks (a collective)."""
+    is_main, gathered = current_world().is_main, {}
+    for name, tensor in tensors:
+        whole = full_tensor(tensor.detach())
+        if is_main:
+            gathered[name] = whole.cpu()
+    return gathered
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum of a plain tensor over all ranks."""
+    if current_world().size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_value(value: Value) -> Value:
+    """Rank 0's Python value on every rank."""
+    if current_world().size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on some rank; never waits for a GPU."""
+    return bool(sum_over_ranks(torch.tensor(int(flag))).item())

@@ -1,0 +1,28 @@
+"""AdamW with weight decay on matrices alone."""
+
+import torch
+from torch import nn
+
+from flashslm.config import TrainingConfig
+
+NO_DECAY = ("meta_tokens",)  # two-dimensional, yet a learned prefix rather than a weight matrix
+FUSED_DEVICES = ("cuda", "cpu")
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW in two groups: norms, biases, other one-dimensional parameters and meta tokens are not decayed.
+
+    One fused kernel per step where the device has it.
+    """
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (kept if parameter.ndim < 2 or name in NO_DECAY else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    fused = next(model.parameters()).device.type in FUSED_DEVICES
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value

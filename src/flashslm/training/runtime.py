@@ -1,0 +1,83 @@
+"""The process-wide settings a run needs and puts back: seeds, determinism, threads, and SIGTERM as a request."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def reproducible(seed: int, threads: int) -> Iterator[None]:
+    """Seed torch, use deterministic algorithms where an operation has one, and `threads` threads on the CPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with this
+    deterministic, warn_only, threads_before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.get_num_threads(),
+    )
+    debugging: Any = torch.utils.deterministic
+    fill = debugging.fill_uninitialized_memory
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        debugging.fill_uninitialized_memory = False  # costs a pass a buffer
+        try:
+            yield
+        finally:
+            debugging.fill_uninitialized_memory = fill
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.set_num_threads(threads_before)
+
+
+@dataclass
+class StopRequest:
+    """Set once SIGTERM has come."""
+
+    requested: bool = False
+
+
+@contextmanager
+def sigterm_as_request() -> Iterator[StopRequest]:
+    """Let the step in progress finish; without effect outside the main thread, which alone receives signals."""
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: setattr(stop, "requested", True))
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class StepClock:
+    """Time spent in steps, with pauses (validation, checkpoints, logging) left out."""
+
+    def __init__(self, total_s: float) -> None:
+        self.total_s = total_s
+        self._lap_s, self._lap_steps = 0.0, 0
+        self._started = time.perf_counter()
+
+    def step(self) -> None:
+        self._lap_steps += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Enter only after the device has finished the steps (on CUDA: after reading one of their results)."""
+        elapsed = time.perf_counter() - self._started
+        self._lap_s, self.total_s = self._lap_s + elapsed, self.total_s + elapsed
+        yield
+        self._started = time.perf_counter()
+
+    def lap_s(self) -> float:
+        """Mean seconds a step since the last lap."""
+        mean = self._lap_s / self._lap_steps
+        self._lap_s, self._lap_steps = 0.0, 0
+        return mean

@@ -1,0 +1,245 @@
+"""The training loop: one for pretraining, proxies, the scaling family and continued training."""
+
+import statistics
+
+import torch
+from torch import Tensor
+
+from flashslm.config import TrainingConfig
+from flashslm.data.loader import IGNORE_INDEX, Batch, TokenLoader
+from flashslm.hardware import peak, pick_dtype
+from flashslm.models.accounting import forward_flops_per_token
+from flashslm.models.hybrid import HybridLM
+from flashslm.platform.interrupts import Terminated
+from flashslm.training.checkpoint import CheckpointStore
+from flashslm.training.distributed import (
+    any_rank,
+    broadcast_value,
+    current_world,
+    full_tensor,
+    shard_model,
+    sum_over_ranks,
+)
+from flashslm.training.job import NonFiniteLoss, OnMetrics, TrainingJob, TrainResult
+from flashslm.training.optimizer import build_optimizer, set_learning_rate
+from flashslm.training.runtime import StepClock, reproducible, sigterm_as_request
+from flashslm.training.schedule import learning_rate
+from flashslm.training.state import capture, restore_
+from flashslm.training.weight_norm import mean_weight_norm, project_weights_
+
+
+def train(
+    model: HybridLM,
+    train_loader: TokenLoader,
+    validation_loader: TokenLoader,
+    config: TrainingConfig,
+    *,
+    weight_norm: bool,
+    seed: int,
+    checkpoints: CheckpointStore | None = None,
+    on_metrics: OnMetrics | None = None,
+) -> TrainResult:
+    """Train the model in place on its own device; see `run_job`. `config.weight_norm` and `config.seeds`, which list
+    the variants of an ablation, are not read.
+    """
+    every = config.validate_every_steps
+    return run_job(
+        TrainingJob(
+            model=model,
+            train_loader=train_loader,
+            validation_loader=validation_loader,
+            config=config,
+            weight_norm=weight_norm,
+            seed=seed,
+            validate_at=frozenset(range(every, config.steps, every)),
+            checkpoints=checkpoints,
+            on_metrics=on_metrics,
+        )
+    )
+
+
+def run_job(job: TrainingJob) -> TrainResult:
+    """Run a job to its last step, from its newest checkpoint if it has one.
+
+    A resumed run yields bit for bit the weights and the history of one that was never stopped; `on_metrics` then gets
+    the restored rows first, so that whoever records them has the whole curve. The loader gives micro-batches: its
+    batch size divides `config.batch_size`, and the quotient is the number of gradients accumulated in a step. Under
+    torchrun the model is sharded and rank 0 reports and saves.
+
+    Raises NonFiniteLoss; Terminated (SystemExit 143) after SIGTERM, once the step is finished and saved.
+    """
+    with reproducible(job.seed, job.config.threads):
+        return _Trainer(job).run()
+
+
+class _Trainer:
+    def __init__(self, job: TrainingJob) -> None:
+        self.job, self.model, self.config = job, job.model, job.config
+        self.history: list[dict[str, float]] = []
+        self.world = current_world()
+        self.device = next(job.model.parameters()).device
+        self.precision = pick_dtype(job.config.precision, "cuda" if self.device.type == "cuda" else "cpu")
+        self.micro_batches = _micro_batches(job.config, job.train_loader)
+        shard_model(job.model)
+        self.optimizer = build_optimizer(job.model, job.config)
+        self.bad_step = torch.full((), -1, device=self.device)
+        self.start, train_time_s = self._restore()
+        self.saved_step = self.start
+        self.clock = StepClock(train_time_s)
+
+    def run(self) -> TrainResult:
+        config, model, optimizer = self.config, self.model, self.optimizer
+        with sigterm_as_request() as stop:
+            for step in range(self.start, config.steps):
+                set_learning_rate(optimizer, learning_rate(step, config))
+                loss = self._accumulate_gradients(step)
+                gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                if self.job.weight_norm:
+                    project_weights_(model)
+                self._finish_step(step, loss, full_tensor(gradient_norm))
+                if self._is_due(step + 1, config.checkpoint_every_steps):
+                    self._save(step + 1)
+                if any_rank(stop.requested):
+                    self._save(step + 1)
+                    raise Terminated(143)
+        return self._result()
+
+    def _accumulate_gradients(self, step: int) -> Tensor:
+        """Backward over the step's micro-batches; returns this rank's mean loss, still on the device."""
+        total = torch.zeros((), device=self.device)
+        for index in range(self.micro_batches):
+            batch = self.job.train_loader.batch(step * self.micro_batches + index)
+            loss = self._loss(batch) / self.micro_batches
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _loss(self, batch: Batch) -> Tensor:
+        tokens, targets, documents = batch.to(self.device)
+        enabled = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            return self.model.loss(tokens, targets, documents if self.config.isolate_documents else None)
+
+    def _finish_step(self, step: int, loss: Tensor, gradient_norm: Tensor) -> None:
+        """Note a non-finite step without waiting for the device; log and validate where due."""
+        finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
+        self.bad_step = torch.where((self.bad_step < 0) & ~finite, step + 1, self.bad_step)
+        self.clock.step()
+        done = step + 1
+        validate = done in self.job.validate_at or done == self.config.steps
+        if validate or self._is_due(done, self.config.log_every_steps):
+            self._log(done, loss, gradient_norm, validate)
+
+    def _is_due(self, done: int, every: int) -> bool:
+        return done % every == 0 or done == self.config.steps
+
+    def _log(self, done: int, loss: Tensor, gradient_norm: Tensor, validate: bool) -> None:
+        self._check_finite()
+        with self.clock.paused():
+            row = {
+                "step": done,
+                "loss_nats": sum_over_ranks(loss / self.world.size).item(),
+                "learning_rate": learning_rate(done - 1, self.config),
+                "gradient_norm": gradient_norm.item(),
+                "weight_norm": mean_weight_norm(self.model).item(),
+            } | self._rates()
+            if validate:
+                row["validation_loss_nats"] = self.validation_loss()
+            self.history.append(row)
+            self._report(row)
+
+    def _report(self, row: dict[str, float]) -> None:
+        if self.job.on_metrics and self.world.is_main:
+            self.job.on_metrics(int(row["step"]), {key: value for key, value in row.items() if key != "step"})
+
+    def _rates(self) -> dict[str, float]:
+        """Speed since the last row; `mfu` only where the device's bf16 peak is known and bf16 is what runs."""
+        step_time_s = self.clock.lap_s()
+        tokens_per_s = self.config.batch_size * self.job.train_loader.sequence_length / step_time_s
+        rates = {"tokens_per_s": tokens_per_s, "step_time_ms": 1000 * step_time_s}
+        known = peak(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
+        if known and self.precision == "bfloat16":
+            flops = training_flops_per_token(self.model, self.job.train_loader.sequence_length)
+            rates["mfu"] = flops * tokens_per_s / (known.flops_per_s * self.world.size)
+        return rates
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean nats a target over the first `validation_batches` batches in stream order."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in self.job.validation_loader.sequential(self.config.validation_batches):
+            targets = int((batch.targets_BT != IGNORE_INDEX).sum())
+            sums += torch.stack([self._loss(batch).double() * targets, sums.new_tensor(targets)])
+        nats, count = sum_over_ranks(sums).tolist()
+        return float(nats / count)
+
+    def _check_finite(self) -> None:
+        bad_step = int(self.bad_step)
+        if bad_step >= 0:
+            saved = f"the last good checkpoint is step {self.saved_step}" if self.saved_step else "no checkpoint yet"
+            raise NonFiniteLoss(
+                f"loss or gradient norm is not finite at step {bad_step}; {saved}. Lower learning_rate "
+                f"({self.config.learning_rate:g}) or gradient_clip ({self.config.gradient_clip:g}), or raise "
+                f"warmup_steps ({self.config.warmup_steps})"
+            )
+
+    def _save(self, done: int) -> None:
+        if self.job.checkpoints is None or done == self.saved_step:
+            return
+        self._check_finite()
+        with self.clock.paused():
+            values = {"history": self.history, "train_time_s": self.clock.total_s}
+            state = capture(self.model, self.optimizer, values)
+            if self.world.is_main:
+                self.job.checkpoints.save(done, state)
+        self.saved_step = done
+
+    def _restore(self) -> tuple[int, float]:
+        """Start step and train time so far. Under weight normalisation a fresh run starts from projected weights, so
+        that step 0 already sees the constraint every later step does."""
+        found = self.job.checkpoints.load_latest() if self.job.checkpoints and self.world.is_main else None
+        step = broadcast_value(found[0] if found else 0)
+        if not step:
+            if self.job.weight_norm:
+                project_weights_(self.model)
+            return 0, 0.0
+        values = restore_(self.model, self.optimizer, found[1] if found else None)
+        self.history = values["history"]
+        for row in self.history:
+            self._report(row)
+        return step, values["train_time_s"]
+
+    def _result(self) -> TrainResult:
+        last = self.history[-1]
+        steps = self.config.steps
+        return TrainResult(
+            steps=steps,
+            tokens_seen=steps * self.config.batch_size * self.job.train_loader.sequence_length,
+            loss_nats=last["loss_nats"],
+            validation_loss_nats=last["validation_loss_nats"],
+            tokens_per_s=statistics.median(row["tokens_per_s"] for row in self.history),
+            train_time_s=self.clock.total_s,
+            precision=self.precision,
+            device=str(self.device),
+            world_size=self.world.size,
+            resumed_from_step=self.start,
+            history=self.history,
+        )
+
+
+def training_flops_per_token(model: HybridLM, sequence_length: int) -> float:
+    """Forward and backward FLOP a token at the mean causal reach of a window behind the meta tokens."""
+    a = model.architecture
+    return 3 * forward_flops_per_token(a, round(a.num_meta_tokens + (sequence_length + 1) / 2))
+
+
+def _micro_batches(config: TrainingConfig, loader: TokenLoader) -> int:
+    wanted = config.micro_batch_size or config.batch_size
+    if loader.batch_size != wanted:
+        raise ValueError(
+            f"the training loader gives batches of {loader.batch_size}: make it with micro_batch_size, or batch_size "
+            f"where that is 0 ({wanted})"
+        )
+    return config.batch_size // wanted

@@ -1,0 +1,73 @@
+"""On PYTHONPATH this puts a stand-in for `flashslm.steps.run` into every Python process: steps without the work.
+
+What a step does is told by $FAKE_STEPS (JSON): `decision` of the gate, `fail` {step: message}, `sleep` {step: seconds},
+`linger` {label: seconds a sleeping step takes to end after a TERM}, `kill_once` [steps]. Each call is a line in
+$FAKE_CALLS; a TERM that a sleeping step takes is a line too.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import types
+from pathlib import Path
+
+
+def note(**line: object) -> None:
+    with open(os.environ["FAKE_CALLS"], "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read(path: object) -> object:
+    if isinstance(path, list):
+        return [read(item) for item in path]
+    return json.loads(Path(str(path)).read_text())["metadata"]["made_by"]
+
+
+def work(name: str, label: str, script: dict) -> None:
+    if name in script.get("kill_once", []) and not (mark := Path(os.environ["FAKE_CALLS"] + ".killed")).exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if seconds := script.get("sleep", {}).get(name):
+
+        def end(*_: object) -> None:
+            note(step=name, label=label, signal="TERM")
+            time.sleep(script.get("linger", {}).get(label, 0))
+            sys.exit(143)
+
+        signal.signal(signal.SIGTERM, end)
+        note(step=name, label=label, sleeping=os.getpid())
+        time.sleep(seconds)
+    if name in script.get("fail", {}):
+        raise ValueError(script["fail"][name])
+
+
+def run_step(name, *, config, inputs=None, outputs=None, parameters=None):
+    from flashslm.platform.events import Events
+    from flashslm.platform.process import die_with_parent
+
+    die_with_parent()
+    script = json.loads(os.environ.get("FAKE_STEPS", "{}"))
+    variant = {k: v for k, v in (parameters or {}).items() if k != "code_digest"}
+    label = " ".join([name, *(f"{k}={v}" for k, v in variant.items())])
+    events = Events.from_env(name, label)
+    events.emit("start")
+    call = {"step": name, "label": label, "config": json.loads(config), "parameters": parameters, "pid": os.getpid()}
+    note(**call, inputs={key: read(path) for key, path in (inputs or {}).items()}, outputs=sorted(outputs or {}))
+    try:
+        work(name, label, script)
+    except ValueError as error:
+        events.emit("fail", f"ValueError: {error}")
+        raise
+    for key, path in (outputs or {}).items():
+        digest = hashlib.sha256(f"{label} {key}".encode()).hexdigest()
+        manifest = {"kind": key, "uri": f"s3://fake/cas/{digest}", "sha256": digest, "bytes": 1}
+        Path(path).write_text(json.dumps(manifest | {"metadata": {"made_by": label}}))
+    events.emit("end", f"{label} is done")
+    return {"loss_nats": 1.5, "worker": f"fake-{variant.get('worker')}", "decision": script.get("decision", "promote")}
+
+
+sys.modules["flashslm.steps.run"] = module = types.ModuleType("flashslm.steps.run")
+module.run_step = run_step

@@ -1,0 +1,200 @@
+"""The whole pipeline against the real embedded S3 and MLflow: killed twice, then promoting, then holding."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from flashslm.platform import registry, stack
+from flashslm.platform.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "configs" / "smoke.yaml"
+FLASHSLM = [sys.executable, "-m", "flashslm"]
+
+pytestmark = pytest.mark.services
+
+
+class Project:
+    """One user's directory: a home for the stack, and runs."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.home = directory / ".flashslm"
+
+    def command(self) -> list[str]:
+        return [*FLASHSLM, "run", "--config", str(RECIPE), "--json", "--home", str(self.home)]
+
+    def start(self) -> subprocess.Popen[str]:
+        log = (self.directory / "run.log").open("a")
+        return subprocess.Popen(
+            self.command(), cwd=self.directory, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+
+    def finish(self) -> dict[str, Any]:
+        process = self.start()
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, (self.directory / "run.log").read_text()[-4000:]
+        return dict(json.loads(output.splitlines()[-1]))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Events of the newest run."""
+        newest = max((self.directory / "runs").glob("2*/events.jsonl"), default=None)
+        return [json.loads(line) for line in newest.read_text().splitlines()] if newest else []
+
+    def kill_when(self, reached: Callable[[list[dict[str, Any]]], bool]) -> None:
+        """Start a run and SIGKILL its whole process group once its events say so."""
+        process = self.start()
+        deadline = time.monotonic() + 400
+        while not reached(self.events()):
+            assert process.poll() is None, f"ended early: {(self.directory / 'run.log').read_text()[-4000:]}"
+            assert time.monotonic() < deadline, "the awaited event never came"
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def progress(events: list[dict[str, Any]], step: str) -> list[dict[str, Any]]:
+    return [e for e in events if e["step"] == step and e["event"] == "progress"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    project = Project(tmp_path_factory.mktemp("project"))
+    try:
+        yield project
+    finally:
+        stack.down(project.home)
+
+
+@pytest.fixture(scope="module")
+def runs(project: Project) -> dict[str, Any]:
+    """Four times the same command: killed in the search, killed in pretraining, promoting, holding."""
+    project.kill_when(lambda events: len(progress(events, "search_architecture")) >= 3)
+    orphans_after_kill = descendants(project)
+    project.kill_when(lambda events: any(e["training_step"] >= 25 for e in progress(events, "pretrain")))
+    promoted = project.finish()
+    promoted_events = project.events()
+    held = project.finish()
+    return {
+        "orphans_after_kill": orphans_after_kill,
+        "promoted": promoted,
+        "promoted_events": promoted_events,
+        "held": held,
+        "held_events": project.events(),
+    }
+
+
+def descendants(project: Project) -> list[str]:
+    """Living step processes of this project (the stack is meant to live on)."""
+    time.sleep(1.0)
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if process.info["cwd"] == str(project.directory) and "executor_main" in command:
+            found.append(command)
+    return found
+
+
+@pytest.fixture(scope="module")
+def settings(project: Project, runs: dict[str, Any]) -> Settings:
+    return stack.up(project.home)
+
+
+def ended(events: list[dict[str, Any]]) -> list[str]:
+    return [e["step"] for e in events if e["event"] == "end"]
+
+
+def test_kill_of_the_group_leaves_no_orphan(runs: dict[str, Any]) -> None:
+    assert runs["orphans_after_kill"] == []
+
+
+def test_first_finished_run_promotes(runs: dict[str, Any], settings: Settings) -> None:
+    assert runs["promoted"]["state"] == "SUCCESS" and runs["promoted"]["decision"] == "promote"
+    assert "register_model" in ended(runs["promoted_events"])
+    champion = registry.champion(settings, "flashslm-smoke")
+    assert champion is not None and champion.version == "1"
+
+
+def test_killed_search_goes_on_and_trains_no_duplicate(project: Project, runs: dict[str, Any]) -> None:
+    ends = {e["step"]: e for e in runs["promoted_events"] if e["event"] == "end"}
+    assert "prepare_data" not in ends, "finished steps come from the cache"
+    report = runs["promoted"]
+    manifest = json.loads(
+        (project.directory / "runs" / report["run_id"] / "artifacts" / "architecture.json").read_text()
+    )
+    tree = project.home / "trees" / manifest["sha256"]
+    history = json.loads((tree / "history.json").read_text())
+    assert len(history) == 16
+    assert len({t["operators"] for t in history}) == 16
+    best = json.loads((tree / "best.json").read_text())
+    assert best["loss_nats"] == min(t["loss_nats"] for t in history)
+
+
+def test_killed_pretraining_resumes_from_its_checkpoint(runs: dict[str, Any]) -> None:
+    summaries = [e["summary"] for e in runs["promoted_events"] if e["step"] == "pretrain" and e["event"] == "end"]
+    assert any("resumed from step" in summary for summary in summaries), summaries
+
+
+def test_model_has_learned(runs: dict[str, Any]) -> None:
+    assert runs["promoted"]["validation_loss_nats"] < 0.9 * runs["promoted"]["unigram_entropy_nats"]
+
+
+def test_second_run_is_cached_and_holds(runs: dict[str, Any]) -> None:
+    assert runs["held"]["decision"] == "hold"
+    assert sorted(ended(runs["held_events"])) == ["gate", "report"]
+    assert runs["held"]["cached_steps"] == runs["held"]["steps"] - 2
+    assert runs["held"]["perplexity"] == runs["promoted"]["perplexity"]
+
+
+def test_run_directory_holds_what_a_person_looks_for(project: Project, runs: dict[str, Any]) -> None:
+    latest = project.directory / "runs" / "latest"
+    assert latest.resolve().name == runs["held"]["run_id"]
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "report.html", "events.jsonl"):
+        assert (latest / name).stat().st_size > 100, name
+    assert (latest / "export" / "huggingface" / "config.json").is_file()
+    assert (latest / "export" / "tensorrt_llm" / "config.json").is_file()
+    assert json.loads((latest / "environment.json").read_text())["packages"]["torch"]
+
+
+def test_mlflow_shows_parent_steps_and_trials(settings: Settings, runs: dict[str, Any]) -> None:
+    client = MlflowClient(settings.tracking_uri)
+    experiment = client.get_experiment_by_name(settings.experiment)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    assert {r.info.status for r in found} <= {"FINISHED", "KILLED"}, "no run stays RUNNING"
+    parents = {r.info.run_name: r for r in found if "mlflow.parentRunId" not in r.data.tags}
+    parent = parents[runs["promoted"]["run_id"]]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["perplexity"] == pytest.approx(runs["promoted"]["perplexity"])
+    trials = [r for r in found if r.info.run_name.startswith("trial ") and r.info.status == "FINISHED"]
+    assert len(trials) == 16 and all("proxy_loss_nats" in r.data.metrics for r in trials)
+    pretrain = [r for r in found if r.data.tags.get("step") == "pretrain" and r.info.status == "FINISHED"]
+    history = client.get_metric_history(pretrain[0].info.run_id, "loss_nats")
+    assert len(history) >= 3 and len({m.step for m in history}) == len(history)
+
+
+def test_generate_talks_to_the_result(project: Project, runs: dict[str, Any]) -> None:
+    model = project.directory / "runs" / "latest" / "export" / "huggingface"
+    command = [
+        *FLASHSLM,
+        "generate",
+        "--model",
+        str(model),
+        "--prompt",
+        "def main():",
+        "--max-new-tokens",
+        "8",
+        "--json",
+    ]
+    answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert answer["new_tokens"] == 8 and isinstance(answer["text"], str)

@@ -1,0 +1,197 @@
+"""The local runner on the shipped, compiled pipeline with stand-ins for the steps (conftest.FakeRuns)."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flashslm.config import STEP_SECTIONS, RunConfig
+from flashslm.launch import local
+from flashslm.launch.process import LaunchError
+
+FakeRuns = Callable[..., Any]
+
+
+def by_label(result: Any) -> dict[str, Any]:
+    return {step.label: step for step in result.steps}
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "the awaited state never came"
+        time.sleep(0.02)
+
+
+def test_whole_pipeline_promotes_then_is_cached_and_holds(fake_runs: FakeRuns) -> None:
+    runs = fake_runs()
+    first = runs.run(decision="promote")
+    assert first.state == "SUCCESS" and first.exit_code == 0
+    assert sorted(runs.ran()) == sorted([*STEP_SECTIONS, "search_architecture", "pretrain"])
+    assert not any(step.cached for step in first.steps)
+    assert by_label(first)["evaluate"].summary == "evaluate is done"
+    assert first.outputs["report"].metadata == {"made_by": "report"}
+    assert "evaluate: done after" in runs.printed and "evaluate is done" in runs.printed
+
+    second = runs.run(decision="hold")
+    assert second.state == "SUCCESS"
+    assert runs.ran()[len(first.steps) :] == ["gate", "report"], "cached steps do not run; held models do not register"
+    assert {step.name for step in second.steps if not step.cached} == {"gate", "report"}
+    assert by_label(second)["pretrain seed=0 weight_norm=off"].cached
+    assert second.outputs["chosen"] == first.outputs["chosen"], "artifacts of cached steps are known too"
+    assert "pretrain seed=0 weight_norm=off: cached" in runs.printed
+
+
+def test_steps_get_their_configuration_inputs_and_variants(fake_runs: FakeRuns) -> None:
+    runs = fake_runs()
+    runs.run()
+    calls = {call["label"]: call for call in runs.calls()}
+    assert calls["prepare_data"]["config"]["data"]["paths"] == ["/usr/lib/python3/*.py"], "arguments arrive unchanged"
+    assert calls["search_architecture worker=1"]["inputs"] == {
+        "dataset": "prepare_data",
+        "latency_table": "profile_latency",
+        "scaling_law": "fit_scaling_law",
+    }
+    variants = ["pretrain seed=0 weight_norm=on", "pretrain seed=0 weight_norm=off"]
+    assert calls["compare_weight_norm"]["inputs"]["checkpoints"] == variants
+    assert calls["compare_weight_norm"]["outputs"] == ["ablation", "chosen"]
+    assert calls["gate"]["inputs"] == {
+        "evaluation": "evaluate",
+        "exported": "export_model",
+        "chosen": "compare_weight_norm",
+        "latency_table": "profile_latency",
+    }
+    assert calls["register_model"]["inputs"]["verdict"] == "gate"
+    assert all(call["parameters"]["code_digest"] == "code" for call in calls.values())
+
+
+def test_changed_code_misses_the_cache_and_a_changed_section_only_where_it_is_read(fake_runs: FakeRuns) -> None:
+    runs = fake_runs()
+    runs.run(fail={"select_architecture": "no trial"})
+    before = len(runs.ran())
+    runs.digest = "other code"
+    assert not any(step.cached for step in runs.run(fail={"select_architecture": "no trial"}).steps)
+    assert len(runs.ran()) == 2 * before
+    runs.config = RunConfig.model_validate(runs.config.model_dump() | {"search": {"trials": 3}})
+    runs.run(fail={"select_architecture": "no trial"})
+    assert runs.ran()[2 * before :] == ["search_architecture", "search_architecture", "select_architecture"]
+
+
+def test_failing_step_is_reported_with_its_message_and_its_log(fake_runs: FakeRuns) -> None:
+    runs = fake_runs()
+    result = runs.run(fail={"fit_scaling_law": "budget of 0.1 ms is below every measured model"})
+    assert result.state == "FAILURE" and result.exit_code == 1
+    step = by_label(result)["fit_scaling_law"]
+    assert step.state == "FAILURE"
+    assert step.summary == "ValueError: budget of 0.1 ms is below every measured model"
+    assert "fit_scaling_law failed: ValueError: budget of 0.1 ms is below every measured model" in runs.printed
+    assert f"log: {step.log}" in runs.printed
+    assert "in work" in runs.printed, "the end of the step's traceback"
+    assert runs.ran() == ["prepare_data", "profile_latency", "fit_scaling_law"]
+
+
+def test_step_killed_by_the_kernel_is_retried(fake_runs: FakeRuns) -> None:
+    runs = fake_runs(retries=1)
+    result = runs.run(kill_once=["evaluate"])
+    assert result.state == "SUCCESS"
+    assert by_label(result)["evaluate"].attempt == 2
+    assert runs.ran().count("evaluate") == 2
+    assert "evaluate: attempt 1 failed: killed by SIGKILL (out of memory?)" in runs.printed
+    assert "evaluate: started (attempt 2)" in runs.printed
+
+
+def sleepers(runs: Any, launcher: subprocess.Popen[str], count: int) -> list[psutil.Process]:
+    """Wait until that many steps sleep; everything below the launcher."""
+    wait_until(lambda: sum("sleeping" in call for call in runs.calls()) == count)
+    found = psutil.Process(launcher.pid).children(recursive=True)
+    pids = {call["sleeping"] for call in runs.calls() if "sleeping" in call}
+    assert pids <= {process.pid for process in found}
+    return found
+
+
+def living(processes: list[psutil.Process]) -> list[str]:
+    return [str(p) for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_stopped_launcher_ends_every_step_in_order(fake_runs: FakeRuns, number: signal.Signals) -> None:
+    runs = fake_runs(retries=2)
+    launcher = runs.start(sleep={"search_architecture": 60}, linger={"search_architecture worker=1": 1.0})
+    below = sleepers(runs, launcher, count=2)
+    launcher.send_signal(number)
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + number
+    assert living(below) == []
+    assert sorted(call["label"] for call in runs.calls() if call.get("signal") == "TERM") == [
+        "search_architecture worker=0",
+        "search_architecture worker=1",
+    ]
+    assert runs.ran().count("search_architecture") == 2, "no retry is started"
+    assert "stopping" in output
+
+
+def test_ctrl_c_in_a_terminal_reaches_steps_as_one_term(fake_runs: FakeRuns) -> None:
+    runs = fake_runs()
+    launcher = runs.start(own_group=True, sleep={"prepare_data": 60})
+    below = sleepers(runs, launcher, count=1)
+    os.killpg(launcher.pid, signal.SIGINT)
+    launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGINT
+    assert living(below) == []
+    assert [call["signal"] for call in runs.calls() if "signal" in call] == ["TERM"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="the parent's death is noticed on Linux only")
+def test_killed_launcher_leaves_no_orphan(fake_runs: FakeRuns) -> None:
+    runs = fake_runs()
+    launcher = runs.start(sleep={"search_architecture": 60})
+    below = sleepers(runs, launcher, count=2)
+    launcher.kill()
+    launcher.communicate(timeout=60)
+    wait_until(lambda: living(below) == [], timeout_s=20.0)
+    (scratch,) = runs.directory.glob("flashslm-*")
+    (scratch / "half-made").touch()
+    launcher = runs.start(fail={"search_architecture": "no trial"})
+    launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    assert runs.ran().count("fit_scaling_law") == 1, "what the killed run finished is cached"
+    assert not scratch.exists(), "the next run removes what the killed one left"
+
+
+def test_run_local_compiles_with_the_recipes_retries_and_passes_the_codes_digest(
+    fake_runs: FakeRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "code_digest", lambda: "digest of the code")
+    runs = fake_runs()
+    config = RunConfig.model_validate({"name": "toy", "platform": {"retries": 0}})
+    env = runs.env(fail={"prepare_data": "no text"})
+    result = local.run_local(config, tmp_path / "run", env, tmp_path / "home", quiet=True)
+    assert (result.state, result.exit_code, result.log) == ("FAILURE", 1, tmp_path / "run" / "logs" / "kfp.log")
+    (call,) = runs.calls()
+    assert call["parameters"]["code_digest"] == "digest of the code"
+    assert "retryPolicy" not in (tmp_path / "run" / "pipeline.yaml").read_text()
+
+
+def test_second_run_in_one_home_is_refused_with_the_pid(fake_runs: FakeRuns) -> None:
+    runs = fake_runs()
+    launcher = runs.start(sleep={"prepare_data": 60})
+    sleepers(runs, launcher, count=1)
+    try:
+        with pytest.raises(LaunchError, match=f"another run uses .* \\(pid {launcher.pid}\\)"):
+            runs.run()
+    finally:
+        launcher.terminate()
+        launcher.communicate(timeout=60)
+    assert runs.run(fail={"prepare_data": "no text"}).state == "FAILURE", "the lock ends with its holder"
+
+
+def test_scratch_of_the_run_is_removed(fake_runs: FakeRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert fake_runs().run(fail={"prepare_data": "no text"}).state == "FAILURE"
+    assert list(tmp_path.glob("flashslm-*")) == []

@@ -1,0 +1,146 @@
+"""The model registry against a real MLflow and S3."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from flashslm.platform import lease, registry, tracking
+from flashslm.platform.lease import LeaseTimeout
+from flashslm.platform.object_store import ObjectCorrupt, ObjectMissing
+from flashslm.platform.registry import PromotionConflict, RegistryError
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture(scope="module")
+def run_id(settings):
+    run = tracking.start_parent_run(settings, "registry-tests")
+    yield run
+    tracking.finish_run(settings, run, "FINISHED")
+
+
+@pytest.fixture
+def name() -> str:
+    return f"model-{os.urandom(4).hex()}"
+
+
+@pytest.fixture
+def make(store, tmp_path):
+    """Store a little model; the same text is the same tree."""
+
+    def put(text: str):
+        directory = tmp_path / text
+        directory.mkdir(exist_ok=True)
+        (directory / "weights").write_text(text)
+        return store.put_tree(directory, "exported", {"operators": "DFMF"})
+
+    return put
+
+
+def aliases(settings, name) -> dict[str, str]:
+    return {alias: v.version for v in registry.list_versions(settings, name) for alias in v.aliases}
+
+
+def test_a_life_of_three_versions(settings, name, run_id, make):
+    assert registry.champion(settings, name) is None and registry.list_versions(settings, name) == []
+    facts = {"perplexity": 3.25, "device": "cpu-x", "parameters": 7}
+    first = registry.register(settings, name, make("one"), run_id, facts, {"recipe": "demo"})
+    assert aliases(settings, name) == {"challenger": first}
+    registry.promote(settings, name, first, expected_champion="")
+    second = registry.register(settings, name, make("two"), run_id, facts | {"perplexity": 3.0})
+    assert aliases(settings, name) == {"champion": first, "challenger": second}
+    registry.promote(settings, name, second, expected_champion=first)
+    assert aliases(settings, name) == {"champion": second, "previous": first}
+    third = registry.register(settings, name, make("three"), run_id, facts)
+    registry.promote(settings, name, third, expected_champion=second)
+    assert aliases(settings, name) == {"champion": third, "previous": second}
+    assert registry.rollback(settings, name) == second
+    assert aliases(settings, name) == {"champion": second, "previous": third}
+    champion = registry.champion(settings, name)
+    assert champion.version == second and champion.run_id == run_id
+    assert champion.facts == {"perplexity": 3.0, "device": "cpu-x", "parameters": 7}
+    assert champion.manifest == make("two") and champion.uri == champion.manifest.uri
+    versions = registry.list_versions(settings, name)
+    assert [v.version for v in versions] == [third, second, first] and versions[2].tags == {"recipe": "demo"}
+
+
+def test_a_retried_registration_and_promotion_change_nothing(settings, name, run_id, make):
+    first = registry.register(settings, name, make("one"), run_id, {"perplexity": 3.0})
+    assert registry.register(settings, name, make("one"), run_id, {"perplexity": 3.0}) == first
+    registry.promote(settings, name, first, "")
+    assert registry.promote(settings, name, first, "") == first
+    assert registry.register(settings, name, make("one"), run_id, {"perplexity": 3.0}) == first
+    assert aliases(settings, name) == {"champion": first}
+
+
+def test_a_decision_made_against_another_champion_is_refused(settings, name, run_id, make):
+    versions = [registry.register(settings, name, make(text), run_id, {}) for text in ("one", "two", "three")]
+    registry.promote(settings, name, versions[0], "")
+    registry.promote(settings, name, versions[1], versions[0])
+    with pytest.raises(PromotionConflict, match=f"is version {versions[1]}, expected {versions[0]}"):
+        registry.promote(settings, name, versions[2], versions[0])
+    assert aliases(settings, name)["champion"] == versions[1]
+
+
+def test_of_two_promoters_one_wins(settings, name, run_id, make):
+    base, *racers = [registry.register(settings, name, make(t), run_id, {}) for t in ("base", "left", "right")]
+    registry.promote(settings, name, base, "")
+
+    def promote(version: str) -> str:
+        try:
+            return registry.promote(settings, name, version, base)
+        except PromotionConflict:
+            return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(promote, racers))
+    winners = [version for version in outcomes if version]
+    assert len(winners) == 1
+    assert aliases(settings, name)["champion"] == winners[0] and aliases(settings, name)["previous"] == base
+
+
+def test_bytes_are_checked_before_registration_and_promotion(settings, store, name, run_id, make):
+    manifest = make("one")
+    version = registry.register(settings, name, manifest, run_id, {})
+    key = manifest.uri.split("/", 3)[3]
+    store.client.put_object(Bucket=store.bucket, Key=f"{key}/weights", Body=b"onf")
+    with pytest.raises(ObjectCorrupt, match="weights"):
+        registry.promote(settings, name, version, "")
+    with pytest.raises(ObjectCorrupt, match="weights"):
+        registry.register(settings, name, manifest, "other-run", {})
+    store.delete_tree(manifest)
+    with pytest.raises(ObjectMissing):
+        registry.register(settings, name, manifest, run_id, {})
+    assert registry.champion(settings, name) is None and len(registry.list_versions(settings, name)) == 1
+
+
+def test_nothing_to_roll_back_and_no_such_version(settings, name, run_id, make):
+    version = registry.register(settings, name, make("one"), run_id, {})
+    registry.promote(settings, name, version, "")
+    with pytest.raises(RegistryError, match="nothing to roll back to"):
+        registry.rollback(settings, name)
+    with pytest.raises(RegistryError, match="no version 99"):
+        registry.promote(settings, name, "99", version)
+
+
+def test_a_lease_has_one_holder_and_a_dead_holders_ends(store):
+    key = f"leases/test/{os.urandom(4).hex()}.json"
+    second = lease.hold(store, key, ttl_s=30, wait_s=0.3)
+    with lease.hold(store, key, ttl_s=30), pytest.raises(LeaseTimeout, match="held by another"), second:
+        pytest.fail("two holders")
+    with lease.hold(store, key, ttl_s=30, wait_s=0.0):  # given back: free at once
+        pass
+    store.put_json(key, {"holder": "a dead process", "expires_s": time.time() + 0.5})
+    with lease.hold(store, key, ttl_s=30, wait_s=5) as held:
+        held.check()
+        assert store.get_json(key)[0]["holder"] not in ("", "a dead process")
+
+
+def test_a_holder_that_took_too_long_may_not_act(store):
+    key = f"leases/test/{os.urandom(4).hex()}.json"
+    with lease.hold(store, key, ttl_s=0.2) as slow:
+        time.sleep(0.25)
+        with lease.hold(store, key, ttl_s=30, wait_s=2), pytest.raises(LeaseTimeout, match="ran out"):
+            slow.check()

@@ -1,0 +1,112 @@
+"""The embedded stack itself, in a home of its own."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flashslm.platform import daemons, stack
+from flashslm.platform.doctor import diagnose
+from flashslm.platform.mlflow_api import MlflowApi
+from flashslm.platform.object_store import ObjectStore
+
+pytestmark = pytest.mark.services
+
+UP = "import sys; from flashslm.platform import stack; print(stack.up(sys.argv[1]).model_dump_json())"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home brought up by two processes at once; the tests of this module run in order on it."""
+    directory = tmp_path_factory.mktemp("own-stack")
+    both = [subprocess.Popen([sys.executable, "-c", UP, str(directory)], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        printed = {process.communicate(timeout=240)[0] for process in both}
+        assert [process.returncode for process in both] == [0, 0]
+        assert len(printed) == 1  # both got the same settings
+        yield directory
+    finally:
+        stack.down(directory)
+
+
+def pids(home) -> dict[str, int]:
+    return {service.name: service.pid for service in stack.status(home).services}
+
+
+def leaders(home, service: str) -> list[int]:
+    return [p.pid for p in daemons.marked(f"{service}@{home.resolve()}") if os.getsid(p.pid) == p.pid]
+
+
+def test_two_ups_at_once_start_one_of_each(home):
+    status = stack.status(home)
+    assert status.healthy and [service.name for service in status.services] == ["s3", "mlflow"]
+    for service in ("s3", "mlflow"):
+        assert leaders(home, service) == [pids(home)[service]]
+
+
+def test_up_again_changes_nothing(home):
+    before = pids(home)
+    assert stack.up(home) == stack.settings_of(home) and pids(home) == before
+
+
+def test_secrets_are_the_owners_and_everything_listens_on_loopback(home):
+    assert stat.S_IMODE((home / "stack.json").stat().st_mode) == 0o600
+    secret = json.loads((home / "stack.json").read_text())["secret_key"]
+    for service in ("s3", "mlflow"):
+        for process in daemons.marked(f"{service}@{home.resolve()}"):
+            assert secret not in " ".join(process.cmdline())
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    assert connection.laddr.ip == "127.0.0.1"
+    anonymous = stack.settings_of(home).model_copy(update={"access_key": "nobody", "secret_key": "x"})
+    with pytest.raises(Exception, match="refused access"):
+        ObjectStore(anonymous).list("")
+
+
+def test_a_killed_daemon_comes_back_with_its_data_even_on_another_port(home):
+    settings, before = stack.settings_of(home), pids(home)
+    ObjectStore(settings).put_json("kept", {"n": 1})
+    experiment = MlflowApi(settings).experiment_id
+    os.kill(before["s3"], signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(before["s3"])] if psutil.pid_exists(before["s3"]) else [], timeout=10)
+    assert {s.name: s.running for s in stack.status(home).services} == {"s3": False, "mlflow": True}
+    with socket.create_server(("127.0.0.1", int(settings.endpoint_url.rsplit(":", 1)[1]))):  # somebody else's now
+        moved = stack.up(home)
+    assert moved.endpoint_url != settings.endpoint_url
+    assert moved == settings.model_copy(update={"endpoint_url": moved.endpoint_url})
+    assert ObjectStore(moved).get_json("kept")[0] == {"n": 1}
+    assert stack.status(home).healthy and pids(home)["mlflow"] != before["mlflow"]  # it had to learn the new address
+    assert len(leaders(home, "mlflow")) == 1 and MlflowApi(moved).experiment_id == experiment
+    assert [check.detail for check in diagnose(moved, home) if check.name == "MLflow artifact" and not check.ok] == []
+
+
+def test_down_leaves_no_process_and_keeps_the_data(home):
+    stack.down(home)
+    assert [p for s in ("s3", "mlflow") for p in daemons.marked(f"{s}@{home.resolve()}")] == []
+    ports = json.loads((home / "stack.json").read_text())["ports"].values()
+    assert [s for port in ports for s in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")] == []
+    status = stack.status(home)
+    assert not status.healthy and [service.running for service in status.services] == [False, False]
+    assert (home / "mlflow.db").stat().st_size > 0 and (home / "s3").is_dir()
+    stack.down(home)
+
+
+def test_a_home_never_used(tmp_path):
+    assert stack.status(tmp_path / "none").services == [] and stack.settings_of(tmp_path / "none") is None
+    stack.down(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_failing_start_shows_its_log(tmp_path, monkeypatch):
+    broken = [sys.executable, "-c", "print('no space on device'); raise SystemExit(1)"], {}
+    monkeypatch.setattr(stack, "_weed", lambda state, home: broken)
+    monkeypatch.setattr(stack, "_mlflow", lambda state, home: broken)
+    with pytest.raises(stack.StackError, match=r"s3 ended while starting[\s\S]*\| no space on device"):
+        stack.up(tmp_path)

@@ -1,0 +1,242 @@
+"""Tracking against a real MLflow: content, true ends, outages."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flashslm.platform import mlflow_api, spool, stack, tracking
+from flashslm.platform.mlflow_api import MlflowApi, MlflowError
+from flashslm.platform.settings import Settings
+
+pytestmark = pytest.mark.services
+
+
+def run_of(settings: Settings, run_id: str) -> dict[str, Any]:
+    return MlflowApi(settings).get("runs/get", run_id=run_id)["run"]
+
+
+def tags_of(run: dict[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+
+
+def params_of(run: dict[str, Any]) -> dict[str, str]:
+    return {param["key"]: param["value"] for param in run["data"].get("params", [])}
+
+
+def history(settings: Settings, run_id: str, key: str) -> list[tuple[int, float]]:
+    answer = MlflowApi(settings).get("metrics/get-history", run_id=run_id, metric_key=key, max_results="25000")
+    return sorted((int(m.get("step", 0)), float(m["value"])) for m in answer.get("metrics", []))
+
+
+def named(settings: Settings, name: str) -> dict[str, Any]:
+    (run,) = MlflowApi(settings).search_runs(f"attributes.run_name = '{name}'")
+    return run
+
+
+class Figure:
+    """Stands for a matplotlib figure."""
+
+    def savefig(self, path: Path, **_: Any) -> None:
+        path.write_bytes(b"png")
+
+
+def test_everything_a_task_logs_arrives(platform_env, tmp_path):
+    settings = platform_env
+    parent = tracking.start_parent_run(settings, "pipeline", {"recipe": "demo"})
+    settings = settings.model_copy(update={"parent_run_id": parent})
+    (tmp_path / "notes.txt").write_text("hello")
+    params = {"training": {"lr": 0.1, "text": "x" * 7000}}
+    with tracking.task(settings, "pretrain", tags={"step": "pretrain"}, params=params) as run:
+        for step in range(1200):
+            run.log_metrics({"loss": 1 / (step + 1)}, step)
+        run.log_metrics({"odd": float("nan")}, 7)
+        run.log_metrics({"odd": float("inf")}, 8)
+        run.log_file(tmp_path / "notes.txt", "notes")
+        run.log_figure(Figure(), "figures/loss.png")
+        run.log_dataset("demo", "s3://lab/cas/ab", "ab" * 32)
+        with run.nested("trial 1", params={"width": 64}) as trial:
+            trial.log_metrics({"proxy": 2.5}, 0)
+    tracking.log_to_run(settings, parent, {"perplexity": 3.5}, {"decision": "promote"})
+    tracking.attach_file(settings, parent, tmp_path / "notes.txt")
+    tracking.finish_run(settings, parent, "FINISHED")
+
+    api, logged, child = MlflowApi(settings), run_of(settings, run.run_id), run_of(settings, trial.run_id)
+    assert logged["info"]["status"] == child["info"]["status"] == "FINISHED"
+    assert params_of(logged) == {"cfg.training.lr": "0.1", "cfg.training.text": "x" * 6000}
+    assert tags_of(logged)["mlflow.parentRunId"] == parent and tags_of(child)["mlflow.parentRunId"] == run.run_id
+    assert history(settings, run.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(1200)]
+    assert [step for step, _ in history(settings, run.run_id, "odd")] == [7, 8]
+    assert params_of(child) == {"cfg.width": "64"} and history(settings, trial.run_id, "proxy") == [(0, 2.5)]
+    assert api.read_artifact(run.run_id, "notes/notes.txt") == b"hello"
+    assert api.read_artifact(run.run_id, "figures/loss.png") == b"png"
+    (dataset,) = logged["inputs"]["dataset_inputs"]
+    assert dataset["dataset"]["digest"] == ("ab" * 32)[:36] and "s3://lab/cas/ab" in dataset["dataset"]["source"]
+    whole = run_of(settings, parent)
+    assert whole["info"]["status"] == "FINISHED" and tags_of(whole)["decision"] == "promote"
+    assert history(settings, parent, "perplexity") == [(0, 3.5)]
+    assert api.read_artifact(parent, "notes.txt") == b"hello"
+    assert not spool_files()
+
+
+def test_metrics_are_visible_while_the_task_runs(platform_env):
+    with tracking.task(platform_env, "live") as run:
+        run.log_metrics({"loss": 1.0}, 1)
+        deadline = time.monotonic() + 10
+        while not history(platform_env, run.run_id, "loss"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert run_of(platform_env, run.run_id)["info"]["status"] == "RUNNING"
+
+
+def test_attaches_to_an_injected_run(platform_env, monkeypatch):
+    injected = tracking.start_parent_run(platform_env, "made by the cluster")
+    tracking.finish_run(platform_env, injected, "FAILED")  # the first attempt
+    monkeypatch.setenv("MLFLOW_RUN_ID", injected)
+    with tracking.task(platform_env, "ignored", params={"lr": 1}) as run:
+        assert run.run_id == injected and os.environ["MLFLOW_RUN_ID"] == injected
+        assert run_of(platform_env, injected)["info"]["status"] == "RUNNING"
+    attached = run_of(platform_env, injected)
+    assert attached["info"]["status"] == "FINISHED" and params_of(attached) == {"cfg.lr": "1"}
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with pytest.raises(MlflowError, match="RESOURCE_DOES_NOT_EXIST"), tracking.task(platform_env, "x"):
+        pytest.fail("a run that does not exist was attached to")
+
+
+def test_what_mlflow_refuses_is_a_warning(platform_env, caplog):
+    with tracking.task(platform_env, "refused", params={"lr": 1}) as run:
+        run.log_params({"lr": 2})
+        run.log_metrics({"loss": 1.0}, 0)
+    assert "not logged" in caplog.text and "lr" in caplog.text
+    assert history(platform_env, run.run_id, "loss") == [(0, 1.0)]
+
+
+SCRIPT = """
+import os, sys, time
+from flashslm.platform import tracking
+from flashslm.platform.settings import Settings
+with tracking.task(Settings.from_env(), sys.argv[1]) as run:
+    run.log_metrics({"loss": 1.0}, 0)
+    print("ready", flush=True)
+    exec(sys.argv[2])
+"""
+ENDS = {
+    "return": ("pass", 0, "FINISHED"),
+    "exit 3": ("sys.exit(3)", 3, "FAILED"),
+    "exception": ("raise ValueError('bad shape')", 1, "FAILED"),
+    "SIGTERM": ("os.kill(os.getpid(), 15); time.sleep(30)", 143, "KILLED"),
+    "SIGINT": ("os.kill(os.getpid(), 2); time.sleep(30)", -signal.SIGINT, "KILLED"),
+    "SIGTERM while flushing": ("import threading; threading.Timer(0.0, os.kill, (os.getpid(), 15)).start()", 143, None),
+    "SIGKILL": ("os.kill(os.getpid(), 9)", -signal.SIGKILL, "RUNNING"),
+}
+
+
+def test_every_end_is_a_true_status(platform_env):
+    mark = os.urandom(4).hex()
+    processes = {
+        end: subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, f"{mark} {end}", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for end, (code, _, _) in ENDS.items()
+    }
+    for end, process in processes.items():
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == ENDS[end][1], (end, errors.decode())
+        status = named(platform_env, f"{mark} {end}")["info"]["status"]
+        assert status == ENDS[end][2] or (ENDS[end][2] is None and status in ("FINISHED", "KILLED")), end
+    assert "bad shape" in tags_of(named(platform_env, f"{mark} exception"))["flashslm.error"]
+
+    killed = named(platform_env, f"{mark} SIGKILL")["info"]["run_id"]
+    with tracking.task(platform_env, "alive") as alive:
+        swept = tracking.sweep(platform_env)
+        assert killed in swept and alive.run_id not in swept
+        assert run_of(platform_env, killed)["info"]["status"] == "KILLED"
+        assert killed not in tracking.sweep(platform_env)
+    assert run_of(platform_env, alive.run_id)["info"]["status"] == "FINISHED"
+
+
+def spool_files() -> list[Path]:
+    return sorted(Path(os.environ["FLASHSLM_SPOOL"]).glob("*.jsonl"))
+
+
+def test_an_outage_costs_nothing(platform_env, stack_home, tmp_path, monkeypatch, caplog):
+    """MLflow dies in mid-run: the run goes on, and later its curve is whole, without duplicates."""
+    settings, api = platform_env, MlflowApi(platform_env)
+    monkeypatch.setattr(mlflow_api, "_RETRIES", mlflow_api._RETRIES.new(total=1))
+    (tmp_path / "late.txt").write_text("late")
+    api.experiment_id  # noqa: B018
+    through = tracking.task(settings, "through the outage")
+    across = through.__enter__()
+    with tracking.task(settings, "ends in the outage") as run:
+        for step in range(100):
+            run.log_metrics({"loss": float(step)}, step)
+            across.log_metrics({"loss": float(step)}, step)
+        run.flush()
+        across.flush()
+        kill_mlflow(stack_home)
+        for step in range(100, 300):
+            run.log_metrics({"loss": float(step)}, step)
+            across.log_metrics({"loss": float(step)}, step)
+        run.log_file(tmp_path / "late.txt", "notes")
+        run.set_tags({"during": "outage"})
+        across.flush()
+        (tmp_path / "late.txt").write_text("changed afterwards")
+    with tracking.task(settings, "born in the outage", params={"lr": 1}) as born:
+        born.log_metrics({"loss": 5.0, "odd": float("nan")}, 5)
+        assert born.run_id == ""
+        with born.nested("child of the unborn") as child:
+            child.log_metrics({"loss": 6.0}, 6)
+    assert len(spool_files()) == 4
+    assert sum("does not answer" in record.message for record in caplog.records) <= 4  # once a run
+    stack.up(stack_home)
+
+    copy = tmp_path / "copy"  # a back-fill that was cut short after its last request leaves its files behind
+    shutil.copytree(os.environ["FLASHSLM_SPOOL"], copy)
+    assert tracking.backfill(settings) > 0
+    shutil.copytree(copy, os.environ["FLASHSLM_SPOOL"], dirs_exist_ok=True)
+    assert tracking.backfill(settings) > 0
+    assert tracking.backfill(settings) == 0 and spool_files() == []
+
+    across.log_metrics({"loss": 300.0}, 300)
+    through.__exit__(None, None, None)
+    for ended, steps in ((run, 300), (across, 301)):
+        assert history(settings, ended.run_id, "loss") == [(step, float(step)) for step in range(steps)]
+        assert run_of(settings, ended.run_id)["info"]["status"] == "FINISHED"
+    assert tags_of(run_of(settings, run.run_id))["during"] == "outage"
+    assert api.read_artifact(run.run_id, "notes/late.txt") == b"late"
+    late, below = named(settings, "born in the outage"), named(settings, "child of the unborn")  # each exactly once
+    assert history(settings, late["info"]["run_id"], "loss") == [(5, 5.0)] and params_of(late) == {"cfg.lr": "1"}
+    assert [(step, value != value) for step, value in history(settings, late["info"]["run_id"], "odd")] == [(5, True)]
+    assert tags_of(below)["mlflow.parentRunId"] == late["info"]["run_id"]
+    assert late["info"]["status"] == below["info"]["status"] == "FINISHED"
+
+
+def kill_mlflow(home: Path) -> None:
+    """SIGKILL the server and its workers."""
+    leader = next(service.pid for service in stack.status(home).services if service.name == "mlflow")
+    family = [psutil.Process(leader), *psutil.Process(leader).children(recursive=True)]
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family, timeout=10)
+
+
+def test_a_run_deleted_meanwhile_does_not_block_the_spool(platform_env, caplog):
+    api = MlflowApi(platform_env)
+    gone = tracking.start_parent_run(platform_env, "deleted")
+    kept = tracking.start_parent_run(platform_env, "kept")
+    for run_id in (gone, kept):
+        point = {"key": "loss", "value": 1.0, "timestamp": 1, "step": 0}
+        request = spool.Request(endpoint="runs/log-batch", body={"metrics": [point]})
+        spool.append(spool.RunRef.of(platform_env, run_id), request)
+    api.post("runs/delete", {"run_id": gone})
+    assert tracking.backfill(platform_env) == 2
+    assert "dropped from" in caplog.text and spool_files() == []
+    assert history(platform_env, kept, "loss") == [(0, 1.0)]
+    tracking.finish_run(platform_env, kept, "FINISHED")

@@ -1,0 +1,47 @@
+import json
+import shutil
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from flashslm.export.generate import generate_text
+
+
+@pytest.fixture(scope="module")
+def tokenizer(exported_dir):
+    return Tokenizer.from_file(str(exported_dir / "tokenizer.json"))
+
+
+def test_greedy_text_is_the_exported_models(exported_dir, exported, tokenizer):
+    result = generate_text(exported_dir, "the cat", max_new_tokens=12)
+    ids = [0, *tokenizer.encode("the cat").ids]
+    generated = exported.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+    expected = generated[: generated.index(0)] if 0 in generated else generated
+    assert result["text"] == tokenizer.decode(expected) != ""
+    assert (result["prompt_tokens"], result["new_tokens"]) == (len(ids), len(expected))
+    assert result["time_s"] > 0
+
+
+def test_text_ends_before_the_end_token(exported_dir, exported, tokenizer, tmp_path):
+    """Name a token the model will say as the end token: what comes before it is the text."""
+    start = torch.tensor([[0]])
+    generated = exported.generate(
+        start, attention_mask=torch.ones_like(start), max_new_tokens=8, do_sample=False, eos_token_id=None
+    )[0, 1:]
+    end = next(i for i in range(2, 8) if generated[i] not in generated[:i])
+    directory = shutil.copytree(exported_dir, tmp_path / "copy")
+    config = json.loads((directory / "config.json").read_text()) | {"eos_token_id": int(generated[end])}
+    (directory / "config.json").write_text(json.dumps(config))
+    result = generate_text(directory, "", max_new_tokens=8)
+    assert (result["text"], result["new_tokens"]) == (tokenizer.decode(generated[:end].tolist()), end)
+
+
+def test_sampling_follows_the_seed(exported_dir):
+    texts = [generate_text(exported_dir, "a", 8, temperature=1.0, seed=seed)["text"] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_too_long_a_request_is_refused(exported_dir):
+    with pytest.raises(ValueError, match="max_new_tokens 251 exceed 251 tokens"):
+        generate_text(exported_dir, "", max_new_tokens=251)

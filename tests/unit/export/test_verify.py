@@ -1,0 +1,134 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flashslm.config import ExportConfig
+from flashslm.export.tensorrt_llm import export_tensorrt_llm
+from flashslm.export.verify import verify_export
+
+
+@pytest.fixture
+def directory(exported_dir, tmp_path):
+    return shutil.copytree(exported_dir, tmp_path / "copy")
+
+
+def change_tensors(directory, change):
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def change_json(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_exports_are_sound(exported_dir, export, model, tmp_path):
+    assert verify_export(exported_dir) == []
+    assert verify_export(export(model, dtype="bfloat16")) == []
+    assert verify_export(export(model, dtype="float32", max_shard_bytes=20_000)) == []
+    export_tensorrt_llm(exported_dir, tmp_path / "bundle")
+    assert verify_export(tmp_path / "bundle") == []
+
+
+O_PROJ, NORM = "model.layers.0.gla.o_proj.weight", "model.final_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda t: t.update({"model.layers.0.gla.out_proj.weight": t.pop(O_PROJ)}),
+            {O_PROJ, "model.layers.0.gla.out_proj.weight"},
+        ),
+        (lambda t: t.pop(NORM), {NORM}),
+        (lambda t: t.update({"lm_head.weight": torch.zeros(270, 32)}), {"lm_head.weight"}),
+        (
+            lambda t: t.update({"model.layers.2.mamba.conv1d.weight": torch.zeros(80, 4)}),
+            {"model.layers.2.mamba.conv1d.weight"},
+        ),
+        (lambda t: t.update({NORM: torch.ones(32, dtype=torch.bfloat16)}), {NORM}),
+    ],
+    ids=["renamed", "missing", "surplus", "shape", "dtype"],
+)
+def test_a_wrong_tensor_is_found(change, expected, directory):
+    change_tensors(directory, change)
+    assert {problem.subject for problem in verify_export(directory)} == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sliding_window", 512),
+        ("hidden_size", 32.0),
+        ("mamba_expand", 2.0),
+        ("kq_norm", None),
+        ("dtype", "bfloat16"),
+        ("num_memory_tokens", 4),
+        ("layer_types", ["deltanet", "f", "m2", "f", "m2", "f", "a"]),
+        ("ffn_expand_ratio", 8.0),
+        ("eos_token_id", 9),
+        ("auto_map", {"AutoConfig": "configuration_nemotron_flash.Config"}),
+    ],
+)
+def test_a_wrong_field_is_found(field, value, directory):
+    change_json(directory / "config.json", **{field: value})
+    assert verify_export(directory)
+
+
+@pytest.mark.parametrize("name", ["configuration_nemotron_flash.py", "modeling_nemotron_flash.py", "tokenizer.json"])
+def test_a_missing_file_is_found(name, directory):
+    (directory / name).unlink()
+    assert [problem.subject for problem in verify_export(directory)] == [name]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_truncated_json_file_is_found(name, directory):
+    (directory / name).write_text((directory / name).read_text()[:-4])
+    ((subject, message),) = verify_export(directory)
+    assert subject == name and "not valid JSON" in message
+
+
+def test_missing_weights_are_found(directory):
+    (directory / "model.safetensors").unlink()
+    ((subject, message),) = verify_export(directory)
+    assert subject == "weights" and "model.safetensors" in message
+
+
+def test_a_truncated_weight_file_is_found(directory):
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    (problem,) = verify_export(directory)
+    assert "its header says" in problem.message
+
+
+def test_an_index_that_disagrees_is_found(export, model, tmp_path):
+    directory = export(model, dtype="float32", max_shard_bytes=20_000)
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    del index["weight_map"][NORM]
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert NORM in verify_export(directory)[0].message
+
+
+def test_a_tokenizer_longer_than_the_vocabulary_is_found(directory):
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    first = tokenizer["added_tokens"][0]
+    tokenizer["added_tokens"] += [first | {"id": 265 + i, "content": f"<mem_{i}>"} for i in range(6)]
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (problem,) = verify_export(directory)
+    assert str(problem).startswith("tokenizer.json: 271 tokens, vocab_size is 270")
+
+
+def test_generation_config_must_agree(directory):
+    change_json(directory / "generation_config.json", eos_token_id=5)
+    assert [problem.subject for problem in verify_export(directory)] == ["generation_config.json"]
+
+
+def test_default_export_config_is_accepted(model, tokenizer_dir, tmp_path):
+    from flashslm.export.huggingface import export_huggingface
+
+    export_huggingface(model, tokenizer_dir, tmp_path / "new", ExportConfig())
+    assert verify_export(tmp_path / "new") == []

@@ -1,0 +1,94 @@
+"""Notation, derived sizes, and the published parameter counts."""
+
+import pytest
+
+from flashslm.config import ModelConfig
+from flashslm.models.accounting import kv_bytes_per_token, parameters, state_bytes
+from flashslm.models.architecture import (
+    MIXERS,
+    Architecture,
+    InfeasibleArchitecture,
+    build_architecture,
+    parse_operators,
+    repeat_block,
+)
+
+FLASH = ModelConfig(head_dim=128, kv_group=4, mamba_state=128, mamba_head_dim=64, num_meta_tokens=256)
+
+
+def flash_1b() -> Architecture:
+    return build_architecture("(DFMF AFMF)x2 | (DFMF)x2", 2048, FLASH, vocab_size=131_072)
+
+
+@pytest.mark.parametrize(
+    ("notation", "operators"),
+    [
+        ("DFMF", "DFMF"),
+        ("(DF MF)x2 | A", "DFMFDFMFA"),
+        ("((DF)x2M)x2", "DFDFMDFDFM"),
+        ("(MFAFAFAFD)x2", "MFAFAFAFDMFAFAFAFD"),
+    ],
+)
+def test_notation(notation: str, operators: str) -> None:
+    assert parse_operators(notation) == operators
+
+
+@pytest.mark.parametrize("notation", ["", "DFX", "(DF", "DF)x2", "dfmf", "DFx2"])
+def test_bad_notation_says_what_is_allowed(notation: str) -> None:
+    with pytest.raises(InfeasibleArchitecture, match="allowed are D"):
+        parse_operators(notation)
+
+
+def test_published_sizes() -> None:
+    architecture = flash_1b()
+    assert architecture.operators == "DFMFAFMF" * 2 + "DFMF" * 2
+    assert (architecture.num_heads, architecture.num_kv_heads, architecture.ffn_size) == (16, 4, 6144)
+    assert (architecture.mamba_inner, architecture.mamba_heads, architecture.mamba_conv_channels) == (4096, 64, 4352)
+
+
+def test_published_parameter_counts() -> None:
+    counts = parameters(flash_1b())
+    assert counts["total"] == 965_389_440 and counts["embedding"] == 268_435_456
+    large = build_architecture("(DFMF AFMF)x3 | (DFMF)x3", 3072, FLASH, vocab_size=131_072)
+    assert parameters(large)["total"] == 2_749_998_624
+
+
+def test_published_cache_sizes() -> None:
+    assert kv_bytes_per_token(flash_1b()) == 4096
+    recurrent_values = state_bytes(flash_1b(), state_bytes_per_value=1, conv_bytes_per_value=0)
+    assert recurrent_values == 4 * 2048 * 128 + 6 * 4096 * 128
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InfeasibleArchitecture, match=r"width 100 is not a multiple of model\.head_dim 128"):
+        build_architecture("DF", 100, FLASH, vocab_size=256)
+    with pytest.raises(ValueError, match="not a multiple of num_kv_heads 3"):
+        Architecture.model_validate(flash_1b().model_dump() | {"num_kv_heads": 3})
+
+
+def test_digest_ignores_notation_and_sees_sizes() -> None:
+    plain = build_architecture("DFMFAFMF" * 2 + "DFMF" * 2, 2048, FLASH, vocab_size=131_072)
+    assert plain.digest == flash_1b().digest
+    assert plain.model_copy(update={"vocab_size": 5}).digest != plain.digest
+
+
+@pytest.mark.parametrize(
+    ("block", "depth", "operators"),
+    [
+        ("DFMF", 2, "DFMF"),
+        ("DFMF", 6, "DFMFDFMFDFMF"),
+        ("DFMF", 3, "DFMFDF"),
+        ("DFMF", 1, "DF"),
+        ("FD", 2, "FDFD"),
+        ("DMF", 5, "DMFDMFD"),
+        ("A", 3, "AAA"),
+    ],
+)
+def test_depth_counts_mixers(block: str, depth: int, operators: str) -> None:
+    assert repeat_block(block, depth) == operators
+    assert sum(operator in MIXERS for operator in operators) == depth
+
+
+def test_a_block_without_mixers_is_refused() -> None:
+    with pytest.raises(ValueError, match="no token mixer"):
+        repeat_block("FF", 3)

@@ -1,0 +1,133 @@
+"""The real engine at tiny sizes: what is measured and recorded, not how fast it is."""
+
+import pytest
+
+from flashslm.config import ModelConfig, ProfilingConfig
+from flashslm.models.accounting import parameters
+from flashslm.models.architecture import InfeasibleArchitecture, build_architecture
+from flashslm.profiling.additivity import CheckedModel, check_additivity, drift_relative, summarize
+from flashslm.profiling.depth_width import DepthWidthSweep, measure_depth_width, nearest_width
+from flashslm.profiling.latency_table import LatencyTable
+from flashslm.profiling.measure import ModelPoint, measure_latency_table, measure_models
+
+SIZES = ModelConfig(head_dim=8, mamba_state=8, mamba_head_dim=8, num_meta_tokens=2)
+VOCAB_SIZE = 300
+CONFIG = ProfilingConfig(
+    device="cpu",
+    widths=(16, 32),
+    contexts=(32, 8),
+    batches=(1, 2),
+    warmup=1,
+    repeats=3,
+    sweep_block="DFA",
+    sweep_depths=(2, 5, 400),
+    sweep_parameters=(40_000,),
+    check_models=2,
+)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return measure_latency_table(CONFIG, SIZES, VOCAB_SIZE)
+
+
+def test_table_holds_every_operator_width_context_and_batch(table):
+    keys = {(e.operator, e.width, e.context, e.batch) for e in table.entries}
+    everything = {(o, w, c, b) for o in ("D", "M", "A", "F", "head") for w in (16, 32) for c in (8, 32) for b in (1, 2)}
+    assert keys == everything and len(table.entries) == len(everything)
+    assert all(0 < e.p10_ms <= e.median_ms <= e.p90_ms for e in table.entries)
+    assert (table.device.kind, table.dtype, table.vocab_size, table.sizes) == ("cpu", "float32", VOCAB_SIZE, SIZES)
+    assert LatencyTable.model_validate_json(table.model_dump_json()) == table
+
+
+def test_only_attention_is_measured_at_every_context(table):
+    def times(operator, context):
+        return [e.median_ms for e in table.entries if (e.operator, e.context) == (operator, context)]
+
+    for operator in ("D", "M", "F", "head"):
+        assert times(operator, 8) == times(operator, 32)
+    assert times("A", 8) != times("A", 32)
+
+
+def test_cost_grows_with_the_context():
+    architecture = build_architecture("AAAA", 32, SIZES, VOCAB_SIZE)
+    near, far = measure_models([ModelPoint(architecture, 8, 1), ModelPoint(architecture, 20_000, 1)], CONFIG)
+    assert far.median_ms > 2 * near.median_ms
+
+
+def test_check_compares_random_models_and_known_designs(table):
+    check = check_additivity(table, CONFIG, SIZES, VOCAB_SIZE)
+    assert len(check.models) == 2 + 4
+    assert "DFMFAFMF" * 2 + "DFMFDFMF" in {m.operators for m in check.models}
+    for model in check.models:
+        architecture = build_architecture(model.operators, model.width, SIZES, VOCAB_SIZE)
+        assert model.predicted_ms == table.predict_ms(architecture, model.context, model.batch)
+    assert check.worst_relative == max(abs(m.predicted_ms / m.measured_ms - 1) for m in check.models)
+    assert check.worst_relative < 3.0, "the sum has the whole model's order of magnitude"
+    again = check_additivity(table, CONFIG, SIZES, VOCAB_SIZE)
+    assert [m.operators for m in again.models] == [m.operators for m in check.models]
+
+
+def checked(measured_ms, predicted_ms, summed_ms):
+    return CheckedModel(
+        operators="D",
+        width=8,
+        context=8,
+        batch=1,
+        measured_ms=measured_ms,
+        predicted_ms=predicted_ms,
+        summed_ms=summed_ms,
+    )
+
+
+def test_overhead_is_fitted_on_one_half_and_judged_on_the_other():
+    """A step costs 2 ms beyond the sum in the fitted half, 3 ms in the held-out one."""
+    models = [checked(ms + extra, 0.5 * ms, ms) for ms, extra in ((8.0, 2.0), (18.0, 3.0), (38.0, 2.0), (98.0, 3.0))]
+    check = summarize(models, drift=0.25)
+    assert check.overhead_ms == pytest.approx(2.0)
+    assert check.worst_relative == pytest.approx(0.6)  # 4 for 10 ms
+    assert check.summed_worst_relative == pytest.approx(0.2)  # 8 for 10 ms
+    assert check.held_out_worst_relative == pytest.approx(3 / 21)
+    assert check.corrected_worst_relative == pytest.approx(1 / 21)
+    assert check.corrected_median_relative == pytest.approx((1 / 21 + 1 / 101) / 2)
+    assert check.drift_relative == 0.25
+
+
+def test_an_overhead_that_is_none_is_not_made_up():
+    """Errors that scale with the model are left as they are: the held-out half shows it."""
+    check = summarize([checked(ms, ms, 0.9 * ms) for ms in (10.0, 100.0, 10.0, 100.0, 10.0)], drift=0.0)
+    assert check.held_out_median_relative == pytest.approx(0.1)
+    assert check.corrected_median_relative == pytest.approx(0.09)
+
+
+def test_drift_is_the_entries_median_change(table):
+    slower = [e.model_copy(update={"median_ms": 1.5 * e.median_ms}) for e in table.entries]
+    assert drift_relative(table, table.model_copy(update={"entries": tuple(slower)})) == pytest.approx(0.5)
+
+
+def test_sweep_measures_matched_models_and_explains_skips():
+    sweep = measure_depth_width(CONFIG, SIZES, VOCAB_SIZE)
+    assert {(p.depth, p.context) for p in sweep.points} == {(2, 8), (2, 32), (5, 8), (5, 32)}
+    for point in sweep.points:
+        assert abs(point.parameters / 40_000 - 1) <= 0.25
+        assert point.width % 8 == 0 and point.median_ms > 0
+    widths = {p.depth: p.width for p in sweep.points}
+    assert widths[2] > widths[5], "deeper is narrower at equal parameters"
+    assert [s.depth for s in sweep.skipped] == [400]
+    assert "40,000 parameters" in sweep.skipped[0].reason
+    assert DepthWidthSweep.model_validate_json(sweep.model_dump_json()) == sweep
+
+
+def test_nearest_width_is_the_nearest():
+    chosen = nearest_width("DFMF", 2_000_000, SIZES, VOCAB_SIZE)
+
+    def miss(width):
+        return abs(parameters(build_architecture("DFMF", width, SIZES, VOCAB_SIZE))["total"] - 2_000_000)
+
+    assert chosen.hidden_size == min(range(8, 1024, 8), key=miss)
+
+
+@pytest.mark.parametrize("budget", [100, 1_000])
+def test_a_budget_below_the_narrowest_model_has_no_width(budget):
+    with pytest.raises(InfeasibleArchitecture, match="head size 8"):
+        nearest_width("DFMF", budget, SIZES, VOCAB_SIZE)

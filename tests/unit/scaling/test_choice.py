@@ -1,0 +1,66 @@
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashslm.scaling.choice import InfeasibleBudget, choose_depth_width
+from flashslm.scaling.law import NAMES, DepthWidthLaw
+
+DEPTHS, WIDTHS = (6, 12, 18, 24), (256, 512, 1024)
+
+
+def law(**constants: float) -> DepthWidthLaw:
+    values = dict.fromkeys(NAMES, 0.0) | constants
+    return DepthWidthLaw(constants=values, replicates=(values,), residual_std_nats=0.0, num_points=9, unidentified=())
+
+
+def latency_ms(depth: int, width: int) -> float:
+    return 0.1 * depth + depth * width**2 / 1e6
+
+
+positive = st.floats(0.05, 5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(a=positive, alpha=positive, b=st.floats(1, 100), beta=st.floats(0.1, 1), budget_ms=st.floats(1.0, 40))
+def test_equals_brute_force(a: float, alpha: float, b: float, beta: float, budget_ms: float) -> None:
+    fitted = law(L0=1.0, a=a, alpha=alpha, b=b, beta=beta)
+    choice = choose_depth_width(fitted, latency_ms, DEPTHS, WIDTHS, 10**9, budget_ms)
+    losses = {
+        (d, w): fitted.predict(d, w, 10**9)
+        for d, w in itertools.product(DEPTHS, WIDTHS)
+        if latency_ms(d, w) <= budget_ms
+    }
+    assert choice.predicted_loss_nats == min(losses.values()) == losses[choice.depth, choice.width]
+    assert choice.latency_ms == latency_ms(choice.depth, choice.width) <= budget_ms
+
+
+def test_every_candidate_is_listed_with_its_verdict() -> None:
+    choice = choose_depth_width(law(L0=1.0, b=10.0, beta=0.5), latency_ms, DEPTHS, WIDTHS, 10**9, budget_ms=4.0)
+    assert [(c.depth, c.width) for c in choice.candidates] == list(itertools.product(DEPTHS, WIDTHS))
+    assert all(c.feasible == (latency_ms(c.depth, c.width) <= 4.0) for c in choice.candidates)
+    assert choice.candidates[0].predicted_loss_nats == pytest.approx(1 + 10 / 16)
+    assert choice.candidates[0].loss_interval_nats == pytest.approx((1.625, 1.625))
+
+
+def test_equal_losses_go_to_the_faster_candidate() -> None:
+    choice = choose_depth_width(law(L0=1.0, b=10.0, beta=0.5), latency_ms, DEPTHS, WIDTHS, 10**9, budget_ms=9.0)
+    assert (choice.depth, choice.width) == (6, 1024)  # depth has no term here
+
+
+def test_a_larger_budget_never_costs_loss() -> None:
+    fitted = law(L0=1.0, a=3.0, alpha=0.7, b=30.0, beta=0.6)
+    budgets = (1.5, 2.5, 5.0, 10.0, 40.0)
+    losses = [choose_depth_width(fitted, latency_ms, DEPTHS, WIDTHS, 10**9, b).predicted_loss_nats for b in budgets]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_an_infeasible_budget_names_the_fastest() -> None:
+    with pytest.raises(InfeasibleBudget, match=r"within 0\.5 ms: the fastest is depth 6, width 256 at 0\.9932 ms"):
+        choose_depth_width(law(L0=1.0), latency_ms, DEPTHS, WIDTHS, 10**9, budget_ms=0.5)
+
+
+def test_no_candidates_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no candidates"):
+        choose_depth_width(law(L0=1.0), latency_ms, (), WIDTHS, 10**9, budget_ms=0.5)

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+from flashslm.config import ScalingConfig
+from flashslm.models.hybrid import HybridLM
+from flashslm.scaling.family import evaluation_steps, train_family
+from flashslm.training.proxy import ProxySettings, train_proxy
+from tests.unit.training import tiny
+
+
+def test_points_are_evenly_spaced_in_log_tokens() -> None:
+    assert evaluation_steps(1000, 4) == (125, 250, 500, 1000)
+    assert evaluation_steps(4, 4) == (1, 2, 4)  # a run too short for more
+
+
+def test_family_trains_the_grid_and_the_held_out_model(tmp_path: Path) -> None:
+    dataset = tiny.write_dataset(tmp_path)
+    config = ScalingConfig(
+        block="AF",
+        depths=(1, 2),
+        widths=(8, 16),
+        holdout_depth=3,
+        holdout_width=24,
+        checkpoints=2,
+        steps=4,
+        batch_size=4,
+        sequence_length=16,
+        learning_rate=1e-2,
+    )
+    lines: list[str] = []
+    family = train_family(
+        config, tiny.SIZES, tiny.VOCAB, dataset, seed=0, device="cpu", threads=1, on_model=lines.append
+    )
+    grid = [(depth, width, steps * 64) for depth in (1, 2) for width in (8, 16) for steps in (2, 4)]
+    assert [(p.depth, p.width, p.tokens) for p in family.points] == grid
+    assert [(p.depth, p.width, p.tokens) for p in family.holdout] == [(3, 24, 128), (3, 24, 256)]
+    architecture = tiny.architecture("AFAF", width=16)
+    assert family.points[-1].parameters == sum(p.numel() for p in HybridLM.build(architecture).parameters())
+    alone = train_proxy(
+        architecture,
+        dataset,
+        ProxySettings(steps=4, batch_size=4, sequence_length=16, learning_rate=1e-2, schedule="stable"),
+    )
+    assert family.points[-1].loss_nats == alone.loss_nats
+    assert len(lines) == 5 and lines[-1].startswith("depth 3, width 24")

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+
+from flashslm.scaling.law import NAMES, DepthWidthLaw, ScalingPoint, fit_law
+
+TRUTH = {"L0": 1.8, "a": 2.0, "alpha": 0.8, "b": 40.0, "beta": 0.6, "c": 300.0, "gamma": 0.4}
+DEPTHS, WIDTHS, TOKENS = (2, 4, 8, 16), (128, 256, 512, 1024), (10**6, 4 * 10**6, 16 * 10**6, 64 * 10**6)
+
+
+def loss(depth: float, width: float, tokens: float) -> float:
+    t = TRUTH
+    return t["L0"] + t["a"] / depth ** t["alpha"] + t["b"] / width ** t["beta"] + t["c"] / tokens ** t["gamma"]
+
+
+def make_points(
+    noise: float = 0.0, run_noise: float = 0.0, seed: int = 0, depths=DEPTHS, widths=WIDTHS, tokens=TOKENS
+) -> list[ScalingPoint]:
+    """The grid with independent noise on every point and a common one on the points of a run (nats)."""
+    rng = np.random.default_rng(seed)
+    points = []
+    for depth, width in ((d, w) for d in depths for w in widths):
+        luck = run_noise * rng.normal()
+        for n in tokens:
+            measured = loss(depth, width, n) + luck + noise * rng.normal()
+            points.append(ScalingPoint(depth=depth, width=width, tokens=n, loss_nats=measured))
+    return points
+
+
+def test_exact_points_give_the_constants_back() -> None:
+    law = fit_law(make_points(), bootstrap=10)
+    assert law.constants == pytest.approx(TRUTH, rel=1e-6)
+    assert law.unidentified == () and law.num_points == 64
+    assert law.residual_std_nats < 1e-9
+    assert law.predict(12, 2048, 10**9) == pytest.approx(loss(12, 2048, 10**9))
+
+
+def test_noisy_points_recover_the_constants_and_the_noise() -> None:
+    law = fit_law(make_points(noise=0.01), bootstrap=50)
+    for name, tolerance in zip(NAMES, (0.03, 0.03, 0.05, 0.1, 0.05, 0.3, 0.05), strict=True):
+        assert law.constants[name] == pytest.approx(TRUTH[name], rel=tolerance), name
+    assert law.residual_std_nats == pytest.approx(0.01, rel=0.2)
+
+
+@pytest.mark.parametrize(("noise", "run_noise"), [(0.01, 0.0), (0.003, 0.01)], ids=["points", "runs"])
+def test_intervals_cover_the_truth(noise: float, run_noise: float) -> None:
+    """90 % intervals of each constant and of an extrapolation, over 10 draws; also when a run's points err together."""
+    covered, trials = 0, 0
+    for seed in range(10):
+        law = fit_law(make_points(noise, run_noise, seed), bootstrap=40, seed=seed)
+        low, high = law.interval(32, 2048, 256 * 10**6)
+        covered += low <= loss(32, 2048, 256 * 10**6) <= high
+        for name in NAMES:
+            low, high = law.constant_interval(name)
+            covered += low <= TRUTH[name] <= high
+        trials += 1 + len(NAMES)
+    assert 0.75 <= covered / trials <= 0.99
+
+
+def test_intervals_nest_and_shrink_with_the_noise() -> None:
+    noisy, quiet = (fit_law(make_points(noise=n), bootstrap=40) for n in (0.02, 0.002))
+    wide, narrow = noisy.interval(12, 512, 10**7), noisy.interval(12, 512, 10**7, level=0.5)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+    low, high = quiet.interval(12, 512, 10**7)
+    assert high - low < 0.3 * (wide[1] - wide[0])
+
+
+def test_relative_error_is_the_worst_held_out_point() -> None:
+    law = fit_law(make_points(), bootstrap=10)
+    held_out = [
+        ScalingPoint(depth=24, width=1536, tokens=10**7, loss_nats=loss(24, 1536, 10**7) * scale)
+        for scale in (1.0, 0.8)
+    ]
+    assert law.relative_error(held_out) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="at least one"):
+        law.relative_error([])
+
+
+def test_an_axis_without_variation_is_part_of_the_floor() -> None:
+    law = fit_law(make_points(tokens=(10**7,)), bootstrap=10)
+    assert law.unidentified == ("c", "gamma") and law.constants["c"] == 0
+    assert law.constants["L0"] == pytest.approx(TRUTH["L0"] + TRUTH["c"] / (10**7) ** TRUTH["gamma"])
+    assert law.predict(8, 512, 10**7) == pytest.approx(loss(8, 512, 10**7))
+
+
+def test_two_values_of_an_axis_do_not_determine_its_term() -> None:
+    law = fit_law(make_points(noise=0.003, depths=(4, 8)), bootstrap=20)
+    assert {"a", "alpha"} <= set(law.unidentified) and "beta" not in law.unidentified
+    assert law.predict(4, 512, 10**7) == pytest.approx(loss(4, 512, 10**7), abs=0.02)
+
+
+def test_an_axis_without_effect_is_named() -> None:
+    """Losses that do not depend on depth: the fitted term is noise, its interval ends at a bound."""
+    rng = np.random.default_rng(0)
+    points = [
+        p.model_copy(update={"loss_nats": loss(8, p.width, p.tokens) + 0.005 * rng.normal()}) for p in make_points()
+    ]
+    law = fit_law(points, bootstrap=30)
+    assert {"a", "alpha"} <= set(law.unidentified)
+    assert law.predict(30, 512, 10**7) == pytest.approx(loss(8, 512, 10**7), abs=0.02)
+
+
+def test_too_few_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="7 points for a law of 7 constants: give at least 8"):
+        fit_law(make_points()[:3] + make_points()[17:19] + make_points()[40:42])
+
+
+def test_json_round_trip_and_repeatability() -> None:
+    law = fit_law(make_points(noise=0.01), bootstrap=10, seed=3)
+    assert DepthWidthLaw.model_validate_json(law.model_dump_json()) == law
+    assert fit_law(make_points(noise=0.01), bootstrap=10, seed=3) == law

@@ -1,0 +1,8 @@
+import pytest
+
+from tests.unit.search import synthetic
+
+
+@pytest.fixture(scope="session")
+def table():
+    return synthetic.make_table()

@@ -1,0 +1,78 @@
+"""A made-up latency table, proposers over it, and a deterministic stand-in for proxy training."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flashslm.config import LatencyConfig, ModelConfig, SearchConfig
+from flashslm.hardware import DeviceFingerprint
+from flashslm.profiling.latency_table import LatencyEntry, LatencyTable
+from flashslm.search.evolution import Proposer
+from flashslm.search.space import parse_design
+from flashslm.search.trial import Candidate, FinishedTrial
+
+WIDTHS = (64, 128, 192, 256)
+BUDGET_MS = 60.0
+TARGET = parse_design("(DFMF AFMF)x2 | (DFMF)x2").operators
+
+
+def make_table() -> LatencyTable:
+    """At width 64: D 1.0, M 1.5, A 0.75 (1.5 at context 1024), F 0.5, head 2.0 ms; proportional to the width."""
+    cost = {"D": 1.0, "M": 1.5, "A": 0.75, "F": 0.5, "head": 2.0}
+    entries = [
+        LatencyEntry.model_validate(
+            {
+                "operator": o,
+                "width": w,
+                "context": c,
+                "batch": 1,
+                "median_ms": ms,
+                "p10_ms": 0.9 * ms,
+                "p90_ms": 1.1 * ms,
+            }
+        )
+        for o, unit in cost.items()
+        for w in WIDTHS
+        for c in (0, 1024)
+        for ms in [unit * w / 64 * (1 + c / 1024 if o == "A" else 1)]
+    ]
+    return LatencyTable(
+        device=DeviceFingerprint(kind="cpu", cpu="x", cores=1, gpu="", driver="", torch="2", cuda=""),
+        dtype="float32",
+        threads=1,
+        warmup=1,
+        repeats=3,
+        sizes=ModelConfig(),
+        vocab_size=512,
+        entries=tuple(entries),
+    )
+
+
+def make_proposer(seed: int = 0, budget_ms: float = BUDGET_MS, **search: Any) -> Proposer:
+    values = {"trials": 40, "population": 10, "sample": 4, "candidates_per_cycle": 5, "widths": WIDTHS}
+    return Proposer(
+        SearchConfig.model_validate(values | search),
+        ModelConfig(),
+        512,
+        table=make_table(),
+        latency=LatencyConfig(context=1024),
+        budget_ms=budget_ms,
+        seed=seed,
+    )
+
+
+def loss_nats(operators: str) -> float:
+    """Falls with agreement, position by position, with the paper's latency winner."""
+    agreement = sum(a == b for a, b in zip(operators, TARGET, strict=False))
+    return 4.0 - agreement / len(TARGET) + 0.02 * abs(len(operators) - len(TARGET))
+
+
+def finish(candidate: Candidate, loss: float) -> FinishedTrial:
+    return FinishedTrial(loss_nats=loss, **candidate.attributes())
+
+
+def run_serially(proposer: Proposer, loss: Callable[[str], float] = loss_nats) -> list[FinishedTrial]:
+    """The whole search without a study."""
+    history: list[FinishedTrial] = []
+    for cycle in range(proposer.num_cycles):
+        history += [finish(c, loss(c.operators)) for c in proposer.propose(cycle, history)]
+    return history

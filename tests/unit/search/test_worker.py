@@ -1,0 +1,225 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from flashslm.search.liveness import WorkerIdentity, this_worker
+from flashslm.search.study import ATTEMPTS, SearchStudy
+from flashslm.search.worker import TrialFailed, TrialOutcome, run_worker
+from tests.unit.search.synthetic import loss_nats, run_serially
+from tests.unit.search.worker_process import TRIALS, make_search
+
+ROOT = Path(__file__).parents[3]
+LIMIT_S = 60.0
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/made/on/demand/study.db"
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The search's history, computed without any study."""
+    return run_serially(make_search())
+
+
+def train(candidate):
+    return TrialOutcome(loss_nats(candidate.operators), train_time_s=2.0)
+
+
+def start_process(url: str, seconds_a_trial: float) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.unit.search.worker_process", url, str(seconds_a_trial)]
+    return subprocess.Popen(command, cwd=ROOT)
+
+
+def wait_until(condition):
+    limit = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < limit, "timed out"
+        time.sleep(0.02)
+
+
+def trials_in(url: str, state: TrialState):
+    return optuna.load_study(study_name="search", storage=url).get_trials(states=(state,))
+
+
+def test_one_worker_runs_the_whole_search(url, expected):
+    study, seen = SearchStudy.open(url, "search"), []
+    summary = run_worker(study, make_search(), train, on_trial=lambda c, o: seen.append((c.slot, o.loss_nats)))
+    assert study.finished() == expected
+    assert seen == [(t.slot, t.loss_nats) for t in expected]
+    assert (summary.trained, summary.failed, summary.completed) == (TRIALS, 0, TRIALS)
+    assert study.train_time_s() == 2.0 * TRIALS
+
+
+def test_a_finished_search_is_not_run_again(url, expected):
+    run_worker(SearchStudy.open(url, "search"), make_search(), train)
+    again = run_worker(SearchStudy.open(url, "search"), make_search(), pytest.fail)
+    assert (again.trained, again.completed) == (0, TRIALS)
+
+
+def test_four_threads_give_the_history_of_one_worker(url, expected):
+    def slow(candidate):
+        time.sleep(0.005)
+        return train(candidate)
+
+    def work(_):
+        return run_worker(SearchStudy.open(url, "search"), make_search(), slow)
+
+    with ThreadPoolExecutor(4) as pool:
+        summaries = list(pool.map(work, range(4)))
+    assert SearchStudy.open(url, "search").finished() == expected
+    assert sum(s.trained for s in summaries) == TRIALS, "no slot is trained twice"
+    assert sum(s.trained > 0 for s in summaries) > 1
+
+
+def test_three_processes_one_killed_give_the_history_of_one_worker(url, expected):
+    workers = [start_process(url, 0.1) for _ in range(3)]
+    wait_until(lambda: Path(url.removeprefix("sqlite:///")).exists())
+    study = SearchStudy.open(url, "search")
+    wait_until(lambda: any(t.user_attrs["worker"]["pid"] == workers[0].pid for t in study_running(study)))
+    workers[0].send_signal(signal.SIGKILL)
+    assert [w.wait(LIMIT_S) for w in workers] == [-signal.SIGKILL, 0, 0]
+    assert study.finished() == expected
+
+
+def study_running(study):
+    return study._trials(TrialState.RUNNING)
+
+
+def test_killed_in_mid_trial_and_restarted_gives_the_history_of_an_unkilled_search(url, expected):
+    worker = start_process(url, 0.05)
+    wait_until(lambda: Path(url.removeprefix("sqlite:///")).exists())
+    study = SearchStudy.open(url, "search")
+    wait_until(lambda: len(study.finished()) >= 7 and study_running(study))
+    worker.send_signal(signal.SIGKILL)
+    worker.wait(LIMIT_S)
+    done, left = study.finished(), study_running(study)
+    assert done == expected[: len(done)] and len(left) <= 1
+    summary = run_worker(study, make_search(), train)
+    assert study.finished() == expected
+    assert summary.trained == TRIALS - len(done)
+    assert [t.user_attrs["reason"] for t in trials_in(url, TrialState.FAIL)] == ["lost"] * len(left)
+
+
+def test_a_failed_training_is_retried_twice_and_then_counts_as_infinite_loss(url):
+    attempts = []
+
+    def diverging(candidate):
+        if "A" in candidate.operators:
+            attempts.append(candidate.slot)
+            return TrialOutcome(math.nan)
+        return train(candidate)
+
+    study = SearchStudy.open(url, "search")
+    summary = run_worker(study, make_search(), diverging)
+    history = study.finished()
+    assert history == run_serially(make_search(), lambda o: math.inf if "A" in o else loss_nats(o))
+    failed = [t.slot for t in history if not t.succeeded]
+    assert sorted(attempts) == sorted(failed * ATTEMPTS)
+    assert summary.failed == len(attempts)
+    reasons = {t.user_attrs["reason"] for t in trials_in(url, TrialState.FAIL)}
+    assert reasons == {"failed: the proxy loss is nan"}
+
+
+def test_a_training_that_recovers_keeps_its_loss(url, expected):
+    failures = iter([True, True])
+
+    def flaky(candidate):
+        if candidate.slot == 3 and next(failures, False):
+            raise TrialFailed("out of memory")
+        return train(candidate)
+
+    study = SearchStudy.open(url, "search")
+    run_worker(study, make_search(), flaky)
+    assert study.finished() == expected
+
+
+def test_an_error_of_the_program_frees_the_slot_and_goes_on_up(url, expected):
+    def broken(candidate):
+        if candidate.slot == 7:
+            raise KeyError("no such dataset")
+        return train(candidate)
+
+    study = SearchStudy.open(url, "search")
+    for _ in range(ATTEMPTS + 1):
+        with pytest.raises(KeyError):
+            run_worker(study, make_search(), broken)
+    run_worker(study, make_search(), train)
+    assert study.finished() == expected
+
+
+def test_rivals_for_a_slot_do_not_share_it(url):
+    candidates = make_search().propose(0, [])
+    gate = threading.Barrier(6)
+
+    def rival(_):
+        study = SearchStudy.open(url, "search")
+        gate.wait()
+        claim = study.claim(candidates)
+        return claim.candidate.slot if claim else None
+
+    with ThreadPoolExecutor(6) as pool:
+        claimed = [slot for slot in pool.map(rival, range(6)) if slot is not None]
+    assert len(claimed) == len(set(claimed)), "two workers hold one slot"
+    assert 0 in claimed
+
+
+def test_a_candidate_that_takes_its_workers_down_is_given_up(url):
+    study = SearchStudy.open(url, "search")
+    candidates = make_search().propose(0, [])
+    for _ in range(ATTEMPTS):
+        assert study.claim(candidates).candidate.slot == 0
+        pretend_worker(study, this_worker().host, pid=os.getpid(), started_s=0.0)  # a recycled process id
+    assert study.claim(candidates).candidate.slot == 1
+    assert study.finished()[0].loss_nats == math.inf
+
+
+def test_a_silent_worker_on_another_host_loses_its_claim_only_after_the_ttl(url):
+    study = SearchStudy.open(url, "search", ttl_s=30.0)
+    candidates = make_search().propose(0, [])
+    claim = study.claim(candidates)
+    pretend_worker(study, "elsewhere", pid=1, started_s=0.0)
+    assert study.take_over_abandoned() == 0
+    study._set_attribute(claim.trial_id, "heartbeat_s", time.time() - 31.0)
+    assert study.take_over_abandoned() == 1
+    assert not study.complete(claim, TrialOutcome(1.0)), "the slot belongs to somebody else now"
+    assert study.finished() == []
+
+
+def pretend_worker(study, host, pid, started_s):
+    for trial in study_running(study):
+        study._set_attribute(trial._trial_id, "worker", WorkerIdentity(host, pid, started_s).as_dict())
+
+
+def test_heartbeat_is_written_while_training(url):
+    study = SearchStudy.open(url, "search")
+    claim = study.claim(make_search().propose(0, []))
+    before = study_running(study)[0].user_attrs["heartbeat_s"]
+    with study.heartbeat(claim, every_s=0.01):
+        wait_until(lambda: study_running(study)[0].user_attrs["heartbeat_s"] > before)
+
+
+def test_liveness_tells_this_process_from_a_recycled_id_and_a_dead_one():
+    me = this_worker()
+    assert me.is_alive()
+    assert not WorkerIdentity(me.host, me.pid, me.started_s - 100).is_alive()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    identity = WorkerIdentity(me.host, child.pid, psutil.Process(child.pid).create_time())
+    assert identity.is_alive()
+    child.kill()
+    wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+    assert not identity.is_alive(), "dead, though nobody has reaped it yet"
+    child.communicate()
+    assert not identity.is_alive()

@@ -1,0 +1,26 @@
+"""A search worker as a process of its own: `python worker_process.py URL SECONDS_A_TRIAL`."""
+
+import sys
+import time
+
+from flashslm.search.study import SearchStudy
+from flashslm.search.worker import TrialOutcome, run_worker
+from tests.unit.search.synthetic import loss_nats, make_proposer
+
+TRIALS = 18
+
+
+def make_search():
+    return make_proposer(trials=TRIALS, population=6, sample=3, candidates_per_cycle=4)
+
+
+def main(url: str, seconds_a_trial: float) -> None:
+    def train(candidate):
+        time.sleep(seconds_a_trial)
+        return TrialOutcome(loss_nats(candidate.operators))
+
+    run_worker(SearchStudy.open(url, "search"), make_search(), train)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))

@@ -1,0 +1,74 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from flashslm import hardware
+from flashslm.hardware import DeviceFingerprint, device_fingerprint, peak, pick_device, pick_dtype
+
+
+def test_fingerprint_of_the_cpu():
+    found = device_fingerprint("cpu")
+    assert found.kind == "cpu" and found.torch == torch.__version__
+    assert found.cores >= 1 and found.cpu
+    assert (found.gpu, found.driver, found.cuda) == ("", "", "")
+    assert found.name == f"{found.cpu} ({found.cores} cores)"
+
+
+def test_id_is_stable_and_changes_with_every_field():
+    base = DeviceFingerprint(kind="cuda", cpu="c", cores=8, gpu="g", driver="1", torch="2", cuda="13")
+    assert base.id == DeviceFingerprint.model_validate_json(base.model_dump_json()).id
+    changes = {"kind": "cpu", "cpu": "d", "cores": 9, "gpu": "h", "driver": "2", "torch": "3", "cuda": "14"}
+    ids = {base.model_copy(update={key: value}).id for key, value in changes.items()}
+    assert len(ids | {base.id}) == len(changes) + 1
+
+
+def test_peaks_are_dense_data_sheet_values():
+    assert peak("NVIDIA H200") == (989.4e12, 4.8e12)
+    assert peak("NVIDIA H100 80GB HBM3") == (989.4e12, 3.35e12)
+    assert peak("NVIDIA A100-SXM4-80GB") == (312e12, 2.039e12)
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H200 MIG 1g.18gb", "NVIDIA H20", "Tesla T4", ""])
+def test_no_number_rather_than_a_wrong_one(name):
+    assert peak(name) is None
+
+
+def test_device_choice(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == pick_device("cpu") == "cpu"
+    with pytest.raises(ValueError, match="'cuda' but this machine has no usable GPU"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == pick_device("cuda") == "cuda"
+
+
+def test_dtype_choice():
+    assert pick_dtype("auto", "cpu") == "float32"
+    assert pick_dtype("auto", "cuda") == "bfloat16"
+    assert pick_dtype("float32", "cuda") == "float32"
+
+
+def test_driver_version_is_empty_where_the_tool_is_absent(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert hardware._driver_version() == ""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 580.1.2\necho 580.1.2\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert hardware._driver_version() == "580.1.2"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "flashslm.hardware",
+        "flashslm.profiling.latency_table",
+        "flashslm.profiling.depth_width",
+        "flashslm.search.worker",
+    ],
+)
+def test_torch_is_not_imported_before_it_is_needed(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

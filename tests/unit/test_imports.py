@@ -1,0 +1,181 @@
+"""Imports go one way, and what is heavy stays where it belongs: read from the sources, nothing is imported."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "flashslm"
+
+LEAVES = {"config", "data", "errors", "hardware", "platform"}
+BELOW_INFERENCE = {"inference", "models", "ops"}
+MIDDLE = {"evaluation", "export", "profiling", "scaling", "search", "training"}
+
+# What each room of src/flashslm may import besides itself and the leaves.
+ALLOWED: dict[str, set[str]] = {
+    **{leaf: set() for leaf in LEAVES},
+    "ops": set(),
+    "models": {"ops"},
+    "inference": {"models", "ops"},
+    "evaluation": BELOW_INFERENCE,
+    "export": BELOW_INFERENCE,
+    "profiling": BELOW_INFERENCE,
+    "training": BELOW_INFERENCE,
+    "scaling": BELOW_INFERENCE | {"profiling", "training"},
+    "search": BELOW_INFERENCE | {"profiling", "training"},
+    "reporting": {"models"},
+    "steps": MIDDLE | BELOW_INFERENCE | {"reporting"},
+    "launch": MIDDLE | BELOW_INFERENCE | {"steps"},
+    "cli": MIDDLE | BELOW_INFERENCE | {"launch", "steps"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+KFP_ROOMS = {"launch"}
+WITHOUT_TORCH = ("config.py", "errors.py", "platform/", "launch/", "models/architecture.py", "models/accounting.py")
+HEAVY = {"kfp", "matplotlib", "mlflow", "torch", "transformers"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """`module` is dotted and absolute; `at_top` is false inside a function."""
+
+    module: str
+    line: int
+    at_top: bool
+
+    @property
+    def package(self) -> str:
+        return self.module.split(".")[0]
+
+    @property
+    def room(self) -> str:
+        """The room of this project's package; empty for the package itself and for other packages."""
+        first, _, rest = self.module.partition(".")
+        return rest.split(".")[0] if first == PACKAGE else ""
+
+
+def imports_of(file: Path) -> Iterator[Import]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    ]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        at_top = id(node) not in inside
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, at_top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            if module == PACKAGE:
+                yield from (Import(f"{PACKAGE}.{alias.name}", node.lineno, at_top) for alias in node.names)
+            else:
+                yield Import(module, node.lineno, at_top)
+
+
+def violations(root: Path) -> list[str]:
+    """Every import of the project under `root` that goes the wrong way, as file:line: reason."""
+    found = []
+    for area, rule in (("src/flashslm", _package), ("components", _components), ("pipelines", _pipelines)):
+        for file in sorted((root / area).rglob("*.py")):
+            inner = file.relative_to(root / area).as_posix()
+            if "/templates/" in inner:  # text that goes into an exported directory, not modules of this project
+                continue
+            for item in imports_of(file):
+                reason = "relative import: write it in full" if item.module.startswith(".") else rule(inner, item)
+                if reason:
+                    found.append(f"{area}/{inner}:{item.line}: {reason}")
+    return found
+
+
+def _package(file: str, item: Import) -> str:
+    room = file.split("/")[0].removesuffix(".py")
+    if room not in ALLOWED:
+        return f"room '{room}' has no rule: say in ALLOWED what it may import"
+    if item.package in ("components", "pipelines"):
+        return f"the package imports {item.package}"
+    version = file == "__init__.py" or item.room in ("", "__version__")
+    if not version and item.room not in ALLOWED[room] | LEAVES | {room}:
+        return f"{room} imports {item.room}"
+    if room in LEAVES and item.room and item.room not in LEAVES:
+        return f"{room} imports {item.room}"
+    if item.package == "kfp" and room not in KFP_ROOMS:
+        return f"{room} imports kfp"
+    if item.package == "torch" and file.startswith(WITHOUT_TORCH):
+        return f"{file} imports torch"
+    if file.endswith("__init__.py") and item.package in HEAVY:
+        return f"a package imports {item.package} when it is imported"
+    return ""
+
+
+def _components(file: str, item: Import) -> str:
+    if item.package in sys.stdlib_module_names:
+        return ""
+    if item.at_top and item.package != "kfp" and item.module != "components.images":
+        return f"a component imports {item.module} at its top: only its body runs in the step"
+    if not item.at_top and item.room != "steps":
+        return f"a component's body imports {item.module}: call one function of {PACKAGE}.steps"
+    return ""
+
+
+def _pipelines(file: str, item: Import) -> str:
+    allowed = item.package in sys.stdlib_module_names or item.package in ("kfp", "components")
+    return "" if allowed else f"a pipeline imports {item.module}"
+
+
+def test_imports_go_one_way() -> None:
+    assert violations(ROOT) == []
+
+
+BAD = [
+    ("src/flashslm/ops/a.py", "from flashslm.models.hybrid import HybridLM", "ops imports models"),
+    ("src/flashslm/models/a.py", "def f():\n    import flashslm.training.trainer", "models imports training"),
+    ("src/flashslm/data/a.py", "from flashslm import steps", "data imports steps"),
+    ("src/flashslm/training/a.py", "from flashslm.search import study", "training imports search"),
+    ("src/flashslm/evaluation/a.py", "from flashslm.export import parity", "evaluation imports export"),
+    ("src/flashslm/search/a.py", "from flashslm.scaling import law", "search imports scaling"),
+    ("src/flashslm/steps/a.py", "from flashslm.launch import local", "steps imports launch"),
+    ("src/flashslm/steps/a.py", "import kfp.dsl", "steps imports kfp"),
+    ("src/flashslm/steps/a.py", "from .run import run_step", "relative import"),
+    ("src/flashslm/steps/a.py", "from components.gate.component import gate", "the package imports components"),
+    ("src/flashslm/config.py", "import torch", "config.py imports torch"),
+    ("src/flashslm/platform/a.py", "def f():\n    from torch import nn", "platform/a.py imports torch"),
+    ("src/flashslm/launch/a.py", "import torch.distributed", "launch/a.py imports torch"),
+    ("src/flashslm/models/architecture.py", "import torch", "models/architecture.py imports torch"),
+    ("src/flashslm/models/__init__.py", "import torch", "a package imports torch"),
+    ("src/flashslm/fresh/a.py", "import json", "room 'fresh' has no rule"),
+    ("components/gate/component.py", "import boto3", "a component imports boto3 at its top"),
+    ("components/gate/component.py", "from flashslm.steps.run import run_step", "at its top"),
+    ("components/gate/component.py", "def gate():\n    from flashslm.platform import registry", "body imports"),
+    ("pipelines/a/pipeline.py", "from flashslm.config import load", "a pipeline imports flashslm.config"),
+]
+
+
+@pytest.mark.parametrize(("file", "source", "reason"), BAD, ids=[reason for _, _, reason in BAD])
+def test_checker_sees(tmp_path: Path, file: str, source: str, reason: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(source)
+    (found,) = violations(tmp_path)
+    assert found.startswith(f"{file}:") and reason in found
+
+
+GOOD = [
+    ("src/flashslm/models/hybrid.py", "import torch\nfrom flashslm.ops import ssd"),
+    ("src/flashslm/training/a.py", "from flashslm.platform.object_store import ObjectStore"),
+    ("src/flashslm/search/a.py", "from flashslm.training.proxy import train_proxy"),
+    ("src/flashslm/steps/a.py", "from flashslm.search import study\nimport torch"),
+    ("src/flashslm/launch/a.py", "import kfp\nfrom flashslm import config"),
+    ("components/gate/component.py", "import json\nfrom kfp import dsl\nfrom components.images import RUNTIME_IMAGE"),
+    ("components/gate/component.py", "def gate():\n    import json\n    from flashslm.steps.run import run_step"),
+    ("pipelines/a/pipeline.py", "from kfp import dsl\nfrom components.gate.component import gate"),
+]
+
+
+@pytest.mark.parametrize(("file", "source"), GOOD, ids=[f"{file}-{i}" for i, (file, _) in enumerate(GOOD)])
+def test_checker_allows(tmp_path: Path, file: str, source: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(source)
+    assert violations(tmp_path) == []

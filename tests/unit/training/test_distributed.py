@@ -1,0 +1,80 @@
+"""Two processes on the CPU (gloo, FSDP2) against one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flashslm.training.checkpoint import CheckpointStore
+from flashslm.training.distributed import World, any_rank, current_world
+from flashslm.training.trainer import train
+from tests.unit.training import tiny
+
+ROOT = Path(__file__).parents[3]
+CHANGES = {"learning_rate": 1e-3, "micro_batch_size": 2}
+
+
+def run_workers(arguments: list[dict], size: int) -> None:
+    """What `torchrun --nproc-per-node size` sets up."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "tests.unit.training.worker", json.dumps(arguments)]
+    workers = [
+        subprocess.Popen(command, cwd=ROOT, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(size)
+    ]
+    assert [worker.wait(timeout=300) for worker in workers] == [0] * size
+
+
+def test_two_ranks_give_the_single_process_run(tmp_path: Path) -> None:
+    """Afresh, and resumed from a checkpoint that a single process left at step 3."""
+    dataset = tiny.write_dataset(tmp_path / "dataset")
+    settings, model = tiny.config(**CHANGES), tiny.model()
+    single = train(model, *tiny.loaders(dataset, settings), settings, weight_norm=True, seed=0)
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    checkpoints = CheckpointStore(tiny.DirectoryStore(tmp_path / "stopped"), "run", keep=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            tiny.model(),
+            *tiny.loaders(dataset, settings),
+            settings,
+            weight_norm=True,
+            seed=0,
+            checkpoints=checkpoints,
+            on_metrics=stop,
+        )
+    runs = {"fresh": 0, "stopped": 3}
+    arguments = [
+        {"dataset": str(dataset), "store": str(tmp_path / name), "output": f"{tmp_path / name}-out", "changes": CHANGES}
+        for name in runs
+    ]
+    run_workers(arguments, size=2)
+    for name, start in runs.items():
+        output = Path(f"{tmp_path / name}-out")
+        result = json.loads((output / "result.json").read_text())
+        assert (result["world_size"], result["resumed_from_step"]) == (2, start)
+        for alone, together in zip(single.history, result["history"], strict=True):
+            assert together.keys() == alone.keys()
+            for key in alone.keys() & {"loss_nats", "weight_norm", "validation_loss_nats"}:
+                assert together[key] == pytest.approx(alone[key], abs=1e-5), (name, alone["step"], key)
+            assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-4)
+        weights = load_file(output / "model.safetensors")
+        for parameter, tensor in model.state_dict().items():
+            torch.testing.assert_close(weights[parameter], tensor, atol=1e-3, rtol=0, msg=parameter)
+
+
+def test_without_torchrun_the_world_is_one() -> None:
+    assert current_world() == World(rank=0, size=1) and World().is_main
+    assert any_rank(True) and not any_rank(False)

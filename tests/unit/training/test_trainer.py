@@ -1,0 +1,152 @@
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from flashslm.data.loader import IGNORE_INDEX
+from flashslm.models.hybrid import HybridLM
+from flashslm.training.checkpoint import CheckpointStore
+from flashslm.training.job import NonFiniteLoss, TrainResult
+from flashslm.training.runtime import reproducible
+from flashslm.training.trainer import train, training_flops_per_token
+from flashslm.training.weight_norm import weight_norms
+from tests.unit.training import tiny
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+def fit(dataset: Path, weight_norm: bool = False, **changes: object) -> tuple[HybridLM, TrainResult]:
+    model, settings = tiny.model(), tiny.config(**changes)
+    return model, train(model, *tiny.loaders(dataset, settings), settings, weight_norm=weight_norm, seed=0)
+
+
+def test_the_loss_falls_from_the_unigram_level(dataset: Path) -> None:
+    _, result = fit(dataset, steps=40, validate_every_steps=20, log_every_steps=20)
+    assert result.history[0]["loss_nats"] > 3
+    assert result.validation_loss_nats < 3.0
+
+
+def test_two_runs_are_bit_identical(dataset: Path) -> None:
+    (first, a), (second, b) = fit(dataset), fit(dataset)
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    assert [row["loss_nats"] for row in a.history] == [row["loss_nats"] for row in b.history]
+
+
+def test_micro_batches_give_the_whole_batch_s_steps(dataset: Path) -> None:
+    _, whole = fit(dataset, learning_rate=1e-3)
+    _, accumulated = fit(dataset, learning_rate=1e-3, micro_batch_size=1)
+    for a, b in zip(whole.history, accumulated.history, strict=True):
+        assert b["loss_nats"] == pytest.approx(a["loss_nats"], abs=1e-5)
+        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4)
+
+
+def test_a_loader_of_another_batch_size_is_refused(dataset: Path) -> None:
+    settings = tiny.config(batch_size=4)
+    with pytest.raises(ValueError, match="batches of 2"):
+        train(tiny.model(), *tiny.loaders(dataset, tiny.config(batch_size=2)), settings, weight_norm=False, seed=0)
+
+
+def test_validation_is_the_mean_over_every_target(dataset: Path) -> None:
+    """Also in the split's last batch, where some places have no target."""
+    settings = tiny.config(steps=1, batch_size=7, validation_batches=10_000)
+    model, (training, validation) = tiny.model(), tiny.loaders(dataset, settings)
+    result = train(model, training, validation, settings, weight_norm=False, seed=0)
+    losses = []
+    for batch in validation.sequential():
+        log_p = model.logits(model(batch.tokens_BT)).double().log_softmax(-1)
+        kept = batch.targets_BT != IGNORE_INDEX
+        losses.append(-log_p[kept].gather(1, batch.targets_BT[kept][:, None]).detach())
+    assert len(torch.cat(losses)) == validation.num_tokens - 1
+    assert result.validation_loss_nats == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6)
+
+
+def test_rows_come_at_log_and_validation_steps_and_at_the_end(dataset: Path) -> None:
+    rows: list[tuple[int, dict[str, float]]] = []
+    settings = tiny.config(steps=8, log_every_steps=3, validate_every_steps=5)
+    loaders = tiny.loaders(dataset, settings)
+    result = train(
+        tiny.model(), *loaders, settings, weight_norm=True, seed=0, on_metrics=lambda step, m: rows.append((step, m))
+    )
+    assert [step for step, _ in rows] == [3, 5, 6, 8]
+    assert [step for step, row in rows if "validation_loss_nats" in row] == [5, 8]
+    assert result.history == [{"step": step} | row for step, row in rows]
+    assert all(row["step_time_ms"] > 0 and row["weight_norm"] == pytest.approx(1) for _, row in rows)
+    assert rows[0][1]["tokens_per_s"] == pytest.approx(4 * 16 / (rows[0][1]["step_time_ms"] / 1000))
+    assert "mfu" not in rows[0][1]  # no peak is known for a CPU
+    assert result.tokens_seen == 8 * 4 * 16 and result.summary()["steps"] == 8
+
+
+def test_weight_norm_holds_after_every_step_and_only_when_asked(dataset: Path) -> None:
+    on, _ = fit(dataset, weight_norm=True)
+    off, result = fit(dataset)
+    assert torch.cat(list(weight_norms(on).values())).sub(1).abs().max() < 1e-6
+    assert result.history[-1]["weight_norm"] == pytest.approx(
+        torch.cat(list(weight_norms(off).values())).mean().item(), abs=1e-7
+    )
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_precision_is_decided_and_recorded(dataset: Path, asked: str, used: str) -> None:
+    model, result = fit(dataset, steps=1, precision=asked)
+    assert result.precision == used and result.device == "cpu"
+    assert model.embedding.weight.dtype == torch.float32
+    reference = fit(dataset, steps=1)[1].loss_nats
+    assert (result.loss_nats == reference) == (used == "float32")
+    assert result.loss_nats == pytest.approx(reference, rel=0.02)
+
+
+def test_documents_are_isolated_when_asked(dataset: Path) -> None:
+    losses = [fit(dataset, steps=1, isolate_documents=isolated)[1].loss_nats for isolated in (False, True)]
+    assert losses[0] != losses[1]
+
+
+def test_a_non_finite_step_is_named_with_the_last_good_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    """Weights are poisoned after step 4; the next look is at step 6, where a checkpoint is due."""
+    model, settings = tiny.model(), tiny.config(log_every_steps=4, validate_every_steps=100)
+
+    def poison(step: int, metrics: dict[str, float]) -> None:
+        model.embedding.weight.data.fill_(torch.nan)
+
+    checkpoints = CheckpointStore(tiny.DirectoryStore(tmp_path), "run", keep=2)
+    with pytest.raises(NonFiniteLoss, match=r"at step 5; the last good checkpoint is step 3\..*learning_rate"):
+        train(
+            model,
+            *tiny.loaders(dataset, settings),
+            settings,
+            weight_norm=False,
+            seed=0,
+            checkpoints=checkpoints,
+            on_metrics=poison,
+        )
+    assert checkpoints.load_latest()[0] == 3
+
+
+def test_process_settings_are_put_back(dataset: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with reproducible(seed=1, threads=3):
+        assert torch.get_num_threads() == 3 and torch.are_deterministic_algorithms_enabled()
+        torch.rand(10)
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_training_works_outside_the_main_thread(dataset: Path) -> None:
+    losses: list[float] = []
+    thread = threading.Thread(target=lambda: losses.append(fit(dataset, steps=2)[1].loss_nats))
+    thread.start()
+    thread.join()
+    assert losses == [fit(dataset, steps=2)[1].loss_nats]
+
+
+def test_training_flops_are_three_forward_passes_at_the_mean_reach() -> None:
+    model = tiny.model("AF", width=16)
+    matrices = sum(p.numel() for p in model.parameters()) - model.meta_tokens.numel()
+    reach = round(4 + 17 / 2)
+    assert training_flops_per_token(model, 16) == pytest.approx(3 * (2 * matrices + 4 * reach * 16))

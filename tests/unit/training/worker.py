@@ -1,0 +1,46 @@
+"""One training process, for tests that kill it or run several: python -m tests.unit.training.worker '{...}'."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from flashslm.training.checkpoint import CheckpointStore
+from flashslm.training.distributed import World, gather_to_main, world_from_environment
+from flashslm.training.trainer import train
+from tests.unit.training import tiny
+
+
+def run(world: World, dataset: str, store: str, output: str, changes: dict, kill_at_step: int = 0) -> None:
+    """Train the tiny model from its newest checkpoint; at `kill_at_step` the process kills itself (SIGKILL)."""
+    settings = tiny.config(**changes)
+
+    def on_metrics(step: int, metrics: dict[str, float]) -> None:
+        if step == kill_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    model = tiny.model()
+    result = train(
+        model,
+        *tiny.loaders(Path(dataset), settings, world.rank, world.size),
+        settings,
+        weight_norm=True,
+        seed=0,
+        checkpoints=CheckpointStore(tiny.DirectoryStore(Path(store)), "run", keep=2),
+        on_metrics=on_metrics,
+    )
+    tensors = gather_to_main(model.state_dict().items())
+    if world.is_main:
+        directory = Path(output)
+        directory.mkdir()
+        save_file(tensors, directory / "model.safetensors")
+        (directory / "result.json").write_text(json.dumps(result.summary() | {"history": result.history}))
+
+
+if __name__ == "__main__":
+    with world_from_environment() as joined:
+        for arguments in json.loads(sys.argv[1]):
+            run(joined, **arguments)
