@@ -20,8 +20,12 @@ class Family:
 
 
 def evaluation_steps(steps: int, checkpoints: int) -> tuple[int, ...]:
-    """Step counts steps, steps/2, steps/4, …, ascending: evenly spaced in log N, as a power law wants them."""
-    return tuple(sorted({max(1, round(steps / 2**halving)) for halving in range(checkpoints)}))
+    """`checkpoints` step counts from a quarter of the run to its end, evenly spaced in log N.
+
+    The first quarter holds the warm-up and the descent to the unigram loss, which no power law in N describes: on a
+    family of small models, points from an eighth on doubled the fit's residuals and tripled the held-out error.
+    """
+    return tuple(sorted({max(1, round(steps * 4 ** (i / (checkpoints - 1) - 1))) for i in range(checkpoints)}))
 
 
 def train_family(

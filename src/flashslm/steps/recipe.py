@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from flashslm.config import RunConfig
 from flashslm.models.architecture import InfeasibleArchitecture, build_architecture, parse_operators
+from flashslm.search.space import SearchSpace
 
 
 def problems(config: RunConfig) -> list[str]:
@@ -16,16 +17,17 @@ def _operators(config: RunConfig) -> Iterator[str]:
         "scaling.block": config.scaling.block,
         "latency.reference_operators": config.latency.reference_operators,
     }
-    notations |= {f"search.seed_designs[{i}]": text for i, text in enumerate(config.search.seed_designs)}
     for where, text in notations.items():
         try:
-            operators = parse_operators(text)
+            parse_operators(text)
         except InfeasibleArchitecture as error:
             yield f"{where}: {error}"
-            continue
-        limit = config.search.max_operators
-        if where.startswith("search") and len(operators) > limit:
-            yield f"{where}: '{text}' has {len(operators)} operators, search.max_operators allows {limit}"
+    space = SearchSpace(config.search.max_operators, config.search.max_mixer_types)
+    for index, text in enumerate(config.search.seed_designs):
+        try:
+            space.parse(text)
+        except InfeasibleArchitecture as error:
+            yield f"search.seed_designs[{index}]: {error}"
 
 
 def _grid(config: RunConfig) -> Iterator[str]:

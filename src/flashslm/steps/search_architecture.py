@@ -8,10 +8,11 @@ import torch
 
 from flashslm.config import digest
 from flashslm.hardware import pick_device
-from flashslm.models.architecture import repeat_block
+from flashslm.models.architecture import InfeasibleArchitecture, parse_operators, repeat_block
 from flashslm.platform.tracking import Task
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.search.evolution import Proposer
+from flashslm.search.space import SearchSpace
 from flashslm.search.study import SearchStudy
 from flashslm.search.worker import Candidate, TrialFailed, TrialOutcome, run_worker
 from flashslm.steps.context import StepContext
@@ -71,10 +72,18 @@ def make_proposer(context: StepContext) -> Proposer:
 
 
 def law_designs(context: StepContext) -> tuple[str, ...]:
-    """The scaling law's choice as a seed design; none if it is deeper than the search may go."""
+    """The scaling law's choice as a seed design: whole blocks, then what is left of one; none if it does not fit."""
     config = context.config
-    operators = repeat_block(config.scaling.block, context.manifest("scaling_law").metadata["depth"])
-    return (operators,) if len(operators) <= config.search.max_operators else ()
+    block = parse_operators(config.scaling.block)
+    operators = repeat_block(block, context.manifest("scaling_law").metadata["depth"])
+    whole, rest = divmod(len(operators), len(block))
+    notation = " | ".join([f"({block})x{whole}"] * (whole > 0) + [block[:rest]] * (rest > 0))
+    try:
+        SearchSpace(config.search.max_operators, config.search.max_mixer_types).parse(notation)
+    except InfeasibleArchitecture as error:
+        context.events.emit("progress", f"the scaling law's choice is no seed design: {error}")
+        return ()
+    return (notation,)
 
 
 def make_trainer(context: StepContext) -> Callable[[Candidate], TrialOutcome]:

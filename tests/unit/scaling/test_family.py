@@ -8,8 +8,9 @@ from tests.unit.training import tiny
 
 
 def test_points_are_evenly_spaced_in_log_tokens() -> None:
-    assert evaluation_steps(1000, 4) == (125, 250, 500, 1000)
-    assert evaluation_steps(4, 4) == (1, 2, 4)  # a run too short for more
+    assert evaluation_steps(1000, 2) == (250, 1000)
+    assert evaluation_steps(1024, 5) == (256, 362, 512, 724, 1024)
+    assert evaluation_steps(2, 4) == (1, 2)  # a run too short for more
 
 
 def test_family_trains_the_grid_and_the_held_out_model(tmp_path: Path) -> None:
@@ -30,9 +31,9 @@ def test_family_trains_the_grid_and_the_held_out_model(tmp_path: Path) -> None:
     family = train_family(
         config, tiny.SIZES, tiny.VOCAB, dataset, seed=0, device="cpu", threads=1, on_model=lines.append
     )
-    grid = [(depth, width, steps * 64) for depth in (1, 2) for width in (8, 16) for steps in (2, 4)]
+    grid = [(depth, width, steps * 64) for depth in (1, 2) for width in (8, 16) for steps in (1, 4)]
     assert [(p.depth, p.width, p.tokens) for p in family.points] == grid
-    assert [(p.depth, p.width, p.tokens) for p in family.holdout] == [(3, 24, 128), (3, 24, 256)]
+    assert [(p.depth, p.width, p.tokens) for p in family.holdout] == [(3, 24, 64), (3, 24, 256)]
     architecture = tiny.architecture("AFAF", width=16)
     assert family.points[-1].parameters == sum(p.numel() for p in HybridLM.build(architecture).parameters())
     alone = train_proxy(
