@@ -71,8 +71,7 @@ def run(
 
     outcome = run_pipeline(load_recipe(config, overrides), home=home, quiet=as_json)
     show(outcome.facts(), as_json)
-    if outcome.state != "SUCCESS":
-        raise typer.Exit(1)
+    raise typer.Exit(outcome.local.exit_code)
 
 
 @app.command("compile")

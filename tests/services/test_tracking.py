@@ -64,12 +64,14 @@ def test_everything_a_task_logs_arrives(platform_env, tmp_path):
         run.log_dataset("demo", "s3://lab/cas/ab", "ab" * 32)
         with run.nested("trial 1", params={"width": 64}) as trial:
             trial.log_metrics({"proxy": 2.5}, 0)
-    tracking.log_to_run(settings, parent, {"perplexity": 3.5}, {"decision": "promote"})
+    recipe = {"training": {f"p{i}": i for i in range(150)}}  # more than one request takes
+    tracking.log_to_run(settings, parent, metrics={"perplexity": 3.5}, tags={"decision": "promote"}, params=recipe)
     tracking.attach_file(settings, parent, tmp_path / "notes.txt")
     tracking.finish_run(settings, parent, "FINISHED")
 
     api, logged, child = MlflowApi(settings), run_of(settings, run.run_id), run_of(settings, trial.run_id)
     assert logged["info"]["status"] == child["info"]["status"] == "FINISHED"
+    assert len(params_of(run_of(settings, parent))) == 150
     assert params_of(logged) == {"cfg.training.lr": "0.1", "cfg.training.text": "x" * 6000}
     assert tags_of(logged)["mlflow.parentRunId"] == parent and tags_of(child)["mlflow.parentRunId"] == run.run_id
     assert history(settings, run.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(1200)]

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from flashslm import config as recipes
 from flashslm.config import RunConfig
-from flashslm.launch.compiling import code_digest
+from flashslm.launch.compiling import PACKAGE, code_digest
 from flashslm.launch.local import LocalResult, run_local
 from flashslm.platform import stack, tracking
 from flashslm.platform.object_store import Manifest, ObjectStore
@@ -36,6 +36,7 @@ class RunOutcome:
     local: LocalResult
     decision: str = ""
     headline: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, Manifest] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -63,6 +64,7 @@ def run_pipeline(config: RunConfig, home: Path, runs: Path = Path("runs"), quiet
     run_id = time.strftime("%Y%m%d-%H%M%S-") + config.name
     run_dir = _make_run_dir(runs, run_id, config)
     parent = tracking.start_parent_run(settings, run_id, tags={"recipe": config.name, "pipeline": "design_and_train"})
+    tracking.log_to_run(settings, parent, params=config.model_dump(mode="json"))
     status: tracking.Status = "FAILED"
     try:
         local = run_local(config, run_dir, settings.as_env() | {"FLASHSLM_PARENT_RUN_ID": parent}, home, quiet=quiet)
@@ -72,7 +74,10 @@ def run_pipeline(config: RunConfig, home: Path, runs: Path = Path("runs"), quiet
         )
         if local.state == "SUCCESS":
             _materialise(outcome, ObjectStore(settings), home)
-            tracking.log_to_run(settings, parent, _numbers(outcome.headline), {"decision": outcome.decision})
+            tags = {"decision": outcome.decision, "operators": outcome.headline["operators"]}
+            tracking.log_to_run(settings, parent, metrics=_numbers(outcome.headline), tags=tags)
+            dataset = outcome.artifacts["dataset"]
+            tracking.log_dataset_to_run(settings, parent, config.data.source, dataset.uri, dataset.sha256)
             tracking.attach_file(settings, parent, run_dir / "report.html")
     except KeyboardInterrupt:
         status = "KILLED"
@@ -94,7 +99,7 @@ def _make_run_dir(runs: Path, run_id: str, config: RunConfig) -> Path:
 
 def environment() -> dict[str, Any]:
     """Where the run was made: commit, code digest, Python, platform, versions of every installed package."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=False)
     return {
         "commit": git.stdout.strip() or None,
         "code_digest": code_digest(),
@@ -109,7 +114,7 @@ def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
     """Copy the run's result next to it; the report's manifest knows every other artifact of the run."""
     report = outcome.local.outputs["report"]
     run_dir, trees = outcome.run_dir, home / "trees"
-    artifacts = {"report": report} | {
+    artifacts = outcome.artifacts = {"report": report} | {
         item["name"]: Manifest.model_validate({k: item[k] for k in Manifest.model_fields})
         for item in report.metadata["inputs"]
     }

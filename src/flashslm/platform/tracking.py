@@ -24,7 +24,18 @@ from flashslm.platform.s3 import StoreError, StoreUnavailable
 from flashslm.platform.settings import Settings
 from flashslm.platform.spool import Request, RunRef, backfill
 
-__all__ = ["Status", "Task", "attach_file", "backfill", "finish_run", "log_to_run", "start_parent_run", "sweep", "task"]
+__all__ = [
+    "Status",
+    "Task",
+    "attach_file",
+    "backfill",
+    "finish_run",
+    "log_dataset_to_run",
+    "log_to_run",
+    "start_parent_run",
+    "sweep",
+    "task",
+]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 OWNER_TAG = "flashslm.owner"
@@ -67,9 +78,8 @@ class Task:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters as `cfg.<name>`; nested mappings become dotted names."""
-        flat = [{"key": PARAM_PREFIX + k, "value": v[:_MAX_PARAM_CHARACTERS]} for k, v in _flatten(params)]
-        for start in range(0, len(flat), _MAX_PARAMS_OR_TAGS):
-            self._post("runs/log-batch", {"params": flat[start : start + _MAX_PARAMS_OR_TAGS]})
+        for batch in _param_batches(params):
+            self._post("runs/log-batch", batch)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set or replace tags."""
@@ -92,13 +102,7 @@ class Task:
 
     def log_dataset(self, name: str, uri: str, digest: str) -> None:
         """Record the data a run used; MLflow keeps the first 36 characters of the digest."""
-        dataset = {
-            "name": name,
-            "digest": digest[:_MAX_DIGEST_CHARACTERS],
-            "source_type": "s3",
-            "source": json.dumps({"uri": uri}),
-        }
-        self._post("runs/log-inputs", {"datasets": [{"dataset": dataset, "tags": []}]})
+        self._send(_dataset_request(name, uri, digest))
 
     def nested(
         self, name: str, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None
@@ -202,10 +206,25 @@ def finish_run(settings: Settings, run_id: str, status: Status) -> None:
     _send_or_spool(settings, run_id, _end_request(status))
 
 
-def log_to_run(settings: Settings, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-    """Add a pipeline's results to its run, at step 0."""
-    points = [metric_point(key, value, 0) for key, value in metrics.items()]
-    _send_or_spool(settings, run_id, Request(endpoint="runs/log-batch", body={"metrics": points, "tags": _tags(tags)}))
+def log_to_run(
+    settings: Settings,
+    run_id: str,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> None:
+    """Add to a pipeline's own run: metrics at step 0, tags, and parameters as `cfg.<name>`."""
+    points = [metric_point(key, value, 0) for key, value in (metrics or {}).items()]
+    body = {"metrics": points, "tags": _tags(tags or {})}
+    _send_or_spool(settings, run_id, Request(endpoint="runs/log-batch", body=body))
+    for batch in _param_batches(params or {}):
+        _send_or_spool(settings, run_id, Request(endpoint="runs/log-batch", body=batch))
+
+
+def log_dataset_to_run(settings: Settings, run_id: str, name: str, uri: str, digest: str) -> None:
+    """Record the data a pipeline used in its own run."""
+    _send_or_spool(settings, run_id, _dataset_request(name, uri, digest))
 
 
 def attach_file(settings: Settings, run_id: str, file: Path) -> None:
@@ -276,6 +295,22 @@ def _status_of(error: BaseException | None) -> Status:
 
 def _tags(tags: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"key": key, "value": str(value)[:_MAX_TAG_CHARACTERS]} for key, value in tags.items()]
+
+
+def _param_batches(params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    flat = [{"key": PARAM_PREFIX + k, "value": v[:_MAX_PARAM_CHARACTERS]} for k, v in _flatten(params)]
+    for start in range(0, len(flat), _MAX_PARAMS_OR_TAGS):
+        yield {"params": flat[start : start + _MAX_PARAMS_OR_TAGS]}
+
+
+def _dataset_request(name: str, uri: str, digest: str) -> Request:
+    dataset = {
+        "name": name,
+        "digest": digest[:_MAX_DIGEST_CHARACTERS],
+        "source_type": "s3",
+        "source": json.dumps({"uri": uri}),
+    }
+    return Request(endpoint="runs/log-inputs", body={"datasets": [{"dataset": dataset, "tags": []}]})
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

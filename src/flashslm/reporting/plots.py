@@ -20,8 +20,8 @@ def _figure(draw: Callable[[Axes], None], xlabel: str, ylabel: str) -> Figure:
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     draw(axes)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+    if handles := axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper center", ncols=min(3, len(handles)), frameon=False, fontsize=8)
     return figure
 
 
@@ -72,8 +72,9 @@ def depth_width_curves(sweep: dict[str, Any]) -> Figure:
         for (budget, context), rows in sorted(lines.items()):
             depths, latencies, widths = zip(*sorted(rows), strict=True)
             axes.plot(depths, latencies, marker="o", label=f"{budget / 1e6:g}M parameters, context {context}")
-            for depth, latency, width in zip(depths, latencies, widths, strict=True):
-                axes.annotate(f"w{width}", (depth, latency), fontsize=7, xytext=(3, 4), textcoords="offset points")
+            if context == max(c for b, c in lines if b == budget):  # the contexts' lines lie close together
+                for depth, latency, width in zip(depths, latencies, widths, strict=True):
+                    axes.annotate(f"w{width}", (depth, latency), fontsize=7, xytext=(-8, 5), textcoords="offset points")
         axes.set_ylim(bottom=0)
 
     return _figure(draw, "depth (blocks)", "ms per token")
