@@ -81,7 +81,7 @@ def runs(project: Project) -> dict[str, Any]:
     """Four times the same command: killed in the search, killed in pretraining, promoting, holding."""
     project.kill_when(lambda events: len(progress(events, "search_architecture")) >= 3)
     orphans_after_kill = descendants(project)
-    project.kill_when(lambda events: any(e["training_step"] >= 25 for e in progress(events, "pretrain")))
+    project.kill_when(lambda events: any(e["training_step"] >= 50 for e in progress(events, "pretrain")))
     promoted = project.finish()
     promoted_events = project.events()
     held = project.finish()
