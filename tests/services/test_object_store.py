@@ -179,7 +179,8 @@ def test_many_put_and_get_the_same_tree_at_once(settings, tree, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         manifests = list(pool.map(lambda s: s.put_tree(tree, "model"), stores))
         assert all(m == manifests[0] for m in manifests)
-        list(pool.map(lambda s: s.get_tree(manifests[0], tmp_path / "shared"), stores))
+        inodes = list(pool.map(lambda s: s.get_tree(manifests[0], tmp_path / "shared").stat().st_ino, stores))
+    assert len(set(inodes)) == 1, "a directory must not be swapped under those who read it"
     assert hash_tree(tmp_path / "shared") == hash_tree(tree)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shared", "tree"]
 

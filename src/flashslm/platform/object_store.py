@@ -37,7 +37,7 @@ from flashslm.platform.tree import (
     hash_tree,
     holds,
     in_parallel,
-    replace,
+    locked,
     tree_digest,
 )
 
@@ -101,17 +101,11 @@ class ObjectStore:
         or StoreError when the disk is full or the directory holds files of somebody else.
         """
         target = Path(directory)
-        if holds(target, manifest.sha256):
-            return target
-        if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
-            raise StoreError(f"directory '{target}' holds other files: give an empty or a new one for {manifest.uri}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-            tree = Path(temporary) / "tree"
-            with disk_errors(target):
-                self._download(manifest, tree)
-                (tree / MARKER).write_text(manifest.sha256, encoding="utf-8")
-            replace(target, tree, Path(temporary) / "replaced", manifest.sha256)
+        if not holds(target, manifest.sha256):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with locked(target.parent):
+                if not holds(target, manifest.sha256):  # nobody else filled it meanwhile, and may be reading it
+                    self._fill(manifest, target)
         return target
 
     def verify_tree(self, manifest: Manifest) -> None:
@@ -169,6 +163,18 @@ class ObjectStore:
         if self.get_json(_index_key(prefix)) is None:
             return False
         return self._sizes(prefix + "/") == {f"{prefix}/{path}": entry.bytes for path, entry in files.items()}
+
+    def _fill(self, manifest: Manifest, target: Path) -> None:
+        if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
+            raise StoreError(f"directory '{target}' holds other files: give an empty or a new one for {manifest.uri}")
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+            tree = Path(temporary) / "tree"
+            with disk_errors(target):
+                self._download(manifest, tree)
+                (tree / MARKER).write_text(manifest.sha256, encoding="utf-8")
+            if (target / MARKER).is_file():  # a damaged copy, or another tree
+                target.rename(Path(temporary) / "replaced")
+            tree.rename(target)
 
     def _upload(self, root: Path, prefix: str, files: dict[str, FileEntry]) -> None:
         def send(path: str) -> None:

@@ -1,7 +1,9 @@
 """Directories as content: the digest of a tree of files, its manifest, and how a directory receives one."""
 
 import errno
+import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,15 +88,15 @@ def holds(directory: Path, digest: str) -> bool:
     return tree_digest(hash_tree(directory)) == digest
 
 
-def replace(target: Path, tree: Path, aside: Path, digest: str) -> None:
-    """Rename a finished tree into place; a reader of the same tree may have been first."""
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One process (or thread) at a time; leaves no file behind, and the kernel frees it if its holder dies."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        if (target / MARKER).is_file():
-            target.rename(aside)
-        tree.rename(target)
-    except OSError:
-        if not holds(target, digest):
-            raise
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
