@@ -1,0 +1,87 @@
+"""Time the demo on this machine: a first run from nothing, then the same command again.
+
+    .venv/bin/python benchmarks/demo.py
+
+Writes benchmarks/results/demo_<hardware>_<date>.json: durations, peak memory of every process of the run and of the
+stack, the run's own figures, command, commit, device, versions. The last line of stdout is that record.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from flashslm.hardware import device_fingerprint
+from flashslm.launch.run import environment
+from flashslm.platform import stack
+
+ROOT = Path(__file__).parents[1]
+RECIPE = "configs/demo.yaml"
+VERSIONS = ("torch", "kfp", "mlflow", "optuna", "transformers")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="flashslm-demo-") as directory:
+        home = Path(directory) / ".flashslm"
+        try:
+            runs = [timed_run(Path(directory), home) for _ in range(2)]
+        finally:
+            stack.down(home)
+    facts = environment()
+    device = device_fingerprint("cpu")
+    record = {
+        "subject": "demo",
+        "command": f"flashslm run --config {RECIPE}",
+        "commit": facts["commit"],
+        "device": device.model_dump() | {"memory_bytes": psutil.virtual_memory().total},
+        "versions": {name: facts["packages"][name] for name in VERSIONS} | {"python": facts["python"]},
+        "repeats": 1,
+        "first": runs[0],
+        "again": runs[1],
+    }
+    name = f"demo_{re.sub(r'[^a-z0-9]+', '-', device.name.lower()).strip('-')}_{date.today()}.json"
+    (ROOT / "benchmarks" / "results" / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(record))
+
+
+def timed_run(directory: Path, home: Path) -> dict[str, Any]:
+    """One run as a person starts it: wall time of the whole command and the largest sum of resident memory."""
+    command = [sys.executable, "-m", "flashslm", "run", "--config", str(ROOT / RECIPE), "--home", str(home), "--json"]
+    started = time.monotonic()
+    peak_bytes = 0
+    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            peak_bytes = max(peak_bytes, resident_bytes(process.pid, home))
+            time.sleep(0.5)
+        assert process.stdout is not None
+        result = json.loads(process.stdout.read().splitlines()[-1])
+    wall_s = time.monotonic() - started
+    kept = ("state", "decision", "duration_s", "steps", "cached_steps", "perplexity", "validation_loss_nats")
+    kept += ("unigram_entropy_nats", "bits_per_byte", "latency_ms", "parameters", "operators")
+    return {"wall_s": round(wall_s, 1), "peak_resident_bytes": peak_bytes} | {key: result[key] for key in kept}
+
+
+def resident_bytes(pid: int, home: Path) -> int:
+    """Resident memory of the run's processes and of its stack, shared pages counted once each process."""
+    total = 0
+    for process in psutil.process_iter(["pid", "ppid", "memory_info", "cmdline"]):
+        try:
+            mine = process.info["pid"] == pid or any(parent.pid == pid for parent in process.parents())
+            in_stack = any(str(home) in part for part in process.info["cmdline"] or [])
+        except psutil.NoSuchProcess:
+            continue
+        if (mine or in_stack) and process.info["memory_info"] and process.info["pid"] != os.getpid():
+            total += process.info["memory_info"].rss
+    return total
+
+
+if __name__ == "__main__":
+    main()
