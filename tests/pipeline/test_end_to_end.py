@@ -14,8 +14,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from flashslm.config import load
 from flashslm.platform import registry, stack
+from flashslm.platform.object_store import Manifest, ObjectStore
 from flashslm.platform.settings import Settings
+from flashslm.steps.run import run_step
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "smoke.yaml"
@@ -145,6 +148,38 @@ def test_killed_pretraining_resumes_from_its_checkpoint(runs: dict[str, Any]) ->
     assert any("resumed from step" in summary for summary in summaries), summaries
 
 
+def test_resumed_curve_equals_an_unkilled_one(
+    project: Project, runs: dict[str, Any], settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interrupted variant, trained once more from nothing and left alone: same weights, same curve, bit for bit."""
+    ends = [e for e in runs["promoted_events"] if e["step"] == "pretrain" and e["event"] == "end"]
+    resumed = next(e for e in ends if "resumed from step" in e["summary"])
+    variant = dict(part.split("=") for part in resumed["label"].split()[1:])
+    for name, value in settings.as_env().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FLASHSLM_CACHE", str(project.home / "trees"))
+    artifacts = project.directory / "runs" / runs["promoted"]["run_id"] / "artifacts"
+    result = run_step(
+        "pretrain",
+        config=load(RECIPE).for_step("pretrain"),
+        inputs={name: str(artifacts / f"{name}.json") for name in ("dataset", "architecture")},
+        outputs={"checkpoint": str(tmp_path / "checkpoint.json")},
+        parameters=variant | {"code_digest": "another key, so other checkpoints"},
+    )
+    assert result["resumed_from_step"] == 0
+    store = ObjectStore(settings)
+    unkilled = store.get_tree(Manifest.read(tmp_path / "checkpoint.json"), tmp_path / "unkilled")
+    joined = store.get_tree(Manifest.model_validate(resumed["outputs"]["checkpoint"]), tmp_path / "joined")
+    assert (joined / "model.safetensors").read_bytes() == (unkilled / "model.safetensors").read_bytes()
+    assert curve(joined) == curve(unkilled)
+
+
+def curve(checkpoint: Path) -> list[dict[str, float]]:
+    """Every logged row without what measures time."""
+    rows = [json.loads(line) for line in (checkpoint / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.endswith(("_ms", "_per_s"))} for row in rows]
+
+
 def test_model_has_learned(runs: dict[str, Any]) -> None:
     assert runs["promoted"]["validation_loss_nats"] < 0.9 * runs["promoted"]["unigram_entropy_nats"]
 
@@ -163,6 +198,8 @@ def test_run_directory_holds_what_a_person_looks_for(project: Project, runs: dic
         assert (latest / name).stat().st_size > 100, name
     assert (latest / "export" / "huggingface" / "config.json").is_file()
     assert (latest / "export" / "tensorrt_llm" / "config.json").is_file()
+    report = (latest / "report.html").read_text()
+    assert "Gate: hold" in report and report.count('src="data:image/svg+xml;base64,') == 9
     assert json.loads((latest / "environment.json").read_text())["packages"]["torch"]
 
 

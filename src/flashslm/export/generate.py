@@ -26,10 +26,17 @@ def generate_text(
     """Return `text` (the continuation), `prompt_tokens`, `new_tokens` and `time_s` (prefill and decoding).
 
     Every text begins with the beginning-of-text token, as every document does in training, and ends before the
-    end-of-text token. Raises ValueError when prompt and continuation exceed the model's positions.
+    end-of-text token. Raises ValueError for a directory without a model, and when prompt and continuation exceed the
+    model's positions.
     """
     from tokenizers import Tokenizer
 
+    missing = [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"'{directory}' is no exported model ({', '.join(missing)} not found): "
+            "give a directory such as runs/latest/export/huggingface"
+        )
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     config = read_json(directory / "config.json")
     sampling = Sampling(temperature, top_k, top_p, seed)

@@ -1,0 +1,62 @@
+"""run_step before any service is needed: its errors, and the identity of a step's work."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flashslm.config import RunConfig, from_step_json
+from flashslm.platform.events import Events
+from flashslm.platform.object_store import Manifest
+from flashslm.platform.settings import SettingsError
+from flashslm.steps.context import StepContext
+from flashslm.steps.run import run_step
+
+
+def manifest(content: str) -> Manifest:
+    sha256 = content * 64
+    return Manifest(kind="dataset", uri=f"s3://bucket/cas/{sha256}", sha256=sha256, bytes=1)
+
+
+def make_context(**changes: Any) -> StepContext:
+    recipe = RunConfig.model_validate({"name": "x"} | changes.pop("recipe", {}))
+    nothing: Any = None
+    context = StepContext(
+        step="pretrain",
+        config=from_step_json(recipe.for_step("pretrain")),
+        settings=nothing,
+        store=nothing,
+        task=nothing,
+        events=Events("pretrain", "pretrain", None),
+        inputs={"dataset": manifest("a"), "architecture": manifest("b")},
+        parameters={"code_digest": "code"},
+    )
+    return replace(context, **changes)
+
+
+def test_unknown_step_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"step 'pretrian' is unknown; allowed: prepare_data, .*pretrain"):
+        run_step("pretrian", config="{}")
+
+
+def test_missing_environment_names_every_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingsError, match=r"(?s)AWS_ENDPOINT_URL_S3: missing.*MLFLOW_TRACKING_URI: missing"):
+        run_step("gate", config=RunConfig(name="x").for_step("gate"))
+
+
+def test_run_key_is_the_identity_of_the_work() -> None:
+    key = make_context().run_key(seed="0")
+    assert key == make_context().run_key(seed="0")
+    others = [
+        make_context().run_key(seed="1"),
+        make_context(recipe={"training": {"steps": 7}}).run_key(seed="0"),
+        make_context(inputs={"dataset": manifest("c"), "architecture": manifest("b")}).run_key(seed="0"),
+        make_context(parameters={"code_digest": "other"}).run_key(seed="0"),
+    ]
+    assert len({key, *others}) == 5
+
+
+def test_run_key_ignores_sections_the_step_does_not_read() -> None:
+    assert make_context(recipe={"gate": {"max_perplexity": 3}}).run_key() == make_context().run_key()

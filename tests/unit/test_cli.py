@@ -1,0 +1,53 @@
+"""The command line: what a person sees when something is wrong, and what scripts read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def flashslm(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "flashslm", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_mistakes_of_a_recipe_come_before_anything_starts(tmp_path: Path) -> None:
+    recipe = tmp_path / "bad.yaml"
+    recipe.write_text("name: bad\ntraining: {stepz: 3, steps: -1}\nscaling: {block: DXQ}\n", encoding="utf-8")
+    result = flashslm("run", "--config", str(recipe), cwd=tmp_path)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    for expected in ("has 3 problem(s)", "training.stepz: unknown key", "training.steps", "scaling.block"):
+        assert expected in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml"]
+
+
+@pytest.mark.parametrize("command", ["run", "prepare-data", "profile", "search", "pretrain", "evaluate", "export"])
+def test_commands_take_config_overrides_and_json(command: str) -> None:
+    result = flashslm(command, "--config", "configs/smoke.yaml", "training.steps=0", "--json")
+    assert result.returncode == 1 and "training.steps: Input should be greater than or equal to 1" in result.stderr
+
+
+def test_compile_writes_the_golden_pipeline(tmp_path: Path) -> None:
+    output = tmp_path / "pipeline.yaml"
+    assert flashslm("compile", "--pipeline", "design_and_train", "-o", str(output)).returncode == 0
+    spec = next(yaml.safe_load_all(output.read_text(encoding="utf-8")))
+    assert spec["pipelineInfo"]["name"] == "design-and-train"
+
+
+def test_unknown_pipeline_names_the_known_ones(tmp_path: Path) -> None:
+    result = flashslm("compile", "--pipeline", "nothing", "-o", str(tmp_path / "x.yaml"))
+    assert result.returncode == 1 and "design_and_train" in result.stderr
+
+
+def test_status_of_a_stack_that_never_ran(tmp_path: Path) -> None:
+    result = flashslm("stack", "status", "--json", cwd=tmp_path)
+    assert json.loads(result.stdout) == {"home": str(tmp_path / ".flashslm"), "services": [], "healthy": False}
+
+
+def test_generate_from_a_directory_that_is_no_model(tmp_path: Path) -> None:
+    result = flashslm("generate", "--model", str(tmp_path), "--prompt", "x")
+    assert result.returncode == 1 and "Traceback" not in result.stderr and str(tmp_path) in result.stderr
