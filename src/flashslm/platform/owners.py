@@ -1,4 +1,4 @@
-"""Which process owns a run, and whether it still lives."""
+"""Which process owns a run or a trial, and whether it still lives."""
 
 import os
 import socket
@@ -20,10 +20,15 @@ def owner() -> str:
     return f"{machine()} {os.getpid()} {psutil.Process().create_time()}"
 
 
+def is_local(owner: str) -> bool:
+    """Whether an owner is a process of this machine: of others nothing is known."""
+    return owner.rsplit(" ", 2)[0] == machine()
+
+
 def is_gone(owner: str) -> bool:
-    """Whether an owner was a process of this machine and runs no more; of other machines nothing is known."""
-    host, pid, started_s = owner.rsplit(" ", 2)
-    return host == machine() and not is_running(int(pid), float(started_s))
+    """Whether an owner was a process of this machine and runs no more."""
+    _, pid, started_s = owner.rsplit(" ", 2)
+    return is_local(owner) and not is_running(int(pid), float(started_s))
 
 
 def is_running(pid: int, started_s: float) -> bool:

@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from flashslm.search.liveness import WorkerIdentity, this_worker
+from flashslm.platform import owners
 from flashslm.search.trial import Candidate, FinishedTrial, TrialOutcome
 
 HEARTBEAT_S = 20.0
@@ -43,8 +43,8 @@ class Claim:
 class SearchStudy:
     """One search's trials. Objects are cheap: each worker opens its own."""
 
-    def __init__(self, storage: RDBStorage, name: str, ttl_s: float, worker: WorkerIdentity) -> None:
-        self.name, self._storage, self._ttl_s, self._worker = name, storage, ttl_s, worker
+    def __init__(self, storage: RDBStorage, name: str, ttl_s: float) -> None:
+        self.name, self._storage, self._ttl_s = name, storage, ttl_s
         self._study = _retried(lambda: optuna.load_study(study_name=name, storage=storage, sampler=_sampler()))
         self._study_id = storage.get_study_id_from_name(name)
 
@@ -54,7 +54,7 @@ class SearchStudy:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = _retried(lambda: RDBStorage(url, engine_kwargs=_engine_options(url)))
         _retried(lambda: optuna.create_study(study_name=name, storage=storage, load_if_exists=True))
-        return cls(storage, name, ttl_s, this_worker())
+        return cls(storage, name, ttl_s)
 
     def finished(self) -> list[FinishedTrial]:
         """Finished trials by slot; of a slot trained twice, the first."""
@@ -130,9 +130,9 @@ class SearchStudy:
         return len(abandoned)
 
     def _is_abandoned(self, trial: FrozenTrial) -> bool:
-        worker = WorkerIdentity(**trial.user_attrs["worker"])
-        if worker.host == self._worker.host:
-            return not worker.is_alive()
+        worker = trial.user_attrs["worker"]
+        if owners.is_local(worker):
+            return owners.is_gone(worker)
         return time.time() - float(trial.user_attrs["heartbeat_s"]) > self._ttl_s
 
     def _try_claim(self, candidate: Candidate) -> Claim | None:
@@ -153,7 +153,7 @@ class SearchStudy:
 
     def _add(self, candidate: Candidate, state: TrialState, loss_nats: float | None, **extra: str) -> None:
         attributes = candidate.attributes() | {
-            "worker": self._worker.as_dict(),
+            "worker": owners.owner(),
             "heartbeat_s": time.time(),
             **extra,
         }

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import psutil
@@ -79,3 +81,11 @@ def test_owners():
     assert owners.is_gone(f"{host} {os.getpid()} {started - 1000}")  # a recycled pid
     assert owners.is_gone(f"{host} 4194305 {started}")  # above any pid
     assert not owners.is_gone(f"elsewhere/pid:[1] 4194305 {started}")  # nothing is known of another machine
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    owner = f"{host} {child.pid} {psutil.Process(child.pid).create_time()}"
+    assert not owners.is_gone(owner)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert owners.is_gone(owner), "a zombie is dead, though nobody has reaped it yet"
+    child.communicate()
+    assert owners.is_gone(owner)

@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
-import psutil
 import pytest
 from optuna.trial import TrialState
 
-from flashslm.search.liveness import WorkerIdentity, this_worker
+from flashslm.platform import owners
 from flashslm.search.study import ATTEMPTS, SearchStudy
 from flashslm.search.worker import TrialFailed, TrialOutcome, run_worker
 from tests.unit.search.synthetic import loss_nats, run_serially
@@ -181,7 +180,7 @@ def test_a_candidate_that_takes_its_workers_down_is_given_up(url):
     candidates = make_search().propose(0, [])
     for _ in range(ATTEMPTS):
         assert study.claim(candidates).candidate.slot == 0
-        pretend_worker(study, this_worker().host, pid=os.getpid(), started_s=0.0)  # a recycled process id
+        pretend_worker(study, f"{owners.machine()} {os.getpid()} 0.0")  # a recycled process id
     assert study.claim(candidates).candidate.slot == 1
     assert study.finished()[0].loss_nats == math.inf
 
@@ -190,7 +189,7 @@ def test_a_silent_worker_on_another_host_loses_its_claim_only_after_the_ttl(url)
     study = SearchStudy.open(url, "search", ttl_s=30.0)
     candidates = make_search().propose(0, [])
     claim = study.claim(candidates)
-    pretend_worker(study, "elsewhere", pid=1, started_s=0.0)
+    pretend_worker(study, "elsewhere 1 0.0")
     assert study.take_over_abandoned() == 0
     study._set_attribute(claim.trial_id, "heartbeat_s", time.time() - 31.0)
     assert study.take_over_abandoned() == 1
@@ -198,9 +197,9 @@ def test_a_silent_worker_on_another_host_loses_its_claim_only_after_the_ttl(url)
     assert study.finished() == []
 
 
-def pretend_worker(study, host, pid, started_s):
+def pretend_worker(study, owner):
     for trial in study_running(study):
-        study._set_attribute(trial._trial_id, "worker", WorkerIdentity(host, pid, started_s).as_dict())
+        study._set_attribute(trial._trial_id, "worker", owner)
 
 
 def test_heartbeat_is_written_while_training(url):
@@ -209,17 +208,3 @@ def test_heartbeat_is_written_while_training(url):
     before = study_running(study)[0].user_attrs["heartbeat_s"]
     with study.heartbeat(claim, every_s=0.01):
         wait_until(lambda: study_running(study)[0].user_attrs["heartbeat_s"] > before)
-
-
-def test_liveness_tells_this_process_from_a_recycled_id_and_a_dead_one():
-    me = this_worker()
-    assert me.is_alive()
-    assert not WorkerIdentity(me.host, me.pid, me.started_s - 100).is_alive()
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = WorkerIdentity(me.host, child.pid, psutil.Process(child.pid).create_time())
-    assert identity.is_alive()
-    child.kill()
-    wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
-    assert not identity.is_alive(), "dead, though nobody has reaped it yet"
-    child.communicate()
-    assert not identity.is_alive()
