@@ -87,7 +87,7 @@ def test_three_processes_one_killed_give_the_history_of_one_worker(url, expected
     workers = [start_process(url, 0.1) for _ in range(3)]
     wait_until(lambda: Path(url.removeprefix("sqlite:///")).exists())
     study = SearchStudy.open(url, "search")
-    wait_until(lambda: any(t.user_attrs["worker"]["pid"] == workers[0].pid for t in study_running(study)))
+    wait_until(lambda: any(f" {workers[0].pid} " in t.user_attrs["worker"] for t in study_running(study)))
     workers[0].send_signal(signal.SIGKILL)
     assert [w.wait(LIMIT_S) for w in workers] == [-signal.SIGKILL, 0, 0]
     assert study.finished() == expected
