@@ -24,6 +24,7 @@ from flashslm.launch.run import environment
 from flashslm.platform import stack
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 RECIPE = "configs/demo.yaml"
 VERSIONS = ("torch", "kfp", "mlflow", "optuna", "transformers")
 
@@ -48,7 +49,8 @@ def main() -> None:
         "again": runs[1],
     }
     name = f"demo_{re.sub(r'[^a-z0-9]+', '-', device.name.lower()).strip('-')}_{date.today()}.json"
-    (ROOT / "benchmarks" / "results" / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record))
 
 
