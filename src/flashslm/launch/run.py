@@ -20,6 +20,7 @@ from flashslm.launch.compiling import PACKAGE, code_digest
 from flashslm.launch.local import LocalResult, run_local
 from flashslm.platform import stack, tracking
 from flashslm.platform.object_store import Manifest, ObjectStore
+from flashslm.platform.settings import Settings
 
 FINAL_STATUS: dict[str, tracking.Status] = {"SUCCESS": "FINISHED", "FAILURE": "FAILED", "CANCELLED": "KILLED"}
 
@@ -39,6 +40,7 @@ class RunOutcome:
     artifacts: dict[str, Manifest] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
+        report = self.run_dir / "report.html"
         return {
             "run_id": self.run_id,
             "state": self.state,
@@ -48,7 +50,7 @@ class RunOutcome:
             "cached_steps": sum(step.cached for step in self.local.steps),
             **self.headline,
             "run_dir": str(self.run_dir),
-            "report": str(self.run_dir / "report.html"),
+            "report": str(report) if report.is_file() else None,
             "mlflow_url": self.mlflow_url,
         }
 
@@ -68,25 +70,27 @@ def run_pipeline(config: RunConfig, home: Path, runs: Path = Path("runs"), quiet
     status: tracking.Status = "FAILED"
     try:
         local = run_local(config, run_dir, settings.as_env() | {"FLASHSLM_PARENT_RUN_ID": parent}, home, quiet=quiet)
-        status = FINAL_STATUS[local.state]
-        outcome = RunOutcome(
-            run_id, local.state, run_dir, stack.run_url(settings, parent), time.monotonic() - started, local
-        )
+        url, duration_s = stack.run_url(settings, parent), time.monotonic() - started
+        outcome = RunOutcome(run_id, local.state, run_dir, url, duration_s, local)
         if local.state == "SUCCESS":
             _materialise(outcome, ObjectStore(settings), home)
-            tags = {"decision": outcome.decision, "operators": outcome.headline["operators"]}
-            tracking.log_to_run(settings, parent, metrics=_numbers(outcome.headline), tags=tags)
-            dataset = outcome.artifacts["dataset"]
-            tracking.log_dataset_to_run(settings, parent, config.data.source, dataset.uri, dataset.sha256)
-            tracking.attach_file(settings, parent, run_dir / "report.html")
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
+            _record(outcome, settings, parent, config)
+        status = FINAL_STATUS[local.state]
     finally:
         tracking.finish_run(settings, parent, status)
+        tracking.sweep(settings)  # an attempt that was killed could not end its own run
     _point_latest(runs, run_dir)
     _print_summary(console, outcome)
     return outcome
+
+
+def _record(outcome: RunOutcome, settings: Settings, parent: str, config: RunConfig) -> None:
+    """What makes pipeline runs comparable in MLflow's UI: figures, verdict, data, report."""
+    tags = {"decision": outcome.decision, "operators": outcome.headline["operators"]}
+    tracking.log_to_run(settings, parent, metrics=_numbers(outcome.headline), tags=tags)
+    dataset = outcome.artifacts["dataset"]
+    tracking.log_dataset_to_run(settings, parent, config.data.source, dataset.uri, dataset.sha256)
+    tracking.attach_file(settings, parent, outcome.run_dir / "report.html")
 
 
 def _make_run_dir(runs: Path, run_id: str, config: RunConfig) -> Path:
