@@ -4,13 +4,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from flashslm import config as recipes
 from flashslm.config import RunConfig
+
+if TYPE_CHECKING:
+    from flashslm.platform.stack import StackStatus
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,6 +64,19 @@ def show(result: Any, as_json: bool) -> None:
     width = max((len(key) for key in result), default=0)
     for key, value in result.items():
         out.print(f"{key:<{width}}  {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_stack(status: "StackStatus", as_json: bool) -> None:
+    if as_json:
+        print(status.model_dump_json())
+        return
+    if not status.services:
+        Console().print(f"no stack in '{status.home}': start it with `flashslm stack up`", highlight=False)
+    for service in status.services:
+        state = "healthy" if service.healthy else "not answering" if service.running else "stopped"
+        Console().print(
+            f"{service.name:<8}{state:<15}{service.address}  log {service.log}", highlight=False, soft_wrap=True
+        )
 
 
 @app.command()
@@ -210,7 +227,7 @@ def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     else:
         for check in checks:
             mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
-            console.print(f"{mark} {check.name:<28} {check.time_ms:8.1f} ms  {check.hint}", highlight=False)
+            Console().print(f"{mark} {check.name:<20} {check.time_ms:8.1f} ms  {check.hint}", highlight=False)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 
@@ -221,7 +238,7 @@ def stack_up(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     from flashslm.platform import stack
 
     stack.up(home)
-    show(stack.status(home).model_dump(), as_json)
+    show_stack(stack.status(home), as_json)
 
 
 @stack_app.command("status")
@@ -229,7 +246,7 @@ def stack_status(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """Say what runs, where, and whether it answers."""
     from flashslm.platform import stack
 
-    show(stack.status(home).model_dump(), as_json)
+    show_stack(stack.status(home), as_json)
 
 
 @stack_app.command("down")
@@ -250,13 +267,14 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
     if as_json:
         print(json.dumps({"model": name, "versions": versions}, default=str))
         return
+    table = Table(box=None, pad_edge=False)
+    for column in ("version", "aliases", "perplexity", "ms/token", "parameters", "object"):
+        table.add_column(column, overflow="fold", no_wrap=column != "object")
     for v in versions:
         facts = v["facts"]
-        console.print(
-            f"version {v['version']:>3}  {','.join(v['aliases']) or '-':<20} perplexity {facts['perplexity']:.3f}  "
-            f"{facts['latency_ms']:.3f} ms/token  {facts['parameters']:,} parameters  {v['uri']}",
-            highlight=False,
-        )
+        numbers = (f"{facts['perplexity']:.3f}", f"{facts['latency_ms']:.3f}", f"{facts['parameters']:,}")
+        table.add_row(v["version"], ", ".join(v["aliases"]), *numbers, v["uri"])
+    Console().print(table if versions else f"no version of '{name}' is registered")
 
 
 @models_app.command("promote")

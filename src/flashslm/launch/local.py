@@ -114,7 +114,7 @@ def _start_runner(job: Job, env: Mapping[str, str], scratch: Path, log: Path) ->
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "flashslm.launch.runner", str(job.run_dir / "job.json")],
-            env=os.environ | {"FLASHSLM_CACHE": str(job.home / "trees")} | dict(env) | extra,
+            env=os.environ | dict(env) | extra,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

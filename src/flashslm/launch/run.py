@@ -60,6 +60,7 @@ def run_pipeline(config: RunConfig, home: Path, runs: Path = Path("runs"), quiet
     console = Console(stderr=True, quiet=quiet)
     started = time.monotonic()
     console.print(f"[bold]{config.name}[/]: embedded S3 and MLflow …")
+    stack.use_home(home)
     settings = stack.up(home)
     tracking.sweep(settings)
     tracking.backfill(settings)

@@ -38,6 +38,7 @@ def run_single(
     `outputs` maps an output to its file name, or names both at once. Raises ValueError for a missing input.
     """
     directory = artifacts / recipe.name
+    stack.use_home(home)
     os.environ.update(resolve_settings(home).as_env())
     named = outputs if isinstance(outputs, Mapping) else {name: name for name in outputs}
     result = run_step(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Events:
-    """Writer of one step's events; without a file they go nowhere."""
+    """Writer of one step's events; without a file its progress goes to stderr, for a terminal or a pod's log."""
 
     step: str
     label: str
@@ -24,6 +25,8 @@ class Events:
     def emit(self, event: str, summary: str = "", **fields: Any) -> None:
         """Append `start`, `progress`, `end` or `fail`; a line is one write, so parallel steps do not mix."""
         if self.path is None:
+            if event == "progress":
+                print(f"{self.label}: {summary}", file=sys.stderr, flush=True)
             return
         line = {"step": self.step, "label": self.label, "event": event, "time_s": time.time(), "summary": summary}
         with self.path.open("a", encoding="utf-8") as stream:

@@ -27,6 +27,7 @@ __all__ = [
     "settings_of",
     "status",
     "up",
+    "use_home",
 ]
 
 DEFAULT_HOME = Path(".flashslm")
@@ -97,6 +98,12 @@ def up(home: str | Path = DEFAULT_HOME) -> Settings:
             daemon, timeout_s = state.daemons[service], _START_TIMEOUT_S[service]
             daemons.wait_until(lambda s=service: _is_healthy(s, settings), daemon, service, timeout_s)  # type: ignore[misc]
     return settings
+
+
+def use_home(home: str | Path) -> None:
+    """Have this process and its children keep fetched trees and spooled metrics under `home`, unless told otherwise."""
+    os.environ.setdefault("FLASHSLM_CACHE", str(Path(home).resolve() / "trees"))
+    os.environ.setdefault("FLASHSLM_SPOOL", str(Path(home).resolve() / "spool"))
 
 
 def down(home: str | Path = DEFAULT_HOME) -> None:
