@@ -121,9 +121,10 @@ def test_what_mlflow_refuses_is_a_warning(platform_env, caplog):
 
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from flashslm.platform import tracking
 from flashslm.platform.settings import Settings
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with it ignored
 with tracking.task(Settings.from_env(), sys.argv[1]) as run:
     run.log_metrics({"loss": 1.0}, 0)
     print("ready", flush=True)
