@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 EXTRAS := platform,train,evaluation,orchestrate,local,dev
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test lint format test-unit test-gpu golden clean
+.PHONY: setup demo test lint format test-unit golden clean
 
 setup: $(INSTALLED)
 
@@ -37,9 +37,6 @@ format: $(INSTALLED)
 
 test-unit: $(INSTALLED)
 	$(BIN)/python -m pytest -q tests/unit
-
-test-gpu: $(INSTALLED)
-	$(BIN)/python -m pytest -q tests/gpu -m gpu
 
 golden: $(INSTALLED)
 	FLASHSLM_UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/pipeline -k golden

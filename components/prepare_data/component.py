@@ -7,8 +7,8 @@ from components.images import RUNTIME_IMAGE
 
 
 @dsl.component(base_image=RUNTIME_IMAGE, install_kfp_package=False)
-def prepare_data(config: str, code_digest: str, dataset: Output[Dataset]):
-    """Read the source, train or load the tokenizer, write token shards."""
+def prepare_data(config: str, code_digest: str, source_digest: str, dataset: Output[Dataset]):
+    """Read the source, train or load the tokenizer, write token shards; a changed `source_digest` is a cache miss."""
     from flashslm.steps.run import run_step
 
     run_step(

@@ -63,7 +63,8 @@ def show(result: Any, as_json: bool) -> None:
     out = Console()
     width = max((len(key) for key in result), default=0)
     for key, value in result.items():
-        out.print(f"{key:<{width}}  {value}", highlight=False, markup=False, soft_wrap=True)
+        shown = f"{value:.5g}" if isinstance(value, float) else value
+        out.print(f"{key:<{width}}  {shown}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_stack(status: "StackStatus", as_json: bool) -> None:
@@ -227,7 +228,8 @@ def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     else:
         for check in checks:
             mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
-            Console().print(f"{mark} {check.name:<20} {check.time_ms:8.1f} ms  {check.hint}", highlight=False)
+            text = "; ".join(filter(None, (check.detail, check.hint)))
+            Console().print(f"{mark} {check.name:<20} {check.time_ms:8.1f} ms  {text}", highlight=False)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 
@@ -255,6 +257,7 @@ def stack_down(home: HomeOption = HOME) -> None:
     from flashslm.platform import stack
 
     stack.down(home)
+    console.print(f"stopped; data stays in {home}", highlight=False)
 
 
 @models_app.command("list")

@@ -8,10 +8,10 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 Step = Literal[
     "prepare_data",
@@ -48,6 +48,15 @@ STEP_SECTIONS: dict[str, tuple[str, ...]] = {
 
 class ConfigError(ValueError):
     """A recipe that cannot be used: the message names every problem and what is allowed."""
+
+
+def _switch(value: Any) -> Any:
+    """YAML 1.1 reads a bare on or off as a boolean."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Positive = Annotated[int, Field(ge=1)]
+Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 
 
 class Section(BaseModel):
@@ -136,8 +145,8 @@ class ScalingConfig(Section):
     """The small (depth, width) family of the law L0 + a·D^-alpha + b·W^-beta + c·N^-gamma."""
 
     block: str = "DFMF"  # the block whose repeats make the depth
-    depths: tuple[int, ...] = (6, 12, 18)
-    widths: tuple[int, ...] = (512, 768, 1024)
+    depths: tuple[Positive, ...] = Field(default=(6, 12, 18), min_length=1)
+    widths: tuple[Positive, ...] = Field(default=(512, 768, 1024), min_length=1)
     holdout_depth: int = Field(default=24, ge=1)
     holdout_width: int = Field(default=1536, ge=8)
     checkpoints: int = Field(default=4, ge=2)  # points in N read off each run
@@ -146,7 +155,7 @@ class ScalingConfig(Section):
     sequence_length: int = Field(default=1024, ge=8)
     learning_rate: float = Field(default=1e-3, gt=0)
     bootstrap: int = Field(default=100, ge=10)
-    choice_depths: tuple[int, ...] = (6, 12, 18, 24, 30)
+    choice_depths: tuple[Positive, ...] = Field(default=(6, 12, 18, 24, 30), min_length=1)
 
 
 class SearchConfig(Section):
@@ -160,7 +169,7 @@ class SearchConfig(Section):
     max_operators: int = Field(default=30, ge=1)
     max_mixer_types: int = Field(default=2, ge=1, le=3)  # mixer types per block type
     seed_designs: tuple[str, ...] = ()  # known designs, one operator string each, stages separated by "|"
-    widths: tuple[int, ...] = (1024, 1280, 1536, 1792, 2048, 2304, 2560)
+    widths: tuple[Positive, ...] = Field(default=(1024, 1280, 1536, 1792, 2048, 2304, 2560), min_length=1)
     steps: int = Field(default=500, ge=1)
     batch_size: int = Field(default=32, ge=1)
     sequence_length: int = Field(default=1024, ge=8)
@@ -190,7 +199,7 @@ class TrainingConfig(Section):
     gradient_clip: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(default=1, ge=1)  # CPU only
-    weight_norm: tuple[Literal["on", "off"], ...] = ("on", "off")
+    weight_norm: tuple[Switch, ...] = ("on", "off")
     seeds: tuple[int, ...] = (0,)
     deploy: Literal["best", "on", "off"] = "best"  # which variant goes on to evaluation and export
     isolate_documents: bool = False  # attention, convolution and states start afresh at a document's first token
@@ -217,7 +226,7 @@ class EvaluationConfig(Section):
     sequence_length: int = Field(default=1024, ge=8)
     batch_size: int = Field(default=16, ge=1)
     max_tokens: int = Field(default=0, ge=0)  # 0 = the whole validation split
-    needle_lengths: tuple[int, ...] = (1024, 4096)
+    needle_lengths: tuple[Annotated[int, Field(ge=18)], ...] = (1024, 4096)  # key, value and some text
     needle_samples: int = Field(default=32, ge=1)
     lm_eval_tasks: tuple[str, ...] = ()
     lm_eval_limit: int = Field(default=0, ge=0)  # documents a task; 0 = all
@@ -307,7 +316,7 @@ def _read_mapping(file: Path) -> dict[str, Any]:
         raise ConfigError(f"recipe '{file}' not found: give the path of a YAML file such as configs/demo.yaml")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe '{file}' is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"recipe '{file}' holds {type(values).__name__}: it must be a mapping of sections")
@@ -333,10 +342,17 @@ def _drop(values: dict[str, Any], location: tuple[Any, ...]) -> bool:
         values["name"] = "unnamed"
         return True
     keys = [part for part in location[:2] if isinstance(part, str)]
-    node = values
+    if not keys:
+        return False
+    node: Any = values
     for part in keys[:-1]:
-        node = node.get(part, {})
-    return bool(keys) and isinstance(node, dict) and node.pop(keys[-1], None) is not None
+        node = node.get(part)
+        if not isinstance(node, dict):
+            keys = keys[:1]
+            node = values
+            break
+    node.pop(keys[-1], None)  # gone already where one value had two mistakes
+    return True
 
 
 def dump(config: RunConfig) -> str:

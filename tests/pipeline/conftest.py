@@ -71,7 +71,7 @@ class FakeRuns:
         run_dir.mkdir()
         compiled = run_dir / "pipeline.yaml"
         compiled.write_text(compiled_text(self.retries))
-        return Job(compiled, pipeline_arguments(self.config, self.digest), run_dir, self.directory / "home")
+        return Job(compiled, pipeline_arguments(self.config, self.digest, "source"), run_dir, self.directory / "home")
 
     def run(self, **script: Any) -> LocalResult:
         screen = io.StringIO()

@@ -60,7 +60,7 @@ def test_retries_of_the_recipe_apply_to_every_step(tmp_path: Path, retries: int)
 
 def test_arguments_are_exactly_the_inputs_of_the_pipeline() -> None:
     config = RunConfig.model_validate({"name": "toy", "search": {"workers": 3}, "training": {"seeds": [0, 1]}})
-    arguments = pipeline_arguments(config, "digest")
+    arguments = pipeline_arguments(config, "digest", "source")
     spec = yaml.safe_load(GOLDEN.read_text())
     assert set(arguments) == set(spec["root"]["inputDefinitions"]["parameters"])
     assert arguments["workers"] == ["0", "1", "2"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,3 +236,22 @@ def test_generate_talks_to_the_result(project: Project, runs: dict[str, Any]) ->
     ]
     answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert answer["new_tokens"] == 8 and isinstance(answer["text"], str)
+
+
+def test_damaged_object_fails_the_run_and_is_made_anew_by_the_next(
+    project: Project, runs: dict[str, Any], settings: Settings
+) -> None:
+    artifacts = project.directory / "runs" / runs["held"]["run_id"] / "artifacts"
+    evaluation = Manifest.read(artifacts / "evaluation.json")
+    key = evaluation.uri.removeprefix(f"s3://{settings.bucket}/") + "/evaluation.json"
+    store = ObjectStore(settings)
+    content = store.client.get_object(Bucket=settings.bucket, Key=key)["Body"].read()
+    store.client.put_object(Bucket=settings.bucket, Key=key, Body=content[:-1] + bytes([content[-1] ^ 1]))
+    shutil.rmtree(project.home / "trees" / evaluation.sha256)
+    process = project.start()
+    output, _ = process.communicate(timeout=300)
+    failed = json.loads(output.splitlines()[-1])
+    assert process.returncode == 1 and failed["state"] == "FAILURE" and failed["failed_step"] == "report"
+    again = project.finish()
+    assert again["decision"] == "hold" and "evaluate" in ended(project.events())
+    assert store.client.get_object(Bucket=settings.bucket, Key=key)["Body"].read() == content

@@ -257,3 +257,14 @@ def test_a_server_restarted_in_mid_use_is_waited_for(settings, stack_home, store
 
 def service_pid(home: Path, name: str) -> int:
     return next(service.pid for service in stack.status(home).services if service.name == name)
+
+
+def test_the_users_own_cloud_and_proxy_do_not_interfere(settings, monkeypatch):
+    for name, value in {"AWS_PROFILE": "nonsense", "http_proxy": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    s3._session.cache_clear()
+    store = ObjectStore(settings, max_attempts=1)
+    key = f"test/{os.urandom(8).hex()}.json"
+    store.put_json(key, {"n": 1})
+    assert store.get_json(key)[0] == {"n": 1}
+    s3._session.cache_clear()

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import platform
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from flashslm.config import DataConfig
+from flashslm.config import DataConfig, digest
 
 TEXT_SUFFIXES = (".txt", ".py", ".md")
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.zst", *TEXT_SUFFIXES)
@@ -60,6 +61,36 @@ def describe_source(config: DataConfig) -> str:
             )
 
 
+def reads_s3(config: DataConfig) -> bool:
+    return any(path.startswith("s3://") for path in config.paths)
+
+
+def source_digest(config: DataConfig, s3_client: Any = None) -> str:
+    """What tells whether the source has changed, without reading it: part of prepare_data's cache key.
+
+    Files by name, size and time of change; S3 objects by etag; the standard library by the interpreter's version. Of a
+    hub data set nothing is known from here: pin a revision by its id, or use files.
+    """
+    if config.source == "python-stdlib":
+        return digest(sys.version)
+    return digest([_file_state(name, s3_client) for pattern in config.paths for name in _match(pattern, s3_client)])
+
+
+def _file_state(name: str, s3_client: Any) -> list[str]:
+    if name.startswith("s3://"):
+        bucket, _, key = name.removeprefix("s3://").partition("/")
+        return [name, str(s3_client.head_object(Bucket=bucket, Key=key)["ETag"])]
+    state = Path(name).stat()
+    return [name, str(state.st_size), str(state.st_mtime_ns)]
+
+
+def _match(pattern: str, s3_client: Any) -> list[str]:
+    names = _match_s3(pattern, s3_client) if pattern.startswith("s3://") else _match_local(pattern)
+    if not names:
+        raise ValueError(f"data.paths: '{pattern}' matches no file; give an existing file or a glob such as 'x/*.md'")
+    return names
+
+
 def limit_bytes(documents: Iterable[Document], max_bytes: int) -> Iterator[Document]:
     """Stop after `max_bytes` of UTF-8; the last document is cut at the last whole character that fits."""
     for document in documents:
@@ -96,11 +127,7 @@ def read_files(patterns: Iterable[str], text_field: str, s3_client: Any = None) 
     temporary file while it is read.
     """
     for pattern in patterns:
-        names = _match_s3(pattern, s3_client) if pattern.startswith("s3://") else _match_local(pattern)
-        if not names:
-            raise ValueError(
-                f"data.paths: '{pattern}' matches no file; give an existing file or a glob such as 'x/*.md'"
-            )
+        names = _match(pattern, s3_client)
         wrong = [name for name in names if not name.endswith(SUFFIXES)]
         if wrong:
             raise ValueError(f"data.paths: cannot read '{wrong[0]}'; allowed endings are {' '.join(SUFFIXES)}")

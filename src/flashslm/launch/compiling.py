@@ -60,10 +60,13 @@ def _set_retries(spec: dict[str, Any], retries: int) -> None:
                 task.pop("retryPolicy", None)
 
 
-def pipeline_arguments(config: RunConfig, digest: str) -> dict[str, Any]:
-    """Arguments of design_and_train: one configuration a step, the code's digest, and what the two loops run over."""
+def pipeline_arguments(config: RunConfig, digest: str, source: str) -> dict[str, Any]:
+    """Arguments of design_and_train: one configuration a step, the code's and the source's digests, what the loops run
+    over.
+    """
     return {f"{step}_config": config.for_step(step) for step in STEP_SECTIONS} | {
         "code_digest": digest,
+        "source_digest": source,
         "workers": [str(i) for i in range(config.search.workers)],
         "variants": config.variants(),
     }

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flashslm.config import RunConfig, digest
+from flashslm.data.sources import reads_s3, source_digest
 from flashslm.launch.compiling import code_digest, compile_pipeline, pipeline_arguments
 from flashslm.launch.display import Display
 from flashslm.launch.process import StopSignals, exclusive, stop_tree
@@ -22,6 +23,8 @@ from flashslm.launch.progress import Progress, StepRecord
 from flashslm.launch.runner import Job
 from flashslm.platform.object_store import Manifest
 from flashslm.platform.process import PARENT_PID
+from flashslm.platform.s3 import s3_client
+from flashslm.platform.settings import FOREIGN_VARIABLES, Settings
 
 _POLL_S = 0.1
 GRACE_S = 10.0  # what a step has to end in order
@@ -59,7 +62,8 @@ def run_local(
     """
     run_dir, home = run_dir.resolve(), home.resolve()
     compiled = compile_pipeline(pipeline, run_dir / "pipeline.yaml", retries=config.platform.retries)
-    job = Job(compiled, pipeline_arguments(config, code_digest()), run_dir, home)
+    source = source_digest(config.data, s3_client(Settings.from_env(env)) if reads_s3(config.data) else None)
+    job = Job(compiled, pipeline_arguments(config, code_digest(), source), run_dir, home)
     return run_job(job, env, Console(stderr=True, quiet=quiet))
 
 
@@ -114,7 +118,7 @@ def _start_runner(job: Job, env: Mapping[str, str], scratch: Path, log: Path) ->
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "flashslm.launch.runner", str(job.run_dir / "job.json")],
-            env=os.environ | dict(env) | extra,
+            env={k: v for k, v in os.environ.items() if k not in FOREIGN_VARIABLES} | dict(env) | extra,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

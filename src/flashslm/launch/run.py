@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
@@ -18,7 +19,10 @@ from flashslm import config as recipes
 from flashslm.config import RunConfig
 from flashslm.launch.compiling import PACKAGE, code_digest
 from flashslm.launch.local import LocalResult, run_local
+from flashslm.launch.process import exclusive
 from flashslm.platform import stack, tracking
+from flashslm.platform.interrupts import Terminated, terminable
+from flashslm.platform.mlflow_api import MlflowUnavailable
 from flashslm.platform.object_store import Manifest, ObjectStore
 from flashslm.platform.settings import Settings
 
@@ -39,6 +43,12 @@ class RunOutcome:
     headline: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, Manifest] = field(default_factory=dict)
 
+    def failure(self) -> dict[str, Any]:
+        failed = next((step for step in self.local.steps if step.state == "FAILURE"), None)
+        if not failed:
+            return {}
+        return {"failed_step": failed.label, "error": failed.summary, "log": str(failed.log or self.local.log)}
+
     def facts(self) -> dict[str, Any]:
         report = self.run_dir / "report.html"
         return {
@@ -46,6 +56,7 @@ class RunOutcome:
             "state": self.state,
             "decision": self.decision,
             "duration_s": round(self.duration_s, 1),
+            **self.failure(),
             "steps": len(self.local.steps),
             "cached_steps": sum(step.cached for step in self.local.steps),
             **self.headline,
@@ -55,10 +66,33 @@ class RunOutcome:
         }
 
 
+def drop_lost_artifacts(store: ObjectStore, home: Path) -> None:
+    """Make steps run again whose cached artifact is no longer in the object store: a hit needs the artifact's file."""
+    present = set(store.list("cas/"))
+    for file in (home / "kfp" / "artifacts").rglob("*"):
+        manifest = _manifest_in(file)
+        if manifest and store.index_key(manifest) not in present:
+            file.unlink()
+
+
+def _manifest_in(file: Path) -> Manifest | None:
+    try:
+        return Manifest.read(file) if file.is_file() else None
+    except ValueError:
+        return None
+
+
 def run_pipeline(config: RunConfig, home: Path, runs: Path = Path("runs"), quiet: bool = False) -> RunOutcome:
-    """Run design_and_train from its compiled YAML and leave `runs/<run id>/` and `runs/latest`."""
+    """Run design_and_train from its compiled YAML; leave `runs/<run id>/` and, if it succeeded, `runs/latest`."""
+    with terminable():
+        return _run_pipeline(config, home, runs, quiet)
+
+
+def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool) -> RunOutcome:
     console = Console(stderr=True, quiet=quiet)
     started = time.monotonic()
+    with exclusive(home / "kfp" / "lock"):
+        pass  # refused before anything is made for this run; run_local holds the lock while steps run
     console.print(f"[bold]{config.name}[/]: embedded S3 and MLflow …")
     stack.use_home(home)
     settings = stack.up(home)
@@ -70,6 +104,7 @@ def run_pipeline(config: RunConfig, home: Path, runs: Path = Path("runs"), quiet
     tracking.log_to_run(settings, parent, params=config.model_dump(mode="json"))
     status: tracking.Status = "FAILED"
     try:
+        drop_lost_artifacts(ObjectStore(settings), home)
         local = run_local(config, run_dir, settings.as_env() | {"FLASHSLM_PARENT_RUN_ID": parent}, home, quiet=quiet)
         url, duration_s = stack.run_url(settings, parent), time.monotonic() - started
         outcome = RunOutcome(run_id, local.state, run_dir, url, duration_s, local)
@@ -77,10 +112,15 @@ def run_pipeline(config: RunConfig, home: Path, runs: Path = Path("runs"), quiet
             _materialise(outcome, ObjectStore(settings), home)
             _record(outcome, settings, parent, config)
         status = FINAL_STATUS[local.state]
+    except (Terminated, KeyboardInterrupt):
+        status = "KILLED"
+        raise
     finally:
         tracking.finish_run(settings, parent, status)
-        tracking.sweep(settings)  # an attempt that was killed could not end its own run
-    _point_latest(runs, run_dir)
+        with suppress(MlflowUnavailable):
+            tracking.sweep(settings)  # an attempt that was killed could not end its own run
+    if outcome.state == "SUCCESS":
+        _point_latest(runs, run_dir)
     _print_summary(console, outcome)
     return outcome
 

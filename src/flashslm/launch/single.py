@@ -14,7 +14,7 @@ from flashslm.steps.run import run_step
 
 def resolve_settings(home: Path) -> Settings:
     """The environment's services if it names any, else the embedded stack, started if need be."""
-    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("MLFLOW_TRACKING_URI"):
+    if os.environ.get("AWS_ENDPOINT_URL_S3") and os.environ.get("MLFLOW_TRACKING_URI"):
         return Settings.from_env()
     return stack.up(home)
 

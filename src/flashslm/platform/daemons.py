@@ -16,6 +16,7 @@ import psutil
 from pydantic import BaseModel
 
 from flashslm.platform.owners import is_running
+from flashslm.platform.settings import FOREIGN_VARIABLES
 
 _MARK = "FLASHSLM_DAEMON"  # in a daemon's environment and so in its children's: how leftovers are recognised
 _PORTS = range(20_000, 32_000)  # below the ephemeral range; SeaweedFS also needs each port + 10000
@@ -50,7 +51,7 @@ def start(command: list[str], env: dict[str, str], mark: str, log: Path) -> Daem
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
-            env=os.environ | env | {_MARK: mark},
+            env={k: v for k, v in os.environ.items() if not _is_foreign(k)} | env | {_MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -62,6 +63,11 @@ def start(command: list[str], env: dict[str, str], mark: str, log: Path) -> Daem
     ):  # the kernel shows the environment a little late
         time.sleep(0.001)
     return Daemon(mark=mark, pid=process.pid, started_s=started_s, log=log)
+
+
+def _is_foreign(variable: str) -> bool:
+    """What a user's shell holds for other services; a daemon that took it would keep it for every later run."""
+    return variable in FOREIGN_VARIABLES or variable.lower().endswith("_proxy")
 
 
 def stop(mark: str, timeout_s: float = 10.0) -> None:

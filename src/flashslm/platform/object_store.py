@@ -108,6 +108,10 @@ class ObjectStore:
                     self._fill(manifest, target)
         return target
 
+    def index_key(self, manifest: Manifest) -> str:
+        """The object whose presence makes a tree readable."""
+        return _index_key(self._prefix(manifest))
+
     def verify_tree(self, manifest: Manifest) -> None:
         """Read a whole tree and check every digest, keeping nothing; raises as `get_tree` does."""
         self._download(manifest, None)
@@ -243,10 +247,7 @@ class _HashingSink:
 
 
 def _corrupt(what: str, expected: str, actual: str, prefix: str) -> ObjectCorrupt:
-    return ObjectCorrupt(
-        f"{what} is corrupt: expected sha256 {expected}, got {actual}. "
-        f"Delete {_index_key(prefix)} and run the step that made it again"
-    )
+    return ObjectCorrupt(f"{what} is corrupt: expected sha256 {expected}, got {actual} (index {_index_key(prefix)})")
 
 
 def _index_key(prefix: str) -> str:

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -37,6 +39,9 @@ class StoreUnavailable(StoreError):
     """The server did not answer, or failed, after all retries."""
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
 def s3_client(settings: Settings, max_attempts: int = MAX_ATTEMPTS) -> Any:
     """The one place an S3 client is made: path-style addresses, standard retries, bounded waits."""
     config = Config(
@@ -48,6 +53,7 @@ def s3_client(settings: Settings, max_attempts: int = MAX_ATTEMPTS) -> Any:
         max_pool_connections=20,  # files at once x parts at once, with room
         request_checksum_calculation=settings.s3_checksums,
         response_checksum_validation=settings.s3_checksums,
+        proxies={} if urlsplit(settings.endpoint_url).hostname in LOOPBACK else None,  # never by the user's proxy
     )
     with _session_lock:
         return _session().client(
@@ -63,7 +69,9 @@ def s3_client(settings: Settings, max_attempts: int = MAX_ATTEMPTS) -> Any:
 @cache
 def _session() -> Any:
     """One session: its first client costs 0.2 s (service descriptions are read), every other 0.01 s."""
-    return boto3.session.Session()
+    # The keys come from the settings: a profile that AWS_PROFILE names for the user's own cloud must not be looked up.
+    own = botocore.session.Session(session_vars={"profile": (None, None, None, None)})
+    return boto3.session.Session(botocore_session=own)
 
 
 @contextmanager

@@ -21,6 +21,10 @@ VARIABLES = {
 }
 
 
+# Of the user's other work: they would lead boto3 to another account, and every step into one MLflow run.
+FOREIGN_VARIABLES = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "MLFLOW_RUN_ID")
+
+
 class SettingsError(ValueError):
     """The environment does not say where S3 and MLflow are; the message names every variable at fault."""
 

@@ -14,6 +14,7 @@ def problems(config: RunConfig) -> list[str]:
 
 def _operators(config: RunConfig) -> Iterator[str]:
     notations = {
+        "profiling.sweep_block": config.profiling.sweep_block,
         "scaling.block": config.scaling.block,
         "latency.reference_operators": config.latency.reference_operators,
     }
@@ -64,6 +65,8 @@ def _lengths(config: RunConfig) -> Iterator[str]:
     """Meta tokens take positions too."""
     limit = config.model.max_position_embeddings
     longest = {
+        "scaling.sequence_length": config.scaling.sequence_length,
+        "search.sequence_length": config.search.sequence_length,
         "training.sequence_length": config.training.sequence_length,
         "evaluation.sequence_length": config.evaluation.sequence_length,
         "evaluation.needle_lengths": max(config.evaluation.needle_lengths, default=0),

@@ -134,3 +134,17 @@ def test_huggingface_out_of_reach_says_what_it_needs(tmp_path: Path) -> None:
     config = DataConfig(source="huggingface", dataset=str(tmp_path / "missing"))
     with pytest.raises(RuntimeError, match=r"could not be opened.*needs the network"):
         texts(config)
+
+
+def test_source_digest_sees_what_the_path_does_not(tmp_path):
+    config = DataConfig(source="files", paths=(str(tmp_path / "*.txt"),))
+    with pytest.raises(ValueError, match="matches no file"):
+        source_digest(config)
+    (tmp_path / "a.txt").write_text("one")
+    first = source_digest(config)
+    assert source_digest(config) == first
+    (tmp_path / "a.txt").write_text("other")
+    second = source_digest(config)
+    (tmp_path / "b.txt").write_text("more")
+    assert len({first, second, source_digest(config)}) == 3
+    assert source_digest(DataConfig()) == source_digest(DataConfig(max_bytes=5))
