@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flashslm.platform import object_store, stack
+from flashslm.platform import object_store, s3, stack
 from flashslm.platform.object_store import (
     Manifest,
     ObjectCorrupt,

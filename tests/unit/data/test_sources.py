@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flashslm.config import DataConfig
-from flashslm.data.sources import Document, describe_source, limit_bytes, read_documents
+from flashslm.data.sources import Document, describe_source, limit_bytes, read_documents, source_digest
 
 
 def files(*paths: Path | str, **fields: Any) -> DataConfig:
