@@ -302,9 +302,9 @@ def load(
     """
     values = _read_mapping(Path(path))
     problems = [p for p in (_apply_override(values, text) for text in overrides or []) if p]
-    config, found = _validate(values)
+    config, found, dropped = _validate(values)
     problems += found
-    problems += checks(config) if config else []
+    problems += [p for p in (checks(config) if config else []) if not any(name in p for name in dropped)]
     if problems or not config:
         listed = "\n".join(f"  {i}. {p}" for i, p in enumerate(problems, start=1))
         raise ConfigError(f"recipe '{path}' has {len(problems)} problem(s):\n{listed}")
@@ -323,17 +323,22 @@ def _read_mapping(file: Path) -> dict[str, Any]:
     return values
 
 
-def _validate(values: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
-    """Validate, and where that fails drop the offending values and go on, so that one mistake does not hide another."""
+def _validate(values: dict[str, Any]) -> tuple[RunConfig | None, list[str], set[str]]:
+    """Validate, and where that fails drop the offending values and go on, so that one mistake does not hide another.
+
+    Also returns the names that were dropped: what the defaults in their place amount to is no mistake of the recipe.
+    """
     problems: list[str] = []
+    dropped: set[str] = set()
     while True:
         try:
-            return RunConfig.model_validate(values), problems
+            return RunConfig.model_validate(values), problems, dropped
         except ValidationError as error:
             errors = error.errors()
         problems += [_describe(e) for e in errors]
+        dropped |= {".".join(str(part) for part in e["loc"][:2]) for e in errors}
         if not all([_drop(values, e["loc"]) for e in errors]):
-            return None, problems
+            return None, problems, dropped
 
 
 def _drop(values: dict[str, Any], location: tuple[Any, ...]) -> bool:

@@ -81,3 +81,25 @@ def test_meta_tokens_count_against_the_longest_position(tmp_path: Path) -> None:
     path = write(tmp_path, "name: x\nmodel: {max_position_embeddings: 8192, num_meta_tokens: 1}\n")
     with pytest.raises(ConfigError, match=r"latency\.context: 8192 and 1 meta tokens exceed"):
         load(path, checks=problems)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["training.steps=", "evaluation.needle_lengths=[99999]"], ["training.steps", "evaluation.needle_lengths"]),
+        (["profiling.widths=[a,b]"], ["profiling.widths.0", "profiling.widths.1"]),
+        (["training=5"], ["training"]),
+        (["search.widths=[]"], ["search.widths"]),
+        (["profiling.sweep_block=ZZ"], ["profiling.sweep_block"]),
+    ],
+)
+def test_every_mistake_is_named_and_none_is_invented(overrides: list[str], expected: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(RECIPES[-1], overrides, checks=problems)
+    named = [line.split(". ", 1)[1].split(": ")[0] for line in str(caught.value).splitlines()[1:]]
+    assert named == expected
+
+
+def test_bare_on_and_off_are_words(tmp_path: Path) -> None:
+    config = load(write(tmp_path, "name: x\ntraining: {weight_norm: [on, off]}\n"))
+    assert config.training.weight_norm == ("on", "off")
