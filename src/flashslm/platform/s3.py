@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from flashslm.platform.settings import Settings
 
 _session_lock = threading.Lock()  # threads may share a client, but not make clients of one session at once
-MAX_ATTEMPTS = 8  # exponential backoff to 20 s: about half a minute of a dead server
+MAX_ATTEMPTS = 12  # exponential backoff to 20 s: a server that restarts on a busy machine took over half a minute
 
 
 class StoreError(RuntimeError):
