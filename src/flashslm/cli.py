@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flashslm import config as recipes
+from flashslm import config_file
 from flashslm.config import RunConfig
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def main() -> None:
 def load_recipe(path: Path, overrides: list[str] | None) -> RunConfig:
     from flashslm.steps.recipe import problems
 
-    return recipes.load(path, overrides, checks=problems)
+    return config_file.load(path, overrides, checks=problems)
 
 
 def show(result: Any, as_json: bool) -> None:

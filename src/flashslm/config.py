@@ -1,32 +1,13 @@
-"""RunConfig: one recipe = one YAML file plus dotted overrides; an unknown key is an error.
+"""RunConfig: what a recipe may say; an unknown key is an error. `config_file` reads and writes it.
 
-All problems of a recipe come in one message. Only the standard library, pydantic and YAML are imported here, so that
-every part of the project (including the ones without torch) can read a recipe.
+Only the standard library and pydantic are imported here, so that every part of the project can take a recipe.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-Step = Literal[
-    "prepare_data",
-    "profile_latency",
-    "fit_scaling_law",
-    "search_architecture",
-    "select_architecture",
-    "pretrain",
-    "compare_weight_norm",
-    "evaluate",
-    "export_model",
-    "gate",
-    "register_model",
-    "report",
-]
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 # Which sections of the recipe a step reads. A step is given these and no others, so a change elsewhere in the recipe
 # leaves its cache entry valid.
@@ -44,10 +25,6 @@ STEP_SECTIONS: dict[str, tuple[str, ...]] = {
     "register_model": ("name", "gate"),
     "report": ("name", "gate"),
 }
-
-
-class ConfigError(ValueError):
-    """A recipe that cannot be used: the message names every problem and what is allowed."""
 
 
 def _switch(value: Any) -> Any:
@@ -293,115 +270,6 @@ def from_step_json(text: str) -> RunConfig:
     return RunConfig.model_validate({"name": "step"} | json.loads(text))
 
 
-def load(
-    path: str | Path, overrides: list[str] | None = None, checks: Callable[["RunConfig"], list[str]] = lambda _: []
-) -> RunConfig:
-    """Read a recipe and apply overrides such as `training.steps=50`; `checks` may add problems of their own.
-
-    Raises ConfigError that names all problems: unknown keys, wrong types, values out of range, malformed overrides.
-    """
-    values = _read_mapping(Path(path))
-    problems = [p for p in (_apply_override(values, text) for text in overrides or []) if p]
-    config, found, dropped = _validate(values)
-    problems += found
-    problems += [p for p in (checks(config) if config else []) if not any(name in p for name in dropped)]
-    if problems or not config:
-        listed = "\n".join(f"  {i}. {p}" for i, p in enumerate(problems, start=1))
-        raise ConfigError(f"recipe '{path}' has {len(problems)} problem(s):\n{listed}")
-    return config
-
-
-def _read_mapping(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ConfigError(f"recipe '{file}' not found: give the path of a YAML file such as configs/demo.yaml")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe '{file}' is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"recipe '{file}' holds {type(values).__name__}: it must be a mapping of sections")
-    return values
-
-
-def _validate(values: dict[str, Any]) -> tuple[RunConfig | None, list[str], set[str]]:
-    """Validate, and where that fails drop the offending values and go on, so that one mistake does not hide another.
-
-    Also returns the names that were dropped: what the defaults in their place amount to is no mistake of the recipe.
-    """
-    problems: list[str] = []
-    dropped: set[str] = set()
-    while True:
-        try:
-            return RunConfig.model_validate(values), problems, dropped
-        except ValidationError as error:
-            errors = error.errors()
-        problems += [_describe(e) for e in errors]
-        dropped |= {".".join(str(part) for part in e["loc"][:2]) for e in errors}
-        if not all([_drop(values, e["loc"]) for e in errors]):
-            return None, problems, dropped
-
-
-def _drop(values: dict[str, Any], location: tuple[Any, ...]) -> bool:
-    """Remove the value at `location` (a whole section where the section itself is inconsistent); False if it cannot."""
-    if location == ("name",):
-        values["name"] = "unnamed"
-        return True
-    keys = [part for part in location[:2] if isinstance(part, str)]
-    if not keys:
-        return False
-    node: Any = values
-    for part in keys[:-1]:
-        node = node.get(part)
-        if not isinstance(node, dict):
-            keys = keys[:1]
-            node = values
-            break
-    node.pop(keys[-1], None)  # gone already where one value had two mistakes
-    return True
-
-
-def dump(config: RunConfig) -> str:
-    """The resolved recipe as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
 def digest(value: Any) -> str:
     """A sha256 over a value's canonical JSON: the identity of configurations, architectures and runs."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _apply_override(values: dict[str, Any], text: str) -> str:
-    """Set one `a.b=value` (value read as YAML) in place; return the problem, or an empty string."""
-    key, separator, raw = text.partition("=")
-    if not separator or not key.strip():
-        return f"override '{text}': expected section.key=value, for example training.steps=50"
-    *parents, leaf = key.strip().split(".")
-    node = values
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            return f"override '{text}': '{parent}' is a value, not a section"
-    try:
-        node[leaf] = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        return f"override '{text}': the value is not valid YAML ({error})"
-    return ""
-
-
-def _describe(error: Any) -> str:
-    """One pydantic error as: where, what was given, what is allowed."""
-    where = ".".join(str(part) for part in error["loc"]) or "recipe"
-    if error["type"] == "extra_forbidden":
-        allowed = ", ".join(_fields_at(error["loc"][:-1]))
-        return f"{where}: unknown key; allowed here: {allowed}"
-    message = error["msg"].removeprefix("Value error, ")
-    silent = isinstance(error.get("input"), dict) or error["type"] == "missing"
-    given = "" if silent else f" (given: {error['input']!r})"
-    return f"{where}: {message}{given}"
-
-
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    model: Any = RunConfig
-    for part in location:
-        model = model.model_fields[part].annotation
-    return sorted(model.model_fields)

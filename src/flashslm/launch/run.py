@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flashslm import config as recipes
+from flashslm import config_file
 from flashslm.config import RunConfig
 from flashslm.launch.compiling import PACKAGE, code_digest
 from flashslm.launch.local import LocalResult, run_local
@@ -137,7 +137,7 @@ def _record(outcome: RunOutcome, settings: Settings, parent: str, config: RunCon
 def _make_run_dir(runs: Path, run_id: str, config: RunConfig) -> Path:
     run_dir = runs / run_id
     run_dir.mkdir(parents=True)
-    (run_dir / "config.yaml").write_text(recipes.dump(config), encoding="utf-8")
+    (run_dir / "config.yaml").write_text(config_file.dump(config), encoding="utf-8")
     (run_dir / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
     return run_dir
 
