@@ -13,14 +13,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 # leaves its cache entry valid.
 STEP_SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare_data": ("seed", "data"),
-    "profile_latency": ("model", "profiling"),
-    "fit_scaling_law": ("seed", "model", "profiling", "latency", "scaling"),
-    "search_architecture": ("seed", "model", "profiling", "latency", "scaling", "search"),
-    "select_architecture": ("seed", "model", "profiling", "latency", "scaling", "search"),
-    "pretrain": ("model", "training"),
+    "profile_latency": ("model", "kernels", "profiling"),
+    "fit_scaling_law": ("seed", "model", "kernels", "profiling", "latency", "scaling"),
+    "search_architecture": ("seed", "model", "kernels", "profiling", "latency", "scaling", "search"),
+    "select_architecture": ("seed", "model", "kernels", "profiling", "latency", "scaling", "search"),
+    "pretrain": ("model", "kernels", "training"),
     "compare_weight_norm": ("training",),
-    "evaluate": ("seed", "training", "evaluation"),
-    "export_model": ("profiling", "latency", "export"),
+    "evaluate": ("seed", "kernels", "training", "evaluation"),
+    "export_model": ("kernels", "profiling", "latency", "export"),
     "gate": ("gate",),
     "register_model": ("name", "gate"),
     "report": ("name", "gate"),
@@ -80,6 +80,24 @@ class ModelConfig(Section):
     max_position_embeddings: int = Field(default=33_024, ge=64)
     rope_theta: float = Field(default=10_000.0, gt=0)
     norm_eps: float = Field(default=1e-6, gt=0)
+    qk_norm: bool = False  # RMSNorm over each head of attention's q and k
+    window: int = Field(default=512, ge=1)  # keys that a query of window attention (W) sees
+
+
+class KernelsConfig(Section):
+    """Which form of each operation runs; the choice is logged and recorded with the run.
+
+    auto is torch's form on a CPU and the fused one on CUDA; a fused form that is not installed is an error that names
+    the other one. fp32 tensors on CUDA take torch's form of the delta rules and of GLA: their kernels are bf16 only.
+    """
+
+    delta_rule: Literal["auto", "chunked", "fla"] = "auto"
+    gated_delta_rule: Literal["auto", "chunked", "fla"] = "auto"
+    gla: Literal["auto", "chunked", "fla"] = "auto"
+    ssd: Literal["auto", "chunked", "mamba-ssm"] = "auto"
+    causal_conv: Literal["auto", "shifted", "fla"] = "auto"
+    attention: Literal["auto", "sdpa", "flex"] = "auto"  # flex: FlexAttention for packed documents and windows
+    cross_entropy: Literal["auto", "chunked", "fla"] = "auto"
 
 
 class ProfilingConfig(Section):
@@ -245,6 +263,7 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    kernels: KernelsConfig = KernelsConfig()
     profiling: ProfilingConfig = ProfilingConfig()
     latency: LatencyConfig = LatencyConfig()
     scaling: ScalingConfig = ScalingConfig()

@@ -1,23 +1,52 @@
 """Architecture: an operator sequence plus the sizes all its layers share. No torch here.
 
-Notation: `D` DeltaNet, `M` Mamba-2, `A` attention, `F` feed-forward network. Blanks are free, `(DFMF AFMF)x2` repeats,
-`|` separates stages and carries no meaning for the model.
+Notation: one letter an operator (`OPERATOR_KINDS`). Blanks are free, `(DFMF AFMF)x2` repeats, `|` separates stages and
+carries no meaning for the model.
 """
 
 import re
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from flashslm.config import ModelConfig, digest
 
-MIXERS = "DMA"
-OPERATORS = "DMAF"
-OPERATOR_NAMES = {"D": "deltanet", "M": "mamba2", "A": "attention", "F": "ffn"}
+
+class OperatorKind(NamedTuple):
+    """What the rest of the project must know of an operator without building it."""
+
+    name: str
+    is_mixer: bool
+    obstacle: str = ""  # why TensorRT-LLM's Nemotron-Flash class cannot hold it; empty: it can be exported
+
+
+OPERATOR_KINDS = {
+    "D": OperatorKind("deltanet", True),
+    "M": OperatorKind("mamba2", True),
+    "A": OperatorKind("attention", True),
+    "F": OperatorKind("ffn", False),
+    "G": OperatorKind("gated_deltanet", True, "the class has no gated DeltaNet layer"),
+    "L": OperatorKind("gla", True, "the class has no gated linear attention layer"),
+    "W": OperatorKind("window_attention", True, "the class reads any sliding window as a window of one token"),
+}
+OPERATORS = "".join(OPERATOR_KINDS)
+MIXERS = "".join(letter for letter, kind in OPERATOR_KINDS.items() if kind.is_mixer)
+EXPORTABLE_OPERATORS = "".join(letter for letter, kind in OPERATOR_KINDS.items() if not kind.obstacle)
+EXPORTABLE_MIXERS = "".join(letter for letter in EXPORTABLE_OPERATORS if letter in MIXERS)
 CONV_SIZE = 4  # DeltaNet's and Mamba-2's causal convolution; the export contract fixes DeltaNet's at 4
 
 
 class InfeasibleArchitecture(ValueError):
     """An architecture that cannot be built, priced or exported; the message says why."""
+
+
+def export_obstacles(operators: str) -> list[str]:
+    """Why these operators cannot be exported, one line an operator that cannot; empty: they can."""
+    kinds = ((letter, OPERATOR_KINDS[letter]) for letter in dict.fromkeys(operators) if letter in OPERATOR_KINDS)
+    return [f"{letter} ({kind.name}): {kind.obstacle}" for letter, kind in kinds if kind.obstacle]
+
+
+_LEGEND = ", ".join(f"{letter} ({kind.name})" for letter, kind in OPERATOR_KINDS.items())
 
 
 def parse_operators(notation: str) -> str:
@@ -32,7 +61,7 @@ def parse_operators(notation: str) -> str:
     if wrong or not text:
         raise InfeasibleArchitecture(
             f"operators '{notation}': {'unknown ' + ' '.join(wrong) if wrong else 'empty'}; "
-            "allowed are D (DeltaNet), M (Mamba-2), A (attention), F (FFN), e.g. '(DFMF AFMF)x2 | (DFMF)x2'"
+            f"allowed are {_LEGEND}, e.g. '(DFMF AFMF)x2 | (DFMF)x2'; sizes are the model's, not a layer's"
         )
     return text
 
@@ -45,7 +74,7 @@ def repeat_block(block: str, depth: int) -> str:
     operators = parse_operators(block)
     mixers = sum(operator in MIXERS for operator in operators)
     if not mixers:
-        raise InfeasibleArchitecture(f"block '{block}' has no token mixer (D, M or A): depth counts mixers")
+        raise InfeasibleArchitecture(f"block '{block}' has no token mixer ({', '.join(MIXERS)}): depth counts mixers")
     repeated = operators * -(-depth // mixers)
     starts = [index for index, operator in enumerate(repeated) if operator in MIXERS]
     return repeated[: starts[depth]] if depth < len(starts) else repeated
@@ -58,8 +87,9 @@ class Architecture(BaseModel):
 
     operators: str
     hidden_size: int = Field(ge=8)
-    num_heads: int = Field(ge=1)  # attention query heads and DeltaNet heads
+    num_heads: int = Field(ge=1)  # attention query heads and heads of the linear mixers
     num_kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=2)  # hidden_size / num_heads where it is left out
     ffn_size: int = Field(ge=1)
     mamba_state: int = Field(ge=1)
     mamba_head_dim: int = Field(ge=1)
@@ -68,7 +98,18 @@ class Architecture(BaseModel):
     num_meta_tokens: int = Field(ge=0)
     max_position_embeddings: int = Field(ge=1)
     rope_theta: float = Field(gt=0)
+    rope_type: Literal["default", "ntk"] = "default"  # ntk: theta is raised once, for the longest context
+    original_max_position_embeddings: int = Field(default=0, ge=0)  # rope_type=ntk
     norm_eps: float = Field(gt=0)
+    qk_norm: bool = False  # attention: RMSNorm over each head of q and k, before the rotation
+    window: int = Field(default=512, ge=1)  # keys a query of window attention sees, its own among them
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_head_dim(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("num_heads") and "head_dim" not in values:
+            values = values | {"head_dim": int(values.get("hidden_size", 0)) // int(values["num_heads"])}
+        return values
 
     @field_validator("operators")
     @classmethod
@@ -78,10 +119,15 @@ class Architecture(BaseModel):
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Architecture":
         problems = []
-        if self.hidden_size % self.num_heads:
+        if self.head_dim == self.hidden_size // self.num_heads and self.hidden_size % self.num_heads:
             problems.append(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
-        elif self.head_dim % 2:
+        if self.head_dim % 2:
             problems.append(f"head size {self.head_dim} is odd: rotary embedding needs an even one")
+        if self.rope_type == "ntk" and not 0 < self.original_max_position_embeddings <= self.max_position_embeddings:
+            problems.append(
+                f"rope_type ntk with original_max_position_embeddings {self.original_max_position_embeddings}: "
+                f"give the length before the extension to {self.max_position_embeddings}"
+            )
         if self.num_heads % self.num_kv_heads:
             problems.append(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.mamba_inner % self.mamba_head_dim:
@@ -91,8 +137,17 @@ class Architecture(BaseModel):
         return self
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+    def heads_size(self) -> int:
+        """Channels of all query heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def rotary_theta(self) -> float:
+        """The base of the rotary angles: rope_theta, or ntk's theta·(2·longest/original - 1)^(d/(d-2))."""
+        if self.rope_type == "default":
+            return self.rope_theta
+        stretch = 2 * self.max_position_embeddings / self.original_max_position_embeddings - 1
+        return float(self.rope_theta * stretch ** (self.head_dim / (self.head_dim - 2)))
 
     @property
     def mamba_inner(self) -> int:
@@ -131,6 +186,7 @@ def build_architecture(operators: str, width: int, sizes: ModelConfig, vocab_siz
         hidden_size=width,
         num_heads=num_heads,
         num_kv_heads=max(k for k in range(1, wanted + 1) if num_heads % k == 0),
+        head_dim=sizes.head_dim,
         ffn_size=max(128, int(sizes.ffn_ratio * width) // 128 * 128),
         mamba_state=sizes.mamba_state,
         mamba_head_dim=sizes.mamba_head_dim,
@@ -140,4 +196,6 @@ def build_architecture(operators: str, width: int, sizes: ModelConfig, vocab_siz
         max_position_embeddings=sizes.max_position_embeddings,
         rope_theta=sizes.rope_theta,
         norm_eps=sizes.norm_eps,
+        qk_norm=sizes.qk_norm,
+        window=sizes.window,
     )

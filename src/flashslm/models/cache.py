@@ -93,7 +93,7 @@ class Cache:
         """Room for `max_context` text tokens per sequence after the meta tokens."""
         device, slots = torch.device(device), architecture.num_meta_tokens + max_context
         layers = [empty_state(architecture, o, batch, slots, device, dtype) for o in architecture.operators]
-        angles = rotary(torch.arange(slots, device=device), architecture.head_dim, architecture.rope_theta)
+        angles = rotary(torch.arange(slots, device=device), architecture.head_dim, architecture.rotary_theta)
         return cls(layers, torch.zeros(batch, dtype=torch.int64, device=device), angles)
 
     @property

@@ -188,7 +188,7 @@ class HybridLM(nn.Module):
         return Sequence(self._angles(positions + self.architecture.num_meta_tokens), documents_BT)
 
     def _angles(self, positions: Tensor) -> Rotary:
-        return rotary(positions, self.architecture.head_dim, self.architecture.rope_theta)
+        return rotary(positions, self.architecture.head_dim, self.architecture.rotary_theta)
 
     @property
     def _device(self) -> torch.device:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from flashslm.config import ModelConfig, ProfilingConfig
-from flashslm.models.architecture import OPERATORS, build_architecture
+from flashslm.models.architecture import EXPORTABLE_OPERATORS, build_architecture
 from flashslm.profiling.latency_table import LatencyTable
 
 # The paper's two winners (table 2) and two plain designs, beside the random ones.
@@ -108,4 +108,4 @@ def summarize(models: Sequence[CheckedModel], drift: float) -> AdditivityCheck:
 
 
 def _random_operators(rng: random.Random) -> str:
-    return "".join(rng.choices(OPERATORS, k=rng.randint(*RANDOM_DEPTHS)))
+    return "".join(rng.choices(EXPORTABLE_OPERATORS, k=rng.randint(*RANDOM_DEPTHS)))

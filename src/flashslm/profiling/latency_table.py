@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flashslm.config import ModelConfig
 from flashslm.hardware import DeviceFingerprint
-from flashslm.models.architecture import OPERATORS, Architecture, build_architecture
+from flashslm.models.architecture import EXPORTABLE_OPERATORS, Architecture, build_architecture
 
 HEAD = "head"  # token embedding, final norm, logits and sampling: once a step
 
@@ -78,7 +78,7 @@ class LatencyTable(BaseModel):
 
     @cached_property
     def _sizes_by_width(self) -> dict[int, tuple[int, ...]]:
-        built = {w: build_architecture(OPERATORS, w, self.sizes, self.vocab_size) for w in self.widths}
+        built = {w: build_architecture(EXPORTABLE_OPERATORS, w, self.sizes, self.vocab_size) for w in self.widths}
         return {width: _operator_sizes(architecture) for width, architecture in built.items()}
 
     def _entry(self, operator: str, width: int, context: int, batch: int) -> LatencyEntry:

@@ -12,7 +12,7 @@ from flashslm.hardware import DeviceKind, device_fingerprint, pick_device, pick_
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.operator_step import build_head_step, build_operator_step
 from flashslm.models.accounting import operator_parameters, parameters
-from flashslm.models.architecture import OPERATORS, Architecture, build_architecture
+from flashslm.models.architecture import EXPORTABLE_OPERATORS, Architecture, build_architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.profiling.latency_table import HEAD, LatencyEntry, LatencyTable
 from flashslm.profiling.timing import Step, Timing, cpu_threads, measure_rounds
@@ -115,7 +115,7 @@ class _Bench:
             EntryKey(operator, width, context, batch)
             for width in sorted(set(self.config.widths))
             for batch in sorted(set(self.config.batches))
-            for operator in (*OPERATORS, HEAD)
+            for operator in (*EXPORTABLE_OPERATORS, HEAD)
             for context in (self.contexts if operator in CONTEXT_DEPENDENT else self.contexts[:1])
         ]
 
@@ -146,12 +146,12 @@ class _Bench:
         return GPU_COPIES if self.device == "cuda" and key.operator != HEAD else 1
 
     def _table_group(self, keys: list[EntryKey], sizes: ModelConfig, vocab_size: int) -> _Group:
-        architecture = build_architecture(OPERATORS, keys[0].width, sizes, vocab_size)
+        architecture = build_architecture(EXPORTABLE_OPERATORS, keys[0].width, sizes, vocab_size)
 
         def build() -> list[tuple[Hashable, Step]]:
             return [(key, self._build_entry(key, architecture)) for key in keys]
 
-        sizes_of = {operator: operator_parameters(architecture, operator) for operator in OPERATORS}
+        sizes_of = {operator: operator_parameters(architecture, operator) for operator in EXPORTABLE_OPERATORS}
         sizes_of[HEAD] = parameters(architecture)["embedding"]
         return _Group(build, sum(sizes_of[key.operator] for key in keys))
 

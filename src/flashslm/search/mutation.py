@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations, permutations
 
-from flashslm.models.architecture import MIXERS
+from flashslm.models.architecture import EXPORTABLE_MIXERS
 from flashslm.search.space import MAX_FFNS, MAX_STAGES, BlockType, Design, SearchSpace, Stage, canonical, ratios
 
 BlockChange = Callable[[BlockType, SearchSpace], Iterator[BlockType]]
@@ -66,7 +66,7 @@ def _parts(design: Design) -> Iterator[tuple[list[Stage], Stage, list[Stage]]]:
 def _swap_operator(block: BlockType, _: SearchSpace) -> Iterator[BlockType]:
     """Another mixer type in one place; its count and FFNs stay."""
     for position in range(len(block.mixers)):
-        for mixer in _absent(MIXERS, block.mixers):
+        for mixer in _absent(EXPORTABLE_MIXERS, block.mixers):
             yield replace(block, mixers=block.mixers[:position] + mixer + block.mixers[position + 1 :])
 
 
@@ -82,7 +82,7 @@ def _change_ratio(block: BlockType, space: SearchSpace) -> Iterator[BlockType]:
             counts = rest if rest in ratios(types - 1) else (1,) * (types - 1)
             yield BlockType(block.mixers[:i] + block.mixers[i + 1 :], counts, _without(block.ffns, i))
     if types < space.max_mixer_types:
-        for mixer, i in ((m, i) for m in _absent(MIXERS, block.mixers) for i in range(types + 1)):
+        for mixer, i in ((m, i) for m in _absent(EXPORTABLE_MIXERS, block.mixers) for i in range(types + 1)):
             ffns = block.ffns[max(0, i - 1)]
             yield BlockType(
                 block.mixers[:i] + mixer + block.mixers[i:],

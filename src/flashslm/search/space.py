@@ -13,7 +13,12 @@ from functools import cached_property
 from itertools import groupby, product
 from typing import TypeVar
 
-from flashslm.models.architecture import MIXERS, OPERATORS, InfeasibleArchitecture
+from flashslm.models.architecture import (
+    EXPORTABLE_MIXERS,
+    EXPORTABLE_OPERATORS,
+    InfeasibleArchitecture,
+    export_obstacles,
+)
 
 MAX_STAGES = 3
 MAX_INTERLEAVED = 2  # block types in a stage's unit
@@ -134,7 +139,7 @@ class SearchSpace:
 
     def _sample_block(self, rng: random.Random) -> BlockType:
         types = rng.randint(1, self.max_mixer_types)
-        mixers = "".join(rng.sample(MIXERS, types))
+        mixers = "".join(rng.sample(EXPORTABLE_MIXERS, types))
         return BlockType(mixers, rng.choice(ratios(types)), tuple(rng.randint(0, MAX_FFNS) for _ in mixers))
 
 
@@ -189,11 +194,13 @@ def _parse_stage(text: str) -> Stage:
 
 def _parse_blocks(word: str) -> list[BlockType]:
     """One block type, or its repeats written out (`DFMFDFMF`)."""
-    if not word.startswith(tuple(MIXERS)) or set(word) - set(OPERATORS):
+    if obstacles := export_obstacles(word):
+        raise InfeasibleArchitecture(f"block '{word}' cannot be exported: {'; '.join(obstacles)}")
+    if not word.startswith(tuple(EXPORTABLE_MIXERS)) or set(word) - set(EXPORTABLE_OPERATORS):
         raise InfeasibleArchitecture(
             f"block '{word}' must begin with a mixer (D, M or A) and hold only D, M, A and F (FFN)"
         )
-    instances, times = _period(re.findall(f"[{MIXERS}]F*", word))
+    instances, times = _period(re.findall(f"[{EXPORTABLE_MIXERS}]F*", word))
     runs = [(instance, len(list(group))) for instance, group in groupby(instances)]
     block = BlockType(
         "".join(instance[0] for instance, _ in runs),

@@ -128,10 +128,19 @@ def test_recipe_fits_the_model(exported_dir, architecture, tmp_path):
 
 def test_deployment_notes_name_what_the_kernels_refuse(architecture):
     released = architecture.model_copy(
-        update={"hidden_size": 2048, "num_heads": 16, "num_kv_heads": 4, "mamba_state": 128, "mamba_head_dim": 64}
+        update={
+            "hidden_size": 2048,
+            "num_heads": 16,
+            "num_kv_heads": 4,
+            "head_dim": 128,
+            "mamba_state": 128,
+            "mamba_head_dim": 64,
+        }
     )
     assert deployment_notes(released, "bfloat16") == []
-    odd = released.model_copy(update={"operators": "DM", "num_heads": 4, "mamba_state": 96, "mamba_head_dim": 1024})
+    odd = released.model_copy(
+        update={"operators": "DM", "num_heads": 4, "head_dim": 512, "mamba_state": 96, "mamba_head_dim": 1024}
+    )
     notes = "\n".join(deployment_notes(odd, "float32"))
     for expected in ("float32", "head size 512", "no attention", "state 96", "4 Mamba-2 heads"):
         assert expected in notes

@@ -1,0 +1,34 @@
+"""The `flashslm` command: one sub-command a step and a launch; it parses, calls and prints."""
+
+import os
+import sys
+
+import typer
+
+from flashslm.cli import export, pipeline, steps
+from flashslm.cli.common import console
+from flashslm.cli.models import models_app
+from flashslm.cli.stack import stack_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Design, train, evaluate and deploy latency-optimal hybrid small language models.",
+)
+pipeline.register(app)
+steps.register(app)
+export.register(app)
+app.add_typer(stack_app, name="stack")
+app.add_typer(models_app, name="models")
+
+
+def main() -> None:
+    """Entry point: an error is one clear message and exit code 1; FLASHSLM_DEBUG=1 shows the traceback."""
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("FLASHSLM_DEBUG"):
+            raise
+        console.print("[bold red]error:[/]", end=" ")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,40 @@
+"""Options and output that the commands share."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flashslm import config_file
+from flashslm.config import RunConfig
+
+console = Console(stderr=True)
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="The recipe, for example configs/demo.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides such as training.steps=50.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+HomeOption = Annotated[Path, typer.Option("--home", help="Where the embedded stack and caches live.")]
+ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where manifests of inputs and outputs live.")]
+
+HOME = Path(".flashslm")
+ARTIFACTS = Path("artifacts")
+
+
+def load_recipe(path: Path, overrides: list[str] | None) -> RunConfig:
+    from flashslm.steps.recipe import problems
+
+    return config_file.load(path, overrides, checks=problems)
+
+
+def show(result: Any, as_json: bool) -> None:
+    """One JSON object, or aligned lines for a person."""
+    if as_json:
+        print(json.dumps(result, default=str))
+        return
+    out = Console()
+    width = max((len(key) for key in result), default=0)
+    for key, value in result.items():
+        shown = f"{value:.5g}" if isinstance(value, float) else value
+        out.print(f"{key:<{width}}  {shown}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,55 @@
+"""Commands on the whole pipeline: run, compile, doctor."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flashslm.cli.common import HOME, ConfigOption, HomeOption, JsonOption, Overrides, console, load_recipe, show
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(run)
+    app.command("compile")(compile_command)
+    app.command()(doctor)
+
+
+def run(
+    config: ConfigOption, overrides: Overrides = None, home: HomeOption = HOME, as_json: JsonOption = False
+) -> None:
+    """Run the whole design_and_train pipeline on this machine, from the compiled YAML."""
+    from flashslm.launch.run import run_pipeline
+
+    outcome = run_pipeline(load_recipe(config, overrides), home=home, quiet=as_json)
+    show(outcome.facts(), as_json)
+    raise typer.Exit(outcome.local.exit_code)
+
+
+def compile_command(
+    pipeline: Annotated[str, typer.Option(help="Directory name under pipelines/.")] = "design_and_train",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The YAML file to write.")] = Path("pipeline.yaml"),
+) -> None:
+    """Compile a pipeline to the YAML that runs on a cluster and here."""
+    from flashslm.launch.compiling import compile_pipeline
+
+    compile_pipeline(pipeline, output)
+    console.print(f"wrote {output}", highlight=False)
+
+
+def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
+    """Try every service with your settings: object store, MLflow, registry, disk."""
+    from flashslm.launch.single import resolve_settings
+    from flashslm.platform.doctor import diagnose
+
+    checks = diagnose(resolve_settings(home))
+    if as_json:
+        print(json.dumps({"checks": [check.model_dump() for check in checks]}))
+    else:
+        for check in checks:
+            mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
+            text = "; ".join(filter(None, (check.detail, check.hint)))
+            Console().print(f"{mark} {check.name:<20} {check.time_ms:8.1f} ms  {text}", highlight=False)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)

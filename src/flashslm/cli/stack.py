@@ -1,0 +1,52 @@
+"""`flashslm stack`: the embedded S3 and MLflow of this machine."""
+
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from flashslm.cli.common import HOME, HomeOption, JsonOption, console
+
+if TYPE_CHECKING:
+    from flashslm.platform.stack import StackStatus
+
+stack_app = typer.Typer(no_args_is_help=True, help="The embedded S3 and MLflow of this machine.")
+
+
+def show_stack(status: "StackStatus", as_json: bool) -> None:
+    if as_json:
+        print(status.model_dump_json())
+        return
+    if not status.services:
+        Console().print(f"no stack in '{status.home}': start it with `flashslm stack up`", highlight=False)
+    for service in status.services:
+        state = "healthy" if service.healthy else "not answering" if service.running else "stopped"
+        Console().print(
+            f"{service.name:<8}{state:<15}{service.address}  log {service.log}", highlight=False, soft_wrap=True
+        )
+
+
+@stack_app.command("up")
+def stack_up(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
+    """Start what is not running; safe to repeat."""
+    from flashslm.platform import stack
+
+    stack.up(home)
+    show_stack(stack.status(home), as_json)
+
+
+@stack_app.command("status")
+def stack_status(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
+    """Say what runs, where, and whether it answers."""
+    from flashslm.platform import stack
+
+    show_stack(stack.status(home), as_json)
+
+
+@stack_app.command("down")
+def stack_down(home: HomeOption = HOME) -> None:
+    """Stop both services; data stays."""
+    from flashslm.platform import stack
+
+    stack.down(home)
+    console.print(f"stopped; data stays in {home}", highlight=False)

@@ -1,0 +1,80 @@
+"""Which form of each operation runs: decided once for a device and dtype, logged, recorded with a run. No torch here.
+
+Every operation has a form in plain torch, and on CUDA a fused one from a library. `auto` takes the fused one there; a
+library that is missing is an error, never a silent slow path.
+"""
+
+import importlib.util
+import logging
+from functools import cache
+
+from flashslm.config import KernelsConfig
+
+logger = logging.getLogger(__name__)
+
+# Operation -> the form in plain torch, the fused form.
+FORMS = {
+    "delta_rule": ("chunked", "fla"),
+    "gated_delta_rule": ("chunked", "fla"),
+    "gla": ("chunked", "fla"),
+    "ssd": ("chunked", "mamba-ssm"),
+    "causal_conv": ("shifted", "fla"),
+    "attention": ("sdpa", "flex"),
+    "cross_entropy": ("chunked", "fla"),
+}
+LIBRARIES = {"fla": ("fla", "flash-linear-attention"), "mamba-ssm": ("mamba_ssm", "mamba-ssm")}
+HALF_PRECISION_ONLY = {"delta_rule", "gated_delta_rule", "gla"}
+
+_setting = KernelsConfig()
+_decided: dict[str, str] = {}
+
+
+class MissingKernel(RuntimeError):
+    """A form that cannot run here; the message names the ones that can."""
+
+
+def configure(setting: KernelsConfig) -> None:
+    """Take a recipe's `kernels` section; earlier decisions are forgotten."""
+    global _setting
+    _setting = setting
+    _decided.clear()
+    chosen.cache_clear()
+
+
+def decisions() -> dict[str, str]:
+    """What has been decided so far: `operation@device/dtype` to form."""
+    return dict(_decided)
+
+
+@cache
+def chosen(operation: str, device_type: str, dtype: str) -> str:
+    """The form of `operation` for tensors of a device type and a dtype such as `bfloat16`.
+
+    Raises MissingKernel when the setting, or `auto`, names a form that cannot run.
+    """
+    torch_form, fused_form = FORMS[operation]
+    wanted: str = getattr(_setting, operation)
+    half_only = operation in HALF_PRECISION_ONLY and dtype not in ("bfloat16", "float16")
+    form = wanted
+    if wanted == "auto":
+        form = fused_form if device_type == "cuda" and dtype != "float64" and not half_only else torch_form
+    if form == fused_form:
+        _require(operation, fused_form, torch_form, device_type, half_only)
+    _decided[f"{operation}@{device_type}/{dtype}"] = form
+    logger.info("kernels.%s on %s/%s: %s (setting: %s)", operation, device_type, dtype, form, wanted)
+    return form
+
+
+def _require(operation: str, fused_form: str, torch_form: str, device_type: str, half_only: bool) -> None:
+    module, package = LIBRARIES.get(fused_form, ("", ""))
+    problem = ""
+    if device_type != "cuda":
+        problem = f"it runs on cuda, the tensors are on {device_type}"
+    elif half_only:
+        problem = "its kernels take bfloat16 or float16 only"
+    elif module and importlib.util.find_spec(module) is None:
+        problem = f"the package {package} is not installed (pip install 'flashslm[cuda]')"
+    if problem:
+        raise MissingKernel(
+            f"kernels.{operation}: form '{fused_form}' cannot run: {problem}; or set kernels.{operation}={torch_form}"
+        )

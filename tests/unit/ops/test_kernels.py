@@ -1,0 +1,50 @@
+import pytest
+
+from flashslm.config import KernelsConfig
+from flashslm.ops import kernels
+
+
+@pytest.fixture(autouse=True)
+def default_setting():
+    kernels.configure(KernelsConfig())
+    yield
+    kernels.configure(KernelsConfig())
+
+
+@pytest.mark.parametrize("operation", kernels.FORMS)
+def test_auto_is_torch_on_a_cpu(operation):
+    assert kernels.chosen(operation, "cpu", "float32") == kernels.FORMS[operation][0]
+    assert kernels.decisions() == {f"{operation}@cpu/float32": kernels.FORMS[operation][0]}
+
+
+@pytest.mark.parametrize("operation", sorted(kernels.HALF_PRECISION_ONLY))
+def test_auto_on_cuda_in_fp32_is_torch_where_the_kernels_are_half_precision(operation):
+    assert kernels.chosen(operation, "cuda", "float32") == "chunked"
+
+
+def test_missing_library_on_cuda_is_an_error_that_names_the_other_form(monkeypatch):
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(kernels.MissingKernel, match=r"mamba-ssm is not installed .*kernels\.ssd=chunked"):
+        kernels.chosen("ssd", "cuda", "bfloat16")
+    kernels.configure(KernelsConfig(ssd="chunked"))
+    assert kernels.chosen("ssd", "cuda", "bfloat16") == "chunked"
+
+
+def test_installed_library_on_cuda_is_taken(monkeypatch):
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object())
+    assert [kernels.chosen(op, "cuda", "bfloat16") for op in kernels.FORMS] == [
+        fused for _, fused in kernels.FORMS.values()
+    ]
+
+
+def test_fused_form_on_a_cpu_is_an_error():
+    kernels.configure(KernelsConfig(delta_rule="fla"))
+    with pytest.raises(kernels.MissingKernel, match="runs on cuda, the tensors are on cpu"):
+        kernels.chosen("delta_rule", "cpu", "bfloat16")
+
+
+def test_a_decision_is_logged_once(caplog):
+    with caplog.at_level("INFO"):
+        kernels.chosen("gla", "cpu", "float32")
+        kernels.chosen("gla", "cpu", "float32")
+    assert [r.message for r in caplog.records] == ["kernels.gla on cpu/float32: chunked (setting: auto)"]
