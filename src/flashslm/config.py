@@ -88,7 +88,8 @@ class KernelsConfig(Section):
     """Which form of each operation runs; the choice is logged and recorded with the run.
 
     auto is torch's form on a CPU and the fused one on CUDA; a fused form that is not installed is an error that names
-    the other one. fp32 tensors on CUDA take torch's form of the delta rules and of GLA: their kernels are bf16 only.
+    the other one. In fp32 attention, the delta rules, GLA and decoding take torch's form: those kernels are half
+    precision only.
     """
 
     delta_rule: Literal["auto", "chunked", "fla"] = "auto"
@@ -96,8 +97,9 @@ class KernelsConfig(Section):
     gla: Literal["auto", "chunked", "fla"] = "auto"
     ssd: Literal["auto", "chunked", "mamba-ssm"] = "auto"
     causal_conv: Literal["auto", "shifted", "fla"] = "auto"
-    attention: Literal["auto", "sdpa", "flex"] = "auto"  # flex: FlexAttention for packed documents and windows
-    cross_entropy: Literal["auto", "chunked", "fla"] = "auto"
+    attention: Literal["auto", "sdpa", "flash"] = "auto"
+    cross_entropy: Literal["auto", "chunked", "triton"] = "auto"
+    decode: Literal["auto", "torch", "triton"] = "auto"  # the decode step: triton is inference/fused
 
 
 class ProfilingConfig(Section):

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from flashslm.cli import export, pipeline, steps
+from flashslm.cli import describe, export, pipeline, steps
 from flashslm.cli.common import console
 from flashslm.cli.models import models_app
 from flashslm.cli.stack import stack_app
@@ -18,6 +18,7 @@ app = typer.Typer(
 pipeline.register(app)
 steps.register(app)
 export.register(app)
+describe.register(app)
 app.add_typer(stack_app, name="stack")
 app.add_typer(models_app, name="models")
 

@@ -1,15 +1,18 @@
 """Commands on exported directories."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flashslm.cli.common import JsonOption, show
+from flashslm.cli.common import JsonOption, console, show
 
 
 def register(app: typer.Typer) -> None:
     app.command()(generate)
+    app.command()(verify_export)
+    app.command("import")(import_checkpoint)
 
 
 def generate(
@@ -30,3 +33,41 @@ def generate(
         show(result, as_json)
     else:
         print(prompt + result["text"])
+
+
+def verify_export(
+    directory: Annotated[Path, typer.Argument(help="A Hugging Face export or a TensorRT-LLM bundle.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Hold an exported directory to its contract; every problem is a line, and the exit code 1 if there is one."""
+    from flashslm.export import verify
+
+    problems = verify.verify_export(directory)
+    checked = {} if problems else verify.count_checked(directory)
+    if as_json:
+        print(json.dumps({"directory": str(directory), "problems": [p._asdict() for p in problems], **checked}))
+    elif problems:
+        print("\n".join(map(str, problems)))
+    else:
+        counts = ", ".join(f"{count} {name}" for name, count in checked.items())
+        print(f"{directory} keeps its contract; checked: {counts}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def import_checkpoint(
+    directory: Annotated[Path, typer.Argument(help="An exported or a published Nemotron-Flash directory.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write it as a model to train and evaluate.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read an exported or published model, say what it is, and write it as this project's own."""
+    from flashslm.export.importing import import_model
+
+    summary = import_model(directory, output)
+    if as_json:
+        show(summary.model_dump(), as_json)
+        return
+    show(summary.model_dump(exclude={"warnings"} | ({"output"} if output is None else set())), as_json)
+    for warning in summary.warnings:
+        console.print("[bold yellow]warning:[/]", end=" ")
+        console.print(warning, markup=False, highlight=False, soft_wrap=True)

@@ -1,21 +1,26 @@
-"""Directories written whole or not at all, and what a safetensors file says about itself. No torch here."""
+"""Directories written whole or not at all, and what safetensors files say about themselves. No torch here."""
 
 import json
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
 
-class TensorHeader(NamedTuple):
-    """One tensor of a safetensors file: its dtype in the format's words (F32, BF16, …) and its shape."""
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHT_FILE = "model.safetensors"
+
+
+class StoredTensor(NamedTuple):
+    """One tensor in a safetensors file: its dtype in the format's words (F32, BF16, …), its shape, its file."""
 
     dtype: str
     shape: tuple[int, ...]
+    file: Path
 
 
 @contextmanager
@@ -49,27 +54,53 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises ValueError otherwise."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def read_headers(path: Path) -> dict[str, TensorHeader]:
-    """Every tensor of a safetensors file, from its header alone. Raises ValueError when the file is cut short."""
-    with path.open("rb") as file:
-        try:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        except (struct.error, ValueError, OverflowError, MemoryError) as error:
-            raise ValueError(f"{path.name} is not a safetensors file ({error})") from error
-    header.pop("__metadata__", None)
-    expected = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if path.stat().st_size != expected:
-        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, its header says {expected}")
-    return {name: TensorHeader(tensor["dtype"], tuple(tensor["shape"])) for name, tensor in header.items()}
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a directory by name, from the headers alone.
+
+    Raises ValueError for a damaged or missing file, and where index and shards disagree.
+    """
+    per_file = {path: _headers(path) for path in weight_files(directory)}
+    tensors = {name: tensor for headers in per_file.values() for name, tensor in headers.items()}
+    if (directory / INDEX_FILE).is_file():
+        listed = weight_map(directory)
+        held = {(name, path.name) for path, headers in per_file.items() for name in headers}
+        if differing := sorted({name for name, _ in held ^ set(listed.items())}):
+            raise ValueError(f"{INDEX_FILE} and the shards disagree about {', '.join(differing)}")
+    return tensors
 
 
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a directory: those the index names, else the single one."""
-    index = directory / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = sorted(set(weight_map(directory).values())) if (directory / INDEX_FILE).is_file() else [WEIGHT_FILE]
     return [directory / name for name in names]
+
+
+def weight_map(directory: Path) -> dict[str, str]:
+    """Tensor name -> file name, as the index says."""
+    listed = read_object(directory / INDEX_FILE).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise ValueError(f"{INDEX_FILE} has no weight_map from tensors to files")
+    return listed
+
+
+def _headers(path: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(path, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return {name: StoredTensor(s.get_dtype(), tuple(s.get_shape()), path) for name, s in slices.items()}
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.name} is missing") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error

@@ -48,7 +48,8 @@ def generate_text(
     model = load_export(directory, pick_device("auto")).eval()
     engine = DecodeEngine(model, batch_size=1, max_context=context, sampling=sampling)
     started = perf_counter()
-    new_ids = _decode(engine, prompt_ids, max_new_tokens, config["eos_token_id"])
+    ends = config["eos_token_id"]
+    new_ids = _decode(engine, prompt_ids, max_new_tokens, set(ends) if isinstance(ends, list) else {ends})
     return {
         "text": tokenizer.decode(new_ids),
         "prompt_tokens": len(prompt_ids),
@@ -57,11 +58,11 @@ def generate_text(
     }
 
 
-def _decode(engine: DecodeEngine, prompt_ids: list[int], max_new_tokens: int, eos_token_id: int) -> list[int]:
-    """Decode until the end-of-text token, which is left out, or `max_new_tokens`."""
+def _decode(engine: DecodeEngine, prompt_ids: list[int], max_new_tokens: int, ends: set[int]) -> list[int]:
+    """Decode until an end-of-text token, which is left out, or `max_new_tokens`."""
     token = int(engine.prefill(torch.tensor([prompt_ids])))
     new_ids: list[int] = []
-    while token != eos_token_id:
+    while token not in ends:
         new_ids.append(token)
         if len(new_ids) == max_new_tokens:
             break

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from flashslm.export.names import LAYER_TYPES
-from flashslm.models.architecture import CONV_SIZE, Architecture, InfeasibleArchitecture
+from flashslm.models.architecture import CONV_SIZE, Architecture, InfeasibleArchitecture, export_obstacles
 
 CLASS_NAME = "NemotronFlashForCausalLM"
+MODEL_TYPE = "nemotron_flash"
 CONFIG_CLASS = "configuration_nemotron_flash.NemotronFlashConfig"
 MODEL_CLASS = f"modeling_nemotron_flash.{CLASS_NAME}"
 DTYPES = ("bfloat16", "float32")
@@ -13,7 +16,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 INITIALIZER_RANGE = 0.02
 
 # Architecture field -> config.json field, one to one.
-_SIZES = {
+SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_heads": "num_attention_heads",
@@ -27,45 +30,95 @@ _SIZES = {
     "norm_eps": "rms_norm_eps",
 }
 
-# Fields every export shares: the value we write, then the other values that mean the same to the runtime.
+# Fields that are the same in every model: the value we write, then others that mean the same to the runtime.
 _FIXED: dict[str, tuple[Any, ...]] = {
-    "architectures": ([CLASS_NAME],),
-    "model_type": ("nemotron_flash",),
     "attn_hidden_size": (-1,),
     "kq_head_dim": (-1,),
     "v_head_dim": (-1,),
-    "kq_norm": ("none",),
     "rope": (True,),
-    "rope_type": ("default", None),
-    "orig_max_position_embeddings": (None,),
     "sliding_window": (None,),  # TensorRT-LLM reads any number as a window of one token
     "global_attn_idx": ([],),
-    "attention_dropout": (0.0,),
     "intermediate_size": (0,),  # mixers stand alone; every FFN is a layer of its own
     "mlp_hidden_act": ("silu",),
     "mamba_d_conv": (CONV_SIZE,),
     "tie_word_embeddings": (True,),
 }
+# Fields with a choice.
+_CHOICES: dict[str, tuple[Any, ...]] = {"kq_norm": ("none", "rms"), "rope_type": ("default", "ntk", None)}
+# Fields that say what the directory is, and none of its function.
+_IDENTITY: dict[str, tuple[Any, ...]] = {
+    "architectures": ([CLASS_NAME],),
+    "model_type": (MODEL_TYPE,),
+    "attention_dropout": (0.0,),
+    "dtype": DTYPES,
+}
+_MODEL_TYPES: dict[str, tuple[type, ...]] = {theirs: (int,) for theirs in SIZES.values()} | {
+    "rope_theta": (float, int),
+    "orig_max_position_embeddings": (int, type(None)),
+    "rms_norm_eps": (float,),
+    "ffn_expand_ratio": (float, int),
+    "num_hidden_layers": (int,),
+    "layer_types": (list,),
+}
+_IDENTITY_TYPES: dict[str, tuple[type, ...]] = {
+    "initializer_range": (float,),
+    "auto_map": (dict,),
+    **{name: (int,) for name in TOKEN_IDS},
+}
+MODEL_FIELDS = frozenset([*_FIXED, *_CHOICES, *_MODEL_TYPES])
+FIELDS = MODEL_FIELDS | {*_IDENTITY, *_IDENTITY_TYPES}
 
 
 class ConfigMismatch(ValueError):
     """A config.json that no Architecture gives; the message names every field that does not fit."""
 
 
+def export_problems(architecture: Architecture) -> list[str]:
+    """Why an export cannot hold this architecture, one line a reason; empty: it can. Cheap: ask before a run."""
+    a = architecture
+    problems = [f"operator {obstacle}" for obstacle in export_obstacles(a.operators)]
+    if a.heads_size != a.hidden_size:
+        problems.append(
+            f"{a.num_heads} heads of head_dim {a.head_dim} are {a.heads_size} channels: "
+            f"hidden_size, {a.hidden_size}, must be as many"
+        )
+    if a.ffn_size % 128:
+        problems.append(
+            f"ffn_size {a.ffn_size} is not a multiple of 128 (the format holds the width as a ratio to hidden_size, "
+            f"rounded down to one): use {max(128, a.ffn_size // 128 * 128)}"
+        )
+    if "M" in a.operators and a.mamba_heads % 8:
+        problems.append(
+            f"{a.mamba_heads} Mamba-2 heads ({a.mamba_inner} channels by mamba_head_dim {a.mamba_head_dim}): "
+            "the format wants a multiple of 8"
+        )
+    if a.num_meta_tokens >= a.max_position_embeddings:
+        problems.append(
+            f"{a.num_meta_tokens} meta tokens leave no position for text: "
+            f"max_position_embeddings is {a.max_position_embeddings} and counts them"
+        )
+    return problems
+
+
 def config_from_architecture(architecture: Architecture, dtype: str, token_ids: dict[str, int]) -> dict[str, Any]:
     """Every field of config.json; `token_ids` has bos_token_id, eos_token_id and pad_token_id.
 
-    `max_position_embeddings` counts the meta tokens too. Raises InfeasibleArchitecture where the FFN width cannot be
-    written as a ratio of the hidden size.
+    `max_position_embeddings` counts the meta tokens too. `Architecture.window` is not kept: no exported operator has
+    one. Raises InfeasibleArchitecture with every `export_problems`.
     """
+    if problems := export_problems(architecture):
+        raise InfeasibleArchitecture("this architecture cannot be exported: " + "; ".join(problems))
     values = architecture.model_dump()
     return (
-        {name: allowed[0] for name, allowed in _FIXED.items()}
+        {name: allowed[0] for name, allowed in (_IDENTITY | _FIXED).items()}
         | {"auto_map": {"AutoConfig": CONFIG_CLASS, "AutoModelForCausalLM": MODEL_CLASS}, "dtype": dtype}
-        | {theirs: values[ours] for ours, theirs in _SIZES.items()}
+        | {theirs: values[ours] for ours, theirs in SIZES.items()}
         | {
             "num_hidden_layers": len(architecture.operators),
             "layer_types": [LAYER_TYPES[operator] for operator in architecture.operators],
+            "kq_norm": "rms" if architecture.qk_norm else "none",
+            "rope_type": architecture.rope_type,
+            "orig_max_position_embeddings": architecture.original_max_position_embeddings or None,
             "ffn_expand_ratio": ffn_ratio(architecture.ffn_size, architecture.hidden_size),
             "initializer_range": INITIALIZER_RANGE,
         }
@@ -74,74 +127,83 @@ def config_from_architecture(architecture: Architecture, dtype: str, token_ids: 
 
 
 def ffn_ratio(ffn_size: int, hidden_size: int) -> float:
-    """The shortest decimal ratio with int(ratio·hidden) // 128 · 128 == ffn_size."""
-    for decimals in range(18):
-        ratio = round((ffn_size + 0.5) / hidden_size, decimals)
-        if _ffn_size(ratio, hidden_size) == ffn_size:
-            return ratio
-    raise InfeasibleArchitecture(
-        f"ffn_size is {ffn_size}: an export holds the FFN width as a ratio rounded down to a multiple of 128; "
-        f"use {max(128, ffn_size // 128 * 128)}"
-    )
+    """The shortest decimal ratio with int(ratio·hidden) // 128 · 128 == ffn_size, a multiple of 128."""
+    candidates = (round((ffn_size + 0.5) / hidden_size, decimals) for decimals in range(18))
+    return next(ratio for ratio in candidates if _ffn_size(ratio, hidden_size) == ffn_size)
 
 
 def architecture_from_config(config: dict[str, Any]) -> Architecture:
     """The Architecture behind a config.json. Raises ConfigMismatch that names every field that does not fit."""
-    problems = config_problems(config)
-    if problems:
+    if problems := model_problems(config):
         raise ConfigMismatch("config.json: " + "; ".join(problems))
     letters = {name: letter for letter, name in LAYER_TYPES.items()} | {"m": "M"}
     try:
         return Architecture(
-            operators="".join(letters[name] for name in config["layer_types"][: config["num_hidden_layers"]]),
+            operators="".join(letters[name] for name in config["layer_types"]),
             ffn_size=_ffn_size(config["ffn_expand_ratio"], config["hidden_size"]),
-            **{ours: config[theirs] for ours, theirs in _SIZES.items()},
+            qk_norm=config["kq_norm"] == "rms",
+            rope_type=config["rope_type"] or "default",
+            original_max_position_embeddings=config["orig_max_position_embeddings"] or 0,
+            **{ours: config[theirs] for ours, theirs in SIZES.items()},
         )
-    except ValueError as error:  # pydantic's, with Architecture's own message inside
-        raise ConfigMismatch(f"config.json: {error}") from error
+    except ValidationError as error:
+        reasons = (".".join(map(str, e["loc"])) + f" {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        raise ConfigMismatch("config.json: " + "; ".join(reason.strip() for reason in reasons)) from error
 
 
 def config_problems(config: dict[str, Any]) -> list[str]:
-    """What keeps a config.json from being one of ours: missing fields, wrong types (1.0 is no int), wrong values."""
-    kinds = {theirs: (int,) for theirs in _SIZES.values()} | {
-        "rope_theta": (float, int),
-        "rms_norm_eps": (float,),
-        "initializer_range": (float,),
-        "ffn_expand_ratio": (float, int),
-        "num_hidden_layers": (int,),
-        "layer_types": (list,),
-        "auto_map": (dict,),
-        "dtype": (str,),
-        **{name: (int,) for name in TOKEN_IDS},
-    }
-    missing = [f"{name} is missing" for name in (*_FIXED, *kinds) if name not in config]
-    fixed = [
+    """What keeps a config.json from being an export's: missing fields, wrong types (1.0 is no int), wrong values."""
+    problems = model_problems(config) + _field_problems(config, _IDENTITY, _IDENTITY_TYPES)
+    return problems or _identity_problems(config)
+
+
+def model_problems(config: dict[str, Any]) -> list[str]:
+    """The same for the fields that decide what the model computes."""
+    return _field_problems(config, _FIXED | _CHOICES, _MODEL_TYPES) or _layer_problems(config)
+
+
+def _field_problems(
+    config: dict[str, Any], values: dict[str, tuple[Any, ...]], types: dict[str, tuple[type, ...]]
+) -> list[str]:
+    missing = [f"{name} is missing" for name in (*values, *types) if name not in config]
+    valued = [
         f"{name} is {config[name]!r}: only {' or '.join(map(repr, allowed))} is supported"
-        for name, allowed in _FIXED.items()
+        for name, allowed in values.items()
         if name in config and not any(type(v) is type(config[name]) and v == config[name] for v in allowed)
     ]
     typed = [
         f"{name} is {config[name]!r}: expected {' or '.join(kind.__name__ for kind in allowed)}"
-        for name, allowed in kinds.items()
+        for name, allowed in types.items()
         if name in config and type(config[name]) not in allowed
     ]
-    return missing + fixed + typed or _value_problems(config)
+    return missing + valued + typed
 
 
-def _value_problems(config: dict[str, Any]) -> list[str]:
-    """Values that have the right type and still cannot be."""
+def _layer_problems(config: dict[str, Any]) -> list[str]:
+    """Values that have the right type and still do not fit together."""
     problems = []
-    if config["dtype"] not in DTYPES:
-        problems.append(f"dtype is '{config['dtype']}': allowed are {' and '.join(DTYPES)}")
     if len(config["layer_types"]) != config["num_hidden_layers"]:
         problems.append(f"{len(config['layer_types'])} layer_types for num_hidden_layers {config['num_hidden_layers']}")
     unknown = sorted({str(name) for name in config["layer_types"]} - {*LAYER_TYPES.values(), "m"})
     if unknown:
         problems.append(f"layer_types has {', '.join(unknown)}: allowed are {', '.join(LAYER_TYPES.values())}")
-    if config["auto_map"].get("AutoConfig") != CONFIG_CLASS:
-        problems.append(f"auto_map.AutoConfig is {config['auto_map'].get('AutoConfig')!r}: expected '{CONFIG_CLASS}'")
-    if config["auto_map"].get("AutoModelForCausalLM", MODEL_CLASS) != MODEL_CLASS:
-        problems.append(f"auto_map.AutoModelForCausalLM is not '{MODEL_CLASS}'")
+    if config["num_attention_heads"] < 1 or config["hidden_size"] % config["num_attention_heads"]:
+        problems.append(
+            f"num_attention_heads {config['num_attention_heads']} does not divide hidden_size {config['hidden_size']}"
+        )
+    if config["rope_type"] == "ntk" and not config["orig_max_position_embeddings"]:
+        problems.append("rope_type is 'ntk' without orig_max_position_embeddings, the length before the extension")
+    return problems
+
+
+def _identity_problems(config: dict[str, Any]) -> list[str]:
+    expected = {"AutoConfig": CONFIG_CLASS, "AutoModelForCausalLM": MODEL_CLASS}
+    named = {"AutoConfig": None} | config["auto_map"]  # a bundle has the first alone
+    problems = [
+        f"auto_map.{name} is {value!r}: expected {expected.get(name)!r}"
+        for name, value in named.items()
+        if value != expected.get(name)
+    ]
     for name in TOKEN_IDS:
         if not 0 <= config[name] < config["vocab_size"]:
             problems.append(f"{name} is {config[name]}: outside the vocabulary of {config['vocab_size']}")

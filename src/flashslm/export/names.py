@@ -6,23 +6,29 @@ leaves random weights), so this table is the one place where a name is written a
 
 from flashslm.models.architecture import CONV_SIZE, Architecture
 
+EMBEDDING = "model.embed_tokens.weight"
+MEMORY_TOKENS = "model.memory_tokens"
+HEAD = "lm_head.weight"  # never exported: the embedding is the head
 LAYER_TYPES = {"D": "deltanet", "M": "m2", "A": "a", "F": "f"}
 
-# (HybridLM's name, exported name, exported shape). Sizes: h hidden, H heads, d head, kv KV heads x d, f FFN,
+# (HybridLM's name, exported name, exported shape). Sizes: h hidden, H heads, d head, q H x d, kv KV heads x d, f FFN,
 # i Mamba inner, c Mamba convolution channels, r rows of Mamba's in_proj, m Mamba heads, w convolution width.
 # A depthwise convolution is [c, w] in HybridLM and [c, 1, w] (PyTorch's Conv1d) in the export.
 _TOP = (
-    ("embedding.weight", "model.embed_tokens.weight", "vocab h"),
-    ("meta_tokens", "model.memory_tokens", "meta h"),
+    ("embedding.weight", EMBEDDING, "vocab h"),
+    ("meta_tokens", MEMORY_TOKENS, "meta h"),
     ("final_norm.weight", "model.final_layernorm.weight", "h"),
 )
+_QK_NORM = ("mixer.q_norm.weight", "mixer.k_norm.weight")
 _LAYERS = {
     "A": (
         ("norm.weight", "input_layernorm.weight", "h"),
-        ("mixer.q_proj.weight", "self_attn.q_proj.weight", "h h"),
+        ("mixer.q_proj.weight", "self_attn.q_proj.weight", "q h"),
         ("mixer.k_proj.weight", "self_attn.k_proj.weight", "kv h"),
         ("mixer.v_proj.weight", "self_attn.v_proj.weight", "kv h"),
-        ("mixer.o_proj.weight", "self_attn.o_proj.weight", "h h"),
+        ("mixer.o_proj.weight", "self_attn.o_proj.weight", "h q"),
+        ("mixer.q_norm.weight", "self_attn.q_norm.weight", "d"),
+        ("mixer.k_norm.weight", "self_attn.k_norm.weight", "d"),
     ),
     "D": (
         ("norm.weight", "input_layernorm.weight", "h"),
@@ -57,7 +63,7 @@ _LAYERS = {
 
 
 def exported_names(architecture: Architecture) -> dict[str, str]:
-    """HybridLM parameter name -> exported tensor name, in the model's order."""
+    """HybridLM parameter name -> exported tensor name."""
     return {ours: theirs for ours, theirs, _ in _rows(architecture)}
 
 
@@ -69,6 +75,7 @@ def exported_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         "h": a.hidden_size,
         "H": a.num_heads,
         "d": a.head_dim,
+        "q": a.heads_size,
         "kv": a.num_kv_heads * a.head_dim,
         "f": a.ffn_size,
         "i": a.mamba_inner,
@@ -83,7 +90,10 @@ def exported_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def _rows(architecture: Architecture) -> list[tuple[str, str, str]]:
-    rows = [row for row in _TOP if architecture.num_meta_tokens or row[0] != "meta_tokens"]
-    for index, operator in enumerate(architecture.operators):
-        rows += [(f"layers.{index}.{o}", f"model.layers.{index}.{t}", s) for o, t, s in _LAYERS[operator]]
+    a = architecture
+    absent = (() if a.num_meta_tokens else ("meta_tokens",)) + (() if a.qk_norm else _QK_NORM)
+    rows = [row for row in _TOP if row[0] not in absent]
+    for index, operator in enumerate(a.operators):
+        layer = (row for row in _LAYERS[operator] if row[0] not in absent)
+        rows += [(f"layers.{index}.{o}", f"model.layers.{index}.{t}", s) for o, t, s in layer]
     return rows

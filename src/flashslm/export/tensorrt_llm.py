@@ -5,13 +5,10 @@ from pathlib import Path
 import yaml
 
 from flashslm.export.files import link_or_copy, read_json, whole_directory, write_json
-from flashslm.export.hf_config import CLASS_NAME, CONFIG_CLASS, architecture_from_config
+from flashslm.export.hf_config import CONFIG_CLASS, ConfigMismatch, architecture_from_config, config_problems
 from flashslm.export.huggingface import MODELING_FILE, ExportSummary, summarize
+from flashslm.export.serving import RECIPE_FILE, serving_recipe
 from flashslm.models.architecture import Architecture
-
-RECIPE_FILE = "nemotron_flash.yaml"
-GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 64, 96, 128, 256, 320, 384)
-MAX_STEP_TOKENS = 8192  # prompt tokens a step takes; longer prompts are prefilled in chunks
 
 
 def export_tensorrt_llm(huggingface_dir: Path, directory: Path, max_batch_size: int = 64) -> ExportSummary:
@@ -21,6 +18,8 @@ def export_tensorrt_llm(huggingface_dir: Path, directory: Path, max_batch_size: 
     directory is no export of ours.
     """
     config = read_json(huggingface_dir / "config.json")
+    if problems := config_problems(config):
+        raise ConfigMismatch(f"'{huggingface_dir}' is no export: {'; '.join(problems)}")
     architecture = architecture_from_config(config)
     written_anew = {"config.json", "README.md", MODELING_FILE}
     with whole_directory(directory) as temporary:
@@ -35,27 +34,6 @@ def export_tensorrt_llm(huggingface_dir: Path, directory: Path, max_batch_size: 
         return summarize(architecture, config["dtype"], temporary, directory)
 
 
-def serving_recipe(architecture: Architecture, max_batch_size: int) -> dict[str, object]:
-    """AutoDeploy's options, as far as the model's positions reach; the memory tokens take the first of them."""
-    max_seq_len = architecture.max_position_embeddings
-    graph_sizes = {size for size in GRAPH_BATCH_SIZES if size <= max_batch_size} | {max_batch_size}
-    return {
-        "model_factory": CLASS_NAME,
-        "compile_backend": "torch-cudagraph",
-        "max_batch_size": max_batch_size,
-        "max_seq_len": max_seq_len,
-        "max_num_tokens": max(max_batch_size, min(MAX_STEP_TOKENS, max_batch_size * max_seq_len)),
-        "enable_chunked_prefill": True,
-        "cuda_graph_batch_sizes": sorted(graph_sizes),
-        # Reuse of blocks would restore keys and values without the recurrent states that belong to them.
-        "kv_cache_config": {"free_gpu_memory_fraction": 0.9, "enable_block_reuse": False},
-        "transforms": {
-            "gather_logits_before_lm_head": {"enabled": True},
-            "fuse_mamba_a_log": {"stage": "post_load_fusion", "enabled": True},
-        },
-    }
-
-
 def deployment_notes(architecture: Architecture, dtype: str) -> list[str]:
     """What may not run, or not run fast, on TensorRT-LLM's GPU kernels."""
     a = architecture
@@ -67,30 +45,31 @@ def deployment_notes(architecture: Architecture, dtype: str) -> list[str]:
         "no attention layer: a model without a KV cache is not tried in AutoDeploy": "A" not in a.operators,
         f"Mamba-2 state {a.mamba_state} and head {a.mamba_head_dim}: powers of two are expected": "M" in a.operators
         and (a.mamba_state.bit_count() > 1 or a.mamba_head_dim.bit_count() > 1),
-        f"{a.mamba_heads} Mamba-2 heads: other code for this format wants a multiple of 8": "M" in a.operators
-        and a.mamba_heads % 8 > 0,
     }
     return [note for note, applies in found.items() if applies]
 
 
 def _readme(architecture: Architecture, dtype: str) -> str:
-    notes = deployment_notes(architecture, dtype) or ["none"]
-    return _README.format(
-        digest=architecture.digest,
-        recipe=RECIPE_FILE,
-        vocab_size=architecture.vocab_size,
-        num_meta_tokens=architecture.num_meta_tokens,
-        context=architecture.max_position_embeddings - architecture.num_meta_tokens,
-        notes="\n".join(f"- {note}" for note in notes),
-    )
+    a = architecture
+    facts = {
+        "digest": a.digest,
+        "recipe": RECIPE_FILE,
+        "vocab_size": a.vocab_size,
+        "num_meta_tokens": a.num_meta_tokens,
+        "context": a.max_position_embeddings - a.num_meta_tokens,
+        "notes": "\n".join(f"- {note}" for note in deployment_notes(a, dtype) or ["none"]),
+    }
+    memory = _MEMORY_TOKENS if a.num_meta_tokens else _NO_MEMORY_TOKENS
+    return (_COMMANDS + memory + _NOTES).format(**facts)
 
 
-_README = """# TensorRT-LLM AutoDeploy bundle
+_COMMANDS = """# TensorRT-LLM AutoDeploy bundle
 
-Architecture digest `{digest}`. TensorRT-LLM (1.2 and newer) runs it with its own Nemotron-Flash class, named by
-`model_factory` in `{recipe}`.
+TensorRT-LLM (1.2 and newer) runs it with its own Nemotron-Flash class, named by `model_factory` in `{recipe}`.
+Architecture digest: `{digest}`
 
-**Give the directory as an absolute path:** a relative one with a single slash is taken for a Hub id.
+**Give this directory as an absolute path**, as `$PWD` is: a relative one with a single slash is taken for a Hub id.
+Run the commands below in this directory.
 
 Tensor names, shapes and fields were checked against what that class reads when this bundle was written; the GPU runtime
 was not run. Issue 14013 of NVIDIA/TensorRT-LLM (May 2026) lists a released model of this class as broken in AutoDeploy:
@@ -102,7 +81,7 @@ see its state for your version, and compare a few answers with the Hugging Face 
 trtllm-serve "$PWD" --backend _autodeploy --trust_remote_code --config {recipe}
 ```
 
-Older releases spell the last option `--extra_llm_api_options {recipe}`.
+Older releases spell the last option `--extra_llm_api_options {recipe}`, which newer ones take too.
 
 ## Measure throughput
 
@@ -111,23 +90,53 @@ trtllm-bench --model nemotron-flash --model_path "$PWD" throughput --dataset req
     --backend _autodeploy --extra_llm_api_options {recipe}
 ```
 
-## Memory tokens: the caller prepends them
+A line of `requests.jsonl` is a request: `{{"task_id": 0, "input_ids": [...], "output_tokens": 128}}`.
+
+## Try it from Python
+
+```bash
+python examples/auto_deploy/build_and_run_ad.py --model "$PWD" --args.yaml-extra "$PWD/{recipe}"
+```
+
+is a script of the TensorRT-LLM repository. The same with token ids:
+
+```python
+import pathlib, yaml
+from tensorrt_llm import SamplingParams
+from tensorrt_llm._torch.auto_deploy import LLM
+from transformers import PreTrainedTokenizerFast
+
+here = str(pathlib.Path.cwd())
+tokenizer = PreTrainedTokenizerFast.from_pretrained(here)
+llm = LLM(model=here, skip_tokenizer_init=True, **yaml.safe_load(open("{recipe}")))
+memory_ids = list(range({vocab_size}, {vocab_size} + {num_meta_tokens}))
+prompt_ids = memory_ids + tokenizer("The").input_ids
+sampling = SamplingParams(max_tokens=32, end_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id)
+print(tokenizer.decode(llm.generate(prompt_ids, sampling).outputs[0].token_ids))
+```
+
+The logits are the output table's product with the final hidden state; TensorRT-LLM does not divide them by the norms of
+the table's rows, and neither did training.
+
+"""
+_MEMORY_TOKENS = """## Memory tokens: the caller prepends them
 
 The model was trained with {num_meta_tokens} learned memory tokens before every sequence. They are the token ids from
 {vocab_size} on, and they are never generated. The tokenizer in this directory does not know them, and the one that
-TensorRT-LLM builds around it prepends them under transformers 4.57 but not under 5.x. Sending token ids is right with
-every version:
+TensorRT-LLM builds around it prepends them under transformers 4.57 but not under 5.x. Sending token ids, `prompt_ids`
+above, is right with every version: as the `prompt` of `/v1/completions`, as `input_ids` of a benchmark's request, or to
+`LLM.generate` with `skip_tokenizer_init`.
 
-```python
-memory_ids = list(range({vocab_size}, {vocab_size} + {num_meta_tokens}))
-prompt_ids = memory_ids + tokenizer("The").input_ids  # tokenizer: PreTrainedTokenizerFast.from_pretrained
-```
+A request costs {num_meta_tokens} more tokens of length and cache: `max_seq_len` in `{recipe}` counts them and leaves
+{context} for prompt and answer.
 
-Send `prompt_ids` as the `prompt` of `/v1/completions`, or to `LLM.generate` with `skip_tokenizer_init: true`. A request
-costs {num_meta_tokens} more tokens of length and cache: `max_seq_len` in `{recipe}` counts them and leaves {context}
-for prompt and answer.
+"""
+_NO_MEMORY_TOKENS = """## Length
 
-## Notes for this model
+This model has no memory tokens: `max_seq_len` in `{recipe}` leaves all {context} tokens for prompt and answer.
+
+"""
+_NOTES = """## Notes for this model
 
 {notes}
 """

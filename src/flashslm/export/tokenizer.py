@@ -1,54 +1,96 @@
 """The tokenizer files of an export, readable by transformers 4.57 and 5: text tokens only, no memory tokens."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from flashslm.export.files import read_json, write_json
+from flashslm.export.files import read_json, read_object, write_json
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_MEMORY_TOKEN = re.compile(r"<(mem|dummy)_\d+>")  # what TensorRT-LLM adds after the text tokens
 # The model takes no token_type_ids; generation continues the last column, so padding goes to the left.
-_USE = {"model_input_names": ["input_ids", "attention_mask"], "padding_side": "left"}
+_USE = {
+    "model_input_names": ["input_ids", "attention_mask"],
+    "padding_side": "left",
+    "add_bos_token": True,
+    "add_eos_token": False,
+}
 
 
 def write_tokenizer(source: Path, directory: Path, vocab_size: int, max_length: int) -> dict[str, int]:
     """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json; return bos, eos and pad ids.
 
-    `max_length` is in text tokens. A missing bos or pad token is the eos token. Raises ValueError when the tokenizer
-    has no eos token or more tokens than the model.
+    The eos token begins every document in training: it becomes the bos token, and the tokenizer puts it before every
+    text. A missing pad token is the eos token too. `max_length` is in text tokens. Raises ValueError when the tokenizer
+    has no eos token or does not fit the model.
     """
-    from tokenizers import Tokenizer
-
     if not (source / "tokenizer.json").is_file():
         raise ValueError(f"'{source}' has no tokenizer.json: an export needs a fast tokenizer")
-    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    size = tokenizer_length(source)
-    if size > vocab_size:
-        raise ValueError(f"the tokenizer in '{source}' has {size} tokens, the model {vocab_size}: use its own one")
+    if problems := tokenizer_problems(source, vocab_size):
+        raise ValueError(f"the tokenizer in '{source}' does not fit the model: {'; '.join(problems)}")
     config = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else {}
     saved = source / "special_tokens_map.json"
     roles = _roles(config | (read_json(saved) if saved.is_file() else {}))
     if "eos_token" not in roles:
         raise ValueError(f"the tokenizer in '{source}' names no eos_token: add one to tokenizer_config.json")
-    roles = dict.fromkeys(("bos_token", "eos_token", "pad_token"), roles["eos_token"]) | roles
-    for file in (source / "tokenizer.json", source / "chat_template.jinja"):
-        if file.is_file():
-            shutil.copyfile(file, directory / file.name)
+    end = roles["eos_token"]
+    roles = {"pad_token": end} | roles | {"bos_token": end}
+    ids = _vocabulary(source)
+    if unknown := sorted(name for name, token in roles.items() if token not in ids):
+        raise ValueError(f"the tokenizer in '{source}' has no token for {', '.join(unknown)}")
+    if (source / "chat_template.jinja").is_file():
+        shutil.copyfile(source / "chat_template.jinja", directory / "chat_template.jinja")
+    begun = read_object(source / "tokenizer.json") | {"post_processor": _begin_with(end, ids[end])}
+    (directory / "tokenizer.json").write_text(json.dumps(begun), encoding="utf-8")
     write_json(directory / "tokenizer_config.json", _portable(config) | _USE | roles | {"model_max_length": max_length})
     write_json(directory / "special_tokens_map.json", roles)
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    unknown = sorted(name for name, token in roles.items() if token not in vocabulary)
-    if unknown:
-        raise ValueError(f"the tokenizer in '{source}' has no token for {', '.join(unknown)}")
-    return {f"{name}_id": vocabulary[token] for name, token in roles.items() if name != "unk_token"}
+    return {f"{name}_id": ids[token] for name, token in roles.items() if name != "unk_token"}
 
 
-def tokenizer_length(directory: Path) -> int:
-    """Highest token id plus one, added tokens included."""
+def tokenizer_problems(directory: Path, vocab_size: int) -> list[str]:
+    """Why the memory tokens would not get the ids from `vocab_size` on, which the runtime gives to what it adds."""
+    try:
+        ids = _vocabulary(directory)
+    except Exception as error:  # the library raises nothing narrower
+        return [f"tokenizer.json is no tokenizer: {error}"]
+    length = max(ids.values(), default=-1) + 1
+    problems = []
+    if length > vocab_size:
+        problems.append(f"{length} tokens, vocab_size is {vocab_size}: the memory tokens' ids would shift")
+    if len(set(ids.values())) < length:
+        problems.append(f"its ids end at {length - 1} and have gaps: the memory tokens' ids would shift")
+    if memory := sorted(filter(_MEMORY_TOKEN.fullmatch, ids)):
+        problems.append(f"it has {', '.join(memory[:3])}: the runtime adds the memory tokens itself")
+    return problems
+
+
+def copy_tokenizer_files(source: Path, directory: Path) -> bool:
+    """Copy the tokenizer of an export into `directory`; false, and nothing is made, when it has none."""
+    if not (source / "tokenizer.json").is_file():
+        return False
+    directory.mkdir()
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+    return True
+
+
+def _vocabulary(directory: Path) -> dict[str, int]:
     from tokenizers import Tokenizer
 
-    vocabulary = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab(with_added_tokens=True)
-    return max(vocabulary.values(), default=-1) + 1
+    ids: dict[str, int] = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab(with_added_tokens=True)
+    return ids
+
+
+def _begin_with(token: str, token_id: int) -> dict[str, Any]:
+    """The post-processor of tokenizer.json that puts one token before every text."""
+    first = {"SpecialToken": {"id": token, "type_id": 0}}
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    special = {token: {"id": token, "ids": [token_id], "tokens": [token]}}
+    return {"type": "TemplateProcessing", "single": [first, a], "pair": [first, a, b], "special_tokens": special}
 
 
 def _roles(config: dict[str, Any]) -> dict[str, str]:

@@ -1,12 +1,22 @@
 """Hold an export to its contract from config.json alone; TensorRT-LLM's loader skips a misspelt tensor in silence."""
 
+import ast
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashslm.export.files import TensorHeader, read_headers, read_json, weight_files
-from flashslm.export.hf_config import TOKEN_IDS, ConfigMismatch, architecture_from_config, config_problems
+from flashslm.export.files import StoredTensor, read_object, stored_tensors, weight_files
+from flashslm.export.hf_config import (
+    FIELDS,
+    TOKEN_IDS,
+    ConfigMismatch,
+    architecture_from_config,
+    config_problems,
+    export_problems,
+)
 from flashslm.export.names import exported_shapes
-from flashslm.export.tokenizer import tokenizer_length
+from flashslm.export.serving import RECIPE_FILE, read_recipe, recipe_problems
+from flashslm.export.tokenizer import tokenizer_problems
+from flashslm.models.architecture import Architecture
 
 FORMAT_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 REQUIRED_FILES = (
@@ -29,27 +39,56 @@ class Problem(NamedTuple):
 
 
 def verify_export(directory: Path) -> list[Problem]:
-    """Check files, fields, every tensor's name, shape and dtype, and the tokenizer's length; empty = all right.
+    """Check files, fields, every tensor's name, shape and dtype, the tokenizer, the recipe; empty = all right.
 
     Serves the Hugging Face directory and the TensorRT-LLM bundle. Weights are not read, only their headers.
     """
     if problems := _unreadable_files(directory):
         return problems
-    config = read_json(directory / "config.json")
+    config = read_object(directory / "config.json")
     if messages := config_problems(config):
         return [Problem("config.json", message) for message in messages]
+    try:
+        architecture = architecture_from_config(config)
+    except ConfigMismatch as error:
+        return [Problem("config.json", str(error).removeprefix("config.json: "))]
     return [
+        *(Problem("config.json", message) for message in export_problems(architecture)),
         *_code_problems(directory, config),
-        *_tensor_problems(directory, config),
+        *_weight_problems(directory, exported_shapes(architecture), FORMAT_DTYPES[config["dtype"]]),
         *_token_problems(directory, config),
+        *_recipe_problems(directory, architecture),
     ]
+
+
+def count_checked(directory: Path) -> dict[str, int]:
+    """How much of a sound directory `verify_export` looked at: tensors, fields of config.json, files."""
+    names = {*REQUIRED_FILES, *(path.name for path in weight_files(directory)), *_code_files(directory)}
+    recipe = [RECIPE_FILE] if (directory / RECIPE_FILE).is_file() else []
+    return {"tensors": len(stored_tensors(directory)), "fields": len(FIELDS), "files": len([*names, *recipe])}
+
+
+def tensor_problems(
+    found: dict[str, StoredTensor], shapes: dict[str, tuple[int, ...]], dtypes: dict[str, tuple[str, ...]]
+) -> list[Problem]:
+    """Where stored tensors are not those of `shapes` (by name) in one of their `dtypes`."""
+    problems = [Problem(name, "tensor is missing") for name in shapes if name not in found]
+    problems += [Problem(name, "no tensor of this model") for name in found if name not in shapes]
+    for name, shape in shapes.items():
+        if name not in found:
+            continue
+        if found[name].shape != shape:
+            problems.append(Problem(name, f"shape is {list(found[name].shape)}, expected {list(shape)}"))
+        if found[name].dtype not in dtypes[name]:
+            problems.append(Problem(name, f"dtype is {found[name].dtype}, expected {' or '.join(dtypes[name])}"))
+    return problems
 
 
 def _unreadable_files(directory: Path) -> list[Problem]:
     problems = []
     for name in REQUIRED_FILES:
         try:
-            read_json(directory / name)
+            read_object(directory / name)
         except FileNotFoundError:
             problems.append(Problem(name, "file is missing"))
         except ValueError as error:
@@ -57,55 +96,59 @@ def _unreadable_files(directory: Path) -> list[Problem]:
     return problems
 
 
+def _code_files(directory: Path) -> list[str]:
+    return [f"{path.split('.')[0]}.py" for path in read_object(directory / "config.json")["auto_map"].values()]
+
+
 def _code_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
-    files = [f"{reference.split('.')[0]}.py" for reference in config["auto_map"].values()]
-    return [Problem(name, "auto_map names it, it is missing") for name in files if not (directory / name).is_file()]
-
-
-def _tensor_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
-    try:
-        shapes = exported_shapes(architecture_from_config(config))
-        found = _stored_tensors(directory)
-    except (ConfigMismatch, ValueError, OSError) as error:
-        return [Problem("config.json" if isinstance(error, ConfigMismatch) else "weights", str(error))]
-    dtype = FORMAT_DTYPES[config["dtype"]]
-    problems = [Problem(name, "tensor is missing") for name in shapes if name not in found]
-    problems += [Problem(name, "no tensor of this model") for name in found if name not in shapes]
-    for name in shapes.keys() & found.keys():
-        if found[name].shape != shapes[name]:
-            problems.append(Problem(name, f"shape is {list(found[name].shape)}, expected {list(shapes[name])}"))
-        if found[name].dtype != dtype:
-            problems.append(Problem(name, f"dtype is {found[name].dtype}, expected {dtype}"))
+    """Whether each file that auto_map names defines the class that it names there."""
+    problems = []
+    for reference in config["auto_map"].values():
+        module, _, name = reference.rpartition(".")
+        file = f"{module}.py"
+        try:
+            tree = ast.parse((directory / file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            problems.append(Problem(file, "auto_map names it, it is missing"))
+            continue
+        except (SyntaxError, ValueError) as error:
+            problems.append(Problem(file, f"not valid Python ({error})"))
+            continue
+        if name not in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
+            problems.append(Problem(file, f"auto_map names class {name}, which it does not define"))
     return problems
 
 
-def _stored_tensors(directory: Path) -> dict[str, TensorHeader]:
-    """All tensors; raises ValueError where index and files disagree."""
-    per_file = {path.name: read_headers(path) for path in weight_files(directory)}
-    tensors = {name: header for headers in per_file.values() for name, header in headers.items()}
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        stored = {name: file for file, headers in per_file.items() for name in headers}
-        listed = read_json(index)["weight_map"]
-        differing = sorted({name for name in listed.keys() | stored.keys() if listed.get(name) != stored.get(name)})
-        if differing:
-            raise ValueError(f"{index.name} and the shards disagree about {', '.join(differing[:5])}")
-    return tensors
+def _weight_problems(directory: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> list[Problem]:
+    try:
+        found = stored_tensors(directory)
+        loaded = {path.name for path in weight_files(directory)}
+    except (ValueError, OSError) as error:
+        return [Problem("weights", str(error))]
+    strays = sorted({path.name for path in directory.glob("*.safetensors")} - loaded)
+    problems = [Problem(name, "the index does not name it: a loader skips its tensors") for name in strays]
+    return problems + tensor_problems(found, shapes, dict.fromkeys(shapes, (dtype,)))
 
 
 def _token_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
-    problems = []
-    length = tokenizer_length(directory)
-    if length > config["vocab_size"]:
-        message = f"{length} tokens, vocab_size is {config['vocab_size']}: the memory tokens' ids would shift"
-        problems.append(Problem("tokenizer.json", message))
-    generation = read_json(directory / "generation_config.json")
+    problems = [Problem("tokenizer.json", message) for message in tokenizer_problems(directory, config["vocab_size"])]
+    generation = read_object(directory / "generation_config.json")
     for name in TOKEN_IDS:
         if generation.get(name) != config[name]:
             problems.append(
                 Problem("generation_config.json", f"{name} is {generation.get(name)!r}, not {config[name]}")
             )
-    tokenizer_class = read_json(directory / "tokenizer_config.json").get("tokenizer_class")
+    tokenizer_class = read_object(directory / "tokenizer_config.json").get("tokenizer_class")
     if tokenizer_class != "PreTrainedTokenizerFast":
         problems.append(Problem("tokenizer_config.json", f"tokenizer_class is {tokenizer_class!r}"))
     return problems
+
+
+def _recipe_problems(directory: Path, architecture: Architecture) -> list[Problem]:
+    if not (directory / RECIPE_FILE).is_file():
+        return []
+    try:
+        messages = recipe_problems(read_recipe(directory), architecture)
+    except ValueError as error:
+        messages = [str(error)]
+    return [Problem(RECIPE_FILE, message) for message in messages]

@@ -1,4 +1,6 @@
-"""DecodeEngine: prefill and decode a batch on static caches."""
+"""DecodeEngine: prefill and decode a batch on static caches; on CUDA a decode step is one graph, sampling inside."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -6,15 +8,18 @@ from torch import Tensor
 from flashslm.inference.sampling import GREEDY, Sampler, Sampling
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
+from flashslm.ops.kernels import form
 
 PREFILL_CHUNK = 512  # tokens; bounds what a long prompt needs besides its cache
+PREFILL_CHUNK_CUDA = 4096
+WARM_UP_STEPS = 3  # compile and choose algorithms before a capture
 
 
 class DecodeEngine:
     """Decodes `batch_size` sequences of equal prompt length, up to `max_context` text tokens each.
 
-    The meta tokens' states are computed once, here, and copied at every prefill. `step` neither waits for the device
-    nor changes an address, so that a CUDA graph can capture `advance`.
+    The meta tokens' states are computed once, here, and copied at every prefill. The step's form is `kernels.decode`:
+    fused Triton kernels, or the model's own operators.
     """
 
     def __init__(self, model: HybridLM, batch_size: int, max_context: int, sampling: Sampling = GREEDY) -> None:
@@ -25,6 +30,9 @@ class DecodeEngine:
         self.sampler = Sampler(sampling, weight.device)
         self.tokens_B = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
         self.context = 0  # text tokens in the cache, known without asking the device
+        self.form = form("decode", weight)
+        self._step = self._fused_step() if self.form == "triton" else self._model_step
+        self.graph = self._capture() if weight.device.type == "cuda" else None
 
     def prefill(self, tokens_BT: Tensor) -> Tensor:
         """Start afresh on prompts [B, T]; the first generated tokens [B]. ValueError if they do not fit."""
@@ -33,9 +41,11 @@ class DecodeEngine:
             raise ValueError(
                 f"prompts are [{batch}, {length}]: this engine takes [{self.tokens_B.shape[0]}, 1..{self.max_context}]"
             )
+        device = self.tokens_B.device
+        chunk = PREFILL_CHUNK_CUDA if device.type == "cuda" else PREFILL_CHUNK
         with torch.inference_mode():
             self.cache.reset_from_prefix(self.prefix, self.model.architecture.num_meta_tokens)
-            for chunk_BT in tokens_BT.to(self.tokens_B.device).split(PREFILL_CHUNK, dim=1):
+            for chunk_BT in tokens_BT.to(device).split(chunk, dim=1):
                 logits_BV = self.model.prefill(chunk_BT, self.cache)
             self.tokens_B.copy_(self.sampler(logits_BV))
         self.context = length
@@ -51,11 +61,47 @@ class DecodeEngine:
 
     @torch.inference_mode()
     def advance(self) -> None:
-        """One decode step on fixed addresses: what a CUDA graph captures."""
-        self.tokens_B.copy_(self.sampler(self.model.decode_step(self.tokens_B, self.cache)))
+        """One decode step on fixed addresses; nothing waits for the device."""
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self._step()
 
     def generate(self, tokens_BT: Tensor, max_new_tokens: int) -> Tensor:
         """Continue prompts [B, T] by `max_new_tokens` tokens: [B, max_new_tokens]."""
         tokens = [self.prefill(tokens_BT)]
         tokens += [self.step() for _ in range(max_new_tokens - 1)]
         return torch.stack(tokens, dim=1)
+
+    def _model_step(self) -> None:
+        self.tokens_B.copy_(self.sampler(self.model.decode_step(self.tokens_B, self.cache)))
+
+    def _fused_step(self) -> Callable[[], None]:
+        from flashslm.inference.fused.decoder import FusedDecoder
+
+        decoder = FusedDecoder(self.model, self.cache)
+
+        def step() -> None:
+            logits_BV = decoder.decode_step(self.tokens_B)
+            if self.sampler.sampling.temperature == 0:
+                decoder.choose_greedily(self.tokens_B)
+            else:
+                self.tokens_B.copy_(self.sampler(logits_BV))
+
+        return step
+
+    @torch.inference_mode()
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Record a step; the states it leaves behind are overwritten by the next prefill."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_STEPS):
+                self.cache.lengths_B.zero_()
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.sampler.generator)
+        with torch.cuda.graph(graph):
+            self._step()
+        return graph

@@ -7,7 +7,7 @@ carries no meaning for the model.
 import re
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flashslm.config import ModelConfig, digest
 
@@ -33,7 +33,8 @@ OPERATORS = "".join(OPERATOR_KINDS)
 MIXERS = "".join(letter for letter, kind in OPERATOR_KINDS.items() if kind.is_mixer)
 EXPORTABLE_OPERATORS = "".join(letter for letter, kind in OPERATOR_KINDS.items() if not kind.obstacle)
 EXPORTABLE_MIXERS = "".join(letter for letter in EXPORTABLE_OPERATORS if letter in MIXERS)
-CONV_SIZE = 4  # DeltaNet's and Mamba-2's causal convolution; the export contract fixes DeltaNet's at 4
+CONV_SIZE = 4  # the delta rules' and Mamba-2's causal convolution; the export contract fixes DeltaNet's at 4
+GLA_GATE_RANK = 16  # of the projection to GLA's decays
 
 
 class InfeasibleArchitecture(ValueError):
@@ -123,6 +124,8 @@ class Architecture(BaseModel):
             problems.append(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.head_dim % 2:
             problems.append(f"head size {self.head_dim} is odd: rotary embedding needs an even one")
+        if self.rope_type == "ntk" and self.head_dim == 2:
+            problems.append("rope_type ntk with head size 2: the one angle it has is not stretched, use default")
         if self.rope_type == "ntk" and not 0 < self.original_max_position_embeddings <= self.max_position_embeddings:
             problems.append(
                 f"rope_type ntk with original_max_position_embeddings {self.original_max_position_embeddings}: "
@@ -140,6 +143,11 @@ class Architecture(BaseModel):
     def heads_size(self) -> int:
         """Channels of all query heads together."""
         return self.num_heads * self.head_dim
+
+    @property
+    def gla_key_dim(self) -> int:
+        """Key channels of a GLA head: half as many as its value channels."""
+        return self.head_dim // 2
 
     @property
     def rotary_theta(self) -> float:
@@ -171,17 +179,27 @@ class Architecture(BaseModel):
         return digest(self.model_dump(mode="json"))
 
 
+def make_architecture(**fields: Any) -> Architecture:
+    """An Architecture from its fields. Raises InfeasibleArchitecture with every reason, in one line."""
+    try:
+        return Architecture.model_validate(fields)
+    except ValidationError as error:
+        problems = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+    raise InfeasibleArchitecture("; ".join(f"{where}: {what}" if where else what for where, what in problems))
+
+
 def build_architecture(operators: str, width: int, sizes: ModelConfig, vocab_size: int) -> Architecture:
     """Derive every size from the width and a recipe's shared sizes.
 
     Head count is width / head_dim; the FFN width is floor(ratio·width / 128)·128 as in the export contract, at least
-    128; key/value heads are the largest divisor of the head count that leaves groups of at least `kv_group`.
+    128; key/value heads are the largest divisor of the head count that leaves groups of at least `kv_group`. Raises
+    InfeasibleArchitecture for sizes that do not fit.
     """
     if width % sizes.head_dim:
         raise InfeasibleArchitecture(f"width {width} is not a multiple of model.head_dim {sizes.head_dim}")
     num_heads = width // sizes.head_dim
     wanted = max(1, num_heads // sizes.kv_group)
-    return Architecture(
+    return make_architecture(
         operators=operators,
         hidden_size=width,
         num_heads=num_heads,

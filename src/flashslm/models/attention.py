@@ -1,4 +1,4 @@
-"""Causal grouped-query attention with rotary positions; no query-key norm, no window."""
+"""Causal grouped-query attention with rotary positions, over all earlier tokens (A) or a window of them (W)."""
 
 from typing import ClassVar, cast
 
@@ -6,40 +6,69 @@ import torch
 from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
-from flashslm.models.cache import AttentionState, DecodePosition, State
+from flashslm.models.cache import AttentionState, DecodePosition, State, WindowState
 from flashslm.models.interface import Operator, Sequence
+from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.models.rope import Rotary, rotate
-from flashslm.ops.attention import attention_sdpa, attention_step
+from flashslm.ops.attention import attention_step
+from flashslm.ops.dispatch import attention
 
 
 class Attention(Operator):
+    """Query heads together are heads_size wide, key/value heads num_kv_heads·head_dim.
+
+    With qk_norm every head of q and of k is normalised (RMSNorm, one weight for all heads) before the rotation.
+    """
+
+    window: int | None = None  # keys that a query sees, its own among them; None: all
     reads: ClassVar = ("q_proj", "k_proj", "v_proj")
     writes: ClassVar = ("o_proj",)
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
-        hidden, kv_size = architecture.hidden_size, architecture.num_kv_heads * architecture.head_dim
+        hidden, heads_size = architecture.hidden_size, architecture.heads_size
+        kv_size = architecture.num_kv_heads * architecture.head_dim
         self.head_dim = architecture.head_dim
-        self.q_proj = nn.Linear(hidden, hidden, bias=False)
+        self.q_proj = nn.Linear(hidden, heads_size, bias=False)
         self.k_proj = nn.Linear(hidden, kv_size, bias=False)
         self.v_proj = nn.Linear(hidden, kv_size, bias=False)
-        self.o_proj = nn.Linear(hidden, hidden, bias=False)
+        self.o_proj = nn.Linear(heads_size, hidden, bias=False)
+        self.q_norm, self.k_norm = (
+            RMSNorm(self.head_dim, INNER_NORM_EPS) if architecture.qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
         q, k, v = self._project(x_BTD, sequence.angles)
         if state is not None:
-            prefix = cast(AttentionState, state)
-            k = torch.cat([prefix.keys.to(k.dtype), k], dim=1)
-            v = torch.cat([prefix.values.to(v.dtype), v], dim=1)
-        o = attention_sdpa(q, k, v, sequence.documents_BT)
-        return self.o_proj(o.flatten(-2)), AttentionState(k, v)
+            keys, values = cast(AttentionState | WindowState, state)
+            k = torch.cat([keys.to(k.dtype), k], dim=1)
+            v = torch.cat([values.to(v.dtype), v], dim=1)
+        o = attention(q, k, v, sequence.documents_BT, self.window)
+        return self.o_proj(o.flatten(-2)), self._state(k, v)
 
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
         q, k, v = self._project(x_BD, position.angles)
-        o = attention_step(q, k, v, *cast(AttentionState, state), position.lengths_B)
+        keys, values = cast(AttentionState | WindowState, state)
+        o = attention_step(q, k, v, keys, values, position.lengths_B, self.window)
         output: Tensor = self.o_proj(o.flatten(-2))
         return output
 
     def _project(self, x: Tensor, angles: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return rotate(q, angles), rotate(k, angles), v
+        return rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles), v
+
+    def _state(self, k: Tensor, v: Tensor) -> State:
+        return AttentionState(k, v)
+
+
+class WindowAttention(Attention):
+    """Attention to the last `architecture.window` tokens, itself among them; it remembers no more than their keys."""
+
+    window: int
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        self.window = architecture.window
+
+    def _state(self, k: Tensor, v: Tensor) -> State:
+        return WindowState(k[:, -self.window :], v[:, -self.window :])

@@ -21,14 +21,27 @@ class AttentionState(NamedTuple):
     values: Tensor  # [B, S, G, K]
 
 
+class WindowState(NamedTuple):
+    """The keys and values of the last `window` tokens, in their order; in a `Cache` position p is in slot p mod S."""
+
+    keys: Tensor  # [B, S <= window, G, K], rotated
+    values: Tensor  # [B, S <= window, G, K]
+
+
 class DeltaNetState(NamedTuple):
-    conv: Tensor  # [B, 3·D, CONV_SIZE - 1], of q, k and v
+    """Of DeltaNet and of Gated DeltaNet."""
+
+    conv: Tensor  # [B, 3·H·K, CONV_SIZE - 1], of q, k and v
     delta: Tensor  # [B, H, K, V], at least fp32
 
 
 class Mamba2State(NamedTuple):
     conv: Tensor  # [B, channels, CONV_SIZE - 1]
     ssm: Tensor  # [B, H, P, N], at least fp32
+
+
+class GLAState(NamedTuple):
+    memory: Tensor  # [B, H, K, V], at least fp32
 
 
 class DecodePosition(NamedTuple):
@@ -42,7 +55,7 @@ class NoState(NamedTuple):
     """An FFN remembers nothing."""
 
 
-State = AttentionState | DeltaNetState | Mamba2State | NoState
+State = AttentionState | WindowState | DeltaNetState | Mamba2State | GLAState | NoState
 
 
 def expand_state(state: State, batch: int) -> State:
@@ -60,13 +73,16 @@ def empty_state(
 
     recurrent = torch.promote_types(dtype, torch.float32)
     match operator:
-        case "A":
+        case "A" | "W":
+            places = slots if operator == "A" else min(slots, a.window)
             # Stored as [B, G, S, K], so that one head's keys are one matrix.
-            shape = (a.num_kv_heads, slots, a.head_dim)
-            return AttentionState(zeros(*shape).transpose(1, 2), zeros(*shape).transpose(1, 2))
-        case "D":
+            keys, values = (zeros(a.num_kv_heads, places, a.head_dim).transpose(1, 2) for _ in range(2))
+            return AttentionState(keys, values) if operator == "A" else WindowState(keys, values)
+        case "D" | "G":
             delta = zeros(a.num_heads, a.head_dim, a.head_dim, of=recurrent)
-            return DeltaNetState(zeros(3 * a.hidden_size, CONV_SIZE - 1), delta)
+            return DeltaNetState(zeros(3 * a.heads_size, CONV_SIZE - 1), delta)
+        case "L":
+            return GLAState(zeros(a.num_heads, a.gla_key_dim, a.head_dim, of=recurrent))
         case "M":
             ssm = zeros(a.mamba_heads, a.mamba_head_dim, a.mamba_state, of=recurrent)
             return Mamba2State(zeros(a.mamba_conv_channels, CONV_SIZE - 1), ssm)
@@ -104,23 +120,31 @@ class Cache:
     def reset_from_prefix(self, prefix: list[State], length: int) -> None:
         """Start every sequence afresh after a prefix of `length` tokens, given by its batch-1 states."""
         for index, state in enumerate(prefix):
-            self.store(index, state, 0)
+            self.store(index, state, 0, length)
         self.lengths_B.fill_(length)
 
     def state(self, index: int, length: int) -> State:
-        """A layer's state after `length` tokens, without a copy."""
+        """A layer's state after `length` tokens, without a copy except of a window's keys and values."""
         layer = self.layers[index]
-        if isinstance(layer, AttentionState):
-            return AttentionState(layer.keys[:, :length], layer.values[:, :length])
+        match layer:
+            case AttentionState(keys, values):
+                return AttentionState(keys[:, :length], values[:, :length])
+            case WindowState(keys, values):
+                ordered = _ring_slots(keys, 0, length)
+                return WindowState(keys[:, ordered], values[:, ordered])
         return layer
 
-    def store(self, index: int, state: State, start: int) -> None:
-        """Copy a state into a layer's tensors; keys and values before `start` are there already."""
+    def store(self, index: int, state: State, start: int, stop: int) -> None:
+        """Copy a layer's state after `stop` tokens into its tensors; keys and values before `start` are there."""
         for target, source in zip(self.layers[index], state, strict=True):
-            if isinstance(state, AttentionState):
-                target[:, start : source.shape[1]].copy_(source[:, start:])
-            else:
-                target.copy_(source)
+            match state:
+                case AttentionState():
+                    target[:, start:stop].copy_(source[:, start:])
+                case WindowState():
+                    slots = _ring_slots(target, start, stop)
+                    target[:, slots] = source[:, source.shape[1] - len(slots) :].to(target.dtype)
+                case _:
+                    target.copy_(source)
 
     def angles_between(self, start: int, stop: int) -> Rotary:
         return Rotary(*(table[start:stop] for table in self.angles))
@@ -136,3 +160,9 @@ class Cache:
         if len(lengths) > 1:
             raise ValueError(f"sequences have {sorted(lengths)} tokens: prefill needs equal lengths in a batch")
         return int(lengths.pop())
+
+
+def _ring_slots(ring: Tensor, start: int, stop: int) -> Tensor:
+    """Where a ring [B, S, G, K] holds positions `start` to `stop` - 1, the last S of them."""
+    slots = ring.shape[1]
+    return torch.arange(max(start, stop - slots), stop, device=ring.device) % slots

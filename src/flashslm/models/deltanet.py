@@ -9,8 +9,8 @@ from flashslm.models.architecture import CONV_SIZE, Architecture
 from flashslm.models.cache import DecodePosition, DeltaNetState, State
 from flashslm.models.interface import Operator, Sequence
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
-from flashslm.ops.causal_conv import causal_conv, causal_conv_step
-from flashslm.ops.delta_rule import delta_rule_chunked, delta_rule_step
+from flashslm.ops.causal_conv import causal_conv_step
+from flashslm.ops.dispatch import causal_conv, delta_rule, delta_rule_step
 from flashslm.ops.precision import at_least_fp32
 
 L2_EPS = 1e-6  # added to the sum of squares
@@ -25,32 +25,36 @@ class Convolution(nn.Module):
 
 
 class DeltaNet(Operator):
-    reads: ClassVar = ("q_proj", "k_proj", "v_proj", "b_proj")
+    """q, k, v: projection to heads_size, short convolution, SiLU; q and k of unit length; beta = sigmoid(b_proj x)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "b_proj")
     writes: ClassVar = ("o_proj",)
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
-        hidden = architecture.hidden_size
+        hidden, heads_size = architecture.hidden_size, architecture.heads_size
         self.head_dim = architecture.head_dim
-        self.q_proj = nn.Linear(hidden, hidden, bias=False)
-        self.k_proj = nn.Linear(hidden, hidden, bias=False)
-        self.v_proj = nn.Linear(hidden, hidden, bias=False)
+        self.q_proj = nn.Linear(hidden, heads_size, bias=False)
+        self.k_proj = nn.Linear(hidden, heads_size, bias=False)
+        self.v_proj = nn.Linear(hidden, heads_size, bias=False)
         self.b_proj = nn.Linear(hidden, architecture.num_heads, bias=False)
-        self.o_proj = nn.Linear(hidden, hidden, bias=False)
-        self.q_conv, self.k_conv, self.v_conv = (Convolution(hidden) for _ in range(3))
+        self.o_proj = nn.Linear(heads_size, hidden, bias=False)
+        self.q_conv, self.k_conv, self.v_conv = (Convolution(heads_size) for _ in range(3))
         self.o_norm = RMSNorm(self.head_dim, INNER_NORM_EPS)
 
     def forward(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
         conv_before, delta_before = (None, None) if state is None else cast(DeltaNetState, state)
         documents = sequence.documents_BT
         convolved, conv = causal_conv(self._project(x_BTD), self._conv_weight(), None, conv_before, documents)
-        o, delta = delta_rule_chunked(*self._heads(convolved), self._beta(x_BTD), delta_before, documents)
-        return self._output(o), DeltaNetState(conv, delta)
+        q, k, v, beta, log_decay = (*self._heads(convolved), self._beta(x_BTD), self._log_decay(x_BTD))
+        o, delta = delta_rule(q, k, v, beta, delta_before, documents, log_decay)
+        return self._output(o, x_BTD), DeltaNetState(conv, delta)
 
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
         before = cast(DeltaNetState, state)
         convolved = causal_conv_step(self._project(x_BD), self._conv_weight(), None, before.conv)
-        return self._output(delta_rule_step(*self._heads(convolved), self._beta(x_BD), before.delta))
+        q, k, v, beta, log_decay = (*self._heads(convolved), self._beta(x_BD), self._log_decay(x_BD))
+        return self._output(delta_rule_step(q, k, v, beta, before.delta, log_decay), x_BD)
 
     def _project(self, x: Tensor) -> Tensor:
         return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
@@ -67,7 +71,11 @@ class DeltaNet(Operator):
     def _beta(self, x: Tensor) -> Tensor:
         return at_least_fp32(self.b_proj(x)).sigmoid()
 
-    def _output(self, o: Tensor) -> Tensor:
+    def _log_decay(self, x: Tensor) -> Tensor | None:
+        return None
+
+    def _output(self, o: Tensor, x: Tensor) -> Tensor:
+        """Normalise each head, project."""
         output: Tensor = self.o_proj(self.o_norm(o).flatten(-2))
         return output
 

@@ -80,7 +80,7 @@ class HybridLM(nn.Module):
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> HybridLM:
-        """Make the model on `device` with initial weights; Mamba-2's A_log, dt_bias and D stay fp32 in any dtype."""
+        """Make the model on `device` with initial weights; A_log, dt_bias and D stay fp32 in any dtype."""
         with torch.device("meta"):
             model = cls(architecture)
         for module in model.modules():
@@ -142,7 +142,7 @@ class HybridLM(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         for index, layer in enumerate(self.residual_layers):
             x_BTD, state = layer.extend(x_BTD, cache.state(index, start), sequence)
-            cache.store(index, state, start)
+            cache.store(index, state, start, start + length)
         cache.lengths_B += length
         return self.logits(self.final_norm(x_BTD[:, -1]))
 
@@ -207,7 +207,7 @@ def _initial_value(name: str, shape: torch.Size, generator: torch.Generator) -> 
             return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
         case [*_, "A_log"]:
             return uniform.uniform_(*A_RANGE, generator=generator).log()
-        case [*_, "D"] | [*_, "norm" | "o_norm" | "final_norm", "weight"]:
+        case [*_, "D"] | [*_, "norm" | "o_norm" | "q_norm" | "k_norm" | "final_norm", "weight"]:
             return torch.ones(shape)
         case [*_, "bias"]:
             return torch.zeros(shape)

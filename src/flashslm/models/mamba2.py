@@ -10,9 +10,9 @@ from flashslm.models.architecture import CONV_SIZE, Architecture
 from flashslm.models.cache import DecodePosition, Mamba2State, State
 from flashslm.models.interface import Operator, Sequence
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
-from flashslm.ops.causal_conv import causal_conv, causal_conv_step
+from flashslm.ops.causal_conv import causal_conv_step
+from flashslm.ops.dispatch import causal_conv, ssd, ssd_step
 from flashslm.ops.precision import at_least_fp32
-from flashslm.ops.ssd import ssd_chunked, ssd_step
 
 
 class BiasedConvolution(nn.Module):
@@ -48,8 +48,8 @@ class Mamba2(Operator):
         z, conv_in, dt = self.in_proj(x_BTD).split(self.projected, dim=-1)
         conv_out, conv_state = causal_conv(conv_in, self.conv.weight, self.conv.bias, conv_before, documents)
         x, b, c = self._split(conv_out)
-        y, ssm = ssd_chunked(x, self._dt(dt), self._a(), b, c, ssm_before, documents)
-        return self._output(y, x, z), Mamba2State(conv_state, ssm)
+        y, ssm_after = ssd(x, self._dt(dt), self._a(), b, c, ssm_before, documents)
+        return self._output(y, x, z), Mamba2State(conv_state, ssm_after)
 
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
         before = cast(Mamba2State, state)

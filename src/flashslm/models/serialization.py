@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from flashslm.models.architecture import Architecture
+from flashslm.models.architecture import Architecture, make_architecture
 from flashslm.models.hybrid import HybridLM
 
 
@@ -19,7 +19,7 @@ def save_model(model: HybridLM, directory: Path) -> None:
 
 
 def load_architecture(directory: Path) -> Architecture:
-    return Architecture.model_validate(json.loads((directory / "architecture.json").read_text(encoding="utf-8")))
+    return make_architecture(**json.loads((directory / "architecture.json").read_text(encoding="utf-8")))
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> HybridLM:

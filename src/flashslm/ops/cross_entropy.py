@@ -4,6 +4,7 @@ Shapes: hidden [N, D], weight [V, D], targets int64 [N]. The mean is over target
 there is none).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flashslm.ops.kernels import form
 from flashslm.ops.precision import compute_dtype, without_autocast
 
 # Logits held at a time. On a CPU 4 MiB of fp32 stay in the cache; on a GPU the chunk must fill the device.
@@ -49,13 +51,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=compute_dtype(weight)) if ctx.needs_input_grad[1] else None
         loss = torch.zeros((), dtype=compute_dtype(hidden), device=hidden.device)
         scale = (targets != ignore_index).sum().clamp(min=1).to(loss.dtype).reciprocal()
+        chunk_loss = _chunk_loss_form(hidden)
         rows = max(1, CHUNK_LOGITS[hidden.device.type] // weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
             h = hidden[start : start + rows]
             t = targets[start : start + rows]
             weights = torch.where(t == ignore_index, 0, scale)
-            chunk_loss, grad_logits = _chunk_loss(h @ matrix.T, t.clamp(min=0), weights)
-            loss += chunk_loss
+            chunk_total, grad_logits = chunk_loss(h @ matrix.T, t.clamp(min=0), weights)
+            loss += chunk_total
             if grad_hidden is not None:
                 torch.mm(grad_logits, matrix, out=grad_hidden[start : start + rows])
             if grad_weight is not None:
@@ -77,6 +80,14 @@ def _apply(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -
         hidden, weight = hidden.detach(), weight.detach()
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index)
     return loss
+
+
+def _chunk_loss_form(hidden: Tensor) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    if form("cross_entropy", hidden) == "triton":
+        from flashslm.ops.fused.cross_entropy import chunk_loss_triton
+
+        return chunk_loss_triton
+    return _chunk_loss
 
 
 def _chunk_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

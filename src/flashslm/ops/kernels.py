@@ -7,8 +7,12 @@ library that is missing is an error, never a silent slow path.
 import importlib.util
 import logging
 from functools import cache
+from typing import TYPE_CHECKING
 
 from flashslm.config import KernelsConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +23,16 @@ FORMS = {
     "gla": ("chunked", "fla"),
     "ssd": ("chunked", "mamba-ssm"),
     "causal_conv": ("shifted", "fla"),
-    "attention": ("sdpa", "flex"),
-    "cross_entropy": ("chunked", "fla"),
+    "attention": ("sdpa", "flash"),
+    "cross_entropy": ("chunked", "triton"),
+    "decode": ("torch", "triton"),
 }
-LIBRARIES = {"fla": ("fla", "flash-linear-attention"), "mamba-ssm": ("mamba_ssm", "mamba-ssm")}
-HALF_PRECISION_ONLY = {"delta_rule", "gated_delta_rule", "gla"}
+LIBRARIES = {
+    "fla": ("fla", "flash-linear-attention"),
+    "mamba-ssm": ("mamba_ssm", "mamba-ssm"),
+    "triton": ("triton", "triton"),
+}
+HALF_PRECISION_ONLY = {"delta_rule", "gated_delta_rule", "gla", "attention", "decode"}
 
 _setting = KernelsConfig()
 _decided: dict[str, str] = {}
@@ -63,6 +72,11 @@ def chosen(operation: str, device_type: str, dtype: str) -> str:
     _decided[f"{operation}@{device_type}/{dtype}"] = form
     logger.info("kernels.%s on %s/%s: %s (setting: %s)", operation, device_type, dtype, form, wanted)
     return form
+
+
+def form(operation: str, x: "Tensor") -> str:
+    """The form of `operation` for a tensor's device and dtype."""
+    return chosen(operation, x.device.type, str(x.dtype).removeprefix("torch."))
 
 
 def _require(operation: str, fused_form: str, torch_form: str, device_type: str, half_only: bool) -> None:

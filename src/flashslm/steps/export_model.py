@@ -22,7 +22,7 @@ def run(context: StepContext) -> dict[str, Any]:
     model = load_model(context.fetch("chosen"))
     with context.scratch() as directory:
         huggingface, bundle = directory / "huggingface", directory / "tensorrt_llm"
-        export_huggingface(model, dataset / "tokenizer", huggingface, config.export)
+        written = export_huggingface(model, dataset / "tokenizer", huggingface, config.export)
         export_tensorrt_llm(huggingface, bundle)
         for exported in (huggingface, bundle):
             if problems := verify_export(exported):
@@ -32,6 +32,8 @@ def run(context: StepContext) -> dict[str, Any]:
         facts = measure(context, model) | {
             "parity_max_abs_difference": parity.max_abs_difference,
             "dtype": config.export.dtype,
+            "output_row_norm_min": written.output_row_norm_min,
+            "output_row_norm_max": written.output_row_norm_max,
         }
         write_json(directory / "export.json", facts)
         context.publish("exported", directory, facts)

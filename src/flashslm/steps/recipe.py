@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 
 from flashslm.config import RunConfig
-from flashslm.models.architecture import InfeasibleArchitecture, build_architecture, parse_operators
+from flashslm.export.hf_config import export_problems
+from flashslm.models.architecture import (
+    EXPORTABLE_OPERATORS,
+    InfeasibleArchitecture,
+    build_architecture,
+    export_obstacles,
+    parse_operators,
+)
 from flashslm.search.space import SearchSpace
 
 
@@ -20,9 +27,15 @@ def _operators(config: RunConfig) -> Iterator[str]:
     }
     for where, text in notations.items():
         try:
-            parse_operators(text)
+            obstacles = export_obstacles(parse_operators(text))
         except InfeasibleArchitecture as error:
             yield f"{where}: {error}"
+            continue
+        if obstacles:
+            yield (
+                f"{where}: '{text}' has operators that cannot be exported: {'; '.join(obstacles)}; the latency table "
+                f"measures only those that can: {', '.join(EXPORTABLE_OPERATORS)}"
+            )
     space = SearchSpace(config.search.max_operators, config.search.max_mixer_types)
     for index, text in enumerate(config.search.seed_designs):
         try:
@@ -47,18 +60,16 @@ def _grid(config: RunConfig) -> Iterator[str]:
 
 
 def _sizes(config: RunConfig) -> Iterator[str]:
+    """What the run designs at a width must be buildable, and an export must be able to hold it."""
     widths = {*config.profiling.widths, *config.search.widths, *config.scaling.widths, config.scaling.holdout_width}
     for width in sorted(widths):
         try:
-            built = build_architecture("DMAF", width, config.model, vocab_size=config.data.vocab_size)
-        except ValueError as error:
+            built = build_architecture(EXPORTABLE_OPERATORS, width, config.model, config.data.vocab_size)
+        except InfeasibleArchitecture as error:
             yield f"model, at width {width}: {error}"
             continue
-        if built.mamba_heads % 8:  # asserted by the published code for this family
-            yield (
-                f"model, at width {width}: {built.mamba_heads} Mamba-2 heads, must be a multiple of 8; "
-                f"change model.mamba_head_dim ({config.model.mamba_head_dim}) or the width"
-            )
+        for problem in export_problems(built):
+            yield f"model, at width {width}: {problem}"
 
 
 def _lengths(config: RunConfig) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flashslm.config import STEP_SECTIONS, from_step_json
+from flashslm.ops import kernels
 from flashslm.platform import tracking
 from flashslm.platform.events import Events
 from flashslm.platform.object_store import Manifest, ObjectStore
@@ -57,8 +58,10 @@ def run_step(
 
 
 def _execute(context: StepContext, outputs: Mapping[str, str]) -> dict[str, Any]:
+    kernels.configure(context.config.kernels)
     context.task.log_params(context.config.model_dump(mode="json", include=set(STEP_SECTIONS[context.step])))
     result: dict[str, Any] = importlib.import_module(f"flashslm.steps.{context.step}").run(context)
+    context.task.set_tags({f"kernel.{name}": form for name, form in kernels.decisions().items()})
     context.task.log_metrics({k: float(v) for k, v in result.items() if isinstance(v, int | float)}, step=0)
     context.task.set_tags({f"artifact.{name}": manifest.uri for name, manifest in context.outputs.items()})
     for name, path in outputs.items():

@@ -34,6 +34,9 @@ def architecture() -> Architecture:
         num_meta_tokens=5,
         max_position_embeddings=256,
         rope_theta=500.0,
+        rope_type="ntk",
+        original_max_position_embeddings=64,
+        qk_norm=True,
         norm_eps=1e-6,
     )
 

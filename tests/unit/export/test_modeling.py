@@ -128,7 +128,9 @@ def test_tokenizer_feeds_generation(exported_dir, exported):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(exported_dir, trust_remote_code=True)
-    assert tokenizer.decode(tokenizer("the cat and the hat").input_ids) == "the cat and the hat"
+    ids = tokenizer("the cat and the hat").input_ids
+    assert ids[0] == 0 and tokenizer.decode(ids[1:]) == "the cat and the hat"
+    assert tokenizer("the cat and the hat", add_special_tokens=False).input_ids == ids[1:]
     assert len(tokenizer) == 265
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|end|>",) * 3
     assert tokenizer.model_max_length == 256 - 5

@@ -4,7 +4,7 @@ from flashslm.export.names import exported_names, exported_shapes
 from flashslm.models.accounting import parameters
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_meta_tokens": 0}, {"operators": "A"}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"num_meta_tokens": 0}, {"operators": "A"}, {"qk_norm": False}], ids=str)
 def test_every_parameter_has_one_exported_name(changes, architecture, make_model):
     architecture = architecture.model_copy(update=changes)
     names, shapes = exported_names(architecture), exported_shapes(architecture)
@@ -66,4 +66,6 @@ def test_names_are_the_contracts(architecture):
         "self_attn.k_proj.weight": (16, 32),
         "self_attn.v_proj.weight": (16, 32),
         "self_attn.o_proj.weight": (32, 32),
+        "self_attn.q_norm.weight": (8,),
+        "self_attn.k_norm.weight": (8,),
     }

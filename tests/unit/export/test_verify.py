@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from flashslm.config import ExportConfig
@@ -66,6 +67,8 @@ def test_a_wrong_tensor_is_found(change, expected, directory):
         ("hidden_size", 32.0),
         ("mamba_expand", 2.0),
         ("kq_norm", None),
+        ("kq_norm", "none"),
+        ("orig_max_position_embeddings", None),
         ("dtype", "bfloat16"),
         ("num_memory_tokens", 4),
         ("layer_types", ["deltanet", "f", "m2", "f", "m2", "f", "a"]),
@@ -102,7 +105,7 @@ def test_a_truncated_weight_file_is_found(directory):
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     (problem,) = verify_export(directory)
-    assert "its header says" in problem.message
+    assert problem.message.startswith("model.safetensors is damaged")
 
 
 def test_an_index_that_disagrees_is_found(export, model, tmp_path):
@@ -113,13 +116,99 @@ def test_an_index_that_disagrees_is_found(export, model, tmp_path):
     assert NORM in verify_export(directory)[0].message
 
 
-def test_a_tokenizer_longer_than_the_vocabulary_is_found(directory):
+@pytest.mark.parametrize(
+    ("ids", "name", "expected"),
+    [
+        (range(265, 271), "<x_{}>", "271 tokens, vocab_size is 270"),
+        (range(265, 267), "<mem_{}>", "it has <mem_265>, <mem_266>"),
+    ],
+    ids=["too long", "memory tokens"],
+)
+def test_a_tokenizer_that_shifts_the_memory_tokens_is_found(ids, name, expected, directory):
     tokenizer = json.loads((directory / "tokenizer.json").read_text())
     first = tokenizer["added_tokens"][0]
-    tokenizer["added_tokens"] += [first | {"id": 265 + i, "content": f"<mem_{i}>"} for i in range(6)]
+    tokenizer["added_tokens"] += [first | {"id": i, "content": name.format(i)} for i in ids]
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     (problem,) = verify_export(directory)
-    assert str(problem).startswith("tokenizer.json: 271 tokens, vocab_size is 270")
+    assert str(problem).startswith(f"tokenizer.json: {expected}")
+
+
+def test_gaps_between_the_tokenizers_ids_are_found(directory):
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    vocabulary[last] = 268
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert [str(p) for p in verify_export(directory)] == [
+        "tokenizer.json: its ids end at 268 and have gaps: the memory tokens' ids would shift"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("tokenizer.json", "{}", "is no tokenizer"),
+        ("config.json", "[1]", "not a JSON object"),
+        ("configuration_nemotron_flash.py", "class Other: pass", "names class NemotronFlashConfig"),
+        ("modeling_nemotron_flash.py", "def", "not valid Python"),
+    ],
+)
+def test_a_file_of_another_kind_is_found(name, text, expected, directory):
+    (directory / name).write_text(text)
+    ((subject, message),) = verify_export(directory)
+    assert subject == name and expected in message
+
+
+def test_tensors_that_no_loader_would_see_are_found(export, model):
+    directory = export(model, dtype="float32", max_shard_bytes=20_000)
+    save_file({"a": torch.zeros(2)}, directory / "model-old.safetensors")
+    assert [problem.subject for problem in verify_export(directory)] == ["model-old.safetensors"]
+
+
+@pytest.mark.parametrize("index", [[], {}, {"weight_map": {"a": 1}}], ids=str)
+def test_a_damaged_index_is_found(index, directory):
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    ((subject, message),) = verify_export(directory)
+    assert subject == "weights" and "model.safetensors.index.json" in message
+
+
+def test_what_the_format_cannot_hold_is_found(directory):
+    change_json(directory / "config.json", mamba2_headdim=16)
+    assert any("4 Mamba-2 heads" in problem.message for problem in verify_export(directory))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model_factory": "AutoModelForCausalLM"}, "another class is built"),
+        ({"max_seq_len": 257}, "max_seq_len is 257: the model has positions for 6 to 256"),
+        ({"max_seq_len": 5}, "max_seq_len is 5"),
+        ({"max_num_tokens": 63}, "max_batch_size is 64: allowed is 1 to max_num_tokens, 63"),
+        ({"max_batch_size": "64"}, "max_batch_size is '64': expected int"),
+        ({"max_batch_size": 32}, "cuda_graph_batch_sizes"),
+        ({"cuda_graph_batch_sizes": None}, "cuda_graph_batch_sizes is None"),
+        ({"kv_cache_config": {"enable_block_reuse": True}}, "enable_block_reuse must be false"),
+        ({"kv_cache_config": None}, "enable_block_reuse must be false"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_does_not_fit_is_found(changes, expected, exported_dir, tmp_path):
+    export_tensorrt_llm(exported_dir, tmp_path / "bundle")
+    recipe = tmp_path / "bundle" / "nemotron_flash.yaml"
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | changes))
+    ((subject, message),) = verify_export(tmp_path / "bundle")
+    assert subject == "nemotron_flash.yaml" and expected in message
+
+
+def test_a_recipe_may_be_changed_within_the_model(exported_dir, tmp_path):
+    export_tensorrt_llm(exported_dir, tmp_path / "bundle")
+    recipe = tmp_path / "bundle" / "nemotron_flash.yaml"
+    changes = {"max_batch_size": 8, "max_seq_len": 100, "max_num_tokens": 50, "cuda_graph_batch_sizes": [1, 8]}
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | changes))
+    assert verify_export(tmp_path / "bundle") == []
+    for broken in ("- a list", "a: [unclosed"):
+        recipe.write_text(broken)
+        assert [problem.subject for problem in verify_export(tmp_path / "bundle")] == ["nemotron_flash.yaml"]
 
 
 def test_generation_config_must_agree(directory):

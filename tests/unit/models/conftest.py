@@ -7,7 +7,7 @@ from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
 
 SIZES = {
-    "operators": "DFMFAF",
+    "operators": "DFMFAFGLW",
     "hidden_size": 32,
     "num_heads": 4,
     "num_kv_heads": 2,
@@ -20,6 +20,7 @@ SIZES = {
     "max_position_embeddings": 128,
     "rope_theta": 10_000.0,
     "norm_eps": 1e-6,
+    "window": 7,
 }
 
 
@@ -36,7 +37,7 @@ def make_architecture():
 
 @pytest.fixture
 def make_model(make_architecture):
-    """`make_model(**changes)`: fp64; matrices, convolutions and meta tokens are random with no special values left."""
+    """`make_model(**changes)`: fp64; no parameter is left at a special value."""
 
     def make(scale: float = 6.0, **changes) -> HybridLM:
         model = HybridLM.build(make_architecture(**changes), dtype=torch.float64, seed=1)
@@ -48,7 +49,7 @@ def make_model(make_architecture):
                 else:
                     parameter.mul_(1 + 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter))
             for name, parameter in model.named_parameters():
-                if name.endswith("conv.bias"):
+                if name.endswith(".bias"):
                     parameter.normal_(generator=generator)
                 if name == "meta_tokens":
                     parameter.div_(scale)

@@ -3,12 +3,13 @@
 import pytest
 
 from flashslm.config import ModelConfig
-from flashslm.models.accounting import kv_bytes_per_token, parameters, state_bytes
+from flashslm.models.accounting import state_bytes
 from flashslm.models.architecture import (
     MIXERS,
     Architecture,
     InfeasibleArchitecture,
     build_architecture,
+    make_architecture,
     parse_operators,
     repeat_block,
 )
@@ -46,20 +47,17 @@ def test_published_sizes() -> None:
     assert (architecture.mamba_inner, architecture.mamba_heads, architecture.mamba_conv_channels) == (4096, 64, 4352)
 
 
-def test_published_parameter_counts() -> None:
-    counts = parameters(flash_1b())
-    assert counts["total"] == 965_389_440 and counts["embedding"] == 268_435_456
-    large = build_architecture("(DFMF AFMF)x3 | (DFMF)x3", 3072, FLASH, vocab_size=131_072)
-    assert parameters(large)["total"] == 2_749_998_624
-
-
-def test_published_cache_sizes() -> None:
-    assert kv_bytes_per_token(flash_1b()) == 4096
+def test_published_state_sizes() -> None:
     recurrent_values = state_bytes(flash_1b(), state_bytes_per_value=1, conv_bytes_per_value=0)
     assert recurrent_values == 4 * 2048 * 128 + 6 * 4096 * 128
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
+    sizes = FLASH.model_copy(update={"mamba_head_dim": 48, "head_dim": 5})
+    with pytest.raises(
+        InfeasibleArchitecture, match=r"^head size 5 is odd: .*; mamba inner size 100 .* of 48 \(head\)$"
+    ):
+        build_architecture("DF", 50, sizes, vocab_size=256)
     with pytest.raises(InfeasibleArchitecture, match=r"width 100 is not a multiple of model\.head_dim 128"):
         build_architecture("DF", 100, FLASH, vocab_size=256)
     with pytest.raises(ValueError, match="not a multiple of num_kv_heads 3"):
@@ -92,3 +90,24 @@ def test_depth_counts_mixers(block: str, depth: int, operators: str) -> None:
 def test_a_block_without_mixers_is_refused() -> None:
     with pytest.raises(ValueError, match="no token mixer"):
         repeat_block("FF", 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"original_max_position_embeddings": 0}, "give the length before the extension to 33024"),
+        ({"original_max_position_embeddings": 33_025}, "give the length before the extension to 33024"),
+        ({"original_max_position_embeddings": 4096, "head_dim": 2}, "rope_type ntk with head size 2"),
+    ],
+)
+def test_ntk_that_stretches_nothing_is_refused(changes: dict[str, int], reason: str) -> None:
+    with pytest.raises(InfeasibleArchitecture, match=reason):
+        make_architecture(**(flash_1b().model_dump() | {"rope_type": "ntk"} | changes))
+
+
+def test_ntk_raises_theta() -> None:
+    """The released form: theta (2·longest/original - 1)^(d/(d-2)), with d = 128."""
+    ntk = {"rope_type": "ntk", "max_position_embeddings": 29_000, "original_max_position_embeddings": 4096}
+    stretched = make_architecture(**(flash_1b().model_dump() | ntk))
+    assert stretched.rotary_theta == pytest.approx(10_000 * (58_000 / 4096 - 1) ** (128 / 126))
+    assert flash_1b().rotary_theta == 10_000

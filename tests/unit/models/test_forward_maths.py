@@ -1,5 +1,6 @@
 """The model against the formulas it must follow, written out once more with explicit loops in fp64."""
 
+import itertools
 import math
 
 import pytest
@@ -35,20 +36,43 @@ def rope(x_TK: Tensor, theta: float) -> Tensor:
     return torch.cat([rotated.real, rotated.imag], dim=1)
 
 
-def attention(p: dict[str, Tensor], x: Tensor, a) -> Tensor:
+def attention(p: dict[str, Tensor], x: Tensor, a, window: int | None = None) -> Tensor:
     d, group = a.head_dim, a.num_heads // a.num_kv_heads
+    theta = a.rope_theta
+    if a.rope_type == "ntk":
+        theta *= (2 * a.max_position_embeddings / a.original_max_position_embeddings - 1) ** (d / (d - 2))
     q, k, v = (x @ p[f"mixer.{n}_proj.weight"].T for n in "qkv")
     heads = []
     for h in range(a.num_heads):
         g = h // group
-        q_h, k_h = rope(q[:, h * d : (h + 1) * d], a.rope_theta), rope(k[:, g * d : (g + 1) * d], a.rope_theta)
-        scores = q_h @ k_h.T / math.sqrt(d)
-        weights = torch.tril(torch.exp(scores))
+        q_h, k_h = q[:, h * d : (h + 1) * d], k[:, g * d : (g + 1) * d]
+        if a.qk_norm:
+            q_h, k_h = (rms_norm(y, p[f"mixer.{n}_norm.weight"], 1e-5) for n, y in (("q", q_h), ("k", k_h)))
+        scores = rope(q_h, theta) @ rope(k_h, theta).T / math.sqrt(d)
+        weights = torch.exp(scores)
+        for t, s in itertools.product(range(len(x)), repeat=2):
+            if s > t or (window and s <= t - window):
+                weights[t, s] = 0
         heads.append(weights / weights.sum(-1, keepdim=True) @ v[:, g * d : (g + 1) * d])
     return torch.cat(heads, dim=1) @ p["mixer.o_proj.weight"].T
 
 
+def window_attention(p: dict[str, Tensor], x: Tensor, a) -> Tensor:
+    return attention(p, x, a, a.window)
+
+
 def deltanet(p: dict[str, Tensor], x: Tensor, a) -> Tensor:
+    return delta_heads(p, x, a) @ p["mixer.o_proj.weight"].T
+
+
+def gated_deltanet(p: dict[str, Tensor], x: Tensor, a) -> Tensor:
+    step = torch.log1p(torch.exp(x @ p["mixer.a_proj.weight"].T + p["mixer.dt_bias"]))
+    heads = delta_heads(p, x, a, torch.exp(-torch.exp(p["mixer.A_log"]) * step))
+    return (heads * silu(x @ p["mixer.g_proj.weight"].T)) @ p["mixer.o_proj.weight"].T
+
+
+def delta_heads(p: dict[str, Tensor], x: Tensor, a, decay_TH: Tensor | None = None) -> Tensor:
+    """The delta rule's normalised outputs, all heads side by side."""
     d = a.head_dim
     q, k, v = (convolve(x @ p[f"mixer.{n}_proj.weight"].T, p[f"mixer.{n}_conv.weight"], 0.0) for n in "qkv")
     beta = 1 / (1 + torch.exp(-x @ p["mixer.b_proj.weight"].T))
@@ -58,10 +82,28 @@ def deltanet(p: dict[str, Tensor], x: Tensor, a) -> Tensor:
         q_h, k_h = (y / torch.sqrt((y * y).sum(-1, keepdim=True) + 1e-6) for y in (q_h, k_h))
         state, rows = x.new_zeros(d, d), []
         for t in range(len(x)):
+            if decay_TH is not None:
+                state = decay_TH[t, h] * state
             state = state + beta[t, h] * torch.outer(k_h[t], v_h[t] - state.T @ k_h[t])
             rows.append(state.T @ q_h[t] / math.sqrt(d))
         heads.append(rms_norm(torch.stack(rows), p["mixer.o_norm.weight"], 1e-5))
-    return torch.cat(heads, dim=1) @ p["mixer.o_proj.weight"].T
+    return torch.cat(heads, dim=1)
+
+
+def gla(p: dict[str, Tensor], x: Tensor, a) -> Tensor:
+    d, key = a.head_dim, a.head_dim // 2
+    q, k, v = (x @ p[f"mixer.{n}_proj.weight"].T for n in "qkv")
+    gate = x @ p["mixer.decay_down.weight"].T @ p["mixer.decay_up.weight"].T + p["mixer.decay_up.bias"]
+    decay = (1 / (1 + torch.exp(-gate))) ** (1 / 16)
+    heads = []
+    for h in range(a.num_heads):
+        q_h, k_h, decay_h = (y[:, h * key : (h + 1) * key] for y in (q, k, decay))
+        state, rows = x.new_zeros(key, d), []
+        for t in range(len(x)):
+            state = decay_h[t][:, None] * state + torch.outer(k_h[t], v[t, h * d : (h + 1) * d])
+            rows.append(state.T @ q_h[t] / math.sqrt(key))
+        heads.append(rms_norm(torch.stack(rows), p["mixer.o_norm.weight"], 1e-5))
+    return (torch.cat(heads, dim=1) * silu(x @ p["mixer.g_proj.weight"].T)) @ p["mixer.o_proj.weight"].T
 
 
 def mamba2(p: dict[str, Tensor], x: Tensor, a) -> Tensor:
@@ -86,7 +128,15 @@ def ffn(p: dict[str, Tensor], x: Tensor, a) -> Tensor:
     return hidden @ p["ffn.down_proj.weight"].T
 
 
-FORMULAS = {"A": attention, "D": deltanet, "M": mamba2, "F": ffn}
+FORMULAS = {
+    "A": attention,
+    "D": deltanet,
+    "M": mamba2,
+    "F": ffn,
+    "G": gated_deltanet,
+    "L": gla,
+    "W": window_attention,
+}
 
 
 def reference_logits(model, tokens_T: Tensor) -> Tensor:
@@ -105,7 +155,7 @@ def reference_logits(model, tokens_T: Tensor) -> Tensor:
 
 # With weights and activations this small every eps is felt: another one in any norm would fail.
 @pytest.mark.parametrize("scale", [6.0, 0.5], ids=["large-weights", "small-weights"])
-@pytest.mark.parametrize("operators", ["A", "D", "M", "F", "DFMFAF"])
+@pytest.mark.parametrize("operators", ["A", "D", "M", "F", "G", "L", "W", "DFMFAFGLW"])
 @pytest.mark.parametrize("meta", [0, 6])
 def test_forward_follows_the_formulas(operators, meta, scale, make_model, tokens_BT):
     model = make_model(scale=scale, operators=operators, num_meta_tokens=meta, norm_eps=1e-3)
@@ -117,9 +167,29 @@ def test_forward_follows_the_formulas(operators, meta, scale, make_model, tokens
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"head_dim": 12},
+        {"qk_norm": True},
+        {"qk_norm": True, "head_dim": 6, "num_kv_heads": 1},
+        {"rope_type": "ntk", "original_max_position_embeddings": 40},
+    ],
+)
+def test_forward_follows_the_formulas_at_other_sizes(changes, make_model, tokens_BT):
+    model = make_model(norm_eps=1e-3, **changes)
+    with torch.no_grad():
+        logits_TV = model.logits(model(tokens_BT[:1]))[0]
+    torch.testing.assert_close(logits_TV, reference_logits(model, tokens_BT[0]), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
     "module, eps",
     [
-        ("mixer.o_norm", 1e-5),
+        ("0.mixer.o_norm", 1e-5),
+        ("2.mixer.o_norm", 1e-5),
+        ("3.mixer.o_norm", 1e-5),
+        ("mixer.q_norm", 1e-5),
+        ("mixer.k_norm", 1e-5),
         ("mixer.norm", 1e-5),
         ("layers.0.norm", 1e-3),
         ("layers.1.norm", 1e-3),
@@ -128,7 +198,7 @@ def test_forward_follows_the_formulas(operators, meta, scale, make_model, tokens
 )
 def test_every_norm_eps_is_felt(module, eps, make_model, tokens_BT):
     """The comparison above notices a wrong eps: doubling one changes the logits by far more than its tolerance."""
-    model = make_model(scale=0.5, operators="DM", norm_eps=1e-3)
+    model = make_model(scale=0.5, operators="DMGLA", norm_eps=1e-3, qk_norm=True)
     before = model.logits(model(tokens_BT))
     changed = [m for name, m in model.named_modules() if name.endswith(module)]
     assert [norm.eps for norm in changed] == [eps]

@@ -10,8 +10,9 @@ from flashslm.models.hybrid import HybridLM
 
 
 def test_initial_values_have_their_distributions(make_architecture):
-    sizes = {"hidden_size": 128, "mamba_head_dim": 1, "vocab_size": 300, "num_meta_tokens": 100, "operators": "DMAF"}
-    model = HybridLM.build(make_architecture(**sizes))
+    sizes = {"hidden_size": 128, "mamba_head_dim": 1, "vocab_size": 300, "num_meta_tokens": 100}
+    heads = {"num_heads": 128, "num_kv_heads": 128, "head_dim": 2}
+    model = HybridLM.build(make_architecture(operators="DMAFGLW", qk_norm=True, **sizes, **heads))
     for name, p in model.named_parameters():
         values = p.detach()
         if name == "meta_tokens":
@@ -85,7 +86,7 @@ def test_bf16_is_near_fp32(make_architecture, tokens_BT):
 
 
 def test_weight_norm_axes_name_every_matrix_on_the_stream(make_architecture):
-    model = HybridLM.build(make_architecture(operators="AMDF"))
+    model = HybridLM.build(make_architecture(operators="AMDFGLW", qk_norm=True))
     assert model.weight_norm_axes() == {
         "embedding.weight": 1,
         "layers.0.mixer.q_proj.weight": 1,
@@ -102,15 +103,36 @@ def test_weight_norm_axes_name_every_matrix_on_the_stream(make_architecture):
         "layers.3.ffn.gate_proj.weight": 1,
         "layers.3.ffn.up_proj.weight": 1,
         "layers.3.ffn.down_proj.weight": 0,
+        "layers.4.mixer.q_proj.weight": 1,
+        "layers.4.mixer.k_proj.weight": 1,
+        "layers.4.mixer.v_proj.weight": 1,
+        "layers.4.mixer.b_proj.weight": 1,
+        "layers.4.mixer.a_proj.weight": 1,
+        "layers.4.mixer.g_proj.weight": 1,
+        "layers.4.mixer.o_proj.weight": 0,
+        "layers.5.mixer.q_proj.weight": 1,
+        "layers.5.mixer.k_proj.weight": 1,
+        "layers.5.mixer.v_proj.weight": 1,
+        "layers.5.mixer.g_proj.weight": 1,
+        "layers.5.mixer.decay_down.weight": 1,
+        "layers.5.mixer.o_proj.weight": 0,
+        "layers.6.mixer.q_proj.weight": 1,
+        "layers.6.mixer.k_proj.weight": 1,
+        "layers.6.mixer.v_proj.weight": 1,
+        "layers.6.mixer.o_proj.weight": 0,
     }
 
 
-@pytest.mark.parametrize("operator", "AMDF")
+@pytest.mark.parametrize("operator", "AMDFGLW")
 def test_normalised_vectors_have_the_hidden_size(operator, make_architecture):
-    """Rows that read the stream and columns that write to it are hidden_size long; no other matrix is left out."""
-    architecture = make_architecture(operators=operator, hidden_size=24, num_heads=2, num_kv_heads=1, mamba_state=5)
+    """Rows that read the stream and columns that write to it are hidden_size long; no other matrix is left out.
+
+    GLA's decay_up lies between the two: it reads the 16 channels of decay_down.
+    """
+    sizes = {"hidden_size": 24, "num_heads": 2, "num_kv_heads": 1, "head_dim": 20, "mamba_state": 5}
+    architecture = make_architecture(operators=operator, **sizes)
     model = HybridLM.build(architecture)
     axes, named = model.weight_norm_axes(), dict(model.named_parameters())
     assert all(named[name].shape[axis] == 24 for name, axis in axes.items())
     left_out = {name for name, p in named.items() if p.dim() == 2} - set(axes)
-    assert all(name == "meta_tokens" or "conv" in name for name in left_out)
+    assert all(name == "meta_tokens" or "conv" in name or "decay_up" in name for name in left_out)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flashslm.ops.attention import attention_naive, attention_sdpa, attention_step
@@ -13,12 +14,13 @@ def make_inputs(length: int, prefix: int, heads: int = 4, groups: int = 2, size:
     return [q, k, v]
 
 
+@pytest.mark.parametrize("window", [None, 2, 4, 13])
 @pytest.mark.parametrize("packed", [False, True], ids=["one-document", "packed"])
 @pytest.mark.parametrize("heads, groups", [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("length, prefix", [(1, 0), (1, 9), (7, 0), (7, 5), (65, 3)])
-def test_sdpa_is_naive_with_gradients(length, prefix, heads, groups, packed, assert_same, random_documents):
+def test_sdpa_is_naive_with_gradients(length, prefix, heads, groups, packed, window, assert_same, random_documents):
     def wrap(op):
-        return lambda *inputs, documents_BT: (op(*inputs[:3], documents_BT),)
+        return lambda *inputs, documents_BT: (op(*inputs[:3], documents_BT, window=window),)
 
     inputs = [*make_inputs(length, prefix, heads, groups), None]
     documents_BT = random_documents(2, length) if packed else None
@@ -35,14 +37,29 @@ def test_naive_weights_by_hand():
     torch.testing.assert_close(output[:, 1], (weights[..., None] * v[:, :, 0]).sum(1))
 
 
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_a_window_sees_itself_and_the_keys_before_it(prefix, window):
+    """Query t stands at position prefix + t: attention over the window's positions up to there, one query by one."""
+    q, k, v = make_inputs(9, prefix)
+    output = attention_naive(q, k, v, window=window)
+    for t in range(9):
+        seen = slice(max(0, prefix + t - window + 1), prefix + t + 1)
+        expected = F.scaled_dot_product_attention(
+            q[:, t, :, None], *(x[:, seen].transpose(1, 2) for x in (k, v)), enable_gqa=True
+        )
+        torch.testing.assert_close(output[:, t], expected[:, :, 0])
+
+
+@pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("op", [attention_naive, attention_sdpa])
-def test_packed_documents_are_separate_documents_after_the_prefix(op):
+def test_packed_documents_are_separate_documents_after_the_prefix(op, window):
     q, k, v = make_inputs(20, 5)
     lengths = [1, 8, 11]
     documents_BT = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).expand(2, 20)
-    packed = op(q, k, v, documents_BT)
+    packed = op(q, k, v, documents_BT, window)
     pieces = [
-        op(q_i, torch.cat([k[:, :5], k_i], dim=1), torch.cat([v[:, :5], v_i], dim=1))
+        op(q_i, torch.cat([k[:, :5], k_i], dim=1), torch.cat([v[:, :5], v_i], dim=1), window=window)
         for q_i, k_i, v_i in zip(*(x[:, -20:].split(lengths, dim=1) for x in (q, k, v)), strict=True)
     ]
     torch.testing.assert_close(packed, torch.cat(pieces, dim=1))
@@ -61,3 +78,18 @@ def test_steps_are_naive_at_different_lengths():
         torch.testing.assert_close(output, expected[rows, lengths_B])
         lengths_B += 1
     torch.testing.assert_close(keys[1, :12], k[1])
+
+
+@pytest.mark.parametrize("slots", [5, 8, 40])
+def test_steps_on_a_ring_are_naive_with_a_window(slots):
+    """Sequences of different lengths on a ring that overflows, is larger than the window, or holds every position."""
+    q, k, v = make_inputs(30, 0)
+    expected = attention_naive(q, k, v, window=5)
+    keys, values = (torch.full((2, 2, slots, 8), 1e3, dtype=torch.float64).transpose(1, 2) for _ in range(2))
+    lengths_B, rows = torch.tensor([0, 3]), torch.arange(2)
+    keys[1, :3], values[1, :3] = k[1, :3], v[1, :3]
+    for _ in range(27):
+        token = (x[rows, lengths_B] for x in (q, k, v))
+        output = attention_step(*token, keys, values, lengths_B, window=5)
+        torch.testing.assert_close(output, expected[rows, lengths_B])
+        lengths_B += 1

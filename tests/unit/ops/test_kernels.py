@@ -19,7 +19,7 @@ def test_auto_is_torch_on_a_cpu(operation):
 
 @pytest.mark.parametrize("operation", sorted(kernels.HALF_PRECISION_ONLY))
 def test_auto_on_cuda_in_fp32_is_torch_where_the_kernels_are_half_precision(operation):
-    assert kernels.chosen(operation, "cuda", "float32") == "chunked"
+    assert kernels.chosen(operation, "cuda", "float32") == kernels.FORMS[operation][0]
 
 
 def test_missing_library_on_cuda_is_an_error_that_names_the_other_form(monkeypatch):

@@ -53,5 +53,10 @@ class NemotronFlashConfig(PretrainedConfig):
         for name, value in fields.items():
             setattr(self, name, value)
 
+    @property
+    def n_positions(self):
+        """Text tokens that fit; lm-evaluation-harness takes its length from here."""
+        return self.max_position_embeddings - self.num_memory_tokens
+
     def validate(self):
         """Accept the layer types: transformers 5 calls this when it saves, and knows only its own."""

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .configuration_nemotron_flash import NemotronFlashConfig
 
-INNER_EPS = 1e-5  # DeltaNet's and Mamba's own norms
+INNER_EPS = 1e-5  # the norms inside attention, DeltaNet and Mamba, whatever rms_norm_eps is
 L2_EPS = 1e-6
 DELTA_CHUNK = 64
 SSD_CHUNK = 128
@@ -26,9 +26,9 @@ SUPPORTED = {
     "attn_hidden_size": (-1,),
     "kq_head_dim": (-1,),
     "v_head_dim": (-1,),
-    "kq_norm": ("none",),
+    "kq_norm": ("none", "rms"),
     "rope": (True,),
-    "rope_type": (None, "default"),
+    "rope_type": (None, "default", "ntk"),
     "sliding_window": (None,),
     "intermediate_size": (0,),
     "mlp_hidden_act": ("silu",),
@@ -121,6 +121,15 @@ def ssd(x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, state_BHPN):
     return (y + torch.stack(carried, 1)).flatten(1, 2)[:, :T], state_BHPN
 
 
+def rotary_theta(config):
+    """The base of the rotary angles; "ntk" raises it once, for the longest context."""
+    if config.rope_type != "ntk":
+        return config.rope_theta
+    head_dim = config.hidden_size // config.num_attention_heads
+    stretch = 2 * config.max_position_embeddings / config.orig_max_position_embeddings - 1
+    return config.rope_theta * stretch ** (head_dim / (head_dim - 2))
+
+
 def rotate(x_BHTK, cos_BTK, sin_BTK):
     """Rotary embedding, half-split, in float32."""
     low, high = x_BHTK.float().chunk(2, dim=-1)
@@ -141,12 +150,15 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(h, self.num_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(h, self.num_kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(h, h, bias=False)
+        normed = config.kq_norm == "rms"
+        self.q_norm, self.k_norm = (RMSNorm(self.head_dim, INNER_EPS) if normed else nn.Identity() for _ in "qk")
 
     def forward(self, x_BTD, states, batch):
         q, k, v = (
             projection(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *batch["rotary"]), rotate(k, *batch["rotary"])
         if states is not None:
             k, v = torch.cat([states[0], k], dim=2), torch.cat([states[1], v], dim=2)
@@ -314,7 +326,7 @@ class NemotronFlashModel(NemotronFlashPreTrainedModel):
         positions = first + torch.arange(T, device=x.device)[None]
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         exponents = torch.arange(0, head_dim, 2, device=x.device, dtype=torch.float32) / head_dim
-        angles = positions[..., None].float() * self.config.rope_theta**-exponents
+        angles = positions[..., None].float() * rotary_theta(self.config) ** -exponents
         angles = torch.cat([angles, angles], dim=-1)
         return {
             "mask_BT": mask_BT,

@@ -1,0 +1,127 @@
+"""`flashslm describe`: an architecture and what a token of it costs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flashslm.cli.common import JsonOption, console, load_recipe
+
+if TYPE_CHECKING:
+    from flashslm.models.architecture import Architecture
+    from flashslm.models.describe import Description
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(describe)
+
+
+def describe(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET|FILE",
+            help="A preset such as nemotron-flash-1b, an architecture.json, a directory with one or with an export's "
+            "config.json, or a recipe (its latency reference).",
+        ),
+    ],
+    context: Annotated[int, typer.Option(min=1, help="Tokens attended to, meta tokens included.")] = 8192,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 1,
+    device: Annotated[str, typer.Option(help="A GPU such as 'NVIDIA H200'; left out: the present device.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an architecture costs: parameters, FLOP, bytes a decoded token, caches, the bandwidth floor."""
+    from flashslm.export.hf_config import export_problems
+    from flashslm.models.describe import describe as describe_architecture
+    from flashslm.models.describe import find_device
+
+    architecture = read_architecture(source)
+    found = describe_architecture(architecture, context, batch, find_device(device), export_problems(architecture))
+    if as_json:
+        print(found.model_dump_json())
+    else:
+        show_description(found)
+
+
+def read_architecture(source: str) -> "Architecture":
+    """The architecture behind a preset's name or a path. ValueError says what else could be given."""
+    from flashslm.models.presets import PRESETS
+
+    path = Path(source)
+    if source in PRESETS:
+        return PRESETS[source]
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        return _recipe_reference(path)
+    files = [path] if path.is_file() else [path / name for name in ("architecture.json", "config.json")]
+    for file in filter(Path.is_file, files):
+        return _stored_architecture(file)
+    raise ValueError(
+        f"'{source}' is neither a preset ({', '.join(PRESETS)}) nor a recipe, an architecture.json, or a directory "
+        "with architecture.json or config.json in it"
+    )
+
+
+def _recipe_reference(path: Path) -> "Architecture":
+    from flashslm.models.architecture import build_architecture
+
+    recipe = load_recipe(path, None)
+    if recipe.data.tokenizer != "train":
+        note = (
+            f"the vocabulary of '{recipe.data.tokenizer}' is not known before it is fetched: data.vocab_size is taken"
+        )
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    latency = recipe.latency
+    return build_architecture(
+        latency.reference_operators, latency.reference_width, recipe.model, recipe.data.vocab_size
+    )
+
+
+def _stored_architecture(file: Path) -> "Architecture":
+    """From an architecture.json or the config.json of an export or of a published model."""
+    from flashslm.export.files import read_object
+    from flashslm.export.hf_config import architecture_from_config
+    from flashslm.export.published import plain_config
+    from flashslm.models.architecture import make_architecture
+
+    try:
+        facts = read_object(file)
+        ours = "operators" in facts
+        return make_architecture(**facts) if ours else architecture_from_config(plain_config(facts)[0])
+    except ValueError as error:
+        raise ValueError(f"'{file}' describes no architecture: {error}") from error
+
+
+def show_description(found: "Description") -> None:
+    sizes, counts = found.sizes, found.parameters
+    heads = f"{sizes['num_heads']} heads of {sizes['head_dim']}, {sizes['num_kv_heads']} for keys and values"
+    window = f", window {sizes['window']}" if "W" in found.operators else ""
+    kv = readable(found.kv_bytes_per_sequence, "B")
+    floor = "no memory bandwidth is known for it: name a GPU with --device"
+    if found.floor_ms_per_token is not None:
+        floor = f"{found.floor_ms_per_token:.4g} ms/token by memory bandwidth"
+    lines = {
+        "operators": f"{found.notation}  ({len(found.operators)})",
+        "sizes": f"width {sizes['hidden_size']}, FFN {sizes['ffn_size']}, {heads}",
+        "": f"vocabulary {sizes['vocab_size']}, {sizes['num_meta_tokens']} meta tokens{window}",
+        "parameters": f"{counts['total']:,}",
+        **{f"  {kind}": f"{n:,}  ({n / counts['total']:.1%})" for kind, n in counts.items() if n and kind != "total"},
+        "forward": f"{readable(found.flops_per_token, 'FLOP')} a token at context {found.context:,}",
+        "decode moves": f"{readable(found.decode_bytes_per_token, 'B')} a token at batch {found.batch}, bfloat16",
+        "KV cache": f"{readable(found.kv_bytes_per_token, 'B')} a token, {kv} a sequence",
+        "states": f"{readable(found.state_bytes_per_sequence, 'B')} a sequence",
+        "device": found.device,
+        "floor": floor,
+        "export": "yes" if found.exportable else "no: " + "; ".join(found.export_obstacles),
+    }
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        Console().print(f"{name:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def readable(value: float, unit: str) -> str:
+    """A quantity with the decimal prefix that leaves at least one digit before the point: `33.55 MB`."""
+    for power, prefix in ((9, "G"), (6, "M"), (3, "k")):
+        if value >= 10**power:
+            return f"{value / 10**power:.2f} {prefix}{unit}"
+    return f"{value:.0f} {unit}"

@@ -1,0 +1,202 @@
+"""One token of grouped-query attention over a static cache, the keys split among programs (flash decoding).
+
+The programs of a split share a group of query heads and read its keys and values once. The new key and value are
+rotated and appended on the way; the last split scores them from registers.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+GROUP_ROWS = 16  # the smallest operand of a tensor-core product
+BLOCK_KEYS = 64
+TARGET_PROGRAMS = 264  # two a multiprocessor of an H100 or H200
+
+
+@triton.jit
+def _rotated(row_ptr, cos_ptr, sin_ptr, norm_ptr, position, eps, HEAD: tl.constexpr, NORM: tl.constexpr):
+    """Heads [R, HEAD] given by their row pointers [R, 1]: both rotated halves, each [R, HEAD / 2] in fp32."""
+    half = tl.arange(0, HEAD // 2)
+    low = tl.load(row_ptr + half[None, :]).to(tl.float32)
+    high = tl.load(row_ptr + HEAD // 2 + half[None, :]).to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt((tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)) / HEAD + eps)[:, None]
+        low = low * scale * tl.load(norm_ptr + half).to(tl.float32)[None, :]
+        high = high * scale * tl.load(norm_ptr + HEAD // 2 + half).to(tl.float32)[None, :]
+    cos = tl.load(cos_ptr + position * (HEAD // 2) + half)[None, :]
+    sin = tl.load(sin_ptr + position * (HEAD // 2) + half)[None, :]
+    return low * cos - high * sin, high * cos + low * sin
+
+
+@triton.jit
+def _attend(
+    inputs_ptr,
+    q_norm_ptr,
+    k_norm_ptr,
+    cos_ptr,
+    sin_ptr,
+    lengths_ptr,
+    keys_ptr,
+    values_ptr,
+    out_ptr,
+    partial_ptr,
+    weight_ptr,
+    slots,
+    eps,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    NORM: tl.constexpr,
+):
+    b, g, split = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS, tl.program_id(1)
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    half, lane, row = tl.arange(0, HEAD // 2), tl.arange(0, HEAD), tl.arange(0, ROWS)
+    cache = tl.program_id(0).to(tl.int64) * slots * HEAD
+    gdc_launch_dependents()
+    gdc_wait()
+    inputs = inputs_ptr + b * (GROUPS * GROUP + 2 * GROUPS) * HEAD
+    q_row = inputs + (g * GROUP + tl.minimum(row, GROUP - 1))[:, None] * HEAD
+    q_low, q_high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD, NORM)
+    k_row = inputs + (GROUPS * GROUP + g) * HEAD + tl.zeros((1, 1), tl.int32)
+    k_low, k_high = _rotated(k_row, cos_ptr, sin_ptr, k_norm_ptr, length, eps, HEAD, NORM)
+    value = tl.load(inputs + (GROUPS * GROUP + GROUPS + g) * HEAD + lane)
+    dtype = keys_ptr.dtype.element_ty
+    q_low, q_high, k_low, k_high = q_low.to(dtype), q_high.to(dtype), k_low.to(dtype), k_high.to(dtype)
+    scale = 1.4426950408889634 / tl.sqrt_rn(HEAD * 1.0)  # exponentials are powers of two
+    best = tl.full((ROWS,), -float("inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    mixed = tl.zeros((ROWS, HEAD), tl.float32)
+    if split == SPLITS - 1:
+        own = tl.sum(q_low.to(tl.float32) * k_low.to(tl.float32), axis=1)
+        own += tl.sum(q_high.to(tl.float32) * k_high.to(tl.float32), axis=1)
+        best, total = own * scale, total + 1.0
+        mixed += value.to(tl.float32)[None, :]
+        slot = cache + length.to(tl.int64) * HEAD
+        tl.store(keys_ptr + slot + half[None, :], k_low)
+        tl.store(keys_ptr + slot + HEAD // 2 + half[None, :], k_high)
+        tl.store(values_ptr + slot + lane, value)
+    each = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
+    first, last = split * each, tl.minimum(split * each + each, length)
+    for start in range(first, last, KEYS):
+        at = start + tl.arange(0, KEYS)
+        seen = at < last
+        place = cache + at[:, None].to(tl.int64) * HEAD
+        k_lower = tl.load(keys_ptr + place + half[None, :], mask=seen[:, None], other=0.0)
+        k_upper = tl.load(keys_ptr + place + HEAD // 2 + half[None, :], mask=seen[:, None], other=0.0)
+        v = tl.load(values_ptr + place + lane[None, :], mask=seen[:, None], other=0.0)
+        scores = tl.dot(q_low, tl.trans(k_lower)) + tl.dot(q_high, tl.trans(k_upper))
+        scores = tl.where(seen[None, :], scores * scale, -float("inf"))
+        larger = tl.maximum(best, tl.max(scores, axis=1))
+        shrink, weights = tl.exp2(best - larger), tl.exp2(scores - larger[:, None])
+        total = total * shrink + tl.sum(weights, axis=1)
+        mixed = mixed * shrink[:, None] + tl.dot(weights.to(dtype), v)
+        best = larger
+    head = b * GROUPS * GROUP + g * GROUP + row
+    real = row < GROUP
+    if SPLITS == 1:
+        tl.store(out_ptr + head[:, None] * HEAD + lane[None, :], mixed / total[:, None], mask=real[:, None])
+    else:
+        place = (head * SPLITS + split)[:, None] * HEAD + lane[None, :]
+        tl.store(partial_ptr + place, mixed, mask=real[:, None])
+        weight = weight_ptr + (head * SPLITS + split) * 2
+        tl.store(weight, best, mask=real)
+        tl.store(weight + 1, total, mask=real)
+
+
+@triton.jit
+def _combine(partial_ptr, weight_ptr, out_ptr, SPLITS: tl.constexpr, PADDED: tl.constexpr, HEAD: tl.constexpr):
+    split, lane = tl.arange(0, PADDED), tl.arange(0, HEAD)
+    real = split < SPLITS
+    at = tl.program_id(0) * SPLITS + split
+    gdc_launch_dependents()
+    gdc_wait()
+    best = tl.load(weight_ptr + at * 2, mask=real, other=-float("inf"))
+    total = tl.load(weight_ptr + at * 2 + 1, mask=real, other=0.0)
+    weight = tl.exp2(best - tl.max(best, axis=0))
+    mixed = tl.load(partial_ptr + at[:, None] * HEAD + lane[None, :], mask=real[:, None], other=0.0)
+    out = tl.sum(mixed * weight[:, None], axis=0) / tl.sum(total * weight, axis=0)
+    tl.store(out_ptr + tl.program_id(0) * HEAD + lane, out)
+
+
+class Splits(NamedTuple):
+    """Work space of a split decode: every split's sum of values, its highest score and the sum of its weights."""
+
+    number: int
+    mixed: Tensor  # fp32 [B·H, splits, K]
+    weights: Tensor  # fp32 [B·H, splits, 2]
+
+    @classmethod
+    def allocate(cls, batch: int, heads: int, groups: int, head: int, slots: int, device: torch.device) -> "Splits":
+        count = max(1, min(-(-TARGET_PROGRAMS // (batch * groups)), slots // BLOCK_KEYS))
+        shape = (batch * heads, count)
+        empty = torch.empty(*shape, head, device=device), torch.empty(*shape, 2, device=device)
+        return cls(count, *empty)
+
+
+class Rotation(NamedTuple):
+    """Tables [slots, K / 2] of the angles, fp32, and the norms of q and k, if the model has them."""
+
+    cos: Tensor
+    sin: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    eps: float
+
+
+def attention_decode(
+    inputs_BR: Tensor,
+    rotation: Rotation,
+    lengths_B: Tensor,
+    keys_BGSK: Tensor,
+    values_BGSK: Tensor,
+    out_BD: Tensor,
+    splits: Splits,
+) -> None:
+    """Attention on [q | k | v] (not rotated) at `lengths_B`, where the new key and value are stored."""
+    batch, groups, slots, head = keys_BGSK.shape
+    group = out_BD.shape[1] // head // groups
+    normed = rotation.q_norm is not None
+    _attend[(batch * groups, splits.number)](
+        inputs_BR,
+        rotation.q_norm if normed else inputs_BR,
+        rotation.k_norm if normed else inputs_BR,
+        rotation.cos,
+        rotation.sin,
+        lengths_B,
+        keys_BGSK,
+        values_BGSK,
+        out_BD,
+        splits.mixed,
+        splits.weights,
+        slots,
+        rotation.eps,
+        GROUPS=groups,
+        GROUP=group,
+        ROWS=max(GROUP_ROWS, triton.next_power_of_2(group)),
+        HEAD=head,
+        KEYS=BLOCK_KEYS,
+        SPLITS=splits.number,
+        NORM=normed,
+        num_warps=4,
+        num_stages=3,
+        launch_pdl=True,
+    )
+    if splits.number > 1:
+        padded = triton.next_power_of_2(splits.number)
+        _combine[(batch * groups * group,)](
+            splits.mixed,
+            splits.weights,
+            out_BD,
+            SPLITS=splits.number,
+            PADDED=padded,
+            HEAD=head,
+            num_warps=4,
+            launch_pdl=True,
+        )

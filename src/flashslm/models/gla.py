@@ -1,0 +1,60 @@
+"""Gated linear attention: every key channel has a decay of its own (Yang et al. 2023, arXiv 2312.06635)."""
+
+from typing import ClassVar, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flashslm.models.architecture import GLA_GATE_RANK, Architecture
+from flashslm.models.cache import DecodePosition, GLAState, State
+from flashslm.models.interface import Operator, Sequence
+from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
+from flashslm.ops.dispatch import gla
+from flashslm.ops.gla import gla_step
+from flashslm.ops.precision import at_least_fp32
+
+GATE_TEMPERATURE = 16.0  # the paper's tau: it divides the log decay, so that a fresh layer forgets slowly
+
+
+class GLA(Operator):
+    """q and k have half a head's channels (scale 1/sqrt(K) on q), v all of them; no convolution, no positions.
+
+    The decay's logarithm is logsigmoid(decay_up(decay_down x)) / 16, with rank 16 and a bias; the output is
+    o_proj(RMSNorm(o) * silu(g_proj x)), the norm over each head (section 4.4).
+    """
+
+    reads: ClassVar = ("q_proj", "k_proj", "v_proj", "g_proj", "decay_down")
+    writes: ClassVar = ("o_proj",)
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        hidden, heads_size = architecture.hidden_size, architecture.heads_size
+        self.heads, self.key_dim = architecture.num_heads, architecture.gla_key_dim
+        key_size = self.heads * self.key_dim
+        self.q_proj = nn.Linear(hidden, key_size, bias=False)
+        self.k_proj = nn.Linear(hidden, key_size, bias=False)
+        self.v_proj = nn.Linear(hidden, heads_size, bias=False)
+        self.g_proj = nn.Linear(hidden, heads_size, bias=False)
+        self.decay_down = nn.Linear(hidden, GLA_GATE_RANK, bias=False)
+        self.decay_up = nn.Linear(GLA_GATE_RANK, key_size)
+        self.o_norm = RMSNorm(architecture.head_dim, INNER_NORM_EPS)
+        self.o_proj = nn.Linear(heads_size, hidden, bias=False)
+
+    def forward(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
+        before = None if state is None else cast(GLAState, state).memory
+        o, memory = gla(*self._heads(x_BTD), before, sequence.documents_BT)
+        return self._output(o, x_BTD), GLAState(memory)
+
+    def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
+        return self._output(gla_step(*self._heads(x_BD), cast(GLAState, state).memory), x_BD)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Heads of q, k, v and of the decay's logarithm."""
+        log_decay = F.logsigmoid(at_least_fp32(self.decay_up(self.decay_down(x)))) / GATE_TEMPERATURE
+        projected = (self.q_proj(x) * self.key_dim**-0.5, self.k_proj(x), self.v_proj(x), log_decay)
+        q, k, v, log_decay = (y.unflatten(-1, (self.heads, -1)) for y in projected)
+        return q, k, v, log_decay
+
+    def _output(self, o: Tensor, x: Tensor) -> Tensor:
+        output: Tensor = self.o_proj(self.o_norm(o).flatten(-2) * F.silu(self.g_proj(x)))
+        return output

@@ -1,0 +1,72 @@
+"""State-space duality by mamba-ssm's Triton kernels. Shapes and semantics are those of `ops.ssd`."""
+
+import torch
+from torch import Tensor
+
+from flashslm.ops.documents import document_starts
+from flashslm.ops.precision import without_autocast
+
+CHUNK_SIZE = 256
+
+
+@without_autocast
+def ssd_mamba(
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    a_H: Tensor,
+    b_BTN: Tensor,
+    c_BTN: Tensor,
+    initial_state_BHPN: Tensor | None = None,
+    documents_BT: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns what `ssd_naive` does, to the accuracy of x's dtype (tf32 for fp32)."""
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+    packed = documents_BT is not None
+    initial = None if initial_state_BHPN is None else initial_state_BHPN.float().contiguous()
+    y, state = mamba_chunk_scan_combined(
+        x_BTHP.contiguous(),
+        dt_BTH.float(),
+        a_H.float(),
+        b_BTN.to(x_BTHP.dtype)[:, :, None].contiguous(),
+        c_BTN.to(x_BTHP.dtype)[:, :, None].contiguous(),
+        chunk_size=CHUNK_SIZE,
+        initial_states=None if packed else initial,
+        seq_idx=None if documents_BT is None else document_starts(documents_BT).cumsum(1, dtype=torch.int32),
+        return_final_states=True,
+    )
+    if documents_BT is None or initial is None:
+        return y, state
+    return _add_initial(y, state, dt_BTH.float() * a_H.float(), c_BTN, initial, documents_BT)
+
+
+def _add_initial(
+    y: Tensor, state: Tensor, log_decay_BTH: Tensor, c_BTN: Tensor, initial: Tensor, documents_BT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What every document reads from the state it starts on: the kernels start all but a row's first one on zero.
+
+    The recurrence is linear in its initial state, so that part is exp(L_t) S_0 c_t with L the cumulative log decay in
+    the document.
+    """
+    starts_BT = document_starts(documents_BT)
+    total = log_decay_BTH.cumsum(1)
+    index_BT = torch.where(starts_BT, torch.arange(y.shape[1], device=y.device), 0).cummax(1).values
+    before = (total - log_decay_BTH).gather(1, index_BT[..., None].expand_as(total))
+    decay_BTH = (total - before).exp()
+    read = torch.einsum("btn,bhpn->bthp", c_BTN.to(y.dtype), initial.to(y.dtype))
+    return y + (read * decay_BTH[..., None]).to(y.dtype), state + decay_BTH[:, -1, :, None, None] * initial
+
+
+def ssd_step_mamba(x_BHP: Tensor, dt_BH: Tensor, a_H: Tensor, b_BN: Tensor, c_BN: Tensor, state_BHPN: Tensor) -> Tensor:
+    """Advance one token; the state is updated in place. Returns y [B, H, P] in x's dtype."""
+    from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+
+    heads, size, state_size = state_BHPN.shape[1:]
+    dt = dt_BH.float()[..., None].expand(-1, -1, size)
+    a = a_H.float()[:, None, None].expand(heads, size, state_size)
+    # Strides of zero tell the kernel that a head has one dt and one decay; it asks the bias for its stride.
+    no_bias = dt.new_zeros(1).expand(heads, size)
+    y: Tensor = selective_state_update(
+        state_BHPN, x_BHP, dt, a, b_BN[:, None].contiguous(), c_BN[:, None].contiguous(), dt_bias=no_bias
+    )
+    return y

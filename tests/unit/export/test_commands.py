@@ -1,0 +1,72 @@
+"""The commands on exported directories, as a person and a script see them."""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from flashslm.cli.app import app
+from flashslm.models.serialization import load_model
+
+
+@pytest.fixture
+def flashslm():
+    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture
+def broken_dir(exported_dir, tmp_path):
+    directory = shutil.copytree(exported_dir, tmp_path / "broken")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"num_memory_tokens": 4, "eos_token_id": 7}))
+    return directory
+
+
+def test_verify_export_says_what_it_checked(flashslm, exported_dir):
+    result = flashslm("verify-export", exported_dir)
+    assert result.exit_code == 0 and result.stdout.count("\n") == 1
+    assert result.stdout.endswith("checked: 50 tensors, 36 fields, 8 files\n")
+    assert json.loads(flashslm("verify-export", exported_dir, "--json").stdout) == {
+        "directory": str(exported_dir),
+        "problems": [],
+        "tensors": 50,
+        "fields": 36,
+        "files": 8,
+    }
+
+
+def test_verify_export_names_every_problem(flashslm, broken_dir):
+    result = flashslm("verify-export", broken_dir)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        "model.memory_tokens: shape is [5, 32], expected [4, 32]",
+        "generation_config.json: eos_token_id is 0, not 7",
+    ]
+    result = flashslm("verify-export", broken_dir, "--json")
+    assert result.exit_code == 1
+    assert [p["subject"] for p in json.loads(result.stdout)["problems"]] == [
+        "model.memory_tokens",
+        "generation_config.json",
+    ]
+
+
+def test_import_prints_and_writes(flashslm, exported_dir, model, tmp_path):
+    result = flashslm("import", exported_dir, "--output", tmp_path / "out")
+    assert result.exit_code == 0
+    for expected in ("DFMFAFM", "float32", "output_row_norm_min"):
+        assert expected in result.stdout
+    assert "do not divide" in result.stderr
+    assert load_model(tmp_path / "out").architecture == model.architecture
+
+
+def test_import_without_an_output_only_reports(flashslm, exported_dir, model, tmp_path):
+    result = flashslm("import", exported_dir, "--json")
+    summary = json.loads(result.stdout)
+    assert summary["num_parameters"] == sum(p.numel() for p in model.parameters())
+    assert summary["output"] == "" and len(summary["warnings"]) == 1
+
+
+def test_import_refuses_with_every_reason(flashslm, broken_dir):
+    result = flashslm("import", broken_dir)
+    assert result.exit_code == 1 and "model.memory_tokens: shape is [5, 32]" in str(result.exception)
