@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 EXTRAS := platform,train,evaluation,orchestrate,local,dev
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test lint format test-unit golden clean
+.PHONY: setup demo test lint format test-unit test-gpu golden clean
 
 setup: $(INSTALLED)
 
@@ -37,6 +37,11 @@ format: $(INSTALLED)
 
 test-unit: $(INSTALLED)
 	$(BIN)/python -m pytest -q tests/unit
+
+# On a machine with an NVIDIA GPU and the extra `cuda`; GPU_PYTHON is the interpreter that has it.
+GPU_PYTHON ?= $(BIN)/python
+test-gpu:
+	$(GPU_PYTHON) benchmarks/gpu_tests.py
 
 golden: $(INSTALLED)
 	FLASHSLM_UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/pipeline -k golden

@@ -7,8 +7,10 @@ from components.images import RUNTIME_IMAGE
 
 
 @dsl.component(base_image=RUNTIME_IMAGE, install_kfp_package=False)
-def profile_latency(config: str, code_digest: str, dataset: Input[Dataset], latency_table: Output[Artifact]):
-    """Measure every operator, and check the sums against whole models."""
+def profile_latency(
+    config: str, code_digest: str, device_digest: str, dataset: Input[Dataset], latency_table: Output[Artifact]
+):
+    """Measure every operator, check the sums against whole models; a changed `device_digest` is a cache miss."""
     from flashslm.steps.run import run_step
 
     run_step(

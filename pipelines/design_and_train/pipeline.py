@@ -46,12 +46,14 @@ def design_and_train(  # noqa: PLR0913 - one configuration a step: a change leav
     report_config: str,
     code_digest: str,
     source_digest: str,
+    device_digest: str,
     workers: list[str],
     variants: list[dict],
 ):
     code = {"code_digest": code_digest}
     dataset = step(prepare_data, config=prepare_data_config, source_digest=source_digest, **code).outputs["dataset"]
-    profile = step(profile_latency, config=profile_latency_config, dataset=dataset, **code)
+    measured_on = {"device_digest": device_digest, **code}
+    profile = step(profile_latency, config=profile_latency_config, dataset=dataset, **measured_on)
     known = {"dataset": dataset, "latency_table": profile.outputs["latency_table"], **code}
     known["scaling_law"] = step(fit_scaling_law, config=fit_scaling_law_config, **known).outputs["scaling_law"]
 

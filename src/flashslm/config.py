@@ -26,13 +26,23 @@ STEP_SECTIONS: dict[str, tuple[str, ...]] = {
     "report": ("name", "gate"),
 }
 
+GPU_STEPS = {"profile_latency", "fit_scaling_law", "search_architecture", "pretrain", "evaluate", "export_model"}
+_DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
 
 def _switch(value: Any) -> Any:
     """YAML 1.1 reads a bare on or off as a boolean."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
+def _quantity(value: Any) -> Any:
+    """YAML reads a bare 8 as a number."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 Positive = Annotated[int, Field(ge=1)]
+Cpu = Annotated[str, BeforeValidator(_quantity), Field(pattern=r"^([1-9][0-9]*(\.[0-9]+)?|0?\.[0-9]+|[1-9][0-9]*m)$")]
+Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?([KMGTPE]i?|k)?$")]
 Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 
 
@@ -108,6 +118,8 @@ class ProfilingConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
     threads: int = Field(default=1, ge=1)  # CPU only
+    compile_processes: int = Field(default=4, ge=0)  # CUDA only: they compile a table's kernels before it is measured
+    operators: str = Field(default="DMAF", pattern=r"^[ADFGLMW]+$")  # letters; D, M, A and F are always among them
     widths: tuple[int, ...] = (1024, 1280, 1536, 1792, 2048, 2304, 2560)
     contexts: tuple[int, ...] = (1024, 8192)
     batches: tuple[int, ...] = (1,)
@@ -116,7 +128,14 @@ class ProfilingConfig(Section):
     sweep_block: str = "DFMF"
     sweep_depths: tuple[int, ...] = (6, 12, 18, 24, 30)  # blocks, whole models at matched parameters
     sweep_parameters: tuple[int, ...] = (300_000_000, 500_000_000, 1_000_000_000)
-    check_models: int = Field(default=8, ge=1)  # random whole models the table's sum is compared with
+    calibration_models: int = Field(default=0, ge=0)  # whole models a batch that a step's overhead is fitted on
+    check_models: int = Field(default=8, ge=1)  # random whole models the table's prediction is compared with
+
+    @model_validator(mode="after")
+    def _operators_are_those_of_the_search(self) -> "ProfilingConfig":
+        if not set("DMAF") <= set(self.operators) or len(set(self.operators)) < len(self.operators):
+            raise ValueError(f"operators is '{self.operators}': each letter once, and D, M, A and F among them")
+        return self
 
     @model_validator(mode="after")
     def _grids_not_empty(self) -> "ProfilingConfig":
@@ -250,18 +269,100 @@ class GateConfig(Section):
     max_size_increase: float = Field(default=0.1, ge=0)  # parameters, relative to the champion
 
 
+class Toleration(Section):
+    """A taint that a pod may meet on its node."""
+
+    key: str = ""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+
+
+class GpuType(Section):
+    """A kind of GPU node: the resource a pod asks for and the nodes it may use."""
+
+    resource: str = "nvidia.com/gpu"
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu", effect="NoSchedule"),)
+
+
+class StepResources(Section):
+    """What a pod gets; requests equal limits, so that no neighbour slows a measurement down."""
+
+    cpu: Cpu = "2"
+    memory: Memory = "8Gi"
+    gpus: int = Field(default=0, ge=0)
+    gpu_type: str = ""  # a name in platform.gpu_types; "" = any node with nvidia.com/gpu
+    shared_memory: Memory | Literal[""] = ""  # /dev/shm, counts against memory; "" = the engine's own (64Mi)
+    timeout_s: int = Field(default=86_400, ge=60)  # of one attempt
+    image: str = ""  # "" = platform.image
+
+
+class GpuStepResources(StepResources):
+    """The same with what a step of GPU_STEPS needs."""
+
+    cpu: Cpu = "8"
+    memory: Memory = "64Gi"
+    gpus: int = Field(default=1, ge=0)
+    shared_memory: Memory | Literal[""] = "16Gi"
+
+
+class StepOverride(Section):
+    """Where one step differs from the others of its kind; null = as they."""
+
+    cpu: Cpu | None = None
+    memory: Memory | None = None
+    gpus: int | None = Field(default=None, ge=0)
+    gpu_type: str | None = None
+    shared_memory: Memory | Literal[""] | None = None
+    timeout_s: int | None = Field(default=None, ge=60)
+    image: str | None = None
+
+
 class PlatformConfig(Section):
     """How steps run on a cluster and how often they are retried anywhere."""
 
     retries: int = Field(default=2, ge=0)
-    timeout_s: int = Field(default=86_400, ge=60)
-    gpus: int = Field(default=1, ge=0)
+    namespace: str = Field(default="kubeflow", pattern=_DNS_LABEL)
+    service_account: str = ""  # "" = the installation's own
+    image: str = ""  # "" = the one in components/images.py; a digest (name@sha256:...) keeps caching honest
+    image_pull_secret: str = ""
+    cpu_steps: StepResources = StepResources()
+    gpu_steps: GpuStepResources = GpuStepResources()
+    steps: dict[str, StepOverride] = {}
+    gpu_types: dict[str, GpuType] = {}
+    # Names in the namespace; their keys are the variables of the environment contract. "" = none.
+    config_map: str = "flashslm"
+    s3_secret: str = "flashslm-s3"
+    mlflow_secret: str = "flashslm-mlflow"
+    database_secret: str = "flashslm-database"
+    deadline_s: int = Field(default=0, ge=0)  # of a whole run; 0 = none
+    ttl_s: int = Field(default=7 * 86_400, ge=0)  # pods and workflow go so long after a run's end; 0 = never
+    cron_time_zone: str = "UTC"  # the installation's CRON_SCHEDULE_TIMEZONE
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "PlatformConfig":
+        unknown = sorted(set(self.steps) - set(STEP_SECTIONS))
+        problems = [f"steps: {', '.join(unknown)} unknown; allowed: {', '.join(STEP_SECTIONS)}"] if unknown else []
+        wanted = {self.cpu_steps.gpu_type, self.gpu_steps.gpu_type, *(o.gpu_type or "" for o in self.steps.values())}
+        if unknown := sorted(wanted - {""} - set(self.gpu_types)):
+            known = ", ".join(sorted(self.gpu_types)) or "none"
+            problems.append(f"gpu_type: {', '.join(unknown)} not in gpu_types; there are: {known}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def resources(self, step: str) -> StepResources:
+        """What `step` gets: that of its kind, with its own differences."""
+        base = self.gpu_steps if step in GPU_STEPS else self.cpu_steps
+        own = self.steps.get(step, StepOverride())
+        return base.model_copy(update=own.model_dump(exclude_none=True))
 
 
 class RunConfig(Section):
     """A whole recipe."""
 
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    name: str = Field(pattern=_DNS_LABEL)
     seed: int = Field(default=0, ge=0)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

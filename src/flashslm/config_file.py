@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -119,5 +119,6 @@ def _describe(error: Any) -> str:
 def _fields_at(location: tuple[Any, ...]) -> list[str]:
     model: Any = RunConfig
     for part in location:
-        model = model.model_fields[part].annotation
+        inside = get_args(model)  # of a dict: key and value; of a tuple: the item
+        model = inside[isinstance(part, str)] if inside else model.model_fields[part].annotation
     return sorted(model.model_fields)

@@ -1,5 +1,6 @@
 """Which machine this is: device choice, fingerprint, data-sheet peaks. No domain knowledge; torch only when called."""
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -96,6 +97,15 @@ def device_fingerprint(device: DeviceKind) -> DeviceFingerprint:
     )
 
 
+def machine_digest() -> str:
+    """A sha256 over processor, GPUs, driver and torch's version: for a cache key. Does not import torch."""
+    try:
+        torch_version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        torch_version = ""
+    return digest([_cpu_model(), os.cpu_count(), _nvidia_smi("name,driver_version"), torch_version])
+
+
 def peak(gpu: str) -> Peak | None:
     """Peaks of a GPU by its exact name; None for an unknown one (no number rather than a wrong one)."""
     return PEAKS.get(gpu)
@@ -114,9 +124,14 @@ def _cpu_model() -> str:
 
 def _driver_version() -> str:
     """The NVIDIA driver's version; torch does not tell it."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return next(iter(_nvidia_smi("driver_version")), "")
+
+
+def _nvidia_smi(fields: str) -> list[str]:
+    """A line of these fields for each GPU; nothing where the tool is absent or fails."""
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+        found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return lines[0] if lines else ""
+        return []
+    return found.strip().splitlines()

@@ -1,6 +1,7 @@
 """Fused forms against the naive ones in float64, on memory that is NaN wherever nothing has been written."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,17 @@ TOLERANCE = {torch.bfloat16: 1.5e-2, torch.float32: 2e-3}
 Op = Callable[..., Any]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that compile the same kernels go to one worker (pytest -n 8 --dist loadgroup): lengths do not matter."""
+    here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    for item in here:
+        if not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here: run `make test-gpu` on a machine with one"))
+        parameters = getattr(item, "callspec", None)
+        values = [f"{v}" for name, v in parameters.params.items() if name != "length"] if parameters else []
+        item.add_marker(pytest.mark.xdist_group("-".join([item.originalname, *values])))  # type: ignore[attr-defined]
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """`torch.empty` returns NaN, so that an element no kernel wrote cannot pass."""
@@ -25,7 +37,8 @@ def poisoned_memory() -> Iterator[None]:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-12))
+    """||actual - expected|| / ||expected||; where nothing is expected (a softmax over one key) the error itself."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-2))
 
 
 def _run(op: Op, inputs: list[Tensor | None], shared_state: bool, **options: Any) -> Iterator[Tensor]:

@@ -65,6 +65,7 @@ def test_decoder_is_model(operators, sizes, batch):
     exact = in_fp32(model)
     cache, reference = (filled(model.architecture, batch, dtype) for dtype in (torch.bfloat16, torch.float32))
     decoder = FusedDecoder(model, cache)
+    decoder.begin()
     decoder.logits_BV.fill_(torch.nan)
     with torch.inference_mode():
         for tokens_B in torch.randint(1003, (6, batch), device="cuda"):
@@ -75,8 +76,9 @@ def test_decoder_is_model(operators, sizes, batch):
             assert torch.equal(tokens_B, actual.argmax(-1))
     assert torch.equal(cache.lengths_B, reference.lengths_B)
     for state, expected_state in zip(cache.layers, reference.layers, strict=True):
-        for actual, expected in zip(state, expected_state, strict=True):
-            assert relative_error(actual, expected) < 2e-2
+        for name, actual, expected in zip(state._fields, state, expected_state, strict=True):
+            if name != "conv":  # the decoder keeps the convolution's inputs in rings of its own
+                assert relative_error(actual, expected) < 2e-2
 
 
 @pytest.mark.parametrize("lengths", [[0, 1, 300], [63, 64, 65]])
@@ -88,9 +90,10 @@ def test_sequences_of_unequal_lengths(lengths):
     for c in (cache, reference):
         c.lengths_B.copy_(torch.tensor(lengths))
     tokens_B = torch.tensor([1, 2, 3], device="cuda")
+    decoder = FusedDecoder(model, cache)
     with torch.inference_mode():
         expected = in_fp32(model).decode_step(tokens_B, reference)
-        assert relative_error(FusedDecoder(model, cache).decode_step(tokens_B), expected) < 2e-2
+        assert relative_error(decoder.decode_step(tokens_B), expected) < 2e-2
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.9, top_k=20, top_p=0.9, seed=5)])

@@ -84,7 +84,8 @@ def test_ssd(dtype, size, state_size, length, packed, assert_close, random_docum
         torch.randn(1, heads, size, state_size, device="cuda"),
     ]
     documents = random_documents(2, length) if packed else None
-    assert_close(ssd_naive, ssd_mamba, inputs, 1.5 * TOLERANCE[dtype], documents_BT=documents)
+    # The gradient of a sums over all tokens, with cancellation.
+    assert_close(ssd_naive, ssd_mamba, inputs, 3 * TOLERANCE[dtype], documents_BT=documents)
 
 
 @packed_or_not

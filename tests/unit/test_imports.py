@@ -27,10 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "training": BELOW_INFERENCE,
     "scaling": BELOW_INFERENCE | {"profiling", "training"},
     "search": BELOW_INFERENCE | {"profiling", "training"},
+    "benchmarking": BELOW_INFERENCE | {"profiling"},
     "reporting": {"models"},
     "steps": MIDDLE | BELOW_INFERENCE | {"reporting"},
     "launch": MIDDLE | BELOW_INFERENCE | {"steps"},
-    "cli": MIDDLE | BELOW_INFERENCE | {"launch", "steps"},
+    "cli": MIDDLE | BELOW_INFERENCE | {"benchmarking", "launch", "steps"},
     "__main__": {"cli"},
     "__init__": set(),
 }

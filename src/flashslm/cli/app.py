@@ -5,9 +5,11 @@ import sys
 
 import typer
 
-from flashslm.cli import describe, export, pipeline, steps
+from flashslm.cli import cluster, describe, export, pipeline, steps
+from flashslm.cli.bench import bench_app
 from flashslm.cli.common import console
 from flashslm.cli.models import models_app
+from flashslm.cli.schedule import schedule_app
 from flashslm.cli.stack import stack_app
 
 app = typer.Typer(
@@ -17,10 +19,13 @@ app = typer.Typer(
 )
 pipeline.register(app)
 steps.register(app)
+cluster.register(app)
 export.register(app)
 describe.register(app)
 app.add_typer(stack_app, name="stack")
 app.add_typer(models_app, name="models")
+app.add_typer(schedule_app, name="schedule")
+app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ console = Console(stderr=True)
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The recipe, for example configs/demo.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides such as training.steps=50.")]
+PipelineOption = Annotated[str, typer.Option("--pipeline", help="Directory name under pipelines/.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 HomeOption = Annotated[Path, typer.Option("--home", help="Where the embedded stack and caches live.")]
 ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where manifests of inputs and outputs live.")]

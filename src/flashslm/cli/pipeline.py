@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flashslm.cli.common import HOME, ConfigOption, HomeOption, JsonOption, Overrides, console, load_recipe, show
+from flashslm.cli.common import (
+    HOME,
+    ConfigOption,
+    HomeOption,
+    JsonOption,
+    Overrides,
+    PipelineOption,
+    console,
+    load_recipe,
+    show,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -17,24 +27,43 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    config: ConfigOption, overrides: Overrides = None, home: HomeOption = HOME, as_json: JsonOption = False
+    config: ConfigOption,
+    overrides: Overrides = None,
+    pipeline: PipelineOption = "design_and_train",
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
 ) -> None:
-    """Run the whole design_and_train pipeline on this machine, from the compiled YAML."""
+    """Run a whole pipeline on this machine, from the compiled YAML."""
     from flashslm.launch.run import run_pipeline
 
-    outcome = run_pipeline(load_recipe(config, overrides), home=home, quiet=as_json)
+    outcome = run_pipeline(load_recipe(config, overrides), home=home, quiet=as_json, pipeline=pipeline)
     show(outcome.facts(), as_json)
     raise typer.Exit(outcome.local.exit_code)
 
 
 def compile_command(
-    pipeline: Annotated[str, typer.Option(help="Directory name under pipelines/.")] = "design_and_train",
+    overrides: Overrides = None,
+    pipeline: PipelineOption = "design_and_train",
     output: Annotated[Path, typer.Option("--output", "-o", help="The YAML file to write.")] = Path("pipeline.yaml"),
+    config: Annotated[Path | None, typer.Option("--config", help="Add the recipe's platform section.")] = None,
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="Write Pipeline and PipelineVersion objects.")
+    ] = False,
 ) -> None:
-    """Compile a pipeline to the YAML that runs on a cluster and here."""
+    """Compile a pipeline to the YAML that runs here and, with --config, to what a cluster takes."""
+    from flashslm.launch.cluster import for_cluster
     from flashslm.launch.compiling import compile_pipeline
 
-    compile_pipeline(pipeline, output)
+    if config:
+        platform = load_recipe(config, overrides).platform
+        package = for_cluster(pipeline, platform)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        text = package.manifests(platform.namespace) if kubernetes else package.text()
+        output.write_text(text, encoding="utf-8")
+    elif kubernetes or overrides:
+        raise ValueError("--kubernetes and overrides need --config: a recipe whose platform section says how steps run")
+    else:
+        compile_pipeline(pipeline, output)
     console.print(f"wrote {output}", highlight=False)
 
 

@@ -1,6 +1,6 @@
 """DecodeEngine: prefill and decode a batch on static caches; on CUDA a decode step is one graph, sampling inside."""
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,6 +9,9 @@ from flashslm.inference.sampling import GREEDY, Sampler, Sampling
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops.kernels import form
+
+if TYPE_CHECKING:
+    from flashslm.inference.fused.decoder import FusedDecoder
 
 PREFILL_CHUNK = 512  # tokens; bounds what a long prompt needs besides its cache
 PREFILL_CHUNK_CUDA = 4096
@@ -31,7 +34,7 @@ class DecodeEngine:
         self.tokens_B = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
         self.context = 0  # text tokens in the cache, known without asking the device
         self.form = form("decode", weight)
-        self._step = self._fused_step() if self.form == "triton" else self._model_step
+        self._decoder = self._fused_decoder() if self.form == "triton" else None
         self.graph = self._capture() if weight.device.type == "cuda" else None
 
     def prefill(self, tokens_BT: Tensor) -> Tensor:
@@ -48,6 +51,8 @@ class DecodeEngine:
             for chunk_BT in tokens_BT.to(device).split(chunk, dim=1):
                 logits_BV = self.model.prefill(chunk_BT, self.cache)
             self.tokens_B.copy_(self.sampler(logits_BV))
+            if self._decoder is not None:
+                self._decoder.begin()
         self.context = length
         return self.tokens_B.clone()
 
@@ -67,28 +72,33 @@ class DecodeEngine:
         else:
             self._step()
 
+    @property
+    def logits_BV(self) -> Tensor:
+        """Logits [B, V] of the last step, in a buffer that the next one overwrites; fused form only."""
+        if self._decoder is None:
+            raise ValueError("the model's own step keeps no logits: read them from HybridLM.decode_step")
+        return self._decoder.logits_BV
+
     def generate(self, tokens_BT: Tensor, max_new_tokens: int) -> Tensor:
         """Continue prompts [B, T] by `max_new_tokens` tokens: [B, max_new_tokens]."""
         tokens = [self.prefill(tokens_BT)]
         tokens += [self.step() for _ in range(max_new_tokens - 1)]
         return torch.stack(tokens, dim=1)
 
-    def _model_step(self) -> None:
-        self.tokens_B.copy_(self.sampler(self.model.decode_step(self.tokens_B, self.cache)))
-
-    def _fused_step(self) -> Callable[[], None]:
+    def _fused_decoder(self) -> "FusedDecoder":
         from flashslm.inference.fused.decoder import FusedDecoder
 
-        decoder = FusedDecoder(self.model, self.cache)
+        return FusedDecoder(self.model, self.cache)
 
-        def step() -> None:
-            logits_BV = decoder.decode_step(self.tokens_B)
-            if self.sampler.sampling.temperature == 0:
-                decoder.choose_greedily(self.tokens_B)
-            else:
-                self.tokens_B.copy_(self.sampler(logits_BV))
-
-        return step
+    def _step(self) -> None:
+        if self._decoder is None:
+            self.tokens_B.copy_(self.sampler(self.model.decode_step(self.tokens_B, self.cache)))
+            return
+        logits_BV = self._decoder.decode_step(self.tokens_B)
+        if self.sampler.sampling.temperature == 0:
+            self._decoder.choose_greedily(self.tokens_B)
+        else:
+            self.tokens_B.copy_(self.sampler(logits_BV))
 
     @torch.inference_mode()
     def _capture(self) -> torch.cuda.CUDAGraph:

@@ -10,6 +10,7 @@ import yaml
 
 import flashslm
 from flashslm.config import STEP_SECTIONS, RunConfig
+from flashslm.hardware import machine_digest
 from flashslm.launch.process import LaunchError
 
 PACKAGE = Path(flashslm.__file__).parent
@@ -60,16 +61,28 @@ def _set_retries(spec: dict[str, Any], retries: int) -> None:
                 task.pop("retryPolicy", None)
 
 
-def pipeline_arguments(config: RunConfig, digest: str, source: str) -> dict[str, Any]:
-    """Arguments of design_and_train: one configuration a step, the code's and the source's digests, what the loops run
-    over.
+def pipeline_arguments(config: RunConfig, digest: str, source: str, device: str = "") -> dict[str, Any]:
+    """Arguments of design_and_train: one configuration a step, digests of code, source and device, what loops run over.
+
+    `device` stands for the hardware that the latency table is measured on: this machine if it is empty.
     """
     return {f"{step}_config": config.for_step(step) for step in STEP_SECTIONS} | {
         "code_digest": digest,
         "source_digest": source,
+        "device_digest": device or machine_digest(),
         "workers": [str(i) for i in range(config.search.workers)],
         "variants": config.variants(),
     }
+
+
+def arguments_for(spec: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Those of the `known` arguments that a compiled pipeline declares; LaunchError names what it needs besides."""
+    declared = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    missing = [name for name, value in declared.items() if name not in known and not value.get("isOptional")]
+    if missing:
+        name = spec["pipelineInfo"]["name"]
+        raise LaunchError(f"pipeline '{name}' needs {', '.join(missing)}: a recipe gives only {', '.join(known)}")
+    return {name: known[name] for name in declared if name in known}
 
 
 def code_digest() -> str:

@@ -73,4 +73,5 @@ def table(steps: list[StepRecord]) -> Table:
 def outcome(step: StepRecord) -> str:
     if step.cached:
         return "cached"
-    return f"{'done' if step.state == 'SUCCESS' else 'FAILED'} after {step.duration_s:.1f} s"
+    word = {"SUCCESS": "done", "CANCELLED": "cancelled"}.get(step.state, "FAILED")
+    return f"{word} after {step.duration_s:.1f} s"

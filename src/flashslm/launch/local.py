@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.text import Text
 
 from flashslm.config import RunConfig, digest
 from flashslm.data.sources import reads_s3, source_digest
-from flashslm.launch.compiling import code_digest, compile_pipeline, pipeline_arguments
+from flashslm.launch.compiling import arguments_for, code_digest, compile_pipeline, pipeline_arguments
 from flashslm.launch.display import Display
 from flashslm.launch.process import StopSignals, exclusive, stop_tree
 from flashslm.launch.progress import Progress, StepRecord
@@ -63,7 +64,9 @@ def run_local(
     run_dir, home = run_dir.resolve(), home.resolve()
     compiled = compile_pipeline(pipeline, run_dir / "pipeline.yaml", retries=config.platform.retries)
     source = source_digest(config.data, s3_client(Settings.from_env(env)) if reads_s3(config.data) else None)
-    job = Job(compiled, pipeline_arguments(config, code_digest(), source), run_dir, home)
+    spec = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
+    arguments = arguments_for(spec, pipeline_arguments(config, code_digest(), source))
+    job = Job(compiled, arguments, run_dir, home)
     return run_job(job, env, Console(stderr=True, quiet=quiet))
 
 

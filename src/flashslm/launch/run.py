@@ -82,13 +82,19 @@ def _manifest_in(file: Path) -> Manifest | None:
         return None
 
 
-def run_pipeline(config: RunConfig, home: Path, runs: Path = Path("runs"), quiet: bool = False) -> RunOutcome:
-    """Run design_and_train from its compiled YAML; leave `runs/<run id>/` and, if it succeeded, `runs/latest`."""
+def run_pipeline(
+    config: RunConfig,
+    home: Path,
+    runs: Path = Path("runs"),
+    quiet: bool = False,
+    pipeline: str = "design_and_train",
+) -> RunOutcome:
+    """Run a pipeline from its compiled YAML; leave `runs/<run id>/` and, if it succeeded, `runs/latest`."""
     with terminable():
-        return _run_pipeline(config, home, runs, quiet)
+        return _run_pipeline(config, home, runs, quiet, pipeline)
 
 
-def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool) -> RunOutcome:
+def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeline: str) -> RunOutcome:
     console = Console(stderr=True, quiet=quiet)
     started = time.monotonic()
     with exclusive(home / "kfp" / "lock"):
@@ -100,15 +106,16 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool) -> Run
     tracking.backfill(settings)
     run_id = time.strftime("%Y%m%d-%H%M%S-") + config.name
     run_dir = _make_run_dir(runs, run_id, config)
-    parent = tracking.start_parent_run(settings, run_id, tags={"recipe": config.name, "pipeline": "design_and_train"})
+    parent = tracking.start_parent_run(settings, run_id, tags={"recipe": config.name, "pipeline": pipeline})
     tracking.log_to_run(settings, parent, params=config.model_dump(mode="json"))
     status: tracking.Status = "FAILED"
     try:
         drop_lost_artifacts(ObjectStore(settings), home)
-        local = run_local(config, run_dir, settings.as_env() | {"FLASHSLM_PARENT_RUN_ID": parent}, home, quiet=quiet)
+        env = settings.as_env() | {"FLASHSLM_PARENT_RUN_ID": parent}
+        local = run_local(config, run_dir, env, home, pipeline=pipeline, quiet=quiet)
         url, duration_s = stack.run_url(settings, parent), time.monotonic() - started
         outcome = RunOutcome(run_id, local.state, run_dir, url, duration_s, local)
-        if local.state == "SUCCESS":
+        if local.state == "SUCCESS" and "report" in local.outputs:
             _materialise(outcome, ObjectStore(settings), home)
             _record(outcome, settings, parent, config)
         status = FINAL_STATUS[local.state]

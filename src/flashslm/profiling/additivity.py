@@ -3,16 +3,26 @@
 import random
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from flashslm.config import ModelConfig, ProfilingConfig
-from flashslm.models.architecture import EXPORTABLE_OPERATORS, build_architecture
-from flashslm.profiling.latency_table import LatencyTable
+from flashslm.hardware import pick_device
+from flashslm.models.architecture import build_architecture
+from flashslm.profiling.latency_table import LatencyTable, StepOverhead
+from flashslm.profiling.overhead import Sample, fit_overhead
+from flashslm.profiling.plan import resident_bytes
+
+if TYPE_CHECKING:
+    from flashslm.profiling.measure import ModelPoint
+    from flashslm.profiling.timing import Timing
 
 # The paper's two winners (table 2) and two plain designs, beside the random ones.
 CHECKED_DESIGNS = ("(DFMF AFMF)x2 (DFMF)x2", "(MFAFAFD)x3 MFAFDFF", "(DF)x12", "(AF)x12")
 RANDOM_DEPTHS = (4, 30)  # operators
+CALIBRATION_SEED = 1  # other models than those of the check
 
 
 class CheckedModel(BaseModel):
@@ -25,17 +35,18 @@ class CheckedModel(BaseModel):
     context: int
     batch: int
     measured_ms: float
-    predicted_ms: float  # by the table
-    summed_ms: float  # by entries measured anew, interleaved with the whole models
+    predicted_ms: float  # by the table, its overhead included
+    summed_ms: float  # without it; on a CPU by entries measured anew, interleaved with the whole models
 
 
 class AdditivityCheck(BaseModel):
     """Absolute relative errors of predicted decode steps.
 
     `median_relative` and `worst_relative` are the table's, over all models: they hold the machine's drift since the
-    table was measured (`drift_relative`, the entries' median change) as well as what a sum cannot tell. `summed_*` are
-    those of entries measured together with the models. `held_out_*` and `corrected_*` are these sums without and with
-    an engine overhead per step that was fitted on the other half of the models.
+    table was measured (`drift_relative`, the median change of entries measured again) as well as what a sum cannot
+    tell. `summed_*` are those of sums without an overhead. `held_out_*` and `corrected_*` are these sums without and
+    with an overhead (once a step, and a layer) that was fitted on the other half of the models. `residual_ms` spreads
+    what the sums miss over operators, by letter, and the `step`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,69 +54,154 @@ class AdditivityCheck(BaseModel):
     models: tuple[CheckedModel, ...]
     median_relative: float
     worst_relative: float
+    median_relative_by_batch: dict[int, float]
     drift_relative: float
     summed_median_relative: float
     summed_worst_relative: float
+    residual_ms: dict[str, float]
     overhead_ms: float
+    layer_overhead_ms: float
     held_out_median_relative: float
     held_out_worst_relative: float
     corrected_median_relative: float
     corrected_worst_relative: float
 
 
+def calibrate(table: LatencyTable, config: ProfilingConfig, sizes: ModelConfig, vocab_size: int) -> LatencyTable:
+    """The table with the overhead of every batch, fitted on `calibration_models` whole models each, if it helps."""
+    from flashslm.profiling.measure import measure_models
+
+    if not config.calibration_models:
+        return table
+    rng = random.Random(CALIBRATION_SEED)
+    points = [
+        random_point(table, config, sizes, vocab_size, rng, (batch,))
+        for batch in table.batches
+        for _ in range(config.calibration_models)
+    ]
+    models = compared(points, measure_models(points, config), table, table)
+    overheads = []
+    for batch in table.batches:
+        samples = [_sample(model) for model in models if model.batch == batch]
+        fitted = fit_overhead(samples)
+        overheads.append(StepOverhead(batch=batch, models=len(samples), **fitted._asdict()))
+    return table.model_copy(update={"overheads": tuple(overheads)})
+
+
 def check_additivity(
     table: LatencyTable, config: ProfilingConfig, sizes: ModelConfig, vocab_size: int, seed: int = 0
 ) -> AdditivityCheck:
     """Measure `check_models` random whole models and the known designs, and compare them with the table's sums."""
-    from flashslm.profiling.measure import ModelPoint, measure_together
+    from flashslm.profiling.measure import measure_together
 
     rng = random.Random(seed)
-    designs = [_random_operators(rng) for _ in range(config.check_models)] + list(CHECKED_DESIGNS)
-    points = [
-        ModelPoint(
-            build_architecture(operators, rng.choice(table.widths), sizes, vocab_size),
-            rng.choice(table.contexts),
-            rng.choice(table.batches),
-        )
-        for operators in designs
+    designs = [_random_operators(rng, config.operators) for _ in range(config.check_models)] + list(CHECKED_DESIGNS)
+    points = [random_point(table, config, sizes, vocab_size, rng, table.batches, design) for design in designs]
+    again = config
+    if pick_device(config.device) == "cuda":  # it keeps its clock: a few entries tell the drift
+        few = {"widths": table.widths[:1], "batches": table.batches[:1], "contexts": table.contexts[:1]}
+        again = config.model_copy(update=few)
+    fresh, timings = measure_together(again, sizes, vocab_size, points)
+    models = compared(points, timings, table, fresh if again is config else table)
+    return summarize(models, drift_relative(table, fresh))
+
+
+def random_point(
+    table: LatencyTable,
+    config: ProfilingConfig,
+    sizes: ModelConfig,
+    vocab_size: int,
+    rng: random.Random,
+    batches: Sequence[int],
+    operators: str = "",
+) -> "ModelPoint":
+    """A model (random, if not given) at a random width, and one of the contexts and batches at which it fits."""
+    from flashslm.profiling.measure import ModelPoint, available_bytes, value_bytes
+
+    width = rng.choice(table.widths)
+    letters = operators or _random_operators(rng, config.operators)
+    architecture = build_architecture(letters, width, sizes, vocab_size)
+    memory_bytes, each = available_bytes(pick_device(config.device)), value_bytes(config)
+    places = [
+        (context, batch)
+        for context in table.contexts
+        for batch in batches
+        if table.covers(architecture.operators, width, context, batch)
+        and resident_bytes(architecture, context, batch, each) <= memory_bytes
     ]
-    fresh, timings = measure_together(config, sizes, vocab_size, points)
-    models = [
+    if not places:
+        raise ValueError(
+            f"'{architecture.operators}' at width {width} fits the memory at none of contexts {list(table.contexts)} "
+            f"and batches {list(batches)}: add a smaller one to the profiling section"
+        )
+    return ModelPoint(architecture, *rng.choice(places))
+
+
+def compared(
+    points: Sequence["ModelPoint"], timings: Sequence["Timing"], table: LatencyTable, sums: LatencyTable
+) -> list[CheckedModel]:
+    """Measured models beside the table's predictions and the plain sums of `sums`."""
+    return [
         CheckedModel(
             operators=point.architecture.operators,
             width=point.architecture.hidden_size,
             context=point.context,
             batch=point.batch,
             measured_ms=timing.median_ms,
-            predicted_ms=table.predict_ms(*point),
-            summed_ms=fresh.predict_ms(*point),
+            predicted_ms=table.predict_ms(point.architecture, point.context, point.batch),
+            summed_ms=sums.sum_ms(point.architecture, point.context, point.batch),
         )
         for point, timing in zip(points, timings, strict=True)
     ]
-    return summarize(models, drift_relative(table, fresh))
 
 
 def drift_relative(before: LatencyTable, after: LatencyTable) -> float:
     """Median change of the entries that both tables hold."""
-    then = {(e.operator, e.width, e.context, e.batch): e.median_ms for e in before.entries}
-    now = {(e.operator, e.width, e.context, e.batch): e.median_ms for e in after.entries}
+    then, now = ({e.key: e.median_ms for e in table.entries} for table in (before, after))
     return statistics.median(now[key] / then[key] - 1 for key in then.keys() & now.keys())
 
 
 def summarize(models: Sequence[CheckedModel], drift: float) -> AdditivityCheck:
     """Errors over at least two models; every second one is fitted on, the others are held out."""
     held_out = models[1::2]
-    overhead_ms = statistics.median(m.measured_ms - m.summed_ms for m in models[::2])
+    overhead = fit_overhead([_sample(model) for model in models[::2]])
     errors = {
         "": [m.predicted_ms / m.measured_ms - 1 for m in models],
         "summed_": [m.summed_ms / m.measured_ms - 1 for m in models],
         "held_out_": [m.summed_ms / m.measured_ms - 1 for m in held_out],
-        "corrected_": [(m.summed_ms + overhead_ms) / m.measured_ms - 1 for m in held_out],
+        "corrected_": [overhead.predict_ms(_sample(m)) / m.measured_ms - 1 for m in held_out],
     }
     medians = {f"{name}median_relative": statistics.median(map(abs, values)) for name, values in errors.items()}
     worst = {f"{name}worst_relative": max(map(abs, values)) for name, values in errors.items()}
-    return AdditivityCheck(models=tuple(models), drift_relative=drift, overhead_ms=overhead_ms, **medians, **worst)
+    by_batch = {
+        batch: statistics.median(abs(m.predicted_ms / m.measured_ms - 1) for m in models if m.batch == batch)
+        for batch in sorted({m.batch for m in models})
+    }
+    return AdditivityCheck(
+        models=tuple(models),
+        drift_relative=drift,
+        median_relative_by_batch=by_batch,
+        residual_ms=_residual_ms(models),
+        overhead_ms=overhead.step_ms,
+        layer_overhead_ms=overhead.layer_ms,
+        **medians,
+        **worst,
+    )
 
 
-def _random_operators(rng: random.Random) -> str:
-    return "".join(rng.choices(EXPORTABLE_OPERATORS, k=rng.randint(*RANDOM_DEPTHS)))
+def _residual_ms(models: Sequence[CheckedModel]) -> dict[str, float]:
+    """Least squares, relative to the models' times, of measured - sum over the operators' counts and a constant."""
+    letters = sorted(set("".join(m.operators for m in models)))
+    measured_ms = np.array([m.measured_ms for m in models])
+    rows = np.array([[*(m.operators.count(letter) for letter in letters), 1] for m in models])
+    missing = 1 - np.array([m.summed_ms for m in models]) / measured_ms
+    solution, *_ = np.linalg.lstsq(rows / measured_ms[:, None], missing, rcond=None)
+    return dict(zip([*letters, "step"], map(float, solution), strict=True))
+
+
+def _sample(model: CheckedModel) -> Sample:
+    return Sample(model.measured_ms, model.summed_ms, len(model.operators))
+
+
+def _random_operators(rng: random.Random, letters: str) -> str:
+    return "".join(rng.choices(letters, k=rng.randint(*RANDOM_DEPTHS)))

@@ -13,7 +13,11 @@ MAX_MISS = 0.25  # relative distance to the parameter budget beyond which models
 
 
 class SweepPoint(BaseModel):
-    """Time per output token of one whole model at one context."""
+    """Time per output token of one whole model that decodes `context` tokens, the first after the meta tokens.
+
+    So the context grows from nothing: the times are means over it, of steps at a few lengths of a cache with room for
+    all of them. Nothing is prefilled.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +53,10 @@ class DepthWidthSweep(BaseModel):
 
 
 def measure_depth_width(config: ProfilingConfig, sizes: ModelConfig, vocab_size: int) -> DepthWidthSweep:
-    """Time every depth (token mixers) at the width nearest to each parameter budget, at every context and batch 1."""
+    """Time every depth (token mixers) at the width nearest to each parameter budget, batch 1.
+
+    Each decodes as many tokens as every one of `contexts`.
+    """
     from flashslm.profiling.measure import ModelPoint, measure_models
 
     chosen: list[tuple[int, int, Architecture]] = []
@@ -62,7 +69,8 @@ def measure_depth_width(config: ProfilingConfig, sizes: ModelConfig, vocab_size:
             except InfeasibleArchitecture as error:
                 skipped.append(SkippedPoint(budget_parameters=budget, depth=depth, reason=str(error)))
     cases = [(*choice, context) for choice in chosen for context in config.contexts]
-    timings = measure_models([ModelPoint(architecture, context, 1) for _, _, architecture, context in cases], config)
+    growing = [ModelPoint(architecture, context, 1, growing=True) for _, _, architecture, context in cases]
+    timings = measure_models(growing, config)
     points = [
         SweepPoint(
             budget_parameters=budget,

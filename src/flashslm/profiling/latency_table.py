@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,20 +12,57 @@ from flashslm.hardware import DeviceFingerprint
 from flashslm.models.architecture import EXPORTABLE_OPERATORS, Architecture, build_architecture
 
 HEAD = "head"  # token embedding, final norm, logits and sampling: once a step
+OPERATOR_SIZES = ("num_heads", "num_kv_heads", "head_dim", "ffn_size", "mamba_state", "mamba_head_dim", "mamba_expand")
+
+Key = tuple[str, int, int, int]  # operator, width, context, batch
 
 
 class LatencyEntry(BaseModel):
-    """Milliseconds of one operator (`D`, `M`, `A`, `F`) or of `head`, for one decoded token of each of `batch` rows."""
+    """Milliseconds of one operator (its letter) or of `head`, for one decoded token of each of `batch` rows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    operator: Literal["D", "M", "A", "F", "head"]
+    operator: Literal["D", "M", "A", "F", "G", "L", "W", "head"]
     width: int
     context: int
     batch: int
     median_ms: float = Field(gt=0)
     p10_ms: float
     p90_ms: float
+
+    @property
+    def key(self) -> Key:
+        return self.operator, self.width, self.context, self.batch
+
+
+class LeftOut(BaseModel):
+    """An entry that could not be measured, and why."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    operator: str
+    width: int
+    context: int
+    batch: int
+    reason: str
+
+    @property
+    def key(self) -> Key:
+        return self.operator, self.width, self.context, self.batch
+
+
+class StepOverhead(BaseModel):
+    """What a step of a whole model takes beyond its entries' sum, at one batch: `step_ms` once, `layer_ms` a layer.
+
+    Fitted on `models` whole models. Negative where a model's operators overlap more than copies of one do.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch: int
+    step_ms: float
+    layer_ms: float
+    models: int
 
 
 class LatencyTable(BaseModel):
@@ -44,9 +81,19 @@ class LatencyTable(BaseModel):
     sizes: ModelConfig
     vocab_size: int
     entries: tuple[LatencyEntry, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    overheads: tuple[StepOverhead, ...] = ()  # empty: the sum is the prediction
 
     def predict_ms(self, architecture: Architecture, context: int, batch: int) -> float:
-        """A decode step's time: the sum over operators plus the head, linear in context between measured ones.
+        """A decode step's time: `sum_ms` and the batch's overhead. ValueError as `sum_ms`."""
+        total_ms = self.sum_ms(architecture, context, batch)
+        for overhead in self.overheads:
+            if overhead.batch == batch:
+                total_ms += overhead.step_ms + overhead.layer_ms * len(architecture.operators)
+        return total_ms
+
+    def sum_ms(self, architecture: Architecture, context: int, batch: int) -> float:
+        """The sum over operators plus the head, linear in context between measured ones.
 
         Raises ValueError, naming what was measured, for a width, batch, context or operator size outside the table.
         """
@@ -59,6 +106,10 @@ class LatencyTable(BaseModel):
             high = self._entry(operator, architecture.hidden_size, above, batch)
             total_ms += count * (low.median_ms + share * (high.median_ms - low.median_ms))
         return total_ms
+
+    def covers(self, operators: str, width: int, context: int, batch: int) -> bool:
+        """Whether all these operators and the head were measured just there."""
+        return all((operator, width, context, batch) in self._index for operator in (*operators, HEAD))
 
     @cached_property
     def contexts(self) -> tuple[int, ...]:
@@ -73,20 +124,22 @@ class LatencyTable(BaseModel):
         return _distinct(e.batch for e in self.entries)
 
     @cached_property
-    def _index(self) -> dict[tuple[str, int, int, int], LatencyEntry]:
-        return {(e.operator, e.width, e.context, e.batch): e for e in self.entries}
+    def _index(self) -> dict[Key, LatencyEntry]:
+        return {entry.key: entry for entry in self.entries}
 
     @cached_property
-    def _sizes_by_width(self) -> dict[int, tuple[int, ...]]:
+    def _sizes_by_width(self) -> dict[int, dict[str, Any]]:
         built = {w: build_architecture(EXPORTABLE_OPERATORS, w, self.sizes, self.vocab_size) for w in self.widths}
         return {width: _operator_sizes(architecture) for width, architecture in built.items()}
 
     def _entry(self, operator: str, width: int, context: int, batch: int) -> LatencyEntry:
         entry = self._index.get((operator, width, context, batch))
         if entry is None:
+            reason = next((e.reason for e in self.left_out if e.key == (operator, width, context, batch)), "")
             raise ValueError(
-                f"latency of {operator} at width {width}, context {context}, batch {batch} was not measured; "
-                f"{self._measured()}: choose among these or add the value to the profiling section"
+                f"latency of {operator} at width {width}, context {context}, batch {batch} was not measured"
+                f"{f' (it {reason})' if reason else ''}; {self._measured()}: choose among these or add the value to "
+                "the profiling section"
             )
         return entry
 
@@ -108,19 +161,24 @@ class LatencyTable(BaseModel):
                 f"width {architecture.hidden_size} was not measured; {self._measured()}: "
                 "choose one of these or add it to profiling.widths"
             )
-        if expected != (given := _operator_sizes(architecture)):
-            raise ValueError(
-                f"the architecture's sizes {given} differ from the table's {expected} (heads, key/value heads, FFN "
-                "width, Mamba-2 state, head size, expansion, vocabulary): measure a table for these sizes"
-            )
+        given = _operator_sizes(architecture)
+        free = () if "W" in architecture.operators else ("window",)
+        different = [name for name in given if given[name] != expected[name] and name not in free]
+        if different:
+            pairs = ", ".join(f"{name} {given[name]} (table: {expected[name]})" for name in different)
+            raise ValueError(f"the architecture's sizes differ from the table's: {pairs}: measure a table for these")
 
     def _measured(self) -> str:
-        return f"measured: widths {list(self.widths)}, contexts {list(self.contexts)}, batches {list(self.batches)}"
+        operators = "".join(o for o in dict.fromkeys(e.operator for e in self.entries) if o != HEAD)
+        return (
+            f"measured: operators {operators}, widths {list(self.widths)}, contexts {list(self.contexts)}, "
+            f"batches {list(self.batches)}"
+        )
 
 
-def _operator_sizes(a: Architecture) -> tuple[int, ...]:
-    heads = (a.num_heads, a.num_kv_heads)
-    return (*heads, a.ffn_size, a.mamba_state, a.mamba_head_dim, a.mamba_expand, a.vocab_size)
+def _operator_sizes(architecture: Architecture) -> dict[str, Any]:
+    """All that decides an operator's time at a width; the window only matters to window attention."""
+    return {name: getattr(architecture, name) for name in (*OPERATOR_SIZES, "vocab_size", "qk_norm", "window")}
 
 
 def _distinct(values: Iterable[int]) -> tuple[int, ...]:

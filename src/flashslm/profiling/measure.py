@@ -1,46 +1,47 @@
 """Measure with the engine that ships: its operator steps for the latency table, its whole decode step for models."""
 
+import gc
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
 
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.hardware import DeviceKind, device_fingerprint, pick_device, pick_dtype
-from flashslm.inference.engine import DecodeEngine
-from flashslm.inference.operator_step import build_head_step, build_operator_step
-from flashslm.models.accounting import operator_parameters, parameters
-from flashslm.models.architecture import EXPORTABLE_OPERATORS, Architecture, build_architecture
-from flashslm.models.hybrid import HybridLM
+from flashslm.inference.operator_step import build_decode_steps, build_head_step, build_operator_step
+from flashslm.models.accounting import parameters
+from flashslm.models.architecture import Architecture
+from flashslm.profiling.compilation import compile_ahead
 from flashslm.profiling.latency_table import HEAD, LatencyEntry, LatencyTable
+from flashslm.profiling.plan import (
+    EntryKey,
+    Repetition,
+    entry_keys,
+    recorded_contexts,
+    repetition,
+    split_by_memory,
+)
 from flashslm.profiling.timing import Step, Timing, cpu_threads, measure_rounds
 
-# An operator must find its weights and code as cold as inside a model. On a GPU that many layers, each with weights of
-# its own, are timed in a row, since one alone would stay in the L2 cache. On a CPU three instances of every operator
-# run in turns, each timed apart: a row of one kind of operator was 18 % faster there than the same layers in a model.
-GPU_COPIES = 12
+# On a CPU three instances of every operator run in turns, each timed apart: a row of one kind of operator was 18 %
+# faster there than the same layers in a model.
 CPU_INSTANCES = 3
 KEPT_PARAMETERS = 250_000_000  # up to 1 GB of fp32 weights stay in memory for the whole measurement
-CONTEXT_DEPENDENT = ("A",)
-
-
-class EntryKey(NamedTuple):
-    """What identifies a measured entry of the table."""
-
-    operator: str
-    width: int
-    context: int
-    batch: int
+USABLE_MEMORY = 0.85  # of what is free on a GPU: the rest is for work space and what lies between blocks
+TIMES = ("median_ms", "p10_ms", "p90_ms")
+GROWTH = (0.125, 0.375, 0.625, 0.875)  # lengths of a growing context whose mean stands for all of them
 
 
 class ModelPoint(NamedTuple):
-    """A whole model's decode step to be timed."""
+    """A whole model's decode step to be timed, at a fixed context, or over one that grows from nothing to it."""
 
     architecture: Architecture
     context: int
     batch: int
+    growing: bool = False
 
 
 class _Group(NamedTuple):
@@ -53,17 +54,19 @@ class _Group(NamedTuple):
 def measure_latency_table(config: ProfilingConfig, sizes: ModelConfig, vocab_size: int) -> LatencyTable:
     """Measure every operator at every width, context and batch of the recipe on the present device.
 
-    DeltaNet, Mamba-2, FFN and the head do not depend on the context: measured at the smallest, recorded at all.
+    Operators other than attention, and the head, do not depend on the context: measured at the smallest, recorded at
+    all. An entry that does not fit in memory is in `left_out` with the reason.
     """
+    compile_ahead(config, sizes, vocab_size)
     table, _ = measure_together(config, sizes, vocab_size, ())
     return table
 
 
 def measure_models(points: Sequence[ModelPoint], config: ProfilingConfig) -> list[Timing]:
-    """Time the engine's whole decode step, with random weights, at a fixed context (text tokens in the cache)."""
+    """Time the engine's whole decode step, with random weights (contexts are text tokens in the cache)."""
     bench = _Bench(config)
     timings = bench.time(bench.model_groups(points))
-    return [timings[point] for point in points]
+    return [_point_timing(point, timings) for point in points]
 
 
 def measure_together(
@@ -71,7 +74,9 @@ def measure_together(
 ) -> tuple[LatencyTable, list[Timing]]:
     """A latency table and whole models, interleaved so that both meet the machine in the same state."""
     bench = _Bench(config)
-    timings = bench.time([*bench.table_groups(sizes, vocab_size), *bench.model_groups(points)])
+    memory_bytes, each = available_bytes(bench.device), value_bytes(config)
+    keys, left_out = split_by_memory(entry_keys(config), sizes, vocab_size, memory_bytes, each)
+    timings = bench.time([*bench.table_groups(keys, sizes, vocab_size), *bench.model_groups(points)])
     table = LatencyTable(
         device=device_fingerprint(bench.device),
         dtype=pick_dtype(config.dtype, bench.device),
@@ -80,16 +85,54 @@ def measure_together(
         repeats=config.repeats,
         sizes=sizes,
         vocab_size=vocab_size,
-        entries=tuple(e for key in bench.entry_keys() for e in bench.entries(key, timings[key])),
+        entries=tuple(e for key in keys for e in bench.entries(key, timings[key], sizes, vocab_size)),
+        left_out=tuple(left_out),
     )
-    return table, [timings[point] for point in points]
+    return table, [_point_timing(point, timings) for point in points]
+
+
+def compile_kernels(config: ProfilingConfig, sizes: ModelConfig, vocab_size: int, memory_bytes: float) -> None:
+    """Build one layer of every entry that takes at most this memory, and time nothing.
+
+    What this compiles on CUDA, another process finds on disk.
+    """
+    bench = _Bench(config, rotate=False)
+    keys, _ = split_by_memory(entry_keys(config), sizes, vocab_size, memory_bytes, value_bytes(config))
+    for group in bench.table_groups(keys, sizes, vocab_size):
+        group.build()
+
+
+def value_bytes(config: ProfilingConfig) -> int:
+    """Bytes of a weight in what this section measures."""
+    return _Bench(config).torch_dtype.itemsize
+
+
+def available_bytes(device: DeviceKind) -> float:
+    """Memory that a measurement may take; a CPU's is not limited here."""
+    if device == "cpu":
+        return float("inf")
+    gc.collect()  # a decoder may refer to itself: the last one's cache can be most of the memory
+    free_bytes, _ = torch.cuda.mem_get_info()
+    unused_bytes = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return USABLE_MEMORY * (free_bytes + unused_bytes)
+
+
+def _point_timing(point: ModelPoint, timings: dict[Hashable, Timing]) -> Timing:
+    parts = [timings[point, context] for context in _contexts(point)]
+    median_ms, p10_ms, p90_ms = (fmean(getattr(part, name) for part in parts) for name in TIMES)
+    return Timing(median_ms, p10_ms, p90_ms, min(part.repeats for part in parts))
+
+
+def _contexts(point: ModelPoint) -> list[int]:
+    return [int(share * point.context) for share in GROWTH] if point.growing else [point.context]
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """Builds what a profiling section asks for and times it."""
+    """Builds what a profiling section asks for and times it; `rotate`: with the copies that a GPU's L2 asks for."""
 
     config: ProfilingConfig
+    rotate: bool = True
 
     @property
     def device(self) -> DeviceKind:
@@ -99,10 +142,6 @@ class _Bench:
     def torch_dtype(self) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[pick_dtype(self.config.dtype, self.device)]
 
-    @property
-    def contexts(self) -> list[int]:
-        return sorted(set(self.config.contexts))
-
     def time(self, groups: Iterable[_Group]) -> dict[Hashable, Timing]:
         numbered = dict(enumerate(groups))
         keep = sum(group.parameters for group in numbered.values()) <= KEPT_PARAMETERS
@@ -110,23 +149,14 @@ class _Bench:
         with cpu_threads(self.config.threads):
             return measure_rounds(builds, self.config.warmup, self.config.repeats, self.device, keep=keep)
 
-    def entry_keys(self) -> list[EntryKey]:
-        return [
-            EntryKey(operator, width, context, batch)
-            for width in sorted(set(self.config.widths))
-            for batch in sorted(set(self.config.batches))
-            for operator in (*EXPORTABLE_OPERATORS, HEAD)
-            for context in (self.contexts if operator in CONTEXT_DEPENDENT else self.contexts[:1])
-        ]
-
-    def table_groups(self, sizes: ModelConfig, vocab_size: int) -> list[_Group]:
+    def table_groups(self, keys: Sequence[EntryKey], sizes: ModelConfig, vocab_size: int) -> list[_Group]:
         """On a CPU all entries of a width and batch together, several instances of each operator; on a GPU one each."""
         together: dict[Hashable, list[EntryKey]] = {}
-        for key in self.entry_keys():
+        for key in keys:
             instances = CPU_INSTANCES if self.device == "cpu" and key.operator != HEAD else 1
             group = (key.width, key.batch) if self.device == "cpu" else key
             together.setdefault(group, []).extend([key] * instances)
-        return [self._table_group(keys, sizes, vocab_size) for keys in together.values()]
+        return [self._table_group(group, sizes, vocab_size) for group in together.values()]
 
     def model_groups(self, points: Iterable[ModelPoint]) -> list[_Group]:
         return [
@@ -134,48 +164,47 @@ class _Bench:
             for point in dict.fromkeys(points)
         ]
 
-    def entries(self, key: EntryKey, timing: Timing) -> list[LatencyEntry]:
+    def entries(self, key: EntryKey, timing: Timing, sizes: ModelConfig, vocab_size: int) -> list[LatencyEntry]:
         """The entry of one measurement, at every context if it depends on none."""
-        recorded = [key.context] if key.operator in CONTEXT_DEPENDENT else self.contexts
-        copies = self._copies(key)
-        times = {name: getattr(timing, name) / copies for name in ("median_ms", "p10_ms", "p90_ms")}
-        return [LatencyEntry.model_validate(key._asdict() | times | {"context": context}) for context in recorded]
+        copies, passes = self._repetition(key, key.architecture(sizes, vocab_size))
+        layers = 1 if key.operator == HEAD else copies * passes
+        times = {name: getattr(timing, name) / layers for name in TIMES}
+        contexts = recorded_contexts(key, self.config)
+        return [LatencyEntry.model_validate(key._asdict() | times | {"context": context}) for context in contexts]
 
-    def _copies(self, key: EntryKey) -> int:
-        """Layers that one call of the entry's step runs."""
-        return GPU_COPIES if self.device == "cuda" and key.operator != HEAD else 1
+    def _repetition(self, key: EntryKey, layer: Architecture) -> Repetition:
+        if self.device == "cpu" or not self.rotate:
+            return Repetition()
+        l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+        return repetition(key, layer, l2_bytes, self.torch_dtype.itemsize)
 
     def _table_group(self, keys: list[EntryKey], sizes: ModelConfig, vocab_size: int) -> _Group:
-        architecture = build_architecture(EXPORTABLE_OPERATORS, keys[0].width, sizes, vocab_size)
+        layers = [key.architecture(sizes, vocab_size) for key in keys]
 
         def build() -> list[tuple[Hashable, Step]]:
-            return [(key, self._build_entry(key, architecture)) for key in keys]
+            return [(key, self._build_entry(key, layer)) for key, layer in zip(keys, layers, strict=True)]
 
-        sizes_of = {operator: operator_parameters(architecture, operator) for operator in EXPORTABLE_OPERATORS}
-        sizes_of[HEAD] = parameters(architecture)["embedding"]
-        return _Group(build, sum(sizes_of[key.operator] for key in keys))
+        return _Group(build, sum(parameters(layer)["total"] for layer in layers))
 
-    def _build_entry(self, key: EntryKey, architecture: Architecture) -> Step:
+    def _build_entry(self, key: EntryKey, layer: Architecture) -> Step:
+        copies, passes = self._repetition(key, layer)
         if key.operator == HEAD:
-            return build_head_step(architecture, key.batch, self.device, self.torch_dtype)
-        # An operator's step is a model without a head: it needs no embedding of its own in memory.
-        without_head = architecture.model_copy(update={"vocab_size": 2})
-        copies = self._copies(key)
+            return build_head_step(layer, key.batch, self.device, self.torch_dtype, copies=copies)
         return build_operator_step(
-            without_head, key.operator, key.batch, key.context, self.device, self.torch_dtype, copies
+            layer, key.operator, key.batch, key.context, self.device, self.torch_dtype, copies, passes
         )
 
     def _build_model(self, point: ModelPoint) -> list[tuple[Hashable, Step]]:
-        """The engine's decode step on a cache filled up to `point.context`, which does not advance."""
-        model = HybridLM.build(point.architecture, self.device, self.torch_dtype)
-        engine = DecodeEngine(model, point.batch, point.context + 1)
-        for tensor in (tensor for state in engine.cache.layers for tensor in state):
-            tensor.normal_()
-        length = engine.cache.slots - 1
-
-        @torch.inference_mode()
-        def step() -> None:
-            engine.cache.lengths_B.fill_(length)
-            engine.advance()
-
-        return [(point, step)]
+        """The engine's decode step at the point's contexts, on one cache with room for the longest."""
+        if self.device == "cuda":
+            gc.collect()  # as in `available_bytes`
+        contexts = _contexts(point)
+        steps = build_decode_steps(
+            point.architecture,
+            contexts,
+            point.batch,
+            self.device,
+            self.torch_dtype,
+            max_context=point.context,
+        )
+        return [((point, context), step) for context, step in zip(contexts, steps, strict=True)]

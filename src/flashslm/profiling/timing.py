@@ -13,7 +13,9 @@ import numpy as np
 
 from flashslm.hardware import DeviceKind
 
-MIN_SAMPLE_MS = 0.2  # a sample repeats the step until it takes this long, well above the clocks' resolution
+# A sample repeats the step until it takes this long: well above the clock's resolution, on a GPU 0.5 us an event.
+MIN_SAMPLE_MS: dict[DeviceKind, float] = {"cpu": 0.2, "cuda": 1.0}
+CUDA_SETTLING_SAMPLES = 10  # not counted: a GPU that waited for a compiler has lowered its clock
 CPU_ROUNDS = 3  # a CPU is shared and changes its clock: samples of one step are spread over the whole measurement
 CPU_ROUNDS_KEPT = 10
 
@@ -49,7 +51,8 @@ def measure_rounds(
 
     The steps of one group run in turn, each timed apart: they find caches and branch predictors as their neighbours
     leave them. With `keep` all groups are built once and many rounds are made; without it a group is built whenever its
-    turn comes, one being in memory at a time, for few rounds. A GPU keeps its clock, so there one round does.
+    turn comes, one being in memory at a time, for few rounds. A GPU is no one else's: there one round does, and each
+    step of a group is timed by itself.
     """
     rounds = 1 if device == "cuda" else min(CPU_ROUNDS_KEPT if keep else CPU_ROUNDS, repeats)
     kept = {group: build() for group, build in builds.items()} if keep and device == "cpu" else {}
@@ -61,6 +64,7 @@ def measure_rounds(
             steps = list(kept.get(group) or builds[group]())
             for key, values in _group_samples_ms(steps, warmup, math.ceil(repeats / rounds), device, rng):
                 samples.setdefault(key, []).extend(values)
+            del steps  # before the next group takes memory
     return {key: _summary(values) for key, values in samples.items()}
 
 
@@ -80,9 +84,10 @@ def cpu_threads(threads: int) -> Iterator[None]:
 def _group_samples_ms(
     steps: list[tuple[K, Step]], warmup: int, repeats: int, device: DeviceKind, rng: random.Random
 ) -> Iterator[tuple[K, list[float]]]:
-    """Samples of every step of a group; several steps are called once each a pass, in an order of its own."""
-    if len(steps) == 1:
-        yield steps[0][0], _samples_ms(steps[0][1], warmup, repeats, device)
+    """Samples of every step of a group; on a CPU several steps are called once each a pass, in an order of its own."""
+    if len(steps) == 1 or device == "cuda":
+        for key, step in steps:
+            yield key, _samples_ms(step, warmup, repeats, device)
         return
     clock = _samples_clock(device)
     for number in range(-warmup, repeats):
@@ -98,7 +103,9 @@ def _samples_ms(step: Step, warmup: int, repeats: int, device: DeviceKind) -> li
     for _ in range(warmup):
         step()
     clock = _samples_clock(device)
-    calls = math.ceil(MIN_SAMPLE_MS / max(min(clock(step, 1, 3)), 1e-6))
+    calls = math.ceil(MIN_SAMPLE_MS[device] / max(min(clock(step, 1, 3)), 1e-6))
+    if device == "cuda":
+        clock(step, calls, CUDA_SETTLING_SAMPLES)
     return clock(step, calls, repeats)
 
 

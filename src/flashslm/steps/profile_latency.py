@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flashslm.profiling.additivity import check_additivity
+from flashslm.profiling.additivity import calibrate, check_additivity
 from flashslm.profiling.depth_width import measure_depth_width
 from flashslm.profiling.measure import measure_latency_table
 from flashslm.steps.context import StepContext
@@ -13,7 +13,8 @@ def run(context: StepContext) -> dict[str, Any]:
     config = context.config
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
     table = measure_latency_table(config.profiling, config.model, vocab_size)
-    context.events.emit("progress", f"{len(table.entries)} table entries measured")
+    context.events.emit("progress", f"{len(table.entries)} table entries measured, {len(table.left_out)} left out")
+    table = calibrate(table, config.profiling, config.model, vocab_size)
     check = check_additivity(table, config.profiling, config.model, vocab_size)
     sweep = measure_depth_width(config.profiling, config.model, vocab_size)
     context.publish_json(
@@ -27,6 +28,7 @@ def run(context: StepContext) -> dict[str, Any]:
     )
     return {
         "table_entries": len(table.entries),
+        "left_out_entries": len(table.left_out),
         "residual_median_relative": check.median_relative,
         "residual_worst_relative": check.worst_relative,
         "summary": f"{len(table.entries)} entries on {table.device.name}; sum against whole models: "

@@ -5,7 +5,7 @@ import pytest
 from flashslm.config import LatencyConfig, ModelConfig
 from flashslm.models.architecture import build_architecture
 from flashslm.profiling.budget import latency_budget_ms
-from flashslm.profiling.latency_table import LatencyTable
+from flashslm.profiling.latency_table import LatencyTable, LeftOut, StepOverhead
 from tests.unit.search.synthetic import WIDTHS, make_table
 
 SIZES = ModelConfig()
@@ -38,12 +38,15 @@ def test_context_leaves_the_other_operators_alone(table):
 @pytest.mark.parametrize(
     ("change", "context", "batch", "reason"),
     [
-        ({"width": 320}, 512, 1, r"width 320 was not measured; measured: widths \[64, 128, 192, 256\]"),
+        ({"width": 320}, 512, 1, r"width 320 was not measured; measured: operators DMAF, widths \[64, 128, 192, 256\]"),
         ({}, 2048, 1, r"context 2048 lies outside .* contexts \[0, 1024\].*profiling.contexts"),
         ({}, 512, 4, r"batch 4 was not measured.*batches \[1\]"),
-        ({"vocab_size": 1024}, 512, 1, "sizes .* differ from the table's"),
-        ({"sizes": ModelConfig(head_dim=32)}, 512, 1, "sizes .* differ from the table's"),
-        ({"sizes": ModelConfig(mamba_state=64)}, 512, 1, "sizes .* differ from the table's"),
+        ({"operators": "DG"}, 512, 1, "latency of G at width 128, .* was not measured"),
+        ({"vocab_size": 1024}, 512, 1, r"differ from the table's: vocab_size 1024 \(table: 512\): measure"),
+        ({"sizes": ModelConfig(head_dim=32)}, 512, 1, r"num_heads 4 \(table: 2\), head_dim 32 \(table: 64\)"),
+        ({"sizes": ModelConfig(mamba_state=64)}, 512, 1, r"table's: mamba_state 64 \(table: 128\)"),
+        ({"sizes": ModelConfig(qk_norm=True)}, 512, 1, r"table's: qk_norm True \(table: False\)"),
+        ({"operators": "WF", "sizes": ModelConfig(window=64)}, 512, 1, r"table's: window 64 \(table: 512\)"),
     ],
 )
 def test_what_was_not_measured_is_refused(table, change, context, batch, reason):
@@ -52,8 +55,32 @@ def test_what_was_not_measured_is_refused(table, change, context, batch, reason)
 
 
 def test_sizes_without_an_effect_on_a_decode_step_are_free(table):
-    other = ModelConfig(num_meta_tokens=8, max_position_embeddings=128)
+    other = ModelConfig(num_meta_tokens=8, max_position_embeddings=128, window=64)
     assert table.predict_ms(architecture(sizes=other), 512, 1) == table.predict_ms(architecture(), 512, 1)
+
+
+def test_overhead_of_a_batch_is_added_once_a_step_and_once_a_layer(table):
+    overheads = (
+        StepOverhead(batch=1, step_ms=0.5, layer_ms=-0.1, models=6),
+        StepOverhead(batch=8, step_ms=9.0, layer_ms=9.0, models=6),
+    )
+    calibrated = table.model_copy(update={"overheads": overheads})
+    plain = table.predict_ms(architecture(), 512, 1)
+    assert calibrated.predict_ms(architecture(), 512, 1) == pytest.approx(plain + 0.5 - 6 * 0.1)
+    assert calibrated.sum_ms(architecture(), 512, 1) == plain == table.sum_ms(architecture(), 512, 1)
+
+
+def test_what_was_left_out_says_why(table):
+    key = ("A", 128, 1024, 1)
+    reason = "needs 9.0 GB of memory, 8.0 GB are free"
+    left_out = LeftOut(operator="A", width=128, context=1024, batch=1, reason=reason)
+    fields = table.model_dump() | {"entries": [e for e in table.entries if e.key != key], "left_out": [left_out]}
+    smaller = LatencyTable.model_validate(fields)
+    assert table.covers("DA", 128, 1024, 1) and not smaller.covers("DA", 128, 1024, 1)
+    assert smaller.covers("DF", 128, 1024, 1) and not smaller.covers("DF", 128, 1000, 1)
+    assert smaller.predict_ms(architecture("DF"), 1024, 1) == table.predict_ms(architecture("DF"), 1024, 1)
+    with pytest.raises(ValueError, match=f"A at width 128, context 1024, batch 1 was not measured .it {reason}.;"):
+        smaller.predict_ms(architecture(), 1024, 1)
 
 
 def test_json_round_trip(table):

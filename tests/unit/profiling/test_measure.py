@@ -1,14 +1,26 @@
 """The real engine at tiny sizes: what is measured and recorded, not how fast it is."""
 
+import random
+
 import pytest
 
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import InfeasibleArchitecture, build_architecture
-from flashslm.profiling.additivity import CheckedModel, check_additivity, drift_relative, summarize
+from flashslm.profiling import measure
+from flashslm.profiling.additivity import (
+    CheckedModel,
+    calibrate,
+    check_additivity,
+    drift_relative,
+    random_point,
+    summarize,
+)
 from flashslm.profiling.depth_width import DepthWidthSweep, measure_depth_width, nearest_width
 from flashslm.profiling.latency_table import LatencyTable
-from flashslm.profiling.measure import ModelPoint, measure_latency_table, measure_models
+from flashslm.profiling.measure import ModelPoint, compile_kernels, measure_latency_table, measure_models
+from flashslm.profiling.plan import resident_bytes
+from flashslm.profiling.timing import Timing
 
 SIZES = ModelConfig(head_dim=8, mamba_state=8, mamba_head_dim=8, num_meta_tokens=2)
 VOCAB_SIZE = 300
@@ -55,6 +67,101 @@ def test_cost_grows_with_the_context():
     assert far.median_ms > 2 * near.median_ms
 
 
+def test_operators_beyond_the_search_are_measured_when_asked_for():
+    config = CONFIG.model_copy(update={"operators": "DMAFGLW", "widths": (16,), "batches": (1,)})
+    table = measure_latency_table(config, SIZES, VOCAB_SIZE)
+    assert {e.operator for e in table.entries} == {*"DMAFGLW", "head"}
+    assert table.predict_ms(build_architecture("GLWF", 16, SIZES, VOCAB_SIZE), 20, 1) > 0
+
+
+def test_entries_beyond_the_memory_are_left_out(monkeypatch):
+    monkeypatch.setattr(measure, "available_bytes", lambda device: 30_000)
+    config = CONFIG.model_copy(update={"widths": (32,)})
+    table = measure_latency_table(config, SIZES, VOCAB_SIZE)
+    assert {e.key for e in table.left_out} >= {("head", 32, 8, 1), ("head", 32, 8, 2)}
+    assert {e.key for e in table.entries}.isdisjoint(e.key for e in table.left_out)
+    assert ("A", 32, 8, 1) in {e.key for e in table.entries}
+
+
+def test_a_growing_context_is_timed_at_lengths_whose_mean_is_half_of_it(monkeypatch):
+    """One engine with room for all of it; the time is the mean over the lengths."""
+    built, timed = [], []
+
+    def build(architecture, contexts, batch, device, dtype, max_context):
+        built.append((contexts, max_context))
+        return [lambda context=context: timed.append(context) for context in contexts]
+
+    def rounds(groups, warmup, repeats, device, *, keep):
+        steps = [pair for group in groups.values() for pair in group()]
+        return {key: Timing(key[1] + 1.0, key[1] + 0.0, key[1] + 2.0, 3) for key, _ in steps}
+
+    monkeypatch.setattr(measure, "build_decode_steps", build)
+    monkeypatch.setattr(measure, "measure_rounds", rounds)
+    architecture = build_architecture("A", 16, SIZES, VOCAB_SIZE)
+    points = [ModelPoint(architecture, 800, 1, growing=True), ModelPoint(architecture, 800, 1)]
+    growing, fixed = measure_models(points, CONFIG)
+    assert built == [([100, 300, 500, 700], 800), ([800], 800)]
+    assert growing == Timing(401.0, 400.0, 402.0, 3) and fixed.median_ms == 801.0
+
+
+def test_kernels_are_compiled_by_building_every_entry(monkeypatch):
+    built = []
+    monkeypatch.setattr(
+        measure, "build_operator_step", lambda layer, *rest: built.append((*rest[:3], layer.hidden_size))
+    )
+    monkeypatch.setattr(measure, "build_head_step", lambda *args, **kw: built.append("head"))
+    config = CONFIG.model_copy(update={"widths": (16,), "batches": (2,)})
+    compile_kernels(config, SIZES, VOCAB_SIZE, memory_bytes=1e6)
+    assert {x for x in built if x != "head"} == {
+        (o, 2, c, 16) for o, c in (("D", 8), ("M", 8), ("F", 8), ("A", 8), ("A", 32))
+    }
+    assert built.count("head") == 1
+    built.clear()
+    compile_kernels(config.model_copy(update={"contexts": (8,)}), SIZES, VOCAB_SIZE, memory_bytes=15_000)
+    assert {operator for operator, *_ in built} == set("DMA"), "FFN and head have weights of 25 and 19 kB"
+
+
+def test_calibration_fits_every_batch_on_other_models_than_the_checks(table, monkeypatch):
+    """Whole models take 1 ms more than their sums at batch 1, and 0.1 ms a layer at batch 2."""
+    config = CONFIG.model_copy(update={"calibration_models": 6})
+    seen = []
+
+    def measured(points, config):
+        seen.extend(points)
+        extra = [1.0 if p.batch == 1 else 0.1 * len(p.architecture.operators) for p in points]
+        sums = [table.sum_ms(p.architecture, p.context, p.batch) for p in points]
+        return [Timing(s + e, s, s, 3) for s, e in zip(sums, extra, strict=True)]
+
+    monkeypatch.setattr(measure, "measure_models", measured)
+    calibrated = calibrate(table, config, SIZES, VOCAB_SIZE)
+    assert [(o.batch, o.models) for o in calibrated.overheads] == [(1, 6), (2, 6)]
+    one, two = calibrated.overheads
+    assert (one.step_ms, one.layer_ms) == pytest.approx((1.0, 0.0), abs=1e-6)
+    assert (two.step_ms, two.layer_ms) == pytest.approx((0.0, 0.1), abs=1e-6)
+    assert calibrated.entries == table.entries
+    checked = {m.operators for m in check_additivity(table, CONFIG, SIZES, VOCAB_SIZE).models}
+    assert checked.isdisjoint(p.architecture.operators for p in seen)
+
+
+def test_without_calibration_models_the_sum_is_the_prediction(table):
+    assert calibrate(table, CONFIG, SIZES, VOCAB_SIZE) is table and table.overheads == ()
+
+
+def test_random_models_fit_the_memory(table, monkeypatch):
+    """At width 32 context 32 and batch 2 together are beyond it; at last every place of the table is."""
+    operators = "A" * 40
+    wide = build_architecture(operators, 32, SIZES, VOCAB_SIZE)
+    few, many = (resident_bytes(wide, 32, batch, 4) for batch in (1, 2))
+    monkeypatch.setattr(measure, "available_bytes", lambda device: (few + many) / 2)
+    rng = random.Random(0)
+    points = [random_point(table, CONFIG, SIZES, VOCAB_SIZE, rng, (1, 2), operators) for _ in range(100)]
+    assert {p[1:3] for p in points if p.architecture == wide} == {(8, 1), (32, 1), (8, 2)}
+    assert {p[1:3] for p in points if p.architecture != wide} == {(8, 1), (32, 1), (8, 2), (32, 2)}
+    monkeypatch.setattr(measure, "available_bytes", lambda device: 1000)
+    with pytest.raises(ValueError, match=r"fits the memory at none of contexts \[8, 32\] and batches \[1, 2\]"):
+        random_point(table, CONFIG, SIZES, VOCAB_SIZE, rng, (1, 2))
+
+
 def test_check_compares_random_models_and_known_designs(table):
     check = check_additivity(table, CONFIG, SIZES, VOCAB_SIZE)
     assert len(check.models) == 2 + 4
@@ -64,13 +171,14 @@ def test_check_compares_random_models_and_known_designs(table):
         assert model.predicted_ms == table.predict_ms(architecture, model.context, model.batch)
     assert check.worst_relative == max(abs(m.predicted_ms / m.measured_ms - 1) for m in check.models)
     assert check.worst_relative < 3.0, "the sum has the whole model's order of magnitude"
+    assert set(check.median_relative_by_batch) == {model.batch for model in check.models}
     again = check_additivity(table, CONFIG, SIZES, VOCAB_SIZE)
     assert [m.operators for m in again.models] == [m.operators for m in check.models]
 
 
-def checked(measured_ms, predicted_ms, summed_ms):
+def checked(measured_ms, predicted_ms, summed_ms, operators="D"):
     return CheckedModel(
-        operators="D",
+        operators=operators,
         width=8,
         context=8,
         batch=1,
@@ -98,6 +206,13 @@ def test_an_overhead_that_is_none_is_not_made_up():
     check = summarize([checked(ms, ms, 0.9 * ms) for ms in (10.0, 100.0, 10.0, 100.0, 10.0)], drift=0.0)
     assert check.held_out_median_relative == pytest.approx(0.1)
     assert check.corrected_median_relative == pytest.approx(0.09)
+
+
+def test_the_residual_is_spread_over_operators_and_the_step():
+    cost = {"D": 0.25, "F": -0.125, "A": 0.5}
+    designs = ("DF", "DDF", "AF", "AAFF", "DAFFF", "F")
+    made = [checked(10.0 + sum(map(cost.get, o)) + 0.75, 10.0, 10.0, o) for o in designs]
+    assert summarize(made, drift=0.0).residual_ms == pytest.approx(cost | {"step": 0.75})
 
 
 def test_drift_is_the_entries_median_change(table):

@@ -1,9 +1,9 @@
 import time
+from itertools import groupby
 
 import pytest
 import torch
 
-from flashslm.profiling import timing
 from flashslm.profiling.timing import cpu_threads, measure, measure_rounds
 
 
@@ -88,13 +88,48 @@ class FakeEvent:
         return 1e3 * (end.at - self.at)
 
 
-def test_cuda_samples_are_events_around_a_batch_of_calls(monkeypatch):
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """Events on the host's clock; the list grows by one whenever the host waits for the device."""
     waits = []
+    FakeEvent.count = 0
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(True))
-    found = measure(lambda: busy(0.05), warmup=0, repeats=4, device="cuda")
-    assert 0.05 <= found.median_ms < 0.1
+    return waits
+
+
+def test_cuda_samples_are_events_around_a_batch_of_calls(fake_cuda):
+    calls = []
+    found = measure(lambda: calls.append(busy(0.1)), warmup=0, repeats=4, device="cuda")
+    assert 0.1 <= found.median_ms < 0.2
     assert found.repeats == 4
-    assert len(waits) == 2, "the host waits once for the estimate and once for all samples"
-    assert FakeEvent.count == 4 + 5
-    assert timing.MIN_SAMPLE_MS == 0.2
+    assert len(fake_cuda) == 3, "the host waits once for the estimate, the settling and all samples"
+    assert FakeEvent.count == (1 + 3) + (1 + 10) + (1 + 4)
+    assert 3 + (10 + 4) * 5 <= len(calls) <= 3 + (10 + 4) * 10, "a sample takes a millisecond: up to 10 calls"
+
+
+def test_on_a_gpu_one_group_is_in_memory_at_a_time_and_its_steps_do_not_alternate(fake_cuda):
+    """Steps of one group may share a state, so the calls of each are made in a row."""
+    alive, calls = [], []
+
+    class Memory:
+        def __init__(self, name):
+            self.name = name
+            assert not alive, f"{alive} is still there when {name} is built"
+            alive.append(name)
+
+        def __del__(self):
+            alive.remove(self.name)
+
+    def group(name):
+        def build():
+            memory = Memory(name)
+            return [((name, i), lambda i=i, memory=memory: calls.append((memory.name, i, busy(1.1)))) for i in range(2)]
+
+        return build
+
+    found = measure_rounds({name: group(name) for name in "ab"}, warmup=1, repeats=3, device="cuda", keep=True)
+    assert {key: timing.repeats for key, timing in found.items()} == {(n, i): 3 for n in "ab" for i in range(2)}
+    assert alive == []
+    visits = [call[:2] for call in calls]
+    assert len(list(groupby(visits))) == 4

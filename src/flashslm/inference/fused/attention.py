@@ -14,6 +14,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 GROUP_ROWS = 16  # the smallest operand of a tensor-core product
 BLOCK_KEYS = 64
+STAGES = 3  # blocks: one in use, the others under way
+COMBINED_LANES = 32  # value channels that a program combines
 TARGET_PROGRAMS = 264  # two a multiprocessor of an H100 or H200
 
 
@@ -54,43 +56,35 @@ def _attend(
     KEYS: tl.constexpr,
     SPLITS: tl.constexpr,
     NORM: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     b, g, split = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS, tl.program_id(1)
     length = tl.load(lengths_ptr + b).to(tl.int32)
     half, lane, row = tl.arange(0, HEAD // 2), tl.arange(0, HEAD), tl.arange(0, ROWS)
     cache = tl.program_id(0).to(tl.int64) * slots * HEAD
-    gdc_launch_dependents()
-    gdc_wait()
     inputs = inputs_ptr + b * (GROUPS * GROUP + 2 * GROUPS) * HEAD
     q_row = inputs + (g * GROUP + tl.minimum(row, GROUP - 1))[:, None] * HEAD
-    q_low, q_high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD, NORM)
-    k_row = inputs + (GROUPS * GROUP + g) * HEAD + tl.zeros((1, 1), tl.int32)
-    k_low, k_high = _rotated(k_row, cos_ptr, sin_ptr, k_norm_ptr, length, eps, HEAD, NORM)
-    value = tl.load(inputs + (GROUPS * GROUP + GROUPS + g) * HEAD + lane)
     dtype = keys_ptr.dtype.element_ty
-    q_low, q_high, k_low, k_high = q_low.to(dtype), q_high.to(dtype), k_low.to(dtype), k_high.to(dtype)
     scale = 1.4426950408889634 / tl.sqrt_rn(HEAD * 1.0)  # exponentials are powers of two
     best = tl.full((ROWS,), -float("inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, HEAD), tl.float32)
-    if split == SPLITS - 1:
-        own = tl.sum(q_low.to(tl.float32) * k_low.to(tl.float32), axis=1)
-        own += tl.sum(q_high.to(tl.float32) * k_high.to(tl.float32), axis=1)
-        best, total = own * scale, total + 1.0
-        mixed += value.to(tl.float32)[None, :]
-        slot = cache + length.to(tl.int64) * HEAD
-        tl.store(keys_ptr + slot + half[None, :], k_low)
-        tl.store(keys_ptr + slot + HEAD // 2 + half[None, :], k_high)
-        tl.store(values_ptr + slot + lane, value)
+    q_low, q_high = tl.zeros((ROWS, HEAD // 2), dtype), tl.zeros((ROWS, HEAD // 2), dtype)
+    gdc_launch_dependents()
     each = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
     first, last = split * each, tl.minimum(split * each + each, length)
-    for start in range(first, last, KEYS):
+    for start in tl.range(first, last, KEYS, num_stages=STAGES):
         at = start + tl.arange(0, KEYS)
         seen = at < last
         place = cache + at[:, None].to(tl.int64) * HEAD
         k_lower = tl.load(keys_ptr + place + half[None, :], mask=seen[:, None], other=0.0)
         k_upper = tl.load(keys_ptr + place + HEAD // 2 + half[None, :], mask=seen[:, None], other=0.0)
         v = tl.load(values_ptr + place + lane[None, :], mask=seen[:, None], other=0.0)
+        if start == first:
+            # In the loop, so that the copies of the first keys are under way before the wait.
+            gdc_wait()
+            low, high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD, NORM)
+            q_low, q_high = low.to(dtype), high.to(dtype)
         scores = tl.dot(q_low, tl.trans(k_lower)) + tl.dot(q_high, tl.trans(k_upper))
         scores = tl.where(seen[None, :], scores * scale, -float("inf"))
         larger = tl.maximum(best, tl.max(scores, axis=1))
@@ -98,6 +92,24 @@ def _attend(
         total = total * shrink + tl.sum(weights, axis=1)
         mixed = mixed * shrink[:, None] + tl.dot(weights.to(dtype), v)
         best = larger
+    gdc_wait()
+    if split == SPLITS - 1:
+        low, high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD, NORM)
+        k_row = inputs + (GROUPS * GROUP + g) * HEAD + tl.zeros((1, 1), tl.int32)
+        k_low, k_high = _rotated(k_row, cos_ptr, sin_ptr, k_norm_ptr, length, eps, HEAD, NORM)
+        k_low, k_high = k_low.to(dtype), k_high.to(dtype)
+        value = tl.load(inputs + (GROUPS * GROUP + GROUPS + g) * HEAD + lane)
+        own = tl.sum(low.to(dtype).to(tl.float32) * k_low.to(tl.float32), axis=1)
+        own = (own + tl.sum(high.to(dtype).to(tl.float32) * k_high.to(tl.float32), axis=1)) * scale
+        larger = tl.maximum(best, own)
+        shrink, weight = tl.exp2(best - larger), tl.exp2(own - larger)
+        total = total * shrink + weight
+        mixed = mixed * shrink[:, None] + weight[:, None] * value.to(tl.float32)[None, :]
+        best = larger
+        slot = cache + length.to(tl.int64) * HEAD
+        tl.store(keys_ptr + slot + half[None, :], k_low)
+        tl.store(keys_ptr + slot + HEAD // 2 + half[None, :], k_high)
+        tl.store(values_ptr + slot + lane, value)
     head = b * GROUPS * GROUP + g * GROUP + row
     real = row < GROUP
     if SPLITS == 1:
@@ -111,8 +123,16 @@ def _attend(
 
 
 @triton.jit
-def _combine(partial_ptr, weight_ptr, out_ptr, SPLITS: tl.constexpr, PADDED: tl.constexpr, HEAD: tl.constexpr):
-    split, lane = tl.arange(0, PADDED), tl.arange(0, HEAD)
+def _combine(
+    partial_ptr,
+    weight_ptr,
+    out_ptr,
+    SPLITS: tl.constexpr,
+    PADDED: tl.constexpr,
+    HEAD: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    split, lane = tl.arange(0, PADDED), tl.program_id(1) * LANES + tl.arange(0, LANES)
     real = split < SPLITS
     at = tl.program_id(0) * SPLITS + split
     gdc_launch_dependents()
@@ -184,19 +204,19 @@ def attention_decode(
         KEYS=BLOCK_KEYS,
         SPLITS=splits.number,
         NORM=normed,
+        STAGES=STAGES,
         num_warps=4,
-        num_stages=3,
         launch_pdl=True,
     )
     if splits.number > 1:
-        padded = triton.next_power_of_2(splits.number)
-        _combine[(batch * groups * group,)](
+        _combine[(batch * groups * group, max(1, head // COMBINED_LANES))](
             splits.mixed,
             splits.weights,
             out_BD,
             SPLITS=splits.number,
-            PADDED=padded,
+            PADDED=triton.next_power_of_2(splits.number),
             HEAD=head,
+            LANES=min(head, COMBINED_LANES),
             num_warps=4,
             launch_pdl=True,
         )

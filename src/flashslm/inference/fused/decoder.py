@@ -17,13 +17,14 @@ from flashslm.inference.fused.mixers import delta_rule_decode, ssd_decode
 from flashslm.inference.fused.projection import (
     MAX_BATCH,
     Best,
-    Convolution,
     Norm,
+    Ring,
+    Stream,
     project,
-    rows_per_program,
 )
 from flashslm.inference.fused.tokens import choose, embed
 from flashslm.inference.fused.weights import pack_rows
+from flashslm.models.architecture import CONV_SIZE
 from flashslm.models.attention import Attention
 from flashslm.models.cache import AttentionState, Cache, DeltaNetState, Mamba2State, State
 from flashslm.models.deltanet import L2_EPS, DeltaNet
@@ -44,11 +45,21 @@ class FusedDecoder:
         batch, vocabulary = cache.lengths_B.shape[0], weight.shape[0]
         self.device, self.dtype, self.batch = weight.device, weight.dtype, batch
         self.project = project if batch <= MAX_BATCH else project_batch
-        self.stream_BD = torch.zeros(batch, model.architecture.hidden_size, device=self.device)
+        exact_BD = torch.zeros(batch, model.architecture.hidden_size, device=self.device)
+        self.stream = Stream(exact_BD, exact_BD.to(self.dtype))
         self.logits_BV = torch.empty(batch, vocabulary, device=self.device)
-        self.best = self._best() if batch <= MAX_BATCH else None
+        self.best = Best.allocate(batch, weight) if batch <= MAX_BATCH else None
+        self.rings: list[tuple[Tensor, Tensor]] = []  # a convolution's state in the cache, and its ring
         layers = zip(model.architecture.operators, model.residual_layers, cache.layers, strict=True)
         self.steps = [step for letter, layer, state in layers for step in self._layer(letter, layer, state)]
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Take over the convolutions' states from the cache; to be called after a prefill."""
+        for state_BCK, ring_B4C in self.rings:
+            for back in range(1, CONV_SIZE):
+                place_B1C = ((self.cache.lengths_B - back) % CONV_SIZE)[:, None, None].expand(-1, 1, ring_B4C.shape[2])
+                ring_B4C.scatter_(1, place_B1C, state_BCK[:, None, :, -back])
 
     def layers_step(self) -> None:
         """One token through all layers; the stream is read and updated in place."""
@@ -57,14 +68,14 @@ class FusedDecoder:
 
     def decode_step(self, tokens_B: Tensor) -> Tensor:
         """Append one token to every sequence; logits [B, V], fp32, in a buffer that the next step overwrites."""
-        embed(tokens_B, self.model.embedding.weight, self.stream_BD)
+        embed(tokens_B, self.model.embedding.weight, self.stream)
         self.layers_step()
         norm = Norm(self.model.final_norm.weight, self.model.final_norm.eps)
         weight = self.model.embedding.weight
         if self.best is not None:
-            project(self.stream_BD, weight, self.logits_BV, norm, best=self.best)
+            project(self.stream.rounded, weight, self.logits_BV, norm, best=self.best)
         else:
-            project_batch(self.stream_BD, weight, self.logits_BV, norm)
+            project_batch(self.stream.rounded, weight, self.logits_BV, norm)
         self.cache.lengths_B += 1
         return self.logits_BV
 
@@ -74,12 +85,6 @@ class FusedDecoder:
             choose(self.best, tokens_B)
         else:
             tokens_B.copy_(self.logits_BV.argmax(dim=-1))
-
-    def _best(self) -> Best:
-        vocabulary, size = self.model.embedding.weight.shape
-        programs = -(-vocabulary // rows_per_program(size, 1))
-        shape = (self.batch, programs)
-        return Best(torch.empty(shape, device=self.device), torch.empty(shape, dtype=torch.int32, device=self.device))
 
     def _layer(self, letter: str, layer: Layer, state: State) -> list[Step]:
         norm = Norm(layer.norm.weight, layer.norm.eps)
@@ -97,26 +102,27 @@ class FusedDecoder:
     def _deltanet(self, operator: DeltaNet, norm: Norm, state: DeltaNetState) -> list[Step]:
         packed = pack_rows(operator, ("q_proj", "k_proj", "v_proj", "b_proj"))
         taps = torch.cat([c.weight for c in (operator.q_conv, operator.k_conv, operator.v_conv)]).float()
-        conv = Convolution(0, taps, None, state.conv)
+        ring = self._ring(0, state.conv)
         inputs, mixed = self._buffer(packed.shape[0]), self._buffer(operator.o_proj.weight.shape[1])
         inner = Norm(operator.o_norm.weight, INNER_NORM_EPS, operator.head_dim)
         out = operator.o_proj.weight
         return [
-            partial(self.project, self.stream_BD, packed, inputs, norm, conv=conv),
-            partial(delta_rule_decode, inputs, state.delta, mixed, L2_EPS),
-            partial(self.project, mixed, out, self.stream_BD, inner, residual=True),
+            partial(self.project, self.stream.rounded, packed, inputs, norm, ring=ring),
+            partial(delta_rule_decode, inputs, ring, taps, state.delta, mixed, L2_EPS),
+            partial(self.project, mixed, out, self.stream, inner),
         ]
 
     def _mamba2(self, operator: Mamba2, norm: Norm, state: Mamba2State) -> list[Step]:
         inner = operator.out_proj.weight.shape[1]
-        conv = Convolution(inner, operator.conv.weight.float(), operator.conv.bias.float(), state.conv)
-        inputs, mixed = self._buffer(operator.in_proj.weight.shape[0]), self._buffer(inner, torch.float32)
+        ring = self._ring(inner, state.conv)
+        conv = (operator.conv.weight.float(), operator.conv.bias.float())
+        inputs, mixed = self._buffer(operator.in_proj.weight.shape[0]), self._buffer(inner)
         vectors = (operator.dt_bias.float(), operator.A_log.float(), operator.D.float())
         gated = Norm(operator.norm.weight, INNER_NORM_EPS)
         return [
-            partial(self.project, self.stream_BD, operator.in_proj.weight, inputs, norm, conv=conv),
-            partial(ssd_decode, inputs, *vectors, state.ssm, mixed),
-            partial(self.project, mixed, operator.out_proj.weight, self.stream_BD, gated, residual=True),
+            partial(self.project, self.stream.rounded, operator.in_proj.weight, inputs, norm, ring=ring),
+            partial(ssd_decode, inputs, ring, *conv, vectors, state.ssm, mixed),
+            partial(self.project, mixed, operator.out_proj.weight, self.stream, gated),
         ]
 
     def _attention(self, operator: Attention, norm: Norm, state: AttentionState) -> list[Step]:
@@ -131,23 +137,30 @@ class FusedDecoder:
         splits = Splits.allocate(self.batch, size // head, groups, head, slots, self.device)
         attend = partial(attention_decode, inputs, rotation, self.cache.lengths_B, keys, values, mixed, splits)
         return [
-            partial(self.project, self.stream_BD, packed, inputs, norm),
+            partial(self.project, self.stream.rounded, packed, inputs, norm),
             attend,
-            partial(self.project, mixed, operator.o_proj.weight, self.stream_BD, residual=True),
+            partial(self.project, mixed, operator.o_proj.weight, self.stream),
         ]
 
     def _ffn(self, operator: FFN, norm: Norm) -> list[Step]:
         packed = pack_rows(operator, ("gate_proj", "up_proj"))
         hidden = self._buffer(packed.shape[0] // 2)
         return [
-            partial(self.project, self.stream_BD, packed, hidden, norm, swiglu=True),
-            partial(self.project, hidden, operator.down_proj.weight, self.stream_BD, residual=True),
+            partial(self.project, self.stream.rounded, packed, hidden, norm, swiglu=True),
+            partial(self.project, hidden, operator.down_proj.weight, self.stream),
         ]
 
     def _unfused(self, layer: Layer, state: State) -> None:
         """An operator without fused kernels: by the forms of `ops.dispatch`, inside the same graph."""
-        x_BD = self.stream_BD.to(self.dtype)
-        self.stream_BD.copy_(layer.step(x_BD, state, self.cache.next_position()))
+        y_BD = layer.step(self.stream.rounded, state, self.cache.next_position())
+        for copy_BD in self.stream:
+            copy_BD.copy_(y_BD)
 
-    def _buffer(self, size: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.empty(self.batch, size, dtype=dtype or self.dtype, device=self.device)
+    def _ring(self, start: int, state_BCK: Tensor) -> Ring:
+        batch, channels, _ = state_BCK.shape
+        inputs = torch.zeros(batch, CONV_SIZE, channels, dtype=self.dtype, device=self.device)
+        self.rings.append((state_BCK, inputs))
+        return Ring(inputs, start, self.cache.lengths_B)
+
+    def _buffer(self, size: int) -> Tensor:
+        return torch.empty(self.batch, size, dtype=self.dtype, device=self.device)

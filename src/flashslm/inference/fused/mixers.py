@@ -1,6 +1,6 @@
-"""One token through the recurrent mixers: read the state, update it, read it out. States are loaded before the wait.
+"""One token through the recurrent mixers: convolve, read the state, update it, read it out.
 
-A state is written by the same kernel of the step before, which has ended when this step begins.
+What earlier steps wrote (states, earlier inputs of the convolution) is loaded before the wait for the projection.
 """
 
 import triton
@@ -8,22 +8,62 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from flashslm.inference.fused.projection import Ring
+
+HEAD_VALUES = 32  # value channels of a head that a program takes
+
 
 @triton.jit
-def _delta(inputs_ptr, state_ptr, out_ptr, heads, eps, HEAD: tl.constexpr, VALUES: tl.constexpr):
+def _earlier(ring_ptr, weight_ptr, bias_ptr, length, channel, channels, BIAS: tl.constexpr):
+    """The convolution's sum over the three earlier inputs of some channels, with its bias."""
+    total = tl.load(bias_ptr + channel).to(tl.float32) if BIAS else tl.zeros_like(channel).to(tl.float32)
+    for tap in tl.static_range(3):
+        place = (length + 1 + tap) % 4
+        total += tl.load(ring_ptr + place * channels + channel).to(tl.float32) * tl.load(weight_ptr + channel * 4 + tap)
+    return total
+
+
+@triton.jit
+def _convolved(earlier, last_tap, ring_ptr, length, channel, channels):
+    """Add the present input and activate; rounded as a layer's activations are."""
+    new = tl.load(ring_ptr + length % 4 * channels + channel)
+    mixed = earlier + new.to(tl.float32) * last_tap
+    return (mixed * tl.sigmoid(mixed)).to(new.dtype).to(tl.float32)
+
+
+@triton.jit
+def _delta(
+    beta_ptr,
+    ring_ptr,
+    weight_ptr,
+    lengths_ptr,
+    state_ptr,
+    out_ptr,
+    heads,
+    eps,
+    HEAD: tl.constexpr,
+    VALUES: tl.constexpr,
+):
     b, h = tl.program_id(0) // heads, tl.program_id(0) % heads
     key = tl.arange(0, HEAD)
     value = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
+    size = heads * HEAD
+    length = tl.load(lengths_ptr + b).to(tl.int32)
     place = state_ptr + (tl.program_id(0).to(tl.int64) * HEAD + key[:, None]) * HEAD + value[None, :]
     state = tl.load(place)
+    ring = ring_ptr + b * 12 * size
+    at_q, at_k, at_v = h * HEAD + key, size + h * HEAD + key, 2 * size + h * HEAD + value
+    q = _earlier(ring, weight_ptr, weight_ptr, length, at_q, 3 * size, False)
+    k = _earlier(ring, weight_ptr, weight_ptr, length, at_k, 3 * size, False)
+    v = _earlier(ring, weight_ptr, weight_ptr, length, at_v, 3 * size, False)
+    tap_q, tap_k = tl.load(weight_ptr + at_q * 4 + 3), tl.load(weight_ptr + at_k * 4 + 3)
+    tap_v = tl.load(weight_ptr + at_v * 4 + 3)
     gdc_launch_dependents()
     gdc_wait()
-    size = heads * HEAD
-    row = inputs_ptr + b * (3 * size + heads)
-    q = tl.load(row + h * HEAD + key).to(tl.float32)
-    k = tl.load(row + size + h * HEAD + key).to(tl.float32)
-    v = tl.load(row + 2 * size + h * HEAD + value).to(tl.float32)
-    beta = tl.sigmoid(tl.load(row + 3 * size + h).to(tl.float32))
+    q = _convolved(q, tap_q, ring, length, at_q, 3 * size)
+    k = _convolved(k, tap_k, ring, length, at_k, 3 * size)
+    v = _convolved(v, tap_v, ring, length, at_v, 3 * size)
+    beta = tl.sigmoid(tl.load(beta_ptr + b * (3 * size + heads) + 3 * size + h).to(tl.float32))
     q = q * tl.rsqrt(tl.sum(q * q, axis=0) + eps) / tl.sqrt_rn(HEAD * 1.0)
     k = k * tl.rsqrt(tl.sum(k * k, axis=0) + eps)
     error = v - tl.sum(state * k[:, None], axis=0)
@@ -32,20 +72,38 @@ def _delta(inputs_ptr, state_ptr, out_ptr, heads, eps, HEAD: tl.constexpr, VALUE
     tl.store(out_ptr + b * size + h * HEAD + value, tl.sum(state * q[:, None], axis=0))
 
 
-def delta_rule_decode(inputs_BR: Tensor, state_BHKV: Tensor, out_BD: Tensor, eps: float) -> None:
-    """The delta rule on [q | k | v | beta] (convolved, neither normalised nor scaled; beta before its sigmoid).
+def delta_rule_decode(
+    inputs_BR: Tensor, ring: Ring, weight_CK: Tensor, state_BHKV: Tensor, out_BD: Tensor, eps: float
+) -> None:
+    """The delta rule on [q | k | v] of the ring, and beta (before its sigmoid), the last columns of `inputs`.
 
-    `eps` is added to the squared length of q and k. The output is not normalised.
+    `eps` is added to the squared length of q and k. The output is not normalised. Convolution weights are fp32.
     """
     batch, heads, head, _ = state_BHKV.shape
-    values = min(head, 32)
-    grid = (batch * heads, head // values)
-    _delta[grid](inputs_BR, state_BHKV, out_BD, heads, eps, HEAD=head, VALUES=values, num_warps=4, launch_pdl=True)
+    values = min(head, HEAD_VALUES)
+    _delta[(batch * heads, head // values)](
+        inputs_BR,
+        ring.inputs,
+        weight_CK,
+        ring.lengths_B,
+        state_BHKV,
+        out_BD,
+        heads,
+        eps,
+        HEAD=head,
+        VALUES=values,
+        num_warps=4,
+        launch_pdl=True,
+    )
 
 
 @triton.jit
 def _ssd(
     inputs_ptr,
+    ring_ptr,
+    weight_ptr,
+    bias_ptr,
+    lengths_ptr,
     dt_bias_ptr,
     a_log_ptr,
     skip_ptr,
@@ -58,18 +116,27 @@ def _ssd(
 ):
     b, h = tl.program_id(0) // heads, tl.program_id(0) % heads
     value, n = tl.program_id(1) * VALUES + tl.arange(0, VALUES), tl.arange(0, STATE)
+    inner = heads * HEAD
+    channels = inner + 2 * STATE
+    length = tl.load(lengths_ptr + b).to(tl.int32)
     place = state_ptr + (tl.program_id(0).to(tl.int64) * HEAD + value[:, None]) * STATE + n[None, :]
     state = tl.load(place)
     dt_bias, a, skip = tl.load(dt_bias_ptr + h), -tl.exp(tl.load(a_log_ptr + h)), tl.load(skip_ptr + h)
+    ring = ring_ptr + b * 4 * channels
+    at_x, at_b, at_c = h * HEAD + value, inner + n, inner + STATE + n
+    x = _earlier(ring, weight_ptr, bias_ptr, length, at_x, channels, True)
+    keys = _earlier(ring, weight_ptr, bias_ptr, length, at_b, channels, True)
+    queries = _earlier(ring, weight_ptr, bias_ptr, length, at_c, channels, True)
+    tap_x, tap_b = tl.load(weight_ptr + at_x * 4 + 3), tl.load(weight_ptr + at_b * 4 + 3)
+    tap_c = tl.load(weight_ptr + at_c * 4 + 3)
     gdc_launch_dependents()
     gdc_wait()
-    inner = heads * HEAD
-    row = inputs_ptr + b * (2 * inner + 2 * STATE + heads)
+    x = _convolved(x, tap_x, ring, length, at_x, channels)
+    keys = _convolved(keys, tap_b, ring, length, at_b, channels)
+    queries = _convolved(queries, tap_c, ring, length, at_c, channels)
+    row = inputs_ptr + b * (inner + channels + heads)
     z = tl.load(row + h * HEAD + value).to(tl.float32)
-    x = tl.load(row + inner + h * HEAD + value).to(tl.float32)
-    keys = tl.load(row + 2 * inner + n).to(tl.float32)
-    queries = tl.load(row + 2 * inner + STATE + n).to(tl.float32)
-    dt = tl.load(row + 2 * inner + 2 * STATE + h).to(tl.float32) + dt_bias
+    dt = tl.load(row + inner + channels + h).to(tl.float32) + dt_bias
     dt = tl.where(dt > 20.0, dt, tl.log(1.0 + tl.exp(dt)))
     state = state * tl.exp(dt * a) + (dt * x)[:, None] * keys[None, :]
     tl.store(place, state)
@@ -78,16 +145,27 @@ def _ssd(
 
 
 def ssd_decode(
-    inputs_BR: Tensor, dt_bias_H: Tensor, a_log_H: Tensor, skip_H: Tensor, state_BHPN: Tensor, out_BD: Tensor
+    inputs_BR: Tensor,
+    ring: Ring,
+    conv_weight_CK: Tensor,
+    conv_bias_C: Tensor,
+    vectors_H: tuple[Tensor, Tensor, Tensor],
+    state_BHPN: Tensor,
+    out_BD: Tensor,
 ) -> None:
-    """Mamba-2 on [z | x | B | C | dt] (x, B, C convolved): (S C + D x) · silu(z), not normalised. Vectors are fp32."""
+    """Mamba-2 on z and dt (the first and last columns of `inputs`) and [x | B | C] of the ring.
+
+    Writes (S C + D x) · silu(z), not normalised. `vectors`: dt_bias, A_log, D. They and the convolution are fp32.
+    """
     batch, heads, head, state = state_BHPN.shape
-    values = min(head, 32)
+    values = min(head, HEAD_VALUES)
     _ssd[(batch * heads, head // values)](
         inputs_BR,
-        dt_bias_H,
-        a_log_H,
-        skip_H,
+        ring.inputs,
+        conv_weight_CK,
+        conv_bias_C,
+        ring.lengths_B,
+        *vectors_H,
         state_BHPN,
         out_BD,
         heads,

@@ -1,21 +1,52 @@
 """Matrix-vector products at the memory's speed, with what comes before and after them fused in.
 
-A program holds its rows of the weight in registers. They are loaded before the program waits for the kernel that
-computes its input (programmatic dependent launch), so that weights stream while that kernel ends.
+A program holds its rows of the weight in registers. It asks for them before it waits for the kernel that computes its
+input (programmatic dependent launch), so that weights stream while that kernel ends.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from flashslm.inference.fused.elementwise import convolved, history, normalised, taps
+TILE_VALUES = 16_384  # weight values that a program holds, at least one row
+LONG_ROW = 4096  # programs with longer rows have twice the warps
+SMALLEST_CHUNK = 256
+MAX_BATCH = 2  # above it a matrix product is faster
 
-TILE_VALUES = 16_384  # weight values a program holds
-NUM_WARPS = 4
-MAX_BATCH = 8  # above it a matrix product is faster
+
+@triton.jit
+def normalised_heads(x, eps, SIZE: tl.constexpr, HEAD: tl.constexpr):
+    """RMS norm of [SIZE] values over each HEAD, without its weight."""
+    heads = tl.reshape(x, (SIZE // HEAD, HEAD))
+    scale = tl.rsqrt(tl.sum(heads * heads, axis=1) / HEAD + eps)
+    return tl.reshape(heads * scale[:, None], (SIZE,))
+
+
+@triton.jit
+def _tile(weight_ptr, row, rows, size, CHUNKS: tl.constexpr, CHUNK: tl.constexpr):
+    """Rows of a matrix in registers, as CHUNKS tiles [ROWS, CHUNK]."""
+    column = tl.arange(0, CHUNK)
+    tiles = ()
+    for c in tl.static_range(CHUNKS):
+        at = c * CHUNK + column
+        place = row[:, None].to(tl.int64) * size + at[None, :]
+        mask = (row < rows)[:, None] & (at < size)[None, :]
+        # Weights are read once a step: the L2 cache is for what is read again.
+        tiles = tiles + (tl.load(weight_ptr + place, mask=mask, other=0.0, eviction_policy="evict_first"),)
+    return tiles
+
+
+@triton.jit
+def _dot(tiles, inputs, CHUNKS: tl.constexpr):
+    """Products [ROWS] of the tiles [ROWS, CHUNK] with the chunks of an input."""
+    products = tiles[0].to(tl.float32) * inputs[0][None, :]
+    for c in tl.static_range(1, CHUNKS):
+        products += tiles[c].to(tl.float32) * inputs[c][None, :]
+    return tl.sum(products, axis=1)
 
 
 @triton.jit
@@ -24,75 +55,97 @@ def _projection(
     norm_ptr,
     weight_ptr,
     out_ptr,
-    conv_weight_ptr,
-    conv_bias_ptr,
-    conv_state_ptr,
+    rounded_ptr,
+    ring_ptr,
+    lengths_ptr,
     best_ptr,
     best_row_ptr,
     rows,
     size,
     eps,
-    conv_start,
-    conv_rows,
+    ring_start,
+    ring_rows,
     BATCH: tl.constexpr,
     ROWS: tl.constexpr,
-    PADDED: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
     HEAD: tl.constexpr,
     NORM: tl.constexpr,
     SWIGLU: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    CONV: tl.constexpr,
-    CONV_BIAS: tl.constexpr,
+    RING: tl.constexpr,
     BEST: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, PADDED)
-    inside, real = row < rows, column < size
-    tile = inside[:, None] & real[None, :]
-    place = row[:, None].to(tl.int64) * size + column[None, :]
-    weight = tl.load(weight_ptr + place, mask=tile, other=0.0, eviction_policy="evict_first")
+    program, column = tl.program_id(0), tl.arange(0, CHUNK)
+    row = program * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    tiles = _tile(weight_ptr, row, rows, size, CHUNKS, CHUNK)
     if SWIGLU:
-        up_ptr = weight_ptr + tl.cast(rows, tl.int64) * size
-        up = tl.load(up_ptr + place, mask=tile, other=0.0, eviction_policy="evict_first")
-    if NORM:
-        norm = tl.load(norm_ptr + (column % HEAD if HEAD else column), mask=real, other=0.0).to(tl.float32)
-    if CONV:
-        channel = row - conv_start
-        here = (channel >= 0) & (channel < conv_rows)
-        tap = taps(conv_weight_ptr, conv_bias_ptr, channel, here, CONV_BIAS)
+        ups = _tile(weight_ptr + tl.cast(rows, tl.int64) * size, row, rows, size, CHUNKS, CHUNK)
+    norms, places, xs, old = (), (), (), ()
+    for c in tl.static_range(CHUNKS):
+        at = c * CHUNK + column
+        if NORM:
+            norms = norms + (tl.load(norm_ptr + (at % HEAD if HEAD else at), mask=at < size, other=0.0),)
+    if RING:
+        channel = row - ring_start
+        convolved = (channel >= 0) & (channel < ring_rows)
+        for b in tl.static_range(BATCH):
+            places = places + ((b * 4 + tl.load(lengths_ptr + b).to(tl.int32) % 4) * ring_rows,)
     gdc_launch_dependents()
     gdc_wait()
     for b in tl.static_range(BATCH):
-        if CONV:
-            before = history(conv_state_ptr, b, conv_rows, channel, here)
+        for c in tl.static_range(CHUNKS):
+            at = c * CHUNK + column
+            xs = xs + (tl.load(x_ptr + b * size + at, mask=at < size, other=0.0).to(tl.float32),)
         if RESIDUAL:
-            old = tl.load(out_ptr + b * rows + row, mask=inside, other=0.0)
-        x = tl.load(x_ptr + b * size + column, mask=real, other=0.0).to(tl.float32)
-        if NORM:
-            x = normalised(x, norm, size, eps, PADDED, HEAD)
-        y = tl.sum(weight.to(tl.float32) * x[None, :], axis=1)
+            old = old + (tl.load(out_ptr + b * rows + row, mask=inside, other=0.0),)
+    for b in tl.static_range(BATCH):
+        inputs = ()
+        squares = tl.zeros((CHUNK,), tl.float32)
+        for c in tl.static_range(CHUNKS):
+            x = xs[b * CHUNKS + c]
+            if NORM:
+                if HEAD:
+                    x = normalised_heads(x, eps, CHUNK, HEAD)
+                else:
+                    squares += x * x
+                x = x * norms[c].to(tl.float32)
+            inputs = inputs + (x,)
+        scale = 1.0
+        if NORM and not HEAD:
+            scale = tl.rsqrt(tl.sum(squares, axis=0) / size + eps)
+        y = _dot(tiles, inputs, CHUNKS) * scale
         if SWIGLU:
-            y = y * tl.sigmoid(y) * tl.sum(up.to(tl.float32) * x[None, :], axis=1)
-        if CONV:
-            y = convolved(y, tap, before, conv_state_ptr, b, conv_rows, channel, here)
+            y = y * tl.sigmoid(y) * (_dot(ups, inputs, CHUNKS) * scale)
+        out = out_ptr + b * rows + row
         if RESIDUAL:
-            y += old
-        tl.store(out_ptr + b * rows + row, y, mask=inside)
+            y += old[b]
+            tl.store(rounded_ptr + b * rows + row, y, mask=inside)
+        if RING:
+            tl.store(ring_ptr + places[b] + channel, y, mask=convolved)
+            tl.store(out, y, mask=inside & (~convolved))
+        else:
+            tl.store(out, y, mask=inside)
         if BEST:
-            score = tl.where(inside, y, -float("inf"))
-            best, index = tl.max(score, axis=0, return_indices=True)
-            slot = b * tl.num_programs(0) + tl.program_id(0)
-            tl.store(best_ptr + slot, best)
-            tl.store(best_row_ptr + slot, tl.program_id(0) * ROWS + index)
+            score, index = tl.max(tl.where(inside, y, -float("inf")), axis=0, return_indices=True)
+            tl.store(best_ptr + b * tl.num_programs(0) + program, score)
+            tl.store(best_row_ptr + b * tl.num_programs(0) + program, program * ROWS + index)
 
 
-class Convolution(NamedTuple):
-    """A causal depthwise convolution with SiLU over some rows of a projection; weights are fp32."""
+class Stream(NamedTuple):
+    """The residual stream [B, D], fp32, and a rounded copy of it, which the next operator reads."""
 
-    start: int  # first row it is applied to
-    weight_CK: Tensor
-    bias_C: Tensor | None
-    state_BCK1: Tensor  # updated in place
+    exact: Tensor
+    rounded: Tensor
+
+
+class Ring(NamedTuple):
+    """The last four inputs of a short convolution [B, 4, C]: that of position p is in place p mod 4."""
+
+    inputs: Tensor
+    start: int  # the row of the projection that is its first channel
+    lengths_B: Tensor  # positions of the present tokens
 
 
 class Best(NamedTuple):
@@ -100,6 +153,12 @@ class Best(NamedTuple):
 
     score_BP: Tensor
     row_BP: Tensor
+
+    @classmethod
+    def allocate(cls, batch: int, weight_VD: Tensor) -> "Best":
+        rows, size = weight_VD.shape
+        score_BP = torch.empty(batch, -(-rows // tiling(size).rows), device=weight_VD.device)
+        return cls(score_BP, torch.empty_like(score_BP, dtype=torch.int32))
 
 
 class Norm(NamedTuple):
@@ -110,55 +169,72 @@ class Norm(NamedTuple):
     head: int = 0
 
 
-def rows_per_program(size: int, matrices: int) -> int:
-    """Rows of the weight that a program of `project` takes: powers of two that fill its registers."""
-    return max(1, TILE_VALUES // (int(triton.next_power_of_2(size)) * matrices))
+class Tiling(NamedTuple):
+    """What a program holds: `rows` of `chunks` x `chunk` values, in `warps`."""
+
+    rows: int
+    chunks: int
+    chunk: int
+    warps: int
+
+
+def tiling(size: int, matrices: int = 1) -> Tiling:
+    """Rows as long as `size`: cut into powers of two where that divides them, else padded to the next one."""
+    chunk = size & -size
+    if chunk < SMALLEST_CHUNK:
+        chunk = 1 << (size - 1).bit_length()
+    chunks = -(-size // chunk)
+    fitting = max(1, TILE_VALUES // (chunk * chunks * matrices))
+    return Tiling(1 << (fitting.bit_length() - 1), chunks, chunk, 8 if size > LONG_ROW else 4)
 
 
 def project(
     x_BD: Tensor,
     weight_RD: Tensor,
-    out_BR: Tensor,
+    out_BR: Tensor | Stream,
     norm: Norm | None = None,
     *,
     swiglu: bool = False,
-    residual: bool = False,
-    conv: Convolution | None = None,
+    ring: Ring | None = None,
     best: Best | None = None,
 ) -> None:
-    """out = weight norm(x), for at most MAX_BATCH inputs.
+    """out = weight norm(x), for at most MAX_BATCH inputs; a stream is added to.
 
-    `swiglu`: the weight is [2R, D], gate over up, and out is silu(gate x) · up x. `residual`: out is added to.
+    `swiglu`: the weight is [2R, D], gate over up, and out is silu(gate x) · up x. `ring`: the rows that a convolution
+    follows go there instead.
     """
     batch, size = x_BD.shape
     rows = weight_RD.shape[0] // (2 if swiglu else 1)
-    rows_each = rows_per_program(size, 2 if swiglu else 1)
-    nothing = x_BD
-    _projection[(triton.cdiv(rows, rows_each),)](
+    tile = tiling(size, 2 if swiglu else 1)
+    out, rounded = out_BR if isinstance(out_BR, Stream) else (out_BR, out_BR)
+    _projection[(triton.cdiv(rows, tile.rows),)](
         x_BD,
-        norm.weight if norm else nothing,
+        norm.weight if norm else x_BD,
         weight_RD,
-        out_BR,
-        conv.weight_CK if conv else nothing,
-        conv.bias_C if conv and conv.bias_C is not None else nothing,
-        conv.state_BCK1 if conv else nothing,
-        best.score_BP if best else nothing,
-        best.row_BP if best else nothing,
+        out,
+        rounded,
+        *_ring_arguments(ring, x_BD),
+        best.score_BP if best else x_BD,
+        best.row_BP if best else x_BD,
         rows,
         size,
         norm.eps if norm else 0.0,
-        conv.start if conv else 0,
-        conv.weight_CK.shape[0] if conv else 0,
+        ring.start if ring else 0,
+        ring.inputs.shape[2] if ring else 0,
         BATCH=batch,
-        ROWS=rows_each,
-        PADDED=triton.next_power_of_2(size),
+        ROWS=tile.rows,
+        CHUNKS=tile.chunks,
+        CHUNK=tile.chunk,
         HEAD=norm.head if norm else 0,
         NORM=norm is not None,
         SWIGLU=swiglu,
-        RESIDUAL=residual,
-        CONV=conv is not None,
-        CONV_BIAS=conv is not None and conv.bias_C is not None,
+        RESIDUAL=isinstance(out_BR, Stream),
+        RING=ring is not None,
         BEST=best is not None,
-        num_warps=NUM_WARPS,
+        num_warps=tile.warps,
         launch_pdl=True,
     )
+
+
+def _ring_arguments(ring: Ring | None, nothing: Tensor) -> tuple[Any, Any]:
+    return (ring.inputs, ring.lengths_B) if ring else (nothing, nothing)

@@ -5,23 +5,25 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from flashslm.inference.fused.projection import Best
+from flashslm.inference.fused.projection import Best, Stream
 
 
 @triton.jit
-def _embed(token_ptr, embedding_ptr, x_ptr, size, PADDED: tl.constexpr):
+def _embed(token_ptr, embedding_ptr, exact_ptr, rounded_ptr, size, PADDED: tl.constexpr):
     b, column = tl.program_id(0), tl.arange(0, PADDED)
+    real = column < size
     gdc_launch_dependents()
     gdc_wait()
-    row = tl.load(token_ptr + b).to(tl.int64) * size
-    tl.store(x_ptr + b * size + column, tl.load(embedding_ptr + row + column, mask=column < size), mask=column < size)
+    x = tl.load(embedding_ptr + tl.load(token_ptr + b).to(tl.int64) * size + column, mask=real)
+    tl.store(exact_ptr + b * size + column, x, mask=real)
+    tl.store(rounded_ptr + b * size + column, x, mask=real)
 
 
-def embed(tokens_B: Tensor, embedding_VD: Tensor, x_BD: Tensor) -> None:
-    """x = embedding[tokens], into the fp32 residual stream."""
-    size = x_BD.shape[1]
+def embed(tokens_B: Tensor, embedding_VD: Tensor, stream: Stream) -> None:
+    """The residual stream begins as embedding[tokens]."""
+    batch, size = stream.exact.shape
     padded = triton.next_power_of_2(size)
-    _embed[(x_BD.shape[0],)](tokens_B, embedding_VD, x_BD, size, PADDED=padded, launch_pdl=True)
+    _embed[(batch,)](tokens_B, embedding_VD, *stream, size, PADDED=padded, launch_pdl=True)
 
 
 @triton.jit
@@ -30,7 +32,9 @@ def _choose(score_ptr, row_ptr, token_ptr, programs, PADDED: tl.constexpr):
     gdc_launch_dependents()
     gdc_wait()
     scores = tl.load(score_ptr + b * programs + at, mask=at < programs, other=-float("inf"))
-    tl.store(token_ptr + b, tl.load(row_ptr + b * programs + tl.argmax(scores, axis=0)).to(tl.int64))
+    rows = tl.load(row_ptr + b * programs + at, mask=at < programs, other=2147483647)
+    first = tl.min(tl.where(scores == tl.max(scores, axis=0), rows, 2147483647), axis=0)
+    tl.store(token_ptr + b, first.to(tl.int64))
 
 
 def choose(best: Best, tokens_B: Tensor) -> None:

@@ -64,9 +64,8 @@ def ssd_step_mamba(x_BHP: Tensor, dt_BH: Tensor, a_H: Tensor, b_BN: Tensor, c_BN
     heads, size, state_size = state_BHPN.shape[1:]
     dt = dt_BH.float()[..., None].expand(-1, -1, size)
     a = a_H.float()[:, None, None].expand(heads, size, state_size)
-    # Strides of zero tell the kernel that a head has one dt and one decay; it asks the bias for its stride.
-    no_bias = dt.new_zeros(1).expand(heads, size)
-    y: Tensor = selective_state_update(
-        state_BHPN, x_BHP, dt, a, b_BN[:, None].contiguous(), c_BN[:, None].contiguous(), dt_bias=no_bias
-    )
+    # Strides of zero tell the kernel that a head has one dt and one decay; it asks bias and skip for theirs too.
+    zeros = dt.new_zeros(1).expand(heads, size)
+    b, c = (t[:, None].contiguous() for t in (b_BN, c_BN))
+    y: Tensor = selective_state_update(state_BHPN, x_BHP, dt, a, b, c, D=zeros, dt_bias=zeros)
     return y

@@ -1,0 +1,117 @@
+"""Plot a record of benchmarks/latency_table.py: operators over width and context, the check, the depth-width sweep.
+
+    .venv/bin/python benchmarks/plot_latency.py benchmarks/results/latency_table_<device>_<date>.json
+
+Writes a .png and an .svg beside the record.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLORS = {"D": "#2563eb", "M": "#d97706", "A": "#dc2626", "F": "#059669", "G": "#1e3a8a", "L": "#7c3aed"}
+COLORS |= {"W": "#f87171", "head": "#6b7280"}
+NAMES = {"D": "DeltaNet", "M": "Mamba-2", "A": "attention", "F": "FFN", "G": "gated DeltaNet", "L": "GLA"}
+NAMES |= {"W": "window attention", "head": "head"}
+
+
+def plot(record: dict[str, Any]) -> Figure:
+    """One panel for each part that the record has."""
+    panels = []
+    if record["table"]:
+        panels += [(over_width, record["table"]), (over_context, record["table"])]
+    if record["check"]:
+        panels.append((predicted_against_measured, record["check"]))
+    if record["sweep"]:
+        panels.append((over_depth, record["sweep"]))
+    if not panels:
+        raise ValueError("the record has no table, no check and no sweep: nothing to plot")
+    figure = Figure(figsize=(5.0 * len(panels), 4.2), layout="constrained")
+    for axes, (draw, part) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        draw(axes, part)
+        axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{record['device']}, {record['date']}, commit {(record['commit'] or 'unknown')[:10]}", fontsize=9)
+    return figure
+
+
+def over_width(axes: Axes, table: dict[str, Any]) -> None:
+    """Every operator at the smallest batch and the context nearest to 8192."""
+    batch = min(e["batch"] for e in table["entries"])
+    context = min({e["context"] for e in table["entries"]}, key=lambda c: abs(c - 8192))
+    lines = defaultdict(list)
+    for e in table["entries"]:
+        if (e["batch"], e["context"]) == (batch, context):
+            lines[e["operator"]].append((e["width"], 1e3 * e["median_ms"]))
+    for operator, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", color=COLORS[operator], label=NAMES[operator])
+    axes.set_yscale("log")
+    axes.set_xlabel(f"width (batch {batch}, context {context})")
+    axes.set_ylabel("microseconds a step")
+
+
+def over_context(axes: Axes, table: dict[str, Any]) -> None:
+    """Attention at the middle width, a line a batch; beside it DeltaNet, which does not grow."""
+    widths = sorted({e["width"] for e in table["entries"]})
+    width = widths[len(widths) // 2]
+    lines = defaultdict(list)
+    for e in table["entries"]:
+        if e["width"] == width and e["operator"] in "AD":
+            lines[e["operator"], e["batch"]].append((e["context"], e["median_ms"]))
+    batches = sorted({batch for _, batch in lines})
+    for (operator, batch), points in sorted(lines.items()):
+        shade = 0.3 + 0.7 * (batches.index(batch) + 1) / len(batches)
+        label = f"batch {batch}" if operator == "A" else None
+        style = "-o" if operator == "A" else ":"
+        axes.plot(*zip(*sorted(points), strict=True), style, color=COLORS[operator], alpha=shade, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel(f"context (width {width}; dotted: DeltaNet)")
+    axes.set_ylabel("milliseconds a step")
+
+
+def predicted_against_measured(axes: Axes, check: dict[str, Any]) -> None:
+    """Whole models: relative error of the prediction over the measured time."""
+    for batch in sorted({m["batch"] for m in check["models"]}):
+        models = [m for m in check["models"] if m["batch"] == batch]
+        errors = [100 * (m["predicted_ms"] / m["measured_ms"] - 1) for m in models]
+        axes.scatter([m["measured_ms"] for m in models], errors, s=18, label=f"batch {batch}")
+    axes.axhline(0, color="#111827", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel(
+        f"measured ms a step (median error {100 * check['median_relative']:.1f} %, "
+        f"worst {100 * check['worst_relative']:.1f} %)"
+    )
+    axes.set_ylabel("predicted above measured, %")
+
+
+def over_depth(axes: Axes, sweep: dict[str, Any]) -> None:
+    """Time per token at matched parameters, a line a budget and number of decoded tokens."""
+    lines = defaultdict(list)
+    for p in sweep["points"]:
+        lines[p["budget_parameters"], p["context"]].append((p["depth"], p["median_ms"]))
+    for (budget, context), points in sorted(lines.items()):
+        label = f"{budget / 1e9:g}B parameters, {context} tokens"
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"depth (repeats of {sweep['block']})")
+    axes.set_ylabel("ms per token, batch 1")
+
+
+def main(arguments: list[str]) -> None:
+    for argument in arguments:
+        source = Path(argument)
+        figure = plot(json.loads(source.read_text(encoding="utf-8")))
+        for suffix in (".png", ".svg"):
+            figure.savefig(source.with_suffix(suffix), dpi=150)
+            print(source.with_suffix(suffix))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

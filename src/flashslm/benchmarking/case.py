@@ -1,0 +1,93 @@
+"""What is measured: a model, its sizes and the machine's part in it, checked before anything is built."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+
+from flashslm.config import KernelsConfig
+from flashslm.hardware import DeviceKind
+from flashslm.models.accounting import decode_bytes_per_token
+from flashslm.models.architecture import Architecture
+
+WARM_UP_STEPS = 5  # after them nothing is compiled, recorded or allocated any more
+
+
+@dataclass(frozen=True)
+class Case:
+    """`batch` sequences from `context` text tokens on, for `new_tokens` decode steps after the first token.
+
+    ValueError names every size that does not fit.
+    """
+
+    preset: str
+    architecture: Architecture
+    context: int
+    new_tokens: int
+    batch: int
+    device: DeviceKind
+    dtype: Literal["float32", "bfloat16"]
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("context", "new_tokens", "batch", "repeats")}
+        problems = [f"{name} is {value}: at least 1" for name, value in sizes.items() if value < 1]
+        a = self.architecture
+        room = a.max_position_embeddings - a.num_meta_tokens
+        if not problems and self.last_context > room:
+            problems.append(
+                f"context {self.context} and {self.new_tokens} new tokens are beyond the {room} text positions of "
+                f"'{self.preset}': together they may be at most that"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+
+    @property
+    def last_context(self) -> int:
+        """Text tokens a sequence has after the last step."""
+        return self.context + self.new_tokens
+
+    @property
+    def capacity(self) -> int:
+        """Text tokens a cache needs room for."""
+        return self.context + max(self.new_tokens, WARM_UP_STEPS)
+
+    @property
+    def mean_context(self) -> int:
+        """Text tokens in the cache at the middle decode step."""
+        return self.context + self.new_tokens // 2
+
+    @property
+    def bytes_per_token(self) -> float:
+        """What a mean decode step must move: weights once, caches and states of every sequence."""
+        a = self.architecture
+        attended = a.num_meta_tokens + self.mean_context
+        return decode_bytes_per_token(a, attended, self.batch, self.torch_dtype.itemsize)
+
+
+def prompts(case: Case) -> torch.Tensor:
+    """Random prompts [B, context] on the host."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(case.architecture.vocab_size, (case.batch, case.context), generator=generator)
+
+
+def read_kernels(settings: Sequence[str] | None) -> KernelsConfig:
+    """The `kernels` section that `operation=form` settings make."""
+    values = dict(text.partition("=")[::2] for text in settings or ())
+    try:
+        return KernelsConfig.model_validate(values)
+    except ValidationError as error:
+        operations = ", ".join(KernelsConfig.model_fields)
+        problems = [
+            f"'{e['loc'][0]}' is no operation: choose among {operations}"
+            if e["type"] == "extra_forbidden"
+            else f"{e['loc'][0]}={e['input']}: {e['msg']}"
+            for e in error.errors()
+        ]
+    raise ValueError(f"kernels: {'; '.join(problems)}")

@@ -1,0 +1,172 @@
+"""`flashslm schedule`: pipelines at fixed times, on a cluster (--host) or by the local scheduler (`schedule run`)."""
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flashslm.cli.cluster import ExperimentOption, NamespaceOption, client
+from flashslm.cli.common import (
+    HOME,
+    ConfigOption,
+    HomeOption,
+    JsonOption,
+    Overrides,
+    PipelineOption,
+    console,
+    load_recipe,
+    show,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flashslm.launch.schedule import Schedules
+
+NameArgument = Annotated[str, typer.Argument(help="The schedule's name.")]
+HostOption = Annotated[str, typer.Option("--host", help="KFP's address; without it: the local scheduler.")]
+CronOption = Annotated[str, typer.Option("--cron", help='"minute hour day month weekday", for example "0 2 * * 1".')]
+ZoneOption = Annotated[str, typer.Option("--time-zone", help="An IANA name such as Europe/Berlin.")]
+
+schedule_app = typer.Typer(
+    no_args_is_help=True,
+    help="Runs at fixed times: on a cluster with --host, else by `flashslm schedule run` on this machine.",
+)
+
+
+def local_schedules(home: "Path") -> "Schedules":
+    from flashslm.launch.schedule import Schedules
+    from flashslm.launch.single import resolve_settings
+    from flashslm.platform.object_store import ObjectStore
+
+    return Schedules(ObjectStore(resolve_settings(home)))
+
+
+@schedule_app.command("create")
+def create(  # noqa: PLR0913 - one parameter an option
+    name: NameArgument,
+    config: ConfigOption,
+    cron: CronOption,
+    overrides: Overrides = None,
+    time_zone: ZoneOption = "UTC",
+    pipeline: PipelineOption = "retraining",
+    host: HostOption = "",
+    experiment: ExperimentOption = "",
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a pipeline at fixed times: its latest version, one run at a time, missed times are not caught up."""
+    from flashslm.launch import recurring
+    from flashslm.launch.compiling import load_pipeline, project_root
+    from flashslm.launch.cron import Cron
+    from flashslm.launch.schedule import Schedule
+
+    times = Cron.parse(cron, time_zone)
+    recipe = load_recipe(config, overrides)
+    load_pipeline(pipeline, project_root())  # a name that is wrong is an error now, not at two in the morning
+    now_s = time.time()
+    if host:
+        kfp = client(host, recipe.platform.namespace)
+        identity = recurring.create(kfp, name, recipe, pipeline, times, experiment).recurring_run_id
+        made = {"schedule_id": identity, "url": f"{kfp.connection.host}/#/recurringrun/details/{identity}"}
+    else:
+        values = {"cron": cron, "time_zone": time_zone, "recipe": recipe.model_dump(mode="json"), "settled_s": now_s}
+        local_schedules(home).create(Schedule.model_validate({"name": name, "pipeline": pipeline} | values))
+        made = {}
+    show({"name": name, "pipeline": pipeline, "next": times.shown(times.next_after(now_s))} | made, as_json)
+
+
+@schedule_app.command("list")
+def list_command(
+    host: HostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME, as_json: JsonOption = False
+) -> None:
+    """Every schedule: when, whether it is paused, what came of the last time."""
+    rows = _on_cluster(host, namespace) if host else _here(home)
+    if as_json:
+        print(json.dumps({"schedules": rows}))
+        return
+    columns = ("name", "cron", "state", "next", "last")
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(row.get(column, "")) for column in columns))
+    Console().print(table)
+
+
+def _on_cluster(host: str, namespace: str) -> list[dict[str, Any]]:
+    rows = []
+    for schedule in client(host, namespace).schedules():
+        trigger = schedule.trigger.cron_schedule if schedule.trigger else None
+        state = "paused" if schedule.status == "DISABLED" else "on"
+        row = {"name": schedule.display_name, "schedule_id": schedule.recurring_run_id, "state": state}
+        rows.append(row | {"cron": trigger.cron if trigger else "", "about": schedule.description or ""})
+    return rows
+
+
+def _here(home: "Path") -> list[dict[str, Any]]:
+    rows = []
+    for schedule in local_schedules(home).all():
+        times, last = schedule.times, schedule.last
+        state = "running" if schedule.running else "on" if schedule.enabled else "paused"
+        following = times.shown(times.next_after(time.time())) if schedule.enabled else ""
+        ended = f"{times.shown(last.due_s)} {last.state.lower()} {last.detail}".strip() if last else ""
+        row = {"name": schedule.name, "pipeline": schedule.pipeline, "state": state, "next": following, "last": ended}
+        rows.append(row | {"cron": f"{schedule.cron} {schedule.time_zone}"})
+    return rows
+
+
+@schedule_app.command("pause")
+def pause(
+    name: NameArgument, host: HostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
+) -> None:
+    """Fire no more until it is resumed; a run that goes on is left alone."""
+    _switch(name, False, host, namespace, home)
+
+
+@schedule_app.command("resume")
+def resume(
+    name: NameArgument, host: HostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
+) -> None:
+    """Fire again from the next time on."""
+    _switch(name, True, host, namespace, home)
+
+
+def _switch(name: str, enabled: bool, host: str, namespace: str, home: "Path") -> None:
+    from flashslm.launch import recurring
+
+    if host:
+        kfp = client(host, namespace)
+        kfp.set_schedule_enabled(recurring.find(kfp, name).recurring_run_id, enabled)
+    else:
+        local_schedules(home).set_enabled(name, enabled, time.time())
+    console.print(f"{name} is {'on' if enabled else 'paused'}", highlight=False, markup=False)
+
+
+@schedule_app.command("delete")
+def delete(
+    name: NameArgument, host: HostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
+) -> None:
+    """Remove it; its runs stay."""
+    from flashslm.launch import recurring
+
+    if host:
+        kfp = client(host, namespace)
+        kfp.delete_schedule(recurring.find(kfp, name).recurring_run_id)
+    else:
+        local_schedules(home).delete(name)
+    console.print(f"{name} is gone", highlight=False, markup=False)
+
+
+@schedule_app.command("run")
+def run(home: HomeOption = HOME) -> None:
+    """Be the local scheduler, in the foreground; several may run, each time fires once."""
+    from flashslm.launch.scheduler import Scheduler, launch_in, serve
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    scheduler = Scheduler(local_schedules(home), launch_in(home.resolve()), say)
+    say("watching schedules; Ctrl-C stops")
+    raise typer.Exit(serve(scheduler, say))

@@ -1,0 +1,57 @@
+"""Submit a recipe to KFP: package, pipeline version, experiment, run."""
+
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flashslm.config import DataConfig, RunConfig
+from flashslm.data.sources import reads_s3, source_digest
+from flashslm.launch.client import KfpClient
+from flashslm.launch.cluster import ClusterPackage, for_cluster
+from flashslm.launch.compiling import arguments_for, code_digest, pipeline_arguments
+from flashslm.launch.process import LaunchError
+from flashslm.platform.s3 import s3_client
+from flashslm.platform.settings import Settings
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was started, and where it is seen."""
+
+    run_id: str
+    name: str
+    url: str
+    pipeline: str
+    version: str
+    experiment: str
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def submit(client: KfpClient, config: RunConfig, pipeline: str, experiment: str = "") -> Submission:
+    """Start one run of a pipeline with a recipe; the experiment is the recipe's name unless given."""
+    package = for_cluster(pipeline, config.platform)
+    arguments = cluster_arguments(package, config, cluster_source_digest(config.data))
+    version = client.publish(package)
+    found = client.experiment(experiment or config.name)
+    name = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    run = client.start(version, found, name, arguments, config.platform.service_account)
+    url = client.run_url(run.run_id)
+    return Submission(run.run_id, name, url, package.name, package.version, found.display_name)
+
+
+def cluster_arguments(package: ClusterPackage, config: RunConfig, source: str) -> dict[str, Any]:
+    return arguments_for(package.spec, pipeline_arguments(config, code_digest(), source))
+
+
+def cluster_source_digest(data: DataConfig) -> str:
+    """`source_digest`, of what a cluster can read. Objects in S3 are looked at with this environment's settings."""
+    own = [path for path in data.paths if not path.startswith("s3://")] if data.source == "files" else []
+    if own:
+        raise LaunchError(
+            f"data.paths: {', '.join(own)} is on this machine, where a cluster's steps cannot read it: "
+            "upload it and give its s3:// path"
+        )
+    return source_digest(data, s3_client(Settings.from_env()) if reads_s3(data) else None)

@@ -1,0 +1,102 @@
+"""What a latency table measures, and how often each entry's layer is repeated in one call. Arithmetic, no torch.
+
+An operator must find its weights as cold as inside a model: a GPU runs copies of a layer in a row until their weights
+exceed its L2 cache, as one layer alone would stay there. The row is passed over several times in a call, so that the
+start of a call, which a model pays once, does not count as the layers'.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from flashslm.config import ModelConfig, ProfilingConfig
+from flashslm.models.accounting import kv_bytes_per_sequence, operator_parameters, parameters, state_bytes
+from flashslm.models.architecture import Architecture, build_architecture
+from flashslm.profiling.latency_table import HEAD, LeftOut
+
+CONTEXT_DEPENDENT = ("A", "W")
+SMALL_VOCABULARY = 16  # kernels are compiled for multiples of 16 and for others: the head's are used again
+L2_MULTIPLE = 2  # the copies' weights exceed the L2 cache by this factor
+MIN_COPIES = 6  # recurrent states are to find as much of the L2 taken by others as in a model
+MAX_COPIES = 48  # of one kind no model has more, so small weights may stay in the cache as they do there
+LAYERS_A_CALL = 48
+COPIES_BYTES = 8 << 30  # a row that is larger than the L2 by so much needs no more copies
+CALL_BYTES = 4 << 30  # about a millisecond, of which the start of a call is nothing
+
+
+class EntryKey(NamedTuple):
+    """What identifies a measured entry of the table."""
+
+    operator: str
+    width: int
+    context: int
+    batch: int
+
+    def architecture(self, sizes: ModelConfig, vocab_size: int) -> Architecture:
+        """A model of one such layer; the head is a model without layers."""
+        built = build_architecture("F" if self.operator == HEAD else self.operator, self.width, sizes, vocab_size)
+        # An operator's step is a model without a head: it needs no embedding of its own in memory.
+        return built.model_copy(update={"operators": ""} if self.operator == HEAD else {"vocab_size": SMALL_VOCABULARY})
+
+
+class Repetition(NamedTuple):
+    """How many layers with weights of their own one call runs, and how often."""
+
+    copies: int = 1
+    passes: int = 1
+
+
+def entry_keys(config: ProfilingConfig) -> list[EntryKey]:
+    """Every entry that is measured: one that does not depend on the context only at the smallest."""
+    contexts = sorted(set(config.contexts))
+    return [
+        EntryKey(operator, width, context, batch)
+        for width in sorted(set(config.widths))
+        for batch in sorted(set(config.batches))
+        for operator in (*config.operators, HEAD)
+        for context in (contexts if operator in CONTEXT_DEPENDENT else contexts[:1])
+    ]
+
+
+def recorded_contexts(key: EntryKey, config: ProfilingConfig) -> list[int]:
+    """The contexts a measured entry stands for."""
+    return [key.context] if key.operator in CONTEXT_DEPENDENT else sorted(set(config.contexts))
+
+
+def resident_bytes(architecture: Architecture, context: int, batch: int, value_bytes: int) -> int:
+    """Memory of a decode step: weights, states and keys of `batch` sequences of `context` text tokens, logits."""
+    a = architecture
+    per_sequence = kv_bytes_per_sequence(a, context + a.num_meta_tokens, value_bytes) + state_bytes(a, 4, value_bytes)
+    return parameters(a)["total"] * value_bytes + batch * (per_sequence + 2 * 4 * a.vocab_size)
+
+
+def repetition(key: EntryKey, layer: Architecture, l2_bytes: int, value_bytes: int) -> Repetition:
+    """Copies and passes of an entry on a GPU with this L2 cache; `layer` is `key.architecture`."""
+    layer_bytes = resident_bytes(layer, key.context, key.batch, value_bytes)
+    if key.operator == HEAD:
+        copies = math.ceil(L2_MULTIPLE * l2_bytes / (parameters(layer)["embedding"] * value_bytes))
+        return Repetition(_between(1, copies, min(MAX_COPIES, COPIES_BYTES // layer_bytes)))
+    cold = math.ceil(L2_MULTIPLE * l2_bytes / (operator_parameters(layer, key.operator) * value_bytes))
+    copies = _between(MIN_COPIES, cold, MAX_COPIES)
+    copies = _between(1, copies, COPIES_BYTES // layer_bytes)
+    layers = _between(1, LAYERS_A_CALL, CALL_BYTES // layer_bytes)
+    return Repetition(copies, math.ceil(layers / copies))
+
+
+def split_by_memory(
+    keys: Iterable[EntryKey], sizes: ModelConfig, vocab_size: int, available_bytes: float, value_bytes: int
+) -> tuple[list[EntryKey], list[LeftOut]]:
+    """The entries whose layer fits in memory, and those left out with the reason."""
+    kept, left_out = [], []
+    for key in keys:
+        needed = resident_bytes(key.architecture(sizes, vocab_size), key.context, key.batch, value_bytes)
+        if needed <= available_bytes:
+            kept.append(key)
+        else:
+            reason = f"needs {needed / 1e9:.1f} GB of memory, {available_bytes / 1e9:.1f} GB are free"
+            left_out.append(LeftOut.model_validate(key._asdict() | {"reason": reason}))
+    return kept, left_out
+
+
+def _between(low: int, value: int, high: int) -> int:
+    return max(low, min(value, high))

@@ -1,0 +1,201 @@
+"""Every kernel of the fused decode step equals the operations it fuses, in float64 on the same rounded inputs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flashslm.models.rope import Rotary, rotary, rotate
+from flashslm.ops.attention import attention_step
+from flashslm.ops.causal_conv import causal_conv_step
+from flashslm.ops.delta_rule import delta_rule_step
+from flashslm.ops.ssd import ssd_step
+from tests.gpu.conftest import relative_error
+
+pytestmark = pytest.mark.gpu
+TOLERANCE = 1e-2  # bf16 outputs of fp32 sums
+SIZES = [(256, 40), (384, 50), (2048, 37), (3072, 30), (6144, 17), (9216, 9)]
+EPS = 1e-6
+
+
+def normal(*shape, dtype=torch.bfloat16):
+    return torch.randn(*shape, device="cuda").to(dtype)
+
+
+def forms():
+    from flashslm.inference.fused.batched import project_batch
+    from flashslm.inference.fused.projection import project
+
+    return {"few": project, "many": project_batch}
+
+
+few_or_many = pytest.mark.parametrize("form, batch", [("few", 1), ("few", 2), ("many", 1), ("many", 33)])
+every_size = pytest.mark.parametrize("size, rows", SIZES)
+
+
+@few_or_many
+@every_size
+@pytest.mark.parametrize("head", [0, 64])
+def test_projection_of_normalised_inputs(size, rows, head, form, batch):
+    from flashslm.inference.fused.projection import Norm
+
+    x, weight, norm = (
+        normal(batch, size),
+        normal(rows, size) * size**-0.5,
+        torch.rand(head or size, device="cuda") + 0.5,
+    )
+    out = torch.full((batch, rows), torch.nan, device="cuda", dtype=torch.bfloat16)
+    forms()[form](x, weight, out, Norm(norm, EPS, head))
+    heads = x.double().view(batch, -1, head or size)
+    normed = F.rms_norm(heads, (head or size,), norm.double(), EPS).flatten(1)
+    assert relative_error(out, normed @ weight.double().T) < TOLERANCE
+
+
+@few_or_many
+@every_size
+def test_gated_projection(size, rows, form, batch):
+    x, weight = normal(batch, size), normal(2 * rows, size) * size**-0.5
+    out = torch.full((batch, rows), torch.nan, device="cuda", dtype=torch.bfloat16)
+    forms()[form](x, weight, out, swiglu=True)
+    gate, up = (x.double() @ weight.double().T).chunk(2, dim=1)
+    assert relative_error(out, F.silu(gate) * up) < TOLERANCE
+
+
+@few_or_many
+@every_size
+def test_projection_onto_the_stream(size, rows, form, batch):
+    from flashslm.inference.fused.projection import Stream
+
+    x, weight, before = normal(batch, size), normal(rows, size) * size**-0.5, normal(batch, rows, dtype=torch.float32)
+    stream = Stream(before.clone(), torch.full((batch, rows), torch.nan, device="cuda", dtype=torch.bfloat16))
+    forms()[form](x, weight, stream)
+    assert relative_error(stream.exact, before.double() + x.double() @ weight.double().T) < TOLERANCE
+    assert torch.equal(stream.rounded, stream.exact.bfloat16())
+
+
+@few_or_many
+def test_projection_into_a_ring(form, batch):
+    from flashslm.inference.fused.projection import Ring
+
+    x, weight = normal(batch, 256), normal(50, 256) / 16
+    out = torch.full((batch, 50), torch.nan, device="cuda", dtype=torch.bfloat16)
+    inputs = torch.full((batch, 4, 20), torch.nan, device="cuda", dtype=torch.bfloat16)
+    lengths_B = torch.randint(1000, (batch,), device="cuda")
+    forms()[form](x, weight, out, ring=Ring(inputs, 7, lengths_B))
+    expected = x.double() @ weight.double().T
+    rows = torch.arange(batch, device="cuda")
+    assert relative_error(inputs[rows, lengths_B % 4], expected[:, 7:27]) < TOLERANCE
+    assert relative_error(out[:, :7], expected[:, :7]) < TOLERANCE
+    assert relative_error(out[:, 27:], expected[:, 27:]) < TOLERANCE
+    assert inputs.isnan().sum() == 3 * 20 * batch and out.isnan().sum() == 20 * batch
+
+
+@pytest.mark.parametrize("rows", [7, 1003, 131_072])
+def test_greedy_choice_takes_the_first_of_the_best(rows):
+    from flashslm.inference.fused.projection import Best, project
+    from flashslm.inference.fused.tokens import choose
+
+    x, weight = normal(2, 256), normal(rows, 256)
+    weight[rows // 2 :] = weight[: rows - rows // 2]  # every score twice
+    logits, tokens = torch.empty(2, rows, device="cuda"), torch.zeros(2, dtype=torch.int64, device="cuda")
+    best = Best.allocate(2, weight)
+    project(x, weight, logits, best=best)
+    choose(best, tokens)
+    assert torch.equal(tokens, (logits == logits.amax(1, keepdim=True)).int().argmax(1))
+
+
+def test_embedding():
+    from flashslm.inference.fused.projection import Stream
+    from flashslm.inference.fused.tokens import embed
+
+    table, tokens = normal(11, 384), torch.tensor([3, 0, 10], device="cuda")
+    stream = Stream(torch.empty(3, 384, device="cuda"), torch.empty(3, 384, device="cuda", dtype=torch.bfloat16))
+    embed(tokens, table, stream)
+    assert torch.equal(stream.rounded, table[tokens]) and torch.equal(stream.exact, table[tokens].float())
+
+
+def ring_of(conv_BCK, new_BC, lengths_B):
+    """The ring that holds a convolution's state and the present input."""
+    ring = torch.full((len(new_BC), 4, new_BC.shape[1]), torch.nan, device="cuda", dtype=new_BC.dtype)
+    rows = torch.arange(len(new_BC), device="cuda")
+    for back in (1, 2, 3):
+        ring[rows, (lengths_B - back) % 4] = conv_BCK[:, :, -back]
+    ring[rows, lengths_B % 4] = new_BC
+    return ring
+
+
+@pytest.mark.parametrize("heads, size", [(3, 32), (2, 64), (16, 128)])
+def test_delta_rule(heads, size):
+    from flashslm.inference.fused.mixers import delta_rule_decode
+    from flashslm.inference.fused.projection import Ring
+
+    batch, channels = 2, 3 * heads * size
+    new, conv, taps = normal(batch, channels), normal(batch, channels, 3), normal(channels, 4, dtype=torch.float32)
+    inputs, lengths_B = torch.full((batch, channels + heads), torch.nan, device="cuda"), torch.tensor([5, 10]).cuda()
+    inputs[:, channels:] = torch.randn(batch, heads)
+    inputs = inputs.bfloat16()
+    state = torch.randn(batch, heads, size, size, device="cuda")
+    expected_state, out = state.double(), torch.full((batch, heads * size), torch.nan, device="cuda").bfloat16()
+    delta_rule_decode(inputs, Ring(ring_of(conv, new, lengths_B), 0, lengths_B), taps, state, out, EPS)
+    convolved = causal_conv_step(new.double(), taps.double(), None, conv.double())
+    q, k, v = convolved.view(batch, 3, heads, size).unbind(1)
+    q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPS) for x in (q, k))
+    beta = inputs[:, channels:].double().sigmoid()
+    expected = delta_rule_step(q * size**-0.5, k, v, beta, expected_state)
+    assert relative_error(out, expected.flatten(1)) < TOLERANCE
+    assert relative_error(state, expected_state) < TOLERANCE
+
+
+@pytest.mark.parametrize("heads, size, state_size", [(3, 32, 64), (8, 64, 128)])
+def test_ssd(heads, size, state_size):
+    from flashslm.inference.fused.mixers import ssd_decode
+    from flashslm.inference.fused.projection import Ring
+
+    batch, inner = 2, heads * size
+    channels = inner + 2 * state_size
+    new, conv = normal(batch, channels), normal(batch, channels, 3)
+    taps, bias = normal(channels, 4, dtype=torch.float32), normal(channels, dtype=torch.float32)
+    inputs = torch.full((batch, inner + channels + heads), torch.nan, device="cuda")
+    inputs[:, :inner], inputs[:, inner + channels :] = torch.randn(batch, inner), torch.randn(batch, heads)
+    inputs, lengths_B = inputs.bfloat16(), torch.tensor([2, 8]).cuda()
+    dt_bias, a_log, skip = (torch.rand(heads, device="cuda") for _ in range(3))
+    state = torch.randn(batch, heads, size, state_size, device="cuda")
+    expected_state, out = state.double(), torch.full((batch, inner), torch.nan, device="cuda").bfloat16()
+    ring = Ring(ring_of(conv, new, lengths_B), inner, lengths_B)
+    ssd_decode(inputs, ring, taps, bias, (dt_bias, a_log, skip), state, out)
+    z, dt = inputs[:, :inner].double(), inputs[:, inner + channels :].double()
+    convolved = causal_conv_step(new.double(), taps.double(), bias.double(), conv.double())
+    x, b, c = convolved.split([inner, state_size, state_size], dim=-1)
+    x = x.view(batch, heads, size)
+    y = ssd_step(x, F.softplus(dt + dt_bias), -a_log.double().exp(), b, c, expected_state) + skip[:, None] * x
+    assert relative_error(out, y.flatten(1) * F.silu(z)) < TOLERANCE
+    assert relative_error(state, expected_state) < TOLERANCE
+
+
+@pytest.mark.parametrize("splits", [1, 3, 0], ids=["whole", "three-splits", "as-allocated"])
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "qk-norm"])
+@pytest.mark.parametrize("lengths", [[0, 37], [63, 64], [130, 999]], ids=str)
+@pytest.mark.parametrize("groups, group, size", [(2, 3, 64), (4, 4, 128), (2, 1, 32)])
+def test_attention(groups, group, size, lengths, normed, splits):
+    from flashslm.inference.fused.attention import Rotation, Splits, attention_decode
+
+    batch, heads, slots = 2, groups * group, 1000
+    inputs = normal(batch, (heads + 2 * groups) * size)
+    keys, values = normal(batch, groups, slots, size), normal(batch, groups, slots, size)
+    expected_keys, expected_values = keys.double(), values.double()
+    lengths_B, angles = torch.tensor(lengths).cuda(), rotary(torch.arange(slots).cuda(), size, 10_000.0)
+    norms = [torch.rand(size, device="cuda") + 0.5 if normed else None for _ in range(2)]
+    cos, sin = (table[:, 0].contiguous() for table in angles)
+    work = Splits.allocate(batch, heads, groups, size, slots, torch.device("cuda"))
+    work = work._replace(number=splits or work.number)
+    out = torch.full((batch, heads * size), torch.nan, device="cuda", dtype=torch.bfloat16)
+    attention_decode(inputs, Rotation(cos, sin, norms[0], norms[1], 1e-5), lengths_B, keys, values, out, work)
+    q, k, v = inputs.double().view(batch, -1, size).split([heads, groups, groups], dim=1)
+    if normed:
+        q, k = (F.rms_norm(x, (size,), n.double(), 1e-5) for x, n in zip((q, k), norms, strict=True))
+    here = Rotary(*(table.double().index_select(0, lengths_B) for table in angles))
+    new_k = rotate(k, here)
+    expected = attention_step(
+        rotate(q, here), new_k, v, expected_keys.transpose(1, 2), expected_values.transpose(1, 2), lengths_B
+    )
+    assert relative_error(out, expected.flatten(1)) < TOLERANCE
+    assert relative_error(keys, expected_keys) < 1e-3 and relative_error(values, expected_values) < 1e-3

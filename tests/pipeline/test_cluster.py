@@ -1,0 +1,178 @@
+"""The cluster pass: the same DAG as the local one, and what each step asks of Kubernetes."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp import compiler, dsl, kubernetes
+from kfp.compiler.compiler_utils import KubernetesManifestOptions
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from flashslm.config import GPU_STEPS, STEP_SECTIONS, PlatformConfig
+from flashslm.launch.cluster import ClusterPackage, for_cluster, step_of
+from flashslm.launch.compiling import compile_pipeline, load_pipeline, project_root
+from flashslm.launch.parity_lint import Compiled, lint
+from flashslm.launch.process import LaunchError
+
+Document = dict[str, Any]
+
+H200 = {"node_selector": {"nvidia.com/gpu.product": "NVIDIA-H200"}}
+PLATFORM = PlatformConfig.model_validate(
+    {
+        "image": "registry.example/flashslm@sha256:" + "ab" * 32,
+        "image_pull_secret": "registry",
+        "gpu_types": {"h200": H200},
+        "gpu_steps": {"memory": "96Gi"},
+        "steps": {
+            "pretrain": {"gpus": 8, "gpu_type": "h200", "cpu": 64, "timeout_s": 604_800},
+            "gate": {"cpu": "500m"},
+        },
+        "deadline_s": 1_000_000,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def package() -> ClusterPackage:
+    return for_cluster("design_and_train", PLATFORM)
+
+
+def executors(package: ClusterPackage) -> dict[str, tuple[Document, Document]]:
+    """step -> its container and its pod's settings."""
+    containers = package.spec["deploymentSpec"]["executors"]
+    pods = package.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {step_of(value["container"]): (value["container"], pods[name]) for name, value in containers.items()}
+
+
+def without_resources(spec: Document) -> Document:
+    bare = copy.deepcopy(spec)
+    for executor in bare["deploymentSpec"]["executors"].values():
+        del executor["container"]["image"]
+        executor["container"].pop("resources", None)
+    return bare
+
+
+def test_dag_is_the_local_one(package: ClusterPackage, tmp_path: Path) -> None:
+    file = compile_pipeline("design_and_train", tmp_path / "local.yaml", retries=PLATFORM.retries)
+    local, *platform = yaml.safe_load_all(file.read_text())
+    assert platform == [], "what only a cluster knows is added by the pass"
+    assert without_resources(package.spec) == without_resources(local)
+    assert package.spec["root"] == local["root"] and package.spec["components"] == local["components"]
+
+
+def test_every_step_on_a_gpu_has_a_retry_and_a_timeout(package: ClusterPackage) -> None:
+    steps = executors(package)
+    assert {step for step, (container, _) in steps.items() if "accelerator" in container["resources"]} == GPU_STEPS
+    assert {int(pod["activeDeadlineSeconds"]) for _, pod in steps.values()} == {86_400, 604_800}
+    compiled = Compiled(package.spec, package.platform)
+    retries = [task["retryPolicy"]["maxRetryCount"] for *_, task in compiled.tasks() if "retryPolicy" in task]
+    assert retries == [PLATFORM.retries] * len(STEP_SECTIONS)
+    assert lint(package.spec, package.platform) == []
+
+
+def test_steps_get_the_resources_of_their_kind_and_their_own(package: ClusterPackage) -> None:
+    steps = executors(package)
+    assert set(steps) == set(STEP_SECTIONS)
+    assert steps["pretrain"][0]["resources"] == {
+        "resourceCpuRequest": "64",
+        "resourceCpuLimit": "64",
+        "resourceMemoryRequest": "96Gi",
+        "resourceMemoryLimit": "96Gi",
+        "accelerator": {"resourceType": "nvidia.com/gpu", "resourceCount": "8"},
+    }
+    assert steps["gate"][0]["resources"]["resourceCpuLimit"] == "500m"
+    assert "accelerator" not in steps["gate"][0]["resources"]
+    assert "emptyDirMounts" not in steps["gate"][1] and "tolerations" not in steps["gate"][1]
+    assert steps["pretrain"][1]["nodeSelector"] == {"labels": H200["node_selector"]}
+    assert "labels" not in steps["evaluate"][1]["nodeSelector"]
+    assert {container["image"] for container, _ in steps.values()} == {PLATFORM.image}
+
+
+def test_an_own_image_replaces_the_platforms() -> None:
+    values = {"image": "runtime@sha256:ab", "steps": {"export_model": {"image": "trt@sha256:cd"}}}
+    steps = executors(for_cluster("design_and_train", PlatformConfig.model_validate(values)))
+    assert (steps["export_model"][0]["image"], steps["evaluate"][0]["image"]) == ("trt@sha256:cd", "runtime@sha256:ab")
+
+
+def test_pod_settings_are_those_the_sdk_writes(package: ClusterPackage, tmp_path: Path) -> None:
+    @dsl.component(base_image="image", install_kfp_package=False)
+    def pretrain() -> None:
+        pass
+
+    @dsl.pipeline(
+        name="sdk",
+        pipeline_config=dsl.PipelineConfig(active_deadline_seconds=1_000_000, ttl_seconds_after_finished=604_800),
+    )
+    def by_the_sdk() -> None:
+        task = pretrain()
+        for name, optional, variables in (
+            ("flashslm-s3", False, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
+            (
+                "flashslm-mlflow",
+                True,
+                ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME"),
+            ),
+            ("flashslm-database", False, ("FLASHSLM_STUDY_URL",)),
+        ):
+            kubernetes.use_secret_as_env(task, name, {v: v for v in variables}, optional=optional)
+        for optional, variables in (
+            (False, ("AWS_ENDPOINT_URL_S3", "FLASHSLM_BUCKET", "MLFLOW_TRACKING_URI")),
+            (True, ("AWS_REGION", "FLASHSLM_S3_CHECKSUMS", "MLFLOW_EXPERIMENT_NAME")),
+        ):
+            kubernetes.use_config_map_as_env(task, "flashslm", {v: v for v in variables}, optional=optional)
+        kubernetes.set_timeout(task, 604_800)
+        kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "flashslm")
+        kubernetes.add_pod_label(task, "app.kubernetes.io/component", "pretrain")
+        kubernetes.set_security_context(task, run_as_non_root=True)
+        kubernetes.set_image_pull_secrets(task, ["registry"])
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="16Gi")
+        kubernetes.add_node_selector(task, "nvidia.com/gpu.product", "NVIDIA-H200")
+        kubernetes.add_toleration(task, key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
+
+    compiler.Compiler().compile(by_the_sdk, str(tmp_path / "sdk.yaml"))
+    _, platform = yaml.safe_load_all((tmp_path / "sdk.yaml").read_text())
+    expected = platform["platforms"]["kubernetes"]
+    assert executors(package)["pretrain"][1] == expected["deploymentSpec"]["executors"]["exec-pretrain"]
+    assert package.platform["platforms"]["kubernetes"]["pipelineConfig"] == expected["pipelineConfig"]
+
+
+def test_package_is_read_by_the_sdk(package: ClusterPackage) -> None:
+    spec, platform = yaml.safe_load_all(package.text())
+    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+    json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
+    json_format.ParseDict(spec["deploymentSpec"], pipeline_spec_pb2.PipelineDeploymentConfig())
+
+
+def test_kubernetes_objects_are_those_the_sdk_writes(tmp_path: Path) -> None:
+    pipeline = load_pipeline("design_and_train", project_root())
+    options = KubernetesManifestOptions(pipeline_version_name="v", namespace="team", include_pipeline_manifest=True)
+    compiler.Compiler().compile(
+        pipeline,
+        str(tmp_path / "sdk.yaml"),
+        kubernetes_manifest_format=True,
+        kubernetes_manifest_options=options,
+    )
+    expected = list(yaml.safe_load_all((tmp_path / "sdk.yaml").read_text()))
+    spec = expected[1]["spec"]["pipelineSpec"]
+    package = ClusterPackage(spec, {"platforms": {}})
+    ours = list(yaml.safe_load_all(package.manifests("team")))
+    assert ours[1]["spec"].pop("platformSpec") == {"platforms": {}}
+    assert ours[1]["metadata"].pop("name") == ours[1]["spec"].pop("displayName") == package.version
+    del expected[1]["metadata"]["name"], expected[1]["spec"]["displayName"]
+    assert ours == expected
+
+
+def test_version_is_a_function_of_the_definition(package: ClusterPackage) -> None:
+    assert for_cluster("design_and_train", PLATFORM).version == package.version
+    other = PLATFORM.model_copy(update={"image": "registry.example/flashslm@sha256:" + "cd" * 32})
+    changed = for_cluster("design_and_train", other)
+    assert changed.version != package.version and changed.name == package.name == "design-and-train"
+    assert package.version.startswith("design-and-train-") and len(package.version) <= 63
+
+
+def test_a_gpu_without_a_retry_is_refused() -> None:
+    with pytest.raises(LaunchError, match="root/evaluate: uses a GPU without a retry"):
+        for_cluster("design_and_train", PLATFORM.model_copy(update={"retries": 0}))

@@ -1,0 +1,65 @@
+"""Two schedulers over the embedded object store: every time that is due fires once."""
+
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from flashslm.config import RunConfig
+from flashslm.launch.schedule import Schedule, Schedules
+from flashslm.launch.scheduler import Scheduler
+from flashslm.platform.object_store import ObjectStore
+
+pytestmark = pytest.mark.services
+
+BEGIN_S = datetime(2026, 7, 1, tzinfo=UTC).timestamp()
+
+
+class Ended:
+    """A run that is over when it is first looked at."""
+
+    def poll(self) -> int:
+        return 0
+
+    def terminate(self) -> None:
+        pass
+
+
+def test_every_time_fires_once(store: ObjectStore) -> None:
+    schedules = Schedules(store)
+    recipe = RunConfig(name="toy").model_dump(mode="json")
+    values = {"pipeline": "retraining", "cron": "* * * * *", "time_zone": "UTC", "recipe": recipe}
+    schedules.create(Schedule.model_validate({"name": "minutely", "settled_s": BEGIN_S} | values))
+    clock_s = [BEGIN_S]
+    fired: list[float] = []
+
+    def launch(_: Schedule, due_s: float) -> tuple[Ended, Path]:
+        fired.append(due_s)
+        return Ended(), Path("run.log")
+
+    def work(stop: threading.Event) -> None:
+        scheduler = Scheduler(schedules, launch, lambda _: None, now=lambda: clock_s[0])
+        while not stop.is_set():
+            scheduler.tick()
+
+    stop = threading.Event()
+    workers = [threading.Thread(target=work, args=(stop,)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        for minute in range(1, 6):
+            clock_s[0] = BEGIN_S + 60 * minute
+            deadline_s = time.monotonic() + 30
+            while len(fired) < minute and time.monotonic() < deadline_s:
+                time.sleep(0.02)
+            time.sleep(0.3)  # the other one looks too
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+    assert fired == [BEGIN_S + 60 * minute for minute in range(1, 6)]
+    assert schedules.names() == ["minutely"]
+    schedules.delete("minutely")
+    assert schedules.names() == []

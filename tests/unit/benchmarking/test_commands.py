@@ -1,0 +1,69 @@
+"""`flashslm bench`: what a person and a script read."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from flashslm.cli.app import app
+
+
+@pytest.fixture
+def model(tmp_path, qwen3) -> str:
+    file = tmp_path / "architecture.json"
+    file.write_text(qwen3.model_dump_json(), encoding="utf-8")
+    return str(file)
+
+
+def bench(*arguments: str):
+    return CliRunner().invoke(app, ["bench", *arguments])
+
+
+def test_decode_ends_with_its_json(model, tmp_path):
+    output = tmp_path / "results" / "decode.json"
+    sizes = ("--context", "20", "--new-tokens", "5", "--batch", "2", "--repeats", "1", "--dtype", "float32")
+    result = bench(
+        "decode", "--model", model, *sizes, "--peer", "hf", "--kernels", "decode=torch", "--output", str(output)
+    )
+    assert result.exit_code == 0, result
+    *table, last = result.stdout.splitlines()
+    found = json.loads(last)
+    assert (found["preset"], found["context"], found["new_tokens"], found["batch"]) == (model, 20, 5, 2)
+    assert (found["dtype"], found["repeats"], found["peer"]["preset"]) == ("float32", 1, model)
+    assert json.loads(output.read_text()) == found
+    lines = {line.split("  ")[0]: line for line in table}
+    assert f"{found['tpot_ms_median']:.4f} ms median" in lines["TPOT"]
+    assert f"{found['peer']['ratio']:.2f} times ours" in lines["peer"]
+    assert f"{found['operator_share']['attention']:.1%}" in lines["attention"]
+    assert "data sheet" not in lines["MBU"]  # none is known for a CPU
+
+
+def test_throughput_ends_with_its_json(model):
+    result = bench("throughput", "--model", model, "--context", "40", "--new-tokens", "4", "--batch", "3")
+    assert result.exit_code == 0, result
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert (found["batch"], found["context"], found["new_tokens"], found["largest"]) == (3, 40, 4, False)
+    assert "3, as given" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("decode", "--preset", "gpt2"), "preset 'gpt2' is unknown: choose one of nemotron-flash-1b"),
+        (("decode",), "give one of --preset, such as --preset nemotron-flash-1b, and --model"),
+        (("decode", "--preset", "qwen3-0.6b", "--model", "x"), "give one of --preset"),
+        (("decode", "--model", "nowhere"), "'nowhere' is neither a preset"),
+        (("decode", "--preset", "qwen3-0.6b", "--batch", "0"), "batch is 0: at least 1"),
+        (
+            ("decode", "--preset", "nemotron-flash-1b", "--context", "32768"),
+            "context 32768 and 256 new tokens are beyond the 32768 text positions of 'nemotron-flash-1b'",
+        ),
+        (("decode", "--preset", "qwen3-0.6b", "--kernels", "decode"), "kernels: decode=: Input should be 'auto'"),
+        (("throughput", "--preset", "qwen3-0.6b", "--batch", "most"), "batch is 'most': give a number"),
+        (("throughput", "--preset", "qwen3-0.6b", "--batch", "-2"), "batch is -2: at least 1"),
+        (("throughput", "--preset", "qwen3-0.6b", "--context", "9"), "context is 9: above the 64 steps that end there"),
+    ],
+)
+def test_errors_say_what_is_allowed(arguments, message):
+    result = bench(*arguments)
+    assert isinstance(result.exception, ValueError) and message in str(result.exception)

@@ -1,0 +1,114 @@
+"""benchmarks/decode.py and its plot, on sizes that take a moment."""
+
+import json
+
+import pytest
+
+from benchmarks import decode as runner
+from benchmarks import plot_decode
+from flashslm.benchmarking import memory
+from flashslm.benchmarking.peer import PeerResult
+from flashslm.config import KernelsConfig
+
+
+def fake_peer(case):
+    engine = "transformers (static cache, eager)"
+    times = dict.fromkeys(("ttft_ms", "tpot_ms_median", "tpot_ms_p90", "tpot_ms_mean"), 1000.0)
+    repeats = {"ttft_ms_repeats": (1000.0,), "tpot_ms_median_repeats": (1000.0,)}
+    return PeerResult(preset=case.preset, engine=engine, tokens_per_s=1.0, **times, **repeats)
+
+
+@pytest.fixture
+def plan(make_case, qwen3, monkeypatch) -> runner.Plan:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
+    shapes = [{"preset": "hybrid"}, {"preset": "attention", "architecture": qwen3}]
+    return runner.Plan(
+        KernelsConfig(),
+        latency=tuple(make_case(**s, context=c, batch=1, repeats=1) for s in shapes for c in (10, 20)),
+        throughput=tuple(make_case(**s, batch=1, repeats=1) for s in shapes),
+        batches=tuple(make_case(**s, batch=b, repeats=1) for s in shapes for b in (1, 2)),
+    )
+
+
+@pytest.fixture
+def record(plan, tmp_path, monkeypatch, capsys) -> dict:
+    peers = []
+    monkeypatch.setattr(runner, "measure_peer", lambda case: peers.append(case) or fake_peer(case))
+    monkeypatch.setattr(runner, "make_plan", lambda quick, setting: plan)
+    monkeypatch.setenv("FLASHSLM_COMMIT", "0123456789abcdef")
+    output = tmp_path / "results" / "decode.json"
+    assert runner.main(["--output", str(output)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert json.loads(output.read_text(encoding="utf-8")) == found
+    assert [(p.preset, p.context) for p in peers] == [
+        *(("qwen3-0.6b", 10), ("qwen3-0.6b", 20)),
+        *(("attention", 10), ("attention", 20)),
+    ]
+    return found
+
+
+def test_the_record(record):
+    assert record["commit"] == "0123456789abcdef" and record["repeats"] == 1 and record["failed"] == []
+    assert {"subject", "command", "device", "fingerprint", "versions", "date"} <= record.keys()
+    latency = [(r["preset"], r["context"], r["peer"]["preset"]) for r in record["latency"]]
+    assert latency[1:3] == [("hybrid", 20, "qwen3-0.6b"), ("attention", 10, "attention")]
+    assert all(r["peer"]["ratio"] == pytest.approx(1000 / r["tpot_ms_median"]) for r in record["latency"])
+    assert [r["batch"] for r in record["batches"]] == [1, 2, 1, 2]
+    hybrid, attention = record["throughput"]
+    assert hybrid["largest"] and hybrid["batch"] > 10
+    assert record["throughput_ratio"] == pytest.approx(hybrid["tokens_per_s"] / attention["tokens_per_s"])
+
+
+def test_the_plot_shows_the_record(record, tmp_path):
+    source = tmp_path / "decode.json"
+    source.write_text(json.dumps(record), encoding="utf-8")
+    plot_decode.main([str(source)])
+    assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "decode.svg").read_text(encoding="utf-8")
+    latency, operators, batches = plot_decode.plot(record).axes
+    widths = [bar.get_width() for bar in latency.patches]
+    assert widths[: len(record["latency"])] == pytest.approx([r["tpot_ms_median"] for r in record["latency"]])
+    assert widths[len(record["latency"]) :] == [1000.0] * len(record["latency"])
+    assert [t.get_text() for t in operators.get_legend().get_texts()][-2:] == ["head", "residual"]
+    assert batches.lines[1].get_ydata().tolist() == [r["tokens_per_s"] for r in record["batches"][2:]]
+
+
+def test_a_part_alone(plan, tmp_path):
+    found = runner.Session(plan, tmp_path / "decode.json").run(("batches",))
+    assert len(found["batches"]) == 4 and not found["latency"] and not found["throughput"]
+    assert len(plot_decode.plot(found).axes) == 1
+
+
+def test_a_failure_costs_nothing_else(plan, tmp_path, monkeypatch, capsys):
+    def crowded(case, setting, largest):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(runner, "bench_throughput", crowded)
+    monkeypatch.setattr(runner, "measure_peer", fake_peer)
+    monkeypatch.setattr(runner, "make_plan", lambda quick, setting: plan)
+    output = tmp_path / "decode.json"
+    assert runner.main(["--output", str(output), "--parts", "throughput", "latency"]) == 1
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert [f["error"] for f in found["failed"]] == ["RuntimeError: no memory"] * 2
+    assert found["failed"][0]["what"] == "throughput of hybrid, the largest batch"
+    assert len(found["latency"]) == 4 and found["throughput_ratio"] is None
+
+
+def test_nothing_to_plot():
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plot_decode.plot({"latency": [], "batches": []})
+
+
+def test_the_plans():
+    full, quick = (runner.make_plan(quick, KernelsConfig(decode="torch")) for quick in (False, True))
+    assert {(case.preset, case.context) for case in full.latency} == {
+        (name, context)
+        for name in ("nemotron-flash-1b", "nemotron-flash-3b", "qwen3-0.6b", "qwen3-1.7b")
+        for context in (1024, 8192)
+    }
+    assert [case.last_context for case in full.throughput] == [32_768] * 2
+    assert [case.batch for case in full.batches][:7] == [1, 2, 4, 8, 16, 32, 64]
+    assert full.setting == KernelsConfig(decode="torch")
+    assert len({runner.find_peer("hf", case) for case in quick.latency}) == 1  # one compilation
+    assert quick.setting == KernelsConfig(decode="torch", delta_rule="chunked", ssd="chunked")
+    assert not quick.batches

@@ -1,0 +1,97 @@
+"""What is measured and how often a layer is repeated, without a GPU."""
+
+import pytest
+
+from flashslm.config import ModelConfig, ProfilingConfig
+from flashslm.models.accounting import operator_parameters, parameters
+from flashslm.profiling.plan import (
+    CALL_BYTES,
+    LAYERS_A_CALL,
+    MAX_COPIES,
+    MIN_COPIES,
+    EntryKey,
+    Repetition,
+    entry_keys,
+    recorded_contexts,
+    repetition,
+    resident_bytes,
+    split_by_memory,
+)
+
+SIZES = ModelConfig(head_dim=128, num_meta_tokens=256)
+VOCAB_SIZE = 131_072
+L2_BYTES = 60 << 20  # an H200's
+CONFIG = ProfilingConfig(widths=(2048, 1024), contexts=(8192, 1024), batches=(1, 256), operators="DMAFW")
+
+
+def of(operator: str, width: int = 2048, context: int = 1024, batch: int = 1) -> EntryKey:
+    return EntryKey(operator, width, context, batch)
+
+
+def repeated(key: EntryKey, vocab_size: int = VOCAB_SIZE, sizes: ModelConfig = SIZES) -> Repetition:
+    return repetition(key, key.architecture(sizes, vocab_size), L2_BYTES, value_bytes=2)
+
+
+def test_only_attention_is_measured_at_every_context():
+    keys = entry_keys(CONFIG)
+    assert len(keys) == len(set(keys)) == 2 * 2 * (4 + 2 * 2)
+    assert {key.context for key in keys if key.operator in "AW"} == {1024, 8192}
+    assert {key.context for key in keys if key.operator not in "AW"} == {1024}
+    assert recorded_contexts(of("D"), CONFIG) == [1024, 8192]
+    assert recorded_contexts(of("W", context=8192), CONFIG) == [8192]
+
+
+@pytest.mark.parametrize("operator", "DMAF")
+@pytest.mark.parametrize("width", [1024, 3072])
+def test_copies_do_not_fit_the_l2_and_passes_fill_a_call(operator, width):
+    key = of(operator, width)
+    copies, passes = repeated(key)
+    layer = key.architecture(SIZES, VOCAB_SIZE)
+    weights = copies * operator_parameters(layer, operator) * 2
+    assert weights >= 2 * L2_BYTES and copies >= MIN_COPIES
+    assert copies == MIN_COPIES or weights * (copies - 1) / copies < 2 * L2_BYTES, "no more than it takes"
+    layers = min(LAYERS_A_CALL, CALL_BYTES // resident_bytes(layer, 1024, 1, 2))
+    assert layers <= copies * passes < layers + copies
+
+
+def test_tiny_layers_stay_in_the_cache_as_they_do_in_a_model():
+    assert repeated(of("D", 64), sizes=ModelConfig(head_dim=32)) == (MAX_COPIES, 1)
+
+
+def test_a_layer_with_large_caches_needs_no_copies_and_no_passes():
+    large = of("A", context=32_768, batch=256)
+    assert resident_bytes(large.architecture(SIZES, 512), 32_768, 256, 2) > 16e9
+    assert repeated(large) == (1, 1)
+    medium = of("A", context=8192, batch=32)  # 0.55 GB a layer
+    copies, passes = repeated(medium)
+    one = resident_bytes(medium.architecture(SIZES, 512), 8192, 32, 2)
+    assert copies >= MIN_COPIES and copies * passes * one < CALL_BYTES + copies * one
+
+
+def test_the_head_is_alone_unless_it_fits_the_l2():
+    assert repeated(of("head")) == (1, 1)
+    small = of("head", 1024)
+    copies, passes = repeated(small, vocab_size=4096)
+    embedding = parameters(small.architecture(SIZES, 4096))["embedding"] * 2
+    assert (copies - 1) * embedding < 2 * L2_BYTES <= copies * embedding and passes == 1
+
+
+def test_layer_and_head_have_nothing_of_each_other():
+    layer, head = (of(o).architecture(SIZES, VOCAB_SIZE) for o in ("M", "head"))
+    assert (layer.operators, layer.vocab_size) == ("M", 16)
+    assert (head.operators, head.vocab_size) == ("", VOCAB_SIZE)
+
+
+def test_memory_is_weights_caches_and_logits():
+    a = of("A", context=1000, batch=3).architecture(SIZES, VOCAB_SIZE)
+    caches = 2 * a.num_kv_heads * 128 * (1000 + 256) * 2
+    assert resident_bytes(a, 1000, 3, 2) == parameters(a)["total"] * 2 + 3 * (caches + 2 * 4 * a.vocab_size)
+
+
+def test_entries_beyond_the_memory_are_left_out_with_the_reason():
+    keys = [of("F"), of("A", context=32_768, batch=256)]
+    assert split_by_memory(keys, SIZES, VOCAB_SIZE, float("inf"), 2) == (keys, [])
+    kept, left_out = split_by_memory(keys, SIZES, VOCAB_SIZE, 8e9, 2)
+    assert kept == keys[:1]
+    assert [entry.key for entry in left_out] == [tuple(keys[1])]
+    assert left_out[0].reason == "needs 17.3 GB of memory, 8.0 GB are free"
