@@ -95,7 +95,7 @@ def test_greedy_choice_takes_the_first_of_the_best(rows):
     from flashslm.inference.fused.tokens import choose
 
     x, weight = normal(2, 256), normal(rows, 256)
-    weight[rows // 2 :] = weight[: rows - rows // 2]  # every score twice
+    weight[rows // 2 :] = weight[: rows - rows // 2].clone()  # every score twice or more
     logits, tokens = torch.empty(2, rows, device="cuda"), torch.zeros(2, dtype=torch.int64, device="cuda")
     best = Best.allocate(2, weight)
     project(x, weight, logits, best=best)

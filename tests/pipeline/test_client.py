@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from flashslm.config import RunConfig
+from flashslm.config import PlatformConfig, RunConfig
 from flashslm.launch import submit as submit_module
 from flashslm.launch.client import KfpClient
 from flashslm.launch.compiling import code_digest
 from flashslm.launch.kfp_api import Connection, KfpError, NotFound, Unavailable, token_from
 from flashslm.launch.process import LaunchError
-from flashslm.launch.submit import cluster_source_digest, submit
+from flashslm.launch.submit import cluster_source_digest, device_digest, submit
 from tests.pipeline.fake_kfp import FakeKfp
 from tests.pipeline.tiny import enter_checkout
 
@@ -212,3 +212,13 @@ def test_arguments_that_a_recipe_does_not_give(fake: FakeKfp, monkeypatch: pytes
     monkeypatch.setattr(submit_module, "pipeline_arguments", lambda *_: {"code_digest": "x"})
     with pytest.raises(LaunchError, match="pipeline 'retraining' needs evaluate_config, prepare_data_config, source_d"):
         send(fake)
+
+
+def test_the_device_is_the_clusters_and_not_this_machine() -> None:
+    def of(**platform: Any) -> str:
+        return device_digest(PlatformConfig.model_validate(platform))
+
+    types = {"gpu_types": {"h200": {"node_selector": {"gpu": "h200"}}, "l4": {"node_selector": {"gpu": "l4"}}}}
+    h200, l4 = (of(gpu_steps={"gpu_type": name}, **types) for name in ("h200", "l4"))
+    assert len({of(), h200, l4, of(gpu_steps={"gpus": 0})}) == 4
+    assert of(gpu_steps={"gpu_type": "l4"}, image="other", **types) == l4

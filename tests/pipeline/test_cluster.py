@@ -10,7 +10,9 @@ from google.protobuf import json_format
 from kfp import compiler, dsl, kubernetes
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 from kfp.pipeline_spec import pipeline_spec_pb2
+from typer.testing import CliRunner
 
+from flashslm.cli.app import app
 from flashslm.config import GPU_STEPS, STEP_SECTIONS, PlatformConfig
 from flashslm.launch.cluster import ClusterPackage, for_cluster, step_of
 from flashslm.launch.compiling import compile_pipeline, load_pipeline, project_root
@@ -176,3 +178,23 @@ def test_version_is_a_function_of_the_definition(package: ClusterPackage) -> Non
 def test_a_gpu_without_a_retry_is_refused() -> None:
     with pytest.raises(LaunchError, match="root/evaluate: uses a GPU without a retry"):
         for_cluster("design_and_train", PLATFORM.model_copy(update={"retries": 0}))
+
+
+def test_compile_command_writes_what_a_cluster_takes(tmp_path: Path) -> None:
+    recipe = tmp_path / "toy.yaml"
+    recipe.write_text("name: toy\nplatform: {namespace: team}\n", encoding="utf-8")
+
+    def compiled(*options: str) -> list[Document]:
+        output = tmp_path / "out" / "pipeline.yaml"
+        result = CliRunner().invoke(app, ["compile", "-o", str(output), "--config", str(recipe), *options])
+        assert result.exit_code == 0, result.output
+        return list(yaml.safe_load_all(output.read_text()))
+
+    spec, platform = compiled("platform.cpu_steps.cpu=3")
+    assert spec["deploymentSpec"]["executors"]["exec-gate"]["container"]["resources"]["resourceCpuLimit"] == "3"
+    pipeline, version = compiled("--kubernetes")
+    assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
+    assert pipeline["metadata"]["namespace"] == version["metadata"]["namespace"] == "team"
+    assert version["spec"]["platformSpec"] == platform
+    refused = CliRunner().invoke(app, ["compile", "--kubernetes", "-o", str(tmp_path / "x.yaml")])
+    assert "need --config" in str(refused.exception) and not (tmp_path / "x.yaml").exists()

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from flashslm.config_file import load
+from flashslm.config.file import load
 from flashslm.platform import registry, stack
 from flashslm.platform.object_store import Manifest, ObjectStore
 from flashslm.platform.settings import Settings

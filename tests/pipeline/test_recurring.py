@@ -1,7 +1,9 @@
 """Schedules on a cluster, by the commands, against tests/pipeline/fake_kfp.py."""
 
 import json
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from flashslm.launch.client import KfpClient
 from flashslm.launch.cron import Cron
 from flashslm.launch.kfp_api import Connection
 from flashslm.launch.process import LaunchError
+from flashslm.launch.schedule import Schedules
 from tests.pipeline.fake_kfp import FakeKfp
 from tests.pipeline.tiny import enter_checkout
+from tests.unit.launch.memory_store import MemoryStore
 
 RECIPE = RunConfig.model_validate({"name": "toy", "platform": {"service_account": "runner"}})
 NIGHTLY = Cron.parse("0 2 * * *", "UTC")
@@ -131,3 +135,28 @@ def test_commands_create_list_pause_resume_and_delete(fake: FakeKfp) -> None:
 def test_mistakes_are_found_before_anything_is_made(fake: FakeKfp, arguments: list[str], expected: str) -> None:
     result = command(fake, "create", "nightly", "--config", "toy.yaml", *arguments)
     assert result.exit_code == 1 and expected in str(result.exception) and fake.requests == []
+
+
+def test_commands_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedules = Schedules(MemoryStore())  # type: ignore[arg-type]
+    monkeypatch.setattr("flashslm.cli.schedule.local_schedules", lambda _: schedules)
+
+    def run(*arguments: str) -> Any:
+        return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["schedule", *arguments])
+
+    options = ["--config", "toy.yaml", "--cron", "0 2 * * 1", "--time-zone", "Europe/Berlin"]
+    made = run("create", "weekly", *options, "--json", "training.steps=7")
+    facts = json.loads(made.stdout)
+    assert datetime.fromisoformat(facts["next"]).strftime("%a %H:%M") == "Mon 02:00"
+    (schedule,) = schedules.all()
+    assert schedule.config.training.steps == 7 and schedule.pipeline == "retraining"
+    assert schedule.settled_s == pytest.approx(time.time(), abs=60), "what was due before it was made is not done"
+
+    assert run("pause", "weekly").exit_code == 0
+    (listed,) = json.loads(run("list", "--json").stdout)["schedules"]
+    assert (listed["state"], listed["next"], listed["cron"]) == ("paused", "", "0 2 * * 1 Europe/Berlin")
+    assert run("resume", "weekly").exit_code == 0
+    shown = run("list").stdout
+    assert "weekly" in shown and facts["next"] in shown and "paused" not in shown
+    assert run("delete", "weekly").exit_code == 0 and schedules.all() == []
+    assert "schedule 'weekly' does not exist; there are: none" in str(run("pause", "weekly").exception)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flashslm.config import STEP_SECTIONS, RunConfig, from_step_json
-from flashslm.config_file import ConfigError, dump, load
+from flashslm.config.file import ConfigError, dump, load
 from flashslm.steps.recipe import problems
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

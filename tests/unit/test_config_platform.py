@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flashslm.config import PlatformConfig
-from flashslm.config_file import ConfigError, dump, load
+from flashslm.config.file import ConfigError, dump, load
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flashslm import config_file
 from flashslm.config import RunConfig
+from flashslm.config import file as config_file
 
 console = Console(stderr=True)
 

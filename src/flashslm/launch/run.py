@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flashslm import config_file
 from flashslm.config import RunConfig
+from flashslm.config import file as config_file
 from flashslm.launch.compiling import PACKAGE, code_digest
 from flashslm.launch.local import LocalResult, run_local
 from flashslm.launch.process import exclusive

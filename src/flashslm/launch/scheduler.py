@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from flashslm import config_file
+from flashslm.config import file as config_file
 from flashslm.launch.cron import Cron
 from flashslm.launch.process import LaunchError, StopSignals
 from flashslm.launch.schedule import Outcome, Running, Schedule, Schedules

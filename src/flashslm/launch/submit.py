@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flashslm.config import DataConfig, RunConfig
+from flashslm.config import DataConfig, GpuType, PlatformConfig, RunConfig, digest
 from flashslm.data.sources import reads_s3, source_digest
 from flashslm.launch.client import KfpClient
 from flashslm.launch.cluster import ClusterPackage, for_cluster
@@ -43,7 +43,17 @@ def submit(client: KfpClient, config: RunConfig, pipeline: str, experiment: str 
 
 
 def cluster_arguments(package: ClusterPackage, config: RunConfig, source: str) -> dict[str, Any]:
-    return arguments_for(package.spec, pipeline_arguments(config, code_digest(), source))
+    """The package's arguments from a recipe; the same from whichever machine they are sent."""
+    return arguments_for(
+        package.spec, pipeline_arguments(config, code_digest(), source, device_digest(config.platform))
+    )
+
+
+def device_digest(platform: PlatformConfig) -> str:
+    """Where the latency table is measured, as far as a recipe says: part of profile_latency's cache key."""
+    resources = platform.resources("profile_latency")
+    kind = platform.gpu_types.get(resources.gpu_type, GpuType()) if resources.gpus else None
+    return digest([resources.cpu, resources.gpus, resources.gpu_type, kind and kind.model_dump()])
 
 
 def cluster_source_digest(data: DataConfig) -> str:

@@ -1,9 +1,7 @@
 """The local scheduler with a clock that the test sets, and a store in memory with conditional puts."""
 
 import copy
-import itertools
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from flashslm.launch import scheduler as scheduler_module
 from flashslm.launch.process import LaunchError
 from flashslm.launch.schedule import Schedule, Schedules
 from flashslm.launch.scheduler import GRACE_S, HEARTBEAT_S, SILENCE_S, Scheduler, launch_in, serve
-from flashslm.platform.object_store import PreconditionFailed
 from flashslm.platform.s3 import StoreUnavailable
+from tests.unit.launch.memory_store import MemoryStore
 
 ZONE = "Europe/Berlin"
 RECIPE = RunConfig(name="toy").model_dump(mode="json")
@@ -25,32 +23,6 @@ RECIPE = RunConfig(name="toy").model_dump(mode="json")
 
 def at(text: str, zone: str = ZONE) -> float:
     return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)).timestamp()
-
-
-class MemoryStore:
-    """What schedules and leases want of an ObjectStore."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, tuple[str, str]] = {}
-        self._etags = itertools.count()
-
-    def get_json(self, key: str) -> tuple[Any, str] | None:
-        found = self.objects.get(key)
-        return (json.loads(found[0]), found[1]) if found else None
-
-    def put_json(self, key: str, value: Any, *, if_absent: bool = False, if_match: str | None = None) -> str:
-        there = self.objects.get(key)
-        if (if_absent and there) or (if_match and (not there or there[1] != if_match)):
-            raise PreconditionFailed(key)
-        self.objects[key] = (json.dumps(value), str(next(self._etags)))
-        return self.objects[key][1]
-
-    def list(self, prefix: str) -> list[str]:
-        return sorted(key for key in self.objects if key.startswith(prefix))
-
-    def delete(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            self.objects.pop(key, None)
 
 
 class Run:
@@ -296,7 +268,7 @@ def test_runs_are_commands_with_recipe_and_log_below_home(
         *("-m", "flashslm", "run", "--pipeline", "retraining"),
         *("--config", str(recipe), "--home", str(tmp_path)),
     ]
-    from flashslm.config_file import load
+    from flashslm.config.file import load
 
     assert load(recipe) == schedule.config
 

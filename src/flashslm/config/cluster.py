@@ -1,0 +1,107 @@
+"""The platform section: what the steps of a run ask of a cluster."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from flashslm.config.section import DNS_LABEL, Section
+from flashslm.config.steps import GPU_STEPS, STEP_SECTIONS
+
+
+def _quantity(value: Any) -> Any:
+    """YAML reads a bare 8 as a number."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Cpu = Annotated[str, BeforeValidator(_quantity), Field(pattern=r"^([1-9][0-9]*(\.[0-9]+)?|0?\.[0-9]+|[1-9][0-9]*m)$")]
+Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?([KMGTPE]i?|k)?$")]
+
+
+class Toleration(Section):
+    """A taint that a pod may meet on its node."""
+
+    key: str = ""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+
+
+class GpuType(Section):
+    """A kind of GPU node: the resource a pod asks for and the nodes it may use."""
+
+    resource: str = "nvidia.com/gpu"
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu", effect="NoSchedule"),)
+
+
+class StepResources(Section):
+    """What a pod gets; requests equal limits, so that no neighbour slows a measurement down."""
+
+    cpu: Cpu = "2"
+    memory: Memory = "8Gi"
+    gpus: int = Field(default=0, ge=0)
+    gpu_type: str = ""  # a name in platform.gpu_types; "" = any node with nvidia.com/gpu
+    shared_memory: Memory | Literal[""] = ""  # /dev/shm, counts against memory; "" = the engine's own (64Mi)
+    timeout_s: int = Field(default=86_400, ge=60)  # of one attempt
+    image: str = ""  # "" = platform.image
+
+
+class GpuStepResources(StepResources):
+    """The same with what a step of GPU_STEPS needs."""
+
+    cpu: Cpu = "8"
+    memory: Memory = "64Gi"
+    gpus: int = Field(default=1, ge=0)
+    shared_memory: Memory | Literal[""] = "16Gi"
+
+
+class StepOverride(Section):
+    """Where one step differs from the others of its kind; null = as they."""
+
+    cpu: Cpu | None = None
+    memory: Memory | None = None
+    gpus: int | None = Field(default=None, ge=0)
+    gpu_type: str | None = None
+    shared_memory: Memory | Literal[""] | None = None
+    timeout_s: int | None = Field(default=None, ge=60)
+    image: str | None = None
+
+
+class PlatformConfig(Section):
+    """How steps run on a cluster and how often they are retried anywhere."""
+
+    retries: int = Field(default=2, ge=0)
+    namespace: str = Field(default="kubeflow", pattern=DNS_LABEL)
+    service_account: str = ""  # "" = the installation's own
+    image: str = ""  # "" = the one in components/images.py; a digest (name@sha256:...) keeps caching honest
+    image_pull_secret: str = ""
+    cpu_steps: StepResources = StepResources()
+    gpu_steps: GpuStepResources = GpuStepResources()
+    steps: dict[str, StepOverride] = Field(default_factory=dict)
+    gpu_types: dict[str, GpuType] = Field(default_factory=dict)
+    # Names in the namespace; their keys are the variables of the environment contract. "" = none.
+    config_map: str = "flashslm"
+    s3_secret: str = "flashslm-s3"
+    mlflow_secret: str = "flashslm-mlflow"
+    database_secret: str = "flashslm-database"
+    deadline_s: int = Field(default=0, ge=0)  # of a whole run; 0 = none
+    ttl_s: int = Field(default=7 * 86_400, ge=0)  # pods and workflow go so long after a run's end; 0 = never
+    cron_time_zone: str = "UTC"  # the installation's CRON_SCHEDULE_TIMEZONE
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "PlatformConfig":
+        unknown = sorted(set(self.steps) - set(STEP_SECTIONS))
+        problems = [f"steps: {', '.join(unknown)} unknown; allowed: {', '.join(STEP_SECTIONS)}"] if unknown else []
+        wanted = {self.cpu_steps.gpu_type, self.gpu_steps.gpu_type, *(o.gpu_type or "" for o in self.steps.values())}
+        if unknown := sorted(wanted - {""} - set(self.gpu_types)):
+            known = ", ".join(sorted(self.gpu_types)) or "none"
+            problems.append(f"gpu_type: {', '.join(unknown)} not in gpu_types; there are: {known}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def resources(self, step: str) -> StepResources:
+        """What `step` gets: that of its kind, with its own differences."""
+        base = self.gpu_steps if step in GPU_STEPS else self.cpu_steps
+        own = self.steps.get(step, StepOverride())
+        return base.model_copy(update=own.model_dump(exclude_none=True))

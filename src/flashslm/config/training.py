@@ -1,0 +1,85 @@
+"""Sections that say how a model is trained, measured, exported and promoted."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from flashslm.config.section import Section
+
+
+def _switch(value: Any) -> Any:
+    """YAML 1.1 reads a bare on or off as a boolean."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
+
+
+class TrainingConfig(Section):
+    """Pretraining and its ablation: every value of weight_norm x every seed is one run."""
+
+    steps: int = Field(default=10_000, ge=1)
+    batch_size: int = Field(default=64, ge=1)  # sequences per optimizer step
+    micro_batch_size: int = Field(default=0, ge=0)  # 0 = batch_size (no gradient accumulation)
+    sequence_length: int = Field(default=1024, ge=8)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = Field(default=1, ge=1)  # CPU only
+    weight_norm: tuple[Switch, ...] = ("on", "off")
+    seeds: tuple[int, ...] = (0,)
+    deploy: Literal["best", "on", "off"] = "best"  # which variant goes on to evaluation and export
+    isolate_documents: bool = False  # attention, convolution and states start afresh at a document's first token
+    validation_batches: int = Field(default=16, ge=1)
+    validate_every_steps: int = Field(default=500, ge=1)
+    checkpoint_every_steps: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    log_every_steps: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _variants_are_usable(self) -> "TrainingConfig":
+        if not self.weight_norm or not self.seeds:
+            raise ValueError("weight_norm and seeds each need at least one value")
+        if self.deploy != "best" and self.deploy not in self.weight_norm:
+            raise ValueError(f"deploy is '{self.deploy}': allowed are 'best' and the values of weight_norm")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class EvaluationConfig(Section):
+    """What is measured on the chosen checkpoint."""
+
+    sequence_length: int = Field(default=1024, ge=8)
+    batch_size: int = Field(default=16, ge=1)
+    max_tokens: int = Field(default=0, ge=0)  # 0 = the whole validation split
+    needle_lengths: tuple[Annotated[int, Field(ge=18)], ...] = (1024, 4096)  # key, value and some text
+    needle_samples: int = Field(default=32, ge=1)
+    lm_eval_tasks: tuple[str, ...] = ()
+    lm_eval_limit: int = Field(default=0, ge=0)  # documents a task; 0 = all
+
+
+class ExportConfig(Section):
+    """What the exported directory holds."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_shard_bytes: int = Field(default=5_000_000_000, ge=1_000_000)
+    parity_tokens: int = Field(default=128, ge=8)
+    parity_tolerance: float = Field(default=1e-4, gt=0)
+
+
+class GateConfig(Section):
+    """When a model may become champion. A limit of 0 is no limit."""
+
+    model_name: str = "flashslm"
+    max_perplexity: float = Field(default=0.0, ge=0)
+    max_latency_ms: float = Field(default=0.0, ge=0)
+    max_parameters: int = Field(default=0, ge=0)
+    min_perplexity_gain: float = Field(default=0.0, ge=0)  # relative gain a challenger must show over the champion
+    max_latency_increase: float = Field(default=0.1, ge=0)  # relative to the champion, same device
+    max_size_increase: float = Field(default=0.1, ge=0)  # parameters, relative to the champion
