@@ -1,60 +1,84 @@
-"""DecodeEngine: prefill and decode a batch on static caches; on CUDA a decode step is one graph, sampling inside."""
+"""DecodeEngine: prefill and decode batches on static caches; on CUDA a decode step is one graph a batch size."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from flashslm.inference.lane import Lane
 from flashslm.inference.sampling import GREEDY, Sampler, Sampling
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
-from flashslm.ops.kernels import form
 
-if TYPE_CHECKING:
-    from flashslm.inference.fused.decoder import FusedDecoder
-
-PREFILL_CHUNK = 512  # tokens; bounds what a long prompt needs besides its cache
-PREFILL_CHUNK_CUDA = 4096
-WARM_UP_STEPS = 3  # compile and choose algorithms before a capture
+PREFILL_CHUNK = {"cpu": 512, "cuda": 4096}  # tokens; bounds what a long prompt needs besides its cache
 
 
 class DecodeEngine:
-    """Decodes `batch_size` sequences of equal prompt length, up to `max_context` text tokens each.
+    """Decodes sequences of equal prompt length, up to `max_context` text tokens each.
 
-    The meta tokens' states are computed once, here, and copied at every prefill. The step's form is `kernels.decode`:
-    fused Triton kernels, or the model's own operators.
+    Of the batch sizes it is given the smallest that holds the prompts runs; all work on the rows of one cache. The meta
+    tokens' states are computed once, here, and copied at every prefill.
     """
 
-    def __init__(self, model: HybridLM, batch_size: int, max_context: int, sampling: Sampling = GREEDY) -> None:
+    def __init__(
+        self, model: HybridLM, batch_size: int | Sequence[int], max_context: int, sampling: Sampling = GREEDY
+    ) -> None:
         weight = model.embedding.weight
+        sizes = sorted({batch_size} if isinstance(batch_size, int) else set(batch_size))
         self.model, self.max_context = model, max_context
-        self.cache = Cache.allocate(model.architecture, batch_size, max_context, weight.device, weight.dtype)
+        cache = Cache.allocate(model.architecture, sizes[-1], max_context, weight.device, weight.dtype)
+        tokens_B = torch.zeros(sizes[-1], dtype=torch.int64, device=weight.device)
         self.prefix = model.prefix_states()
         self.sampler = Sampler(sampling, weight.device)
-        self.tokens_B = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        self.lanes = [Lane(model, cache.first(size), tokens_B[:size], self.sampler) for size in sizes]
+        self.lane = self.lanes[-1]  # the one of the last prefill
+        self.sequences = sizes[-1]  # of the last prefill
         self.context = 0  # text tokens in the cache, known without asking the device
-        self.form = form("decode", weight)
-        self._decoder = self._fused_decoder() if self.form == "triton" else None
-        self.graph = self._capture() if weight.device.type == "cuda" else None
+
+    @property
+    def cache(self) -> Cache:
+        return self.lane.cache
+
+    @property
+    def tokens_B(self) -> Tensor:
+        return self.lane.tokens_B
+
+    @property
+    def form(self) -> str:
+        return self.lane.form
+
+    @property
+    def graph(self) -> torch.cuda.CUDAGraph | None:
+        return self.lane.graph
+
+    @property
+    def logits_BV(self) -> Tensor:
+        """Logits [B, V] of the last step, in a buffer that the next one overwrites; fused form only."""
+        if self.lane.decoder is None:
+            raise ValueError("the model's own step keeps no logits: read them from HybridLM.decode_step")
+        return self.lane.decoder.logits_BV
 
     def prefill(self, tokens_BT: Tensor) -> Tensor:
         """Start afresh on prompts [B, T]; the first generated tokens [B]. ValueError if they do not fit."""
         batch, length = tokens_BT.shape
-        if batch != self.tokens_B.shape[0] or not 0 < length <= self.max_context:
+        fitting = [lane for lane in self.lanes if len(lane.tokens_B) >= batch]
+        if not fitting or not 0 < length <= self.max_context:
             raise ValueError(
-                f"prompts are [{batch}, {length}]: this engine takes [{self.tokens_B.shape[0]}, 1..{self.max_context}]"
+                f"prompts are [{batch}, {length}]: this engine takes up to [{len(self.lanes[-1].tokens_B)}, "
+                f"{self.max_context}]; build one with a larger batch_size or max_context"
             )
-        device = self.tokens_B.device
-        chunk = PREFILL_CHUNK_CUDA if device.type == "cuda" else PREFILL_CHUNK
+        self.lane, self.sequences = fitting[0], batch
+        surplus = len(self.tokens_B) - batch  # rows without a sequence repeat the last one
+        rows_BT = torch.cat([tokens_BT, tokens_BT[-1:].expand(surplus, -1)]) if surplus else tokens_BT
         with torch.inference_mode():
             self.cache.reset_from_prefix(self.prefix, self.model.architecture.num_meta_tokens)
-            for chunk_BT in tokens_BT.to(device).split(chunk, dim=1):
+            device = self.tokens_B.device
+            for chunk_BT in rows_BT.to(device).split(PREFILL_CHUNK[device.type], dim=1):
                 logits_BV = self.model.prefill(chunk_BT, self.cache)
             self.tokens_B.copy_(self.sampler(logits_BV))
-            if self._decoder is not None:
-                self._decoder.begin()
+            self.lane.begin()
         self.context = length
-        return self.tokens_B.clone()
+        return self.tokens_B[:batch].clone()
 
     def step(self) -> Tensor:
         """Feed back the last tokens; the next ones [B]. ValueError when the context is full."""
@@ -62,56 +86,15 @@ class DecodeEngine:
             raise ValueError(f"the context of {self.max_context} tokens is full: build the engine with a larger one")
         self.advance()
         self.context += 1
-        return self.tokens_B.clone()
+        return self.tokens_B[: self.sequences].clone()
 
     @torch.inference_mode()
     def advance(self) -> None:
         """One decode step on fixed addresses; nothing waits for the device."""
-        if self.graph is not None:
-            self.graph.replay()
-        else:
-            self._step()
-
-    @property
-    def logits_BV(self) -> Tensor:
-        """Logits [B, V] of the last step, in a buffer that the next one overwrites; fused form only."""
-        if self._decoder is None:
-            raise ValueError("the model's own step keeps no logits: read them from HybridLM.decode_step")
-        return self._decoder.logits_BV
+        self.lane.advance()
 
     def generate(self, tokens_BT: Tensor, max_new_tokens: int) -> Tensor:
         """Continue prompts [B, T] by `max_new_tokens` tokens: [B, max_new_tokens]."""
         tokens = [self.prefill(tokens_BT)]
         tokens += [self.step() for _ in range(max_new_tokens - 1)]
         return torch.stack(tokens, dim=1)
-
-    def _fused_decoder(self) -> "FusedDecoder":
-        from flashslm.inference.fused.decoder import FusedDecoder
-
-        return FusedDecoder(self.model, self.cache)
-
-    def _step(self) -> None:
-        if self._decoder is None:
-            self.tokens_B.copy_(self.sampler(self.model.decode_step(self.tokens_B, self.cache)))
-            return
-        logits_BV = self._decoder.decode_step(self.tokens_B)
-        if self.sampler.sampling.temperature == 0:
-            self._decoder.choose_greedily(self.tokens_B)
-        else:
-            self.tokens_B.copy_(self.sampler(logits_BV))
-
-    @torch.inference_mode()
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """Record a step; the states it leaves behind are overwritten by the next prefill."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):
-                self.cache.lengths_B.zero_()
-                self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.sampler.generator)
-        with torch.cuda.graph(graph):
-            self._step()
-        return graph

@@ -9,7 +9,8 @@ from itertools import count, cycle
 
 import torch
 
-from flashslm.inference.engine import WARM_UP_STEPS, DecodeEngine
+from flashslm.inference.engine import DecodeEngine
+from flashslm.inference.lane import WARM_UP_STEPS
 from flashslm.inference.sampling import GREEDY, Sampling
 from flashslm.models.architecture import Architecture
 from flashslm.models.cache import Cache

@@ -117,6 +117,11 @@ class Cache:
         """Places for tokens per sequence, meta tokens included."""
         return self.angles.cos.shape[0]
 
+    def first(self, batch: int) -> Cache:
+        """The cache of the first `batch` sequences, without a copy."""
+        layers = [type(state)._make(tensor[:batch] for tensor in state) for state in self.layers]
+        return Cache(layers, self.lengths_B[:batch], self.angles)
+
     def reset_from_prefix(self, prefix: list[State], length: int) -> None:
         """Start every sequence afresh after a prefix of `length` tokens, given by its batch-1 states."""
         for index, state in enumerate(prefix):

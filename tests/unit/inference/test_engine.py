@@ -22,8 +22,18 @@ def test_greedy_is_the_argmax_of_the_full_forward(model, prompts_BT):
 
 def test_prefill_in_chunks_changes_nothing(model, prompts_BT, monkeypatch):
     expected = DecodeEngine(model, 3, 20).generate(prompts_BT, 8)
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 4)
+    monkeypatch.setitem(engine_module.PREFILL_CHUNK, "cpu", 4)
     assert torch.equal(DecodeEngine(model, 3, 20).generate(prompts_BT, 8), expected)
+
+
+@pytest.mark.parametrize("batch, lane", [(1, 1), (2, 3), (3, 3), (5, 6)])
+def test_the_smallest_fitting_batch_size_runs(batch, lane, model):
+    prompts_BT = torch.randint(50, (batch, 9), generator=torch.Generator().manual_seed(4))
+    expected = torch.cat([DecodeEngine(model, 1, 20).generate(row[None], 8) for row in prompts_BT])
+    engine = DecodeEngine(model, [6, 1, 3], 20)
+    engine.generate(torch.zeros(6, 4, dtype=torch.int64), 3)  # leaves its states behind
+    assert torch.equal(engine.generate(prompts_BT, 8), expected)
+    assert len(engine.tokens_B) == lane
 
 
 def test_an_engine_can_be_used_again(model, prompts_BT):
@@ -81,10 +91,10 @@ def test_returned_tokens_are_not_overwritten(model, prompts_BT):
 
 def test_errors_say_what_fits(model, prompts_BT):
     engine = DecodeEngine(model, 3, 10)
-    with pytest.raises(ValueError, match=r"prompts are \[3, 11\]: this engine takes \[3, 1\.\.10\]"):
+    with pytest.raises(ValueError, match=r"prompts are \[3, 11\]: this engine takes up to \[3, 10\]"):
         engine.prefill(torch.zeros(3, 11, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"prompts are \[2, 9\]"):
-        engine.prefill(prompts_BT[:2])
+    with pytest.raises(ValueError, match=r"prompts are \[4, 9\]"):
+        engine.prefill(prompts_BT[[0, 1, 2, 0]])
     engine.prefill(prompts_BT)
     engine.step()
     with pytest.raises(ValueError, match="context of 10 tokens is full"):

@@ -1,0 +1,72 @@
+"""A lane: the decode step for one batch size on the first rows of a cache; on CUDA one captured graph."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flashslm.inference.sampling import Sampler
+from flashslm.models.cache import Cache
+from flashslm.models.hybrid import HybridLM
+from flashslm.ops.kernels import form
+
+if TYPE_CHECKING:
+    from flashslm.inference.fused.decoder import FusedDecoder
+
+WARM_UP_STEPS = 3  # compile and choose algorithms before a capture
+
+
+class Lane:
+    """One step of `len(tokens_B)` sequences, sampling included, on fixed addresses.
+
+    Its form is `kernels.decode`: fused Triton kernels, or the model's own operators.
+    """
+
+    def __init__(self, model: HybridLM, cache: Cache, tokens_B: Tensor, sampler: Sampler) -> None:
+        self.model, self.cache, self.tokens_B, self.sampler = model, cache, tokens_B, sampler
+        self.form = form("decode", model.embedding.weight)
+        self.decoder = self._fused_decoder() if self.form == "triton" else None
+        self.graph = self._capture() if tokens_B.device.type == "cuda" else None
+
+    def begin(self) -> None:
+        """To be called after a prefill."""
+        if self.decoder is not None:
+            self.decoder.begin()
+
+    def advance(self) -> None:
+        """One step; nothing waits for the device."""
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self._step()
+
+    def _fused_decoder(self) -> "FusedDecoder":
+        from flashslm.inference.fused.decoder import FusedDecoder
+
+        return FusedDecoder(self.model, self.cache)
+
+    def _step(self) -> None:
+        if self.decoder is None:
+            self.tokens_B.copy_(self.sampler(self.model.decode_step(self.tokens_B, self.cache)))
+            return
+        logits_BV = self.decoder.decode_step(self.tokens_B)
+        if self.sampler.sampling.temperature == 0:
+            self.decoder.choose_greedily(self.tokens_B)
+        else:
+            self.tokens_B.copy_(self.sampler(logits_BV))
+
+    @torch.inference_mode()
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Record a step; the states it leaves behind are overwritten by the next prefill."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_STEPS):
+                self.cache.lengths_B.zero_()
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.sampler.generator)
+        with torch.cuda.graph(graph):
+            self._step()
+        return graph
