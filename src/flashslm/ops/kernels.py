@@ -51,7 +51,7 @@ def configure(setting: KernelsConfig) -> None:
 
 
 def decisions() -> dict[str, str]:
-    """What has been decided so far: `operation@device/dtype` to form."""
+    """What has been decided so far: `operation/device/dtype` to form."""
     return dict(_decided)
 
 
@@ -69,7 +69,7 @@ def chosen(operation: str, device_type: str, dtype: str) -> str:
         form = fused_form if device_type == "cuda" and dtype != "float64" and not half_only else torch_form
     if form == fused_form:
         _require(operation, fused_form, torch_form, device_type, half_only)
-    _decided[f"{operation}@{device_type}/{dtype}"] = form
+    _decided[f"{operation}/{device_type}/{dtype}"] = form
     logger.info("kernels.%s on %s/%s: %s (setting: %s)", operation, device_type, dtype, form, wanted)
     return form
 

@@ -1,6 +1,7 @@
 """Run one step: the single entry that KFP components and the command line share."""
 
 import importlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def run_step(
     if name not in STEP_SECTIONS:
         raise ValueError(f"step '{name}' is unknown; allowed: {', '.join(STEP_SECTIONS)}")
     die_with_parent()
+    _log_to_stderr()
     settings = Settings.from_env()
     variant = {k: v for k, v in (parameters or {}).items() if k != "code_digest"}
     label = " ".join([name, *(f"{k}={v}" for k, v in sorted(variant.items()))])
@@ -55,6 +57,12 @@ def run_step(
     published = {name: manifest.model_dump() for name, manifest in context.outputs.items()}
     events.emit("end", str(result.get("summary", "")), outputs=published)
     return result
+
+
+def _log_to_stderr() -> None:
+    """Show this project's decisions, such as the kernels that run, in the step's log; other libraries' warnings."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("flashslm").setLevel(logging.INFO)
 
 
 def _execute(context: StepContext, outputs: Mapping[str, str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def test_every_key_and_the_arithmetic(make_case, architecture, copy_10_gb_per_s)
     found = json.loads(decode.bench_decode(case, KernelsConfig()).model_dump_json())
     assert found.keys() >= KEYS
     assert (found["preset"], found["batch"], found["context"], found["new_tokens"]) == ("tiny", 2, 20, 6)
-    assert found["engine"] == "flashslm (torch)" and found["kernels"]["decode@cpu/float32"] == "torch"
+    assert found["engine"] == "flashslm (torch)" and found["kernels"]["decode/cpu/float32"] == "torch"
     assert found["parameters"] == parameters(architecture)["total"] and found["operators"] == "DFMFAF"
     assert found["bytes_per_token"] == case.bytes_per_token
     assert found["mbu_measured"] == pytest.approx(case.bytes_per_token / (found["tpot_ms_median"] * 1e-3) / 1e10)

@@ -14,7 +14,7 @@ def default_setting():
 @pytest.mark.parametrize("operation", kernels.FORMS)
 def test_auto_is_torch_on_a_cpu(operation):
     assert kernels.chosen(operation, "cpu", "float32") == kernels.FORMS[operation][0]
-    assert kernels.decisions() == {f"{operation}@cpu/float32": kernels.FORMS[operation][0]}
+    assert kernels.decisions() == {f"{operation}/cpu/float32": kernels.FORMS[operation][0]}
 
 
 @pytest.mark.parametrize("operation", sorted(kernels.HALF_PRECISION_ONLY))
