@@ -9,6 +9,7 @@ from flashslm.inference.sampling import Sampling
 from flashslm.models.architecture import build_architecture
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
+from flashslm.ops.kernels import MissingKernel
 from tests.gpu.conftest import relative_error
 
 pytestmark = pytest.mark.gpu
@@ -125,3 +126,11 @@ def test_packing_twice_is_packing_once():
     first = pack_rows(ffn, ("gate_proj", "up_proj"))
     assert pack_rows(ffn, ("gate_proj", "up_proj")).data_ptr() == first.data_ptr() == ffn.gate_proj.weight.data_ptr()
     assert all(torch.equal(a, b) for a, b in zip(before, ffn.parameters(), strict=True))
+
+
+def test_sizes_without_kernels_are_an_error_that_names_the_other_form():
+    from flashslm.inference.fused.decoder import FusedDecoder
+
+    model = build("DM", width=240, head_dim=48, mamba_head_dim=60)
+    with pytest.raises(MissingKernel, match=r"head_dim is 48: .*mamba_head_dim is 60: .*or set it to torch"):
+        FusedDecoder(model, Cache.allocate(model.architecture, 1, 8, "cuda", torch.bfloat16))

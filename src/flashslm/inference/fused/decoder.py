@@ -24,7 +24,7 @@ from flashslm.inference.fused.projection import (
 )
 from flashslm.inference.fused.tokens import choose, embed
 from flashslm.inference.fused.weights import pack_rows
-from flashslm.models.architecture import CONV_SIZE
+from flashslm.models.architecture import CONV_SIZE, Architecture
 from flashslm.models.attention import Attention
 from flashslm.models.cache import AttentionState, Cache, DeltaNetState, Mamba2State, State
 from flashslm.models.deltanet import L2_EPS, DeltaNet
@@ -32,14 +32,34 @@ from flashslm.models.ffn import FFN
 from flashslm.models.hybrid import HybridLM, Layer
 from flashslm.models.mamba2 import Mamba2
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
+from flashslm.ops.kernels import MissingKernel
 
 Step = Callable[[], None]
+LARGEST_SIZE = 256  # of a head or a state, one tile of which is in registers
+
+
+def obstacles(architecture: Architecture) -> list[str]:
+    """Sizes that the kernels cannot take, one line each; empty: they can."""
+    a = architecture
+    heads, mamba = set("DA") & set(a.operators), "M" in a.operators
+    sizes = {"head_dim": (a.head_dim, 32, heads), "mamba_state": (a.mamba_state, 16, mamba)}
+    sizes["mamba_head_dim"] = (a.mamba_head_dim, 16, mamba)
+    return [
+        f"{name} is {size}: a power of two from {smallest} to {LARGEST_SIZE}"
+        for name, (size, smallest, used) in sizes.items()
+        if used and (size.bit_count() > 1 or not smallest <= size <= LARGEST_SIZE)
+    ]
 
 
 class FusedDecoder:
-    """Steps of `batch` sequences over `cache`. The model's projections become views of packed matrices."""
+    """Steps of `batch` sequences over `cache`. The model's projections become views of packed matrices.
+
+    Raises MissingKernel, which names the other form, for sizes that the kernels cannot take.
+    """
 
     def __init__(self, model: HybridLM, cache: Cache) -> None:
+        if found := obstacles(model.architecture):
+            raise MissingKernel(f"kernels.decode: form 'triton' cannot run: {'; '.join(found)}; or set it to torch")
         self.model, self.cache = model, cache
         weight = model.embedding.weight
         batch, vocabulary = cache.lengths_B.shape[0], weight.shape[0]
