@@ -35,6 +35,26 @@ def _rotated(row_ptr, cos_ptr, sin_ptr, norm_ptr, position, eps, HEAD: tl.conste
 
 
 @triton.jit
+def _rescaled(scores_max, best, total, mixed):
+    """Sums of an online softmax for a new highest score."""
+    larger = tl.maximum(best, scores_max)
+    shrink = tl.exp2(best - larger)
+    return larger, total * shrink, mixed * shrink[:, None]
+
+
+@triton.jit
+def _own_key(
+    q_low, q_high, k_row, value_ptr, cos_ptr, sin_ptr, norm_ptr, length, eps, HEAD: tl.constexpr, NORM: tl.constexpr
+):
+    """The new key, rotated, and the scores it gets; its value."""
+    k_low, k_high = _rotated(k_row, cos_ptr, sin_ptr, norm_ptr, length, eps, HEAD, NORM)
+    k_low, k_high = k_low.to(q_low.dtype), k_high.to(q_low.dtype)
+    scores = tl.sum(q_low.to(tl.float32) * k_low.to(tl.float32), axis=1)
+    scores += tl.sum(q_high.to(tl.float32) * k_high.to(tl.float32), axis=1)
+    return k_low, k_high, scores, tl.load(value_ptr + tl.arange(0, HEAD))
+
+
+@triton.jit
 def _attend(
     inputs_ptr,
     q_norm_ptr,
@@ -87,25 +107,22 @@ def _attend(
             q_low, q_high = low.to(dtype), high.to(dtype)
         scores = tl.dot(q_low, tl.trans(k_lower)) + tl.dot(q_high, tl.trans(k_upper))
         scores = tl.where(seen[None, :], scores * scale, -float("inf"))
-        larger = tl.maximum(best, tl.max(scores, axis=1))
-        shrink, weights = tl.exp2(best - larger), tl.exp2(scores - larger[:, None])
-        total = total * shrink + tl.sum(weights, axis=1)
-        mixed = mixed * shrink[:, None] + tl.dot(weights.to(dtype), v)
-        best = larger
+        best, total, mixed = _rescaled(tl.max(scores, axis=1), best, total, mixed)
+        weights = tl.exp2(scores - best[:, None])
+        total += tl.sum(weights, axis=1)
+        mixed += tl.dot(weights.to(dtype), v)
     gdc_wait()
     if split == SPLITS - 1:
         low, high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD, NORM)
         k_row = inputs + (GROUPS * GROUP + g) * HEAD + tl.zeros((1, 1), tl.int32)
-        k_low, k_high = _rotated(k_row, cos_ptr, sin_ptr, k_norm_ptr, length, eps, HEAD, NORM)
-        k_low, k_high = k_low.to(dtype), k_high.to(dtype)
-        value = tl.load(inputs + (GROUPS * GROUP + GROUPS + g) * HEAD + lane)
-        own = tl.sum(low.to(dtype).to(tl.float32) * k_low.to(tl.float32), axis=1)
-        own = (own + tl.sum(high.to(dtype).to(tl.float32) * k_high.to(tl.float32), axis=1)) * scale
-        larger = tl.maximum(best, own)
-        shrink, weight = tl.exp2(best - larger), tl.exp2(own - larger)
-        total = total * shrink + weight
-        mixed = mixed * shrink[:, None] + weight[:, None] * value.to(tl.float32)[None, :]
-        best = larger
+        v_row = inputs + (GROUPS * GROUP + GROUPS + g) * HEAD
+        k_low, k_high, own, value = _own_key(
+            low.to(dtype), high.to(dtype), k_row, v_row, cos_ptr, sin_ptr, k_norm_ptr, length, eps, HEAD, NORM
+        )
+        best, total, mixed = _rescaled(own * scale, best, total, mixed)
+        weight = tl.exp2(own * scale - best)
+        total += weight
+        mixed += weight[:, None] * value.to(tl.float32)[None, :]
         slot = cache + length.to(tl.int64) * HEAD
         tl.store(keys_ptr + slot + half[None, :], k_low)
         tl.store(keys_ptr + slot + HEAD // 2 + half[None, :], k_high)

@@ -50,6 +50,41 @@ def _dot(tiles, inputs, CHUNKS: tl.constexpr):
 
 
 @triton.jit
+def _norm_weights(norm_ptr, size, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, HEAD: tl.constexpr):
+    """The norm's weight in chunks; that of a head again and again."""
+    norms = ()
+    for c in tl.static_range(CHUNKS):
+        at = c * CHUNK + tl.arange(0, CHUNK)
+        norms = norms + (tl.load(norm_ptr + (at % HEAD if HEAD else at), mask=at < size, other=0.0),)
+    return norms
+
+
+@triton.jit
+def _normalised(xs, norms, b: tl.constexpr, size, eps, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, HEAD: tl.constexpr):
+    """The chunks of input b times the norm's weight, and the scale that their products still lack."""
+    inputs = ()
+    squares = tl.zeros((CHUNK,), tl.float32)
+    for c in tl.static_range(CHUNKS):
+        x = xs[b * CHUNKS + c]
+        if HEAD:
+            x = normalised_heads(x, eps, CHUNK, HEAD)
+        else:
+            squares += x * x
+        inputs = inputs + (x * norms[c].to(tl.float32),)
+    scale = 1.0 if HEAD else tl.rsqrt(tl.sum(squares, axis=0) / size + eps)
+    return inputs, scale
+
+
+@triton.jit
+def _chosen(xs, b: tl.constexpr, CHUNKS: tl.constexpr):
+    """The chunks of input b as they are."""
+    inputs = ()
+    for c in tl.static_range(CHUNKS):
+        inputs = inputs + (xs[b * CHUNKS + c],)
+    return inputs, 1.0
+
+
+@triton.jit
 def _projection(
     x_ptr,
     norm_ptr,
@@ -82,11 +117,9 @@ def _projection(
     tiles = _tile(weight_ptr, row, rows, size, CHUNKS, CHUNK)
     if SWIGLU:
         ups = _tile(weight_ptr + tl.cast(rows, tl.int64) * size, row, rows, size, CHUNKS, CHUNK)
-    norms, places, xs, old = (), (), (), ()
-    for c in tl.static_range(CHUNKS):
-        at = c * CHUNK + column
-        if NORM:
-            norms = norms + (tl.load(norm_ptr + (at % HEAD if HEAD else at), mask=at < size, other=0.0),)
+    places, xs, old = (), (), ()
+    if NORM:
+        norms = _norm_weights(norm_ptr, size, CHUNKS, CHUNK, HEAD)
     if RING:
         channel = row - ring_start
         convolved = (channel >= 0) & (channel < ring_rows)
@@ -101,20 +134,10 @@ def _projection(
         if RESIDUAL:
             old = old + (tl.load(out_ptr + b * rows + row, mask=inside, other=0.0),)
     for b in tl.static_range(BATCH):
-        inputs = ()
-        squares = tl.zeros((CHUNK,), tl.float32)
-        for c in tl.static_range(CHUNKS):
-            x = xs[b * CHUNKS + c]
-            if NORM:
-                if HEAD:
-                    x = normalised_heads(x, eps, CHUNK, HEAD)
-                else:
-                    squares += x * x
-                x = x * norms[c].to(tl.float32)
-            inputs = inputs + (x,)
-        scale = 1.0
-        if NORM and not HEAD:
-            scale = tl.rsqrt(tl.sum(squares, axis=0) / size + eps)
+        if NORM:
+            inputs, scale = _normalised(xs, norms, b, size, eps, CHUNKS, CHUNK, HEAD)
+        else:
+            inputs, scale = _chosen(xs, b, CHUNKS)
         y = _dot(tiles, inputs, CHUNKS) * scale
         if SWIGLU:
             y = y * tl.sigmoid(y) * (_dot(ups, inputs, CHUNKS) * scale)
