@@ -107,7 +107,7 @@ def show_description(found: "Description") -> None:
         "parameters": f"{counts['total']:,}",
         **{f"  {kind}": f"{n:,}  ({n / counts['total']:.1%})" for kind, n in counts.items() if n and kind != "total"},
         "forward": f"{readable(found.flops_per_token, 'FLOP')} a token at context {found.context:,}",
-        "decode moves": f"{readable(found.decode_bytes_per_token, 'B')} a token at batch {found.batch}, bfloat16",
+        "decode moves": f"{readable(found.decode_bytes_per_token, 'B')} a step at batch {found.batch}, bfloat16",
         "KV cache": f"{readable(found.kv_bytes_per_token, 'B')} a token, {kv} a sequence",
         "states": f"{readable(found.state_bytes_per_sequence, 'B')} a sequence",
         "device": found.device,

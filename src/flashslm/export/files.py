@@ -55,8 +55,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises ValueError otherwise."""
-    value = read_json(path)
+    """A JSON file that holds an object. Raises ValueError, with the file's name, otherwise."""
+    try:
+        value = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds a {type(value).__name__}, not a JSON object")
     return value

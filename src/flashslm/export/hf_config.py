@@ -1,5 +1,6 @@
 """config.json of an export from an Architecture, and back. No torch and no transformers here."""
 
+import math
 from typing import Any
 
 from pydantic import ValidationError
@@ -147,7 +148,8 @@ def architecture_from_config(config: dict[str, Any]) -> Architecture:
             **{ours: config[theirs] for ours, theirs in SIZES.items()},
         )
     except ValidationError as error:
-        reasons = (".".join(map(str, e["loc"])) + f" {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        found = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+        reasons = (f"{SIZES.get(name, name)} {reason}" for name, reason in found)
         raise ConfigMismatch("config.json: " + "; ".join(reason.strip() for reason in reasons)) from error
 
 
@@ -176,7 +178,12 @@ def _field_problems(
         for name, allowed in types.items()
         if name in config and type(config[name]) not in allowed
     ]
-    return missing + valued + typed
+    infinite = [
+        f"{name} is {config[name]!r}: expected a finite number"
+        for name in types
+        if isinstance(config.get(name), float) and not math.isfinite(config[name])
+    ]
+    return missing + valued + typed + infinite
 
 
 def _layer_problems(config: dict[str, Any]) -> list[str]:

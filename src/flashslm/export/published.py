@@ -54,7 +54,8 @@ def _identity_problems(config: dict[str, Any], dtype: object) -> list[str]:
     problems = []
     if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
         problems.append(f"model_type is {config['model_type']!r}: only '{MODEL_TYPE}' is supported")
-    if CLASS_NAME not in (config.get("architectures") or [CLASS_NAME]):
+    named = config.get("architectures") or [CLASS_NAME]
+    if not isinstance(named, list) or CLASS_NAME not in named:
         problems.append(f"architectures is {config['architectures']!r}: only '{CLASS_NAME}' is supported")
     if dtype not in DTYPES:
         problems.append(f"dtype is {dtype!r}: allowed are {' and '.join(DTYPES)}")

@@ -56,7 +56,8 @@ def recipe_problems(recipe: dict[str, Any], architecture: Architecture) -> list[
         problems.append(
             f"model_factory is {recipe.get('model_factory')!r}: without '{CLASS_NAME}' another class is built"
         )
-    if (recipe.get("kv_cache_config") or {}).get("enable_block_reuse") is not False:
+    cache = recipe.get("kv_cache_config")
+    if not isinstance(cache, dict) or cache.get("enable_block_reuse") is not False:
         problems.append("kv_cache_config.enable_block_reuse must be false: recurrent states cannot be reused")
     if problems:
         return problems

@@ -67,6 +67,12 @@ def tokenizer_problems(directory: Path, vocab_size: int) -> list[str]:
     return problems
 
 
+def special_token_ids(directory: Path) -> dict[str, int | None]:
+    """The id of each special token that tokenizer_config.json names; None: tokenizer.json has no such token."""
+    ids, roles = _vocabulary(directory), _roles(read_object(directory / "tokenizer_config.json"))
+    return {f"{name}_id": ids.get(token) for name, token in roles.items()}
+
+
 def copy_tokenizer_files(source: Path, directory: Path) -> bool:
     """Copy the tokenizer of an export into `directory`; false, and nothing is made, when it has none."""
     if not (source / "tokenizer.json").is_file():
@@ -96,7 +102,8 @@ def _begin_with(token: str, token_id: int) -> dict[str, Any]:
 def _roles(config: dict[str, Any]) -> dict[str, str]:
     """The special tokens; a saved one is its text, or a mapping with its text under `content`."""
     found = {name: config.get(name) for name in ROLES}
-    return {name: token["content"] if isinstance(token, dict) else token for name, token in found.items() if token}
+    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items() if token}
+    return {name: str(text) for name, text in texts.items()}
 
 
 def _portable(config: dict[str, Any]) -> dict[str, Any]:

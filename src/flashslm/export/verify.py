@@ -15,7 +15,7 @@ from flashslm.export.hf_config import (
 )
 from flashslm.export.names import exported_shapes
 from flashslm.export.serving import RECIPE_FILE, read_recipe, recipe_problems
-from flashslm.export.tokenizer import tokenizer_problems
+from flashslm.export.tokenizer import special_token_ids, tokenizer_problems
 from flashslm.models.architecture import Architecture
 
 FORMAT_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
@@ -57,7 +57,7 @@ def verify_export(directory: Path) -> list[Problem]:
         *_code_problems(directory, config),
         *_weight_problems(directory, exported_shapes(architecture), FORMAT_DTYPES[config["dtype"]]),
         *_token_problems(directory, config),
-        *_recipe_problems(directory, architecture),
+        *_recipe_problems(directory, config, architecture),
     ]
 
 
@@ -91,8 +91,10 @@ def _unreadable_files(directory: Path) -> list[Problem]:
             read_object(directory / name)
         except FileNotFoundError:
             problems.append(Problem(name, "file is missing"))
+        except OSError as error:
+            problems.append(Problem(name, f"cannot be read ({error.strerror})"))
         except ValueError as error:
-            problems.append(Problem(name, f"not valid JSON ({error})"))
+            problems.append(Problem(name, str(error).removeprefix(f"{name} ")))
     return problems
 
 
@@ -132,6 +134,11 @@ def _weight_problems(directory: Path, shapes: dict[str, tuple[int, ...]], dtype:
 
 def _token_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
     problems = [Problem("tokenizer.json", message) for message in tokenizer_problems(directory, config["vocab_size"])]
+    found = {} if problems else special_token_ids(directory)
+    for name in () if problems else TOKEN_IDS:
+        if found.get(name) != config[name]:
+            said = f"{name.removesuffix('_id')} has id {found.get(name)}, config.json's {name} is {config[name]}"
+            problems.append(Problem("tokenizer_config.json", said))
     generation = read_object(directory / "generation_config.json")
     for name in TOKEN_IDS:
         if generation.get(name) != config[name]:
@@ -144,9 +151,11 @@ def _token_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
     return problems
 
 
-def _recipe_problems(directory: Path, architecture: Architecture) -> list[Problem]:
+def _recipe_problems(directory: Path, config: dict[str, Any], architecture: Architecture) -> list[Problem]:
     if not (directory / RECIPE_FILE).is_file():
-        return []
+        if "AutoModelForCausalLM" in config["auto_map"]:
+            return []
+        return [Problem(RECIPE_FILE, "file is missing: auto_map names no model, so the directory is a bundle")]
     try:
         messages = recipe_problems(read_recipe(directory), architecture)
     except ValueError as error:

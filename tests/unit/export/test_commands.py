@@ -41,12 +41,14 @@ def test_verify_export_names_every_problem(flashslm, broken_dir):
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [
         "model.memory_tokens: shape is [5, 32], expected [4, 32]",
+        "tokenizer_config.json: eos_token has id 0, config.json's eos_token_id is 7",
         "generation_config.json: eos_token_id is 0, not 7",
     ]
     result = flashslm("verify-export", broken_dir, "--json")
     assert result.exit_code == 1
     assert [p["subject"] for p in json.loads(result.stdout)["problems"]] == [
         "model.memory_tokens",
+        "tokenizer_config.json",
         "generation_config.json",
     ]
 

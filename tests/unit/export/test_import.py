@@ -218,6 +218,7 @@ def test_an_absent_dtype_is_float32(publish):
     [
         ({"model_type": "llama"}, "model_type"),
         ({"architectures": ["LlamaForCausalLM"]}, "architectures"),
+        ({"architectures": 5}, "architectures is 5"),
         ({"dtype": "float32"}, "dtype is 'float32' and torch_dtype 'bfloat16'"),
         ({"torch_dtype": "float16"}, "dtype is 'float16'"),
         ({"sliding_window": 16}, "sliding_window is 16"),
@@ -292,6 +293,13 @@ def test_repeated_rows_that_differ_are_refused(name, rows, expected, publish, pu
 def test_an_untied_head_must_be_there(publish):
     with pytest.raises(ValueError, match=r"lm_head\.weight: tensor is missing"):
         load_export(publish({"tie_word_embeddings": False}))
+
+
+def test_a_damaged_config_is_named(publish):
+    directory = publish()
+    (directory / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"^config\.json is not valid JSON"):
+        load_export(directory)
 
 
 def test_a_directory_that_is_no_model_is_refused(tmp_path):

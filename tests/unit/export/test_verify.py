@@ -189,6 +189,7 @@ def test_what_the_format_cannot_hold_is_found(directory):
         ({"cuda_graph_batch_sizes": None}, "cuda_graph_batch_sizes is None"),
         ({"kv_cache_config": {"enable_block_reuse": True}}, "enable_block_reuse must be false"),
         ({"kv_cache_config": None}, "enable_block_reuse must be false"),
+        ({"kv_cache_config": ["enable_block_reuse"]}, "enable_block_reuse must be false"),
     ],
     ids=str,
 )
@@ -209,6 +210,25 @@ def test_a_recipe_may_be_changed_within_the_model(exported_dir, tmp_path):
     for broken in ("- a list", "a: [unclosed"):
         recipe.write_text(broken)
         assert [problem.subject for problem in verify_export(tmp_path / "bundle")] == ["nemotron_flash.yaml"]
+
+
+@pytest.mark.parametrize("token", [None, "!", "<nope>", ["!"], {"lstrip": True}], ids=str)
+def test_special_tokens_must_have_the_ids_of_the_config(token, directory):
+    change_json(directory / "tokenizer_config.json", eos_token=token)
+    ((subject, message),) = verify_export(directory)
+    assert subject == "tokenizer_config.json" and message.endswith("config.json's eos_token_id is 0")
+
+
+def test_a_bundle_without_its_recipe_is_found(exported_dir, tmp_path):
+    export_tensorrt_llm(exported_dir, tmp_path / "bundle")
+    (tmp_path / "bundle" / "nemotron_flash.yaml").unlink()
+    assert [problem.subject for problem in verify_export(tmp_path / "bundle")] == ["nemotron_flash.yaml"]
+
+
+def test_a_directory_in_a_files_place_is_found(directory):
+    (directory / "tokenizer.json").unlink()
+    (directory / "tokenizer.json").mkdir()
+    assert [str(problem) for problem in verify_export(directory)] == ["tokenizer.json: cannot be read (Is a directory)"]
 
 
 def test_generation_config_must_agree(directory):
