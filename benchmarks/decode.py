@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashslm.benchmarking.case import Case, read_kernels
+from flashslm.benchmarking.case import Case
 from flashslm.benchmarking.decode import DecodeResult, compare, measure_decode
 from flashslm.benchmarking.peer import find_peer, measure_peer
 from flashslm.benchmarking.record import Provenance, provenance, result_name
@@ -27,6 +27,7 @@ from flashslm.benchmarking.throughput import bench_throughput, steps_ending_at
 from flashslm.config import KernelsConfig
 from flashslm.hardware import pick_device, pick_dtype
 from flashslm.models.presets import PRESETS
+from flashslm.ops.kernels import read_setting
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("latency", "throughput", "batches")
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kernels", action="append", metavar="OPERATION=FORM")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
-    plan = make_plan(given.quick, read_kernels(given.kernels))
+    plan = make_plan(given.quick, read_setting(given.kernels))
     output = given.output or RESULTS / f"{result_name('decode', plan.latency[0].device)}.json"
     record = Session(plan, output).run(tuple(given.parts))
     print(json.dumps(record))

@@ -41,17 +41,20 @@ def test_delta_rule(size, length, packed, assert_close, random_documents):
     assert_close(delta_rule_naive, delta_rule_fla, inputs, TOLERANCE[BF16], documents_BT=documents)
 
 
+@packed_or_not
 @every_length
-def test_gated_delta_rule_forward(length, random_documents):
+def test_gated_delta_rule_forward(length, packed, random_documents):
     from flashslm.ops.fused.linear_attention import delta_rule_fla
     from tests.gpu.conftest import relative_error
 
     *inputs, state = delta_inputs(length, 64, 64)
     log_decay = -F.softplus(torch.randn(2, length, 2, device="cuda"))
     state = state.expand(2, -1, -1, -1)
+    documents = random_documents(2, length) if packed else None
     with torch.no_grad():
-        expected = delta_rule_naive(*(x.double() for x in inputs), state.double(), log_decay_BTH=log_decay.double())
-        actual = delta_rule_fla(*inputs, state, log_decay_BTH=log_decay)
+        exact = [x.double() for x in (*inputs, state)]
+        expected = delta_rule_naive(*exact, documents, log_decay_BTH=log_decay.double())
+        actual = delta_rule_fla(*inputs, state, documents, log_decay_BTH=log_decay)
     assert all(relative_error(a, e) < TOLERANCE[BF16] for a, e in zip(actual, expected, strict=True))
 
 
@@ -107,7 +110,7 @@ def test_causal_conv(channels, bias, dtype, length, packed, assert_close, random
 
 @packed_or_not
 @pytest.mark.parametrize("window", [None, 48], ids=["full", "window"])
-@pytest.mark.parametrize("prefix", [0, 17])
+@pytest.mark.parametrize("prefix", [0, 17, 300])
 @every_length
 @pytest.mark.parametrize("sizes", [(4, 4, 64), (8, 2, 128)], ids=["heads64", "gqa128"])
 def test_attention(sizes, length, prefix, window, packed, assert_close, random_documents):

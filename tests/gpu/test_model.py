@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flashslm.config import KernelsConfig, ModelConfig
-from flashslm.inference.engine import DecodeEngine
+from flashslm.inference.engine import PREFILL_CHUNK, DecodeEngine
 from flashslm.models.architecture import build_architecture
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
@@ -95,8 +95,10 @@ def test_prefill_and_decode_are_the_forward_in_fp32_at_every_position(operators)
     assert difference < 1e-3
 
 
-def test_prefill_and_decode_are_the_forward_in_bf16_at_every_position():
-    """Fused prefill and the captured graph, token by token up to 4096, against the fp32 forward."""
+@pytest.mark.parametrize("chunk", [4096, 31])
+def test_prefill_and_decode_are_the_forward_in_bf16_at_every_position(chunk, monkeypatch):
+    """Fused prefill in chunks and the captured graph, token by token up to 4096, against the fp32 forward."""
+    monkeypatch.setitem(PREFILL_CHUNK, "cuda", chunk)
     model = build("DFMFAF", torch.bfloat16)
     exact = build("DFMFAF")
     exact.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})

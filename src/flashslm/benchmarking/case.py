@@ -1,13 +1,10 @@
 """What is measured: a model, its sizes and the machine's part in it, checked before anything is built."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
 
-from flashslm.config import KernelsConfig
 from flashslm.hardware import DeviceKind
 from flashslm.models.accounting import decode_bytes_per_token
 from flashslm.models.architecture import Architecture
@@ -75,19 +72,3 @@ def prompts(case: Case) -> torch.Tensor:
     """Random prompts [B, context] on the host."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(case.architecture.vocab_size, (case.batch, case.context), generator=generator)
-
-
-def read_kernels(settings: Sequence[str] | None) -> KernelsConfig:
-    """The `kernels` section that `operation=form` settings make."""
-    values = dict(text.partition("=")[::2] for text in settings or ())
-    try:
-        return KernelsConfig.model_validate(values)
-    except ValidationError as error:
-        operations = ", ".join(KernelsConfig.model_fields)
-        problems = [
-            f"'{e['loc'][0]}' is no operation: choose among {operations}"
-            if e["type"] == "extra_forbidden"
-            else f"{e['loc'][0]}={e['input']}: {e['msg']}"
-            for e in error.errors()
-        ]
-    raise ValueError(f"kernels: {'; '.join(problems)}")

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flashslm.cli.common import KernelsOption
 from flashslm.cli.describe import readable
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ ModelOption = Annotated[str, typer.Option(help="Instead of a preset: an architec
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option()]
 DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="auto: bfloat16 on CUDA, float32 on a CPU.")
-]
-KernelsOption = Annotated[
-    list[str] | None, typer.Option(help="A form to take, such as decode=torch; may be given several times.")
 ]
 RepeatsOption = Annotated[int, typer.Option(help="Runs of all steps.")]
 OutputOption = Annotated[Path | None, typer.Option(help="Also write the JSON object to this file.")]
@@ -48,11 +46,11 @@ def decode(  # noqa: PLR0913 - one parameter an option
     output: OutputOption = None,
 ) -> None:
     """Time to first token, time per token, memory bandwidth use, each operator's share; the last line is JSON."""
-    from flashslm.benchmarking.case import read_kernels
     from flashslm.benchmarking.decode import bench_decode
+    from flashslm.ops.kernels import read_setting
 
     case = make_case(preset, model, context, new_tokens, batch, (device, dtype), repeats)
-    result = bench_decode(case, read_kernels(kernels), peer)
+    result = bench_decode(case, read_setting(kernels), peer)
     show_decode(result)
     finish(result, output)
 
@@ -71,15 +69,15 @@ def throughput(  # noqa: PLR0913 - one parameter an option
     output: OutputOption = None,
 ) -> None:
     """Tokens a second of many sequences at a long context, on caches of random values; the last line is JSON."""
-    from flashslm.benchmarking.case import read_kernels
     from flashslm.benchmarking.throughput import bench_throughput, steps_ending_at
+    from flashslm.ops.kernels import read_setting
 
     if batch != LARGEST and not batch.lstrip("-").isdigit():
         raise ValueError(f"batch is '{batch}': give a number of sequences or '{LARGEST}'")
     sequences = 1 if batch == LARGEST else int(batch)
     start = steps_ending_at(context, new_tokens)
     case = make_case(preset, model, start, new_tokens, sequences, (device, dtype), repeats)
-    result = bench_throughput(case, read_kernels(kernels), largest=batch == LARGEST)
+    result = bench_throughput(case, read_setting(kernels), largest=batch == LARGEST)
     show_throughput(result)
     finish(result, output)
 

@@ -18,6 +18,12 @@ PipelineOption = Annotated[str, typer.Option("--pipeline", help="Directory name 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 HomeOption = Annotated[Path, typer.Option("--home", help="Where the embedded stack and caches live.")]
 ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where manifests of inputs and outputs live.")]
+KernelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kernels", help="A form to take, such as decode=torch, or default=torch; may be given several times."
+    ),
+]
 
 HOME = Path(".flashslm")
 ARTIFACTS = Path("artifacts")

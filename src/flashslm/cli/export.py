@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flashslm.cli.common import JsonOption, console, show
+from flashslm.cli.common import JsonOption, KernelsOption, console, show
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     app.command("import")(import_checkpoint)
 
 
-def generate(
+def generate(  # noqa: PLR0913 - one parameter an option
     model: Annotated[Path, typer.Option(help="An exported directory, e.g. runs/latest/export/huggingface.")],
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
@@ -23,10 +23,14 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: int = 0,
+    kernel_settings: KernelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a text with an exported model, by the project's own decode engine."""
     from flashslm.export.generate import generate_text
+    from flashslm.ops import kernels
+
+    kernels.configure(kernels.read_setting(kernel_settings))
 
     result = generate_text(model, prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if as_json:

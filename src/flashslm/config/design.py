@@ -44,6 +44,8 @@ class ModelConfig(Section):
     num_meta_tokens: int = Field(default=256, ge=0)
     max_position_embeddings: int = Field(default=33_024, ge=64)
     rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_type: Literal["default", "ntk"] = "default"
+    original_max_position_embeddings: int = Field(default=0, ge=0)  # rope_type=ntk
     norm_eps: float = Field(default=1e-6, gt=0)
     qk_norm: bool = False  # RMSNorm over each head of attention's q and k
     window: int = Field(default=512, ge=1)  # keys that a query of window attention (W) sees
@@ -54,9 +56,10 @@ class KernelsConfig(Section):
 
     auto is torch's form on a CPU and the fused one on CUDA; a fused form that is not installed is an error that names
     the other one. In fp32 attention, the delta rules, GLA and decoding take torch's form: those kernels are half
-    precision only.
+    precision only. mamba-ssm's products of fp32 tensors have tf32's accuracy.
     """
 
+    default: Literal["auto", "torch"] = "auto"  # torch: what auto means below is torch's form on every device
     delta_rule: Literal["auto", "chunked", "fla"] = "auto"
     gated_delta_rule: Literal["auto", "chunked", "fla"] = "auto"
     gla: Literal["auto", "chunked", "fla"] = "auto"

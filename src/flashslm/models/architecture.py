@@ -213,6 +213,8 @@ def build_architecture(operators: str, width: int, sizes: ModelConfig, vocab_siz
         num_meta_tokens=sizes.num_meta_tokens,
         max_position_embeddings=sizes.max_position_embeddings,
         rope_theta=sizes.rope_theta,
+        rope_type=sizes.rope_type,
+        original_max_position_embeddings=sizes.original_max_position_embeddings,
         norm_eps=sizes.norm_eps,
         qk_norm=sizes.qk_norm,
         window=sizes.window,

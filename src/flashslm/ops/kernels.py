@@ -6,8 +6,11 @@ library that is missing is an error, never a silent slow path.
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from flashslm.config import KernelsConfig
 
@@ -32,6 +35,7 @@ LIBRARIES = {
     "mamba-ssm": ("mamba_ssm", "mamba-ssm"),
     "triton": ("triton", "triton"),
 }
+USUAL = ("delta_rule", "ssd", "causal_conv", "attention", "cross_entropy", "decode")  # of an exportable model
 HALF_PRECISION_ONLY = {"delta_rule", "gated_delta_rule", "gla", "attention", "decode"}
 
 _setting = KernelsConfig()
@@ -50,6 +54,19 @@ def configure(setting: KernelsConfig) -> None:
     chosen.cache_clear()
 
 
+def preflight(device_type: str) -> None:
+    """Raise MissingKernel if a form that a model's training or decoding on this device may choose cannot run there."""
+    dtype = "bfloat16" if device_type == "cuda" else "float32"
+    for operation in USUAL:
+        _form(operation, device_type, dtype)
+
+
+def note(what: str, form: str) -> None:
+    """Log and record a form that no setting chose."""
+    _decided[what] = form
+    logger.info("%s: %s", what, form)
+
+
 def decisions() -> dict[str, str]:
     """What has been decided so far: `operation/device/dtype` to form."""
     return dict(_decided)
@@ -61,16 +78,23 @@ def chosen(operation: str, device_type: str, dtype: str) -> str:
 
     Raises MissingKernel when the setting, or `auto`, names a form that cannot run.
     """
+    form = _form(operation, device_type, dtype)
+    _decided[f"{operation}/{device_type}/{dtype}"] = form
+    wanted = getattr(_setting, operation)
+    logger.info("kernels.%s on %s/%s: %s (setting: %s)", operation, device_type, dtype, form, wanted)
+    return form
+
+
+def _form(operation: str, device_type: str, dtype: str) -> str:
     torch_form, fused_form = FORMS[operation]
     wanted: str = getattr(_setting, operation)
     half_only = operation in HALF_PRECISION_ONLY and dtype not in ("bfloat16", "float16")
     form = wanted
     if wanted == "auto":
-        form = fused_form if device_type == "cuda" and dtype != "float64" and not half_only else torch_form
+        fused = device_type == "cuda" and dtype != "float64" and not half_only and _setting.default == "auto"
+        form = fused_form if fused else torch_form
     if form == fused_form:
         _require(operation, fused_form, torch_form, device_type, half_only)
-    _decided[f"{operation}/{device_type}/{dtype}"] = form
-    logger.info("kernels.%s on %s/%s: %s (setting: %s)", operation, device_type, dtype, form, wanted)
     return form
 
 
@@ -92,3 +116,19 @@ def _require(operation: str, fused_form: str, torch_form: str, device_type: str,
         raise MissingKernel(
             f"kernels.{operation}: form '{fused_form}' cannot run: {problem}; or set kernels.{operation}={torch_form}"
         )
+
+
+def read_setting(settings: Sequence[str] | None) -> KernelsConfig:
+    """The `kernels` section that `operation=form` settings make."""
+    values = dict(text.partition("=")[::2] for text in settings or ())
+    try:
+        return KernelsConfig.model_validate(values)
+    except ValidationError as error:
+        operations = ", ".join(KernelsConfig.model_fields)
+        problems = [
+            f"'{e['loc'][0]}' is no operation: choose among {operations}"
+            if e["type"] == "extra_forbidden"
+            else f"{e['loc'][0]}={e['input']}: {e['msg']}"
+            for e in error.errors()
+        ]
+    raise ValueError(f"kernels: {'; '.join(problems)}")

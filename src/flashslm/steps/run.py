@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flashslm.config import STEP_SECTIONS, from_step_json
+from flashslm.config import STEP_SECTIONS, RunConfig, from_step_json
 from flashslm.ops import kernels
 from flashslm.platform import tracking
 from flashslm.platform.events import Events
@@ -14,6 +14,8 @@ from flashslm.platform.object_store import Manifest, ObjectStore
 from flashslm.platform.process import die_with_parent
 from flashslm.platform.settings import Settings
 from flashslm.steps.context import StepContext
+
+PROVENANCE = {"code_digest", "config_digest", "image"}  # parameters that tell no two tasks of a run apart
 
 
 def run_step(
@@ -34,7 +36,7 @@ def run_step(
     die_with_parent()
     _log_to_stderr()
     settings = Settings.from_env()
-    variant = {k: v for k, v in (parameters or {}).items() if k != "code_digest"}
+    variant = {k: v for k, v in (parameters or {}).items() if k not in PROVENANCE}
     label = " ".join([name, *(f"{k}={v}" for k, v in sorted(variant.items()))])
     events = Events.from_env(name, label)
     events.emit("start")
@@ -59,6 +61,14 @@ def run_step(
     return result
 
 
+def _decide_kernels(config: RunConfig) -> None:
+    """Take the recipe's setting; what cannot run on this machine is an error now and not after an hour."""
+    from flashslm.hardware import pick_device
+
+    kernels.configure(config.kernels)
+    kernels.preflight(pick_device(config.profiling.device))
+
+
 def _log_to_stderr() -> None:
     """Show this project's decisions, such as the kernels that run, in the step's log; other libraries' warnings."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -66,7 +76,8 @@ def _log_to_stderr() -> None:
 
 
 def _execute(context: StepContext, outputs: Mapping[str, str]) -> dict[str, Any]:
-    kernels.configure(context.config.kernels)
+    if "kernels" in STEP_SECTIONS[context.step]:
+        _decide_kernels(context.config)
     context.task.log_params(context.config.model_dump(mode="json", include=set(STEP_SECTIONS[context.step])))
     result: dict[str, Any] = importlib.import_module(f"flashslm.steps.{context.step}").run(context)
     context.task.set_tags({f"kernel.{name}": form for name, form in kernels.decisions().items()})

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from flashslm.benchmarking.case import prompts, read_kernels
+from flashslm.benchmarking.case import prompts
 from flashslm.config import KernelsConfig
 from flashslm.models.accounting import kv_bytes_per_sequence, parameters, state_bytes
+from flashslm.ops.kernels import read_setting
 
 
 def test_sizes_that_follow(make_case):
@@ -48,7 +49,7 @@ def test_sizes_that_do_not_fit(make_case, sizes, message):
 
 
 def test_kernel_settings():
-    assert read_kernels(None) == KernelsConfig()
-    assert read_kernels(["decode=torch", "ssd=chunked"]) == KernelsConfig(decode="torch", ssd="chunked")
-    with pytest.raises(ValueError, match=r"kernels: 'gemm' is no operation: choose among delta_rule, .*decode"):
-        read_kernels(["gemm=cuda"])
+    assert read_setting(None) == KernelsConfig()
+    assert read_setting(["decode=torch", "ssd=chunked"]) == KernelsConfig(decode="torch", ssd="chunked")
+    with pytest.raises(ValueError, match=r"kernels: 'gemm' is no operation: choose among default, .*decode"):
+        read_setting(["gemm=cuda"])

@@ -48,3 +48,28 @@ def test_a_decision_is_logged_once(caplog):
         kernels.chosen("gla", "cpu", "float32")
         kernels.chosen("gla", "cpu", "float32")
     assert [r.message for r in caplog.records] == ["kernels.gla on cpu/float32: chunked (setting: auto)"]
+
+
+def test_default_torch_is_torch_on_every_device():
+    kernels.configure(KernelsConfig(default="torch"))
+    assert [kernels.chosen(op, "cuda", "bfloat16") for op in kernels.FORMS] == [
+        torch_form for torch_form, _ in kernels.FORMS.values()
+    ]
+
+
+def test_preflight_refuses_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    kernels.preflight("cpu")
+    with pytest.raises(kernels.MissingKernel, match="flash-linear-attention is not installed"):
+        kernels.preflight("cuda")
+    kernels.configure(KernelsConfig(default="torch"))
+    kernels.preflight("cuda")
+    kernels.configure(KernelsConfig(ssd="mamba-ssm"))
+    with pytest.raises(kernels.MissingKernel, match="runs on cuda, the tensors are on cpu"):
+        kernels.preflight("cpu")
+    assert kernels.decisions() == {}
+
+
+def test_a_note_is_recorded():
+    kernels.note("decode of gla", "torch")
+    assert kernels.decisions() == {"decode of gla": "torch"}

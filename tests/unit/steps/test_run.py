@@ -1,14 +1,17 @@
 """run_step before any service is needed: its errors, and the identity of a step's work."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flashslm.config import RunConfig, from_step_json
+from flashslm.config import KernelsConfig, RunConfig, from_step_json
+from flashslm.ops import kernels
 from flashslm.platform.events import Events
 from flashslm.platform.object_store import Manifest
 from flashslm.platform.settings import SettingsError
+from flashslm.steps import run as run_module
 from flashslm.steps.context import StepContext
 from flashslm.steps.run import run_step
 
@@ -44,6 +47,42 @@ def test_missing_environment_names_every_variable(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(SettingsError, match=r"(?s)AWS_ENDPOINT_URL_S3: missing.*MLFLOW_TRACKING_URI: missing"):
         run_step("gate", config=RunConfig(name="x").for_step("gate"))
+
+
+class Recorder:
+    """What a step tells its MLflow run."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, str] = {}
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self.tags |= tags
+
+    def log_params(self, params: dict[str, Any]) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
+
+
+def run_with_kernels(monkeypatch: pytest.MonkeyPatch, **setting: str) -> dict[str, str]:
+    """Run a pretrain step that only asks for a kernel; the tags of its run."""
+    step = SimpleNamespace(run=lambda context: {"form": kernels.chosen("ssd", "cuda", "bfloat16")})
+    monkeypatch.setattr(run_module.importlib, "import_module", lambda name: step)
+    recorder: Any = Recorder()
+    run_module._execute(make_context(task=recorder, recipe={"kernels": setting}), {})
+    kernels.configure(KernelsConfig())
+    return recorder.tags
+
+
+def test_the_recipe_decides_the_kernels_and_the_run_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_with_kernels(monkeypatch, ssd="chunked")["kernel.ssd/cuda/bfloat16"] == "chunked"
+    assert run_with_kernels(monkeypatch, default="torch")["kernel.ssd/cuda/bfloat16"] == "chunked"
+
+
+def test_a_form_that_cannot_run_here_fails_before_the_step_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashslm.hardware.pick_device", lambda wanted: "cpu")
+    with pytest.raises(kernels.MissingKernel, match="runs on cuda, the tensors are on cpu"):
+        run_with_kernels(monkeypatch, delta_rule="fla")
+    kernels.configure(KernelsConfig())
 
 
 def test_run_key_is_the_identity_of_the_work() -> None:

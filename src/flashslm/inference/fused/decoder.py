@@ -24,7 +24,7 @@ from flashslm.inference.fused.projection import (
 )
 from flashslm.inference.fused.tokens import choose, embed
 from flashslm.inference.fused.weights import pack_rows
-from flashslm.models.architecture import CONV_SIZE, Architecture
+from flashslm.models.architecture import CONV_SIZE, OPERATOR_KINDS, Architecture
 from flashslm.models.attention import Attention
 from flashslm.models.cache import AttentionState, Cache, DeltaNetState, Mamba2State, State
 from flashslm.models.deltanet import L2_EPS, DeltaNet
@@ -32,7 +32,7 @@ from flashslm.models.ffn import FFN
 from flashslm.models.hybrid import HybridLM, Layer
 from flashslm.models.mamba2 import Mamba2
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
-from flashslm.ops.kernels import MissingKernel
+from flashslm.ops.kernels import MissingKernel, note
 
 Step = Callable[[], None]
 LARGEST_SIZE = 256  # of a head or a state, one tile of which is in registers
@@ -117,6 +117,7 @@ class FusedDecoder:
                 return self._attention(cast(Attention, layer.operator), norm, cast(AttentionState, state))
             case "F":
                 return self._ffn(cast(FFN, layer.operator), norm)
+        note(f"decode of {OPERATOR_KINDS[letter].name}", "torch")
         return [partial(self._unfused, layer, state)]
 
     def _deltanet(self, operator: DeltaNet, norm: Norm, state: DeltaNetState) -> list[Step]:

@@ -137,7 +137,9 @@ def _ssd(
     row = inputs_ptr + b * (inner + channels + heads)
     z = tl.load(row + h * HEAD + value).to(tl.float32)
     dt = tl.load(row + inner + channels + h).to(tl.float32) + dt_bias
-    dt = tl.where(dt > 20.0, dt, tl.log(1.0 + tl.exp(dt)))
+    # softplus; for small exponentials the first terms of log(1 + e), where 1 + e has lost its digits
+    e = tl.exp(dt)
+    dt = tl.where(dt > 20.0, dt, tl.where(dt < -4.0, e * (1.0 - e * (0.5 - e / 3.0)), tl.log(1.0 + e)))
     state = state * tl.exp(dt * a) + (dt * x)[:, None] * keys[None, :]
     tl.store(place, state)
     y = tl.sum(state * queries[None, :], axis=1) + skip * x

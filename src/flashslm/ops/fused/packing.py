@@ -23,17 +23,18 @@ _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def pack(documents_BT: Tensor) -> Packing:
-    """Find the documents. Waits for the device, once for a tensor, however many layers ask."""
-    packing: Packing | None = _known.get(documents_BT)
-    if packing is None:
+    """Find the documents. Waits for the device, once for a tensor and its content, however many layers ask."""
+    now = 0 if documents_BT.is_inference() else documents_BT._version  # inference tensors do not count changes
+    known: tuple[int, Packing] | None = _known.get(documents_BT)
+    if known is None or known[0] != now:
         starts_BT = document_starts(documents_BT)
         first_N = starts_BT.flatten().nonzero()[:, 0]
         offsets_N1 = torch.cat([first_N, first_N.new_tensor([documents_BT.numel()])])
         lengths_N = offsets_N1.diff()
         row_N, last_B = first_N // documents_BT.shape[1], starts_BT.sum(1).cumsum(0) - 1
         packing = Packing(offsets_N1, row_N, last_B, lengths_N, int(lengths_N.max()))
-        _known[documents_BT] = packing
-    return packing
+        known = _known[documents_BT] = (now, packing)
+    return known[1]
 
 
 def one_row(x_BT: Tensor) -> Tensor:
