@@ -77,10 +77,12 @@ def test_exported_directory(tmp_path: Path) -> None:
     assert read_architecture(str(tmp_path)) == read_architecture(str(file)) == FLASH
 
 
-def test_a_recipe_is_its_latency_reference(capsys: pytest.CaptureFixture[str]) -> None:
-    found = read_architecture(str(ROOT / "configs" / "nemotron-flash-1b.yaml"))
-    assert found == FLASH.model_copy(update={"vocab_size": 4096})
-    assert "is not known before it is fetched" in capsys.readouterr().err
+def test_a_recipe_is_its_latency_reference_and_says_what_it_assumes() -> None:
+    recipe = str(ROOT / "configs" / "nemotron-flash-1b.yaml")
+    assert read_architecture(recipe) == FLASH.model_copy(update={"vocab_size": 4096})
+    assert "is not known before it is fetched: data.vocab_size, 4096, is taken" in describe(recipe)
+    assert json.loads(describe(recipe, "--json"))["assumptions"]
+    assert not json.loads(describe(str(ROOT / "configs" / "demo.yaml"), "--json"))["assumptions"]
 
 
 def test_a_recipe_s_own_sizes(tmp_path: Path) -> None:

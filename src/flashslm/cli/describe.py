@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flashslm.cli.common import JsonOption, console, load_recipe
+from flashslm.cli.common import JsonOption, load_recipe
 
 if TYPE_CHECKING:
     from flashslm.models.architecture import Architecture
@@ -38,6 +38,7 @@ def describe(
 
     architecture = read_architecture(source)
     found = describe_architecture(architecture, context, batch, find_device(device), export_problems(architecture))
+    found = found.model_copy(update={"assumptions": assumptions(source)})
     if as_json:
         print(found.model_dump_json())
     else:
@@ -62,15 +63,22 @@ def read_architecture(source: str) -> "Architecture":
     )
 
 
+def assumptions(source: str) -> tuple[str, ...]:
+    """What had to be assumed about a recipe's model."""
+    path = Path(source)
+    if not (path.is_file() and path.suffix in (".yaml", ".yml")):
+        return ()
+    data = load_recipe(path, None).data
+    if data.tokenizer == "train":
+        return ()
+    unknown = f"the vocabulary of '{data.tokenizer}' is not known before it is fetched"
+    return (f"{unknown}: data.vocab_size, {data.vocab_size}, is taken",)
+
+
 def _recipe_reference(path: Path) -> "Architecture":
     from flashslm.models.architecture import build_architecture
 
     recipe = load_recipe(path, None)
-    if recipe.data.tokenizer != "train":
-        note = (
-            f"the vocabulary of '{recipe.data.tokenizer}' is not known before it is fetched: data.vocab_size is taken"
-        )
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
     latency = recipe.latency
     return build_architecture(
         latency.reference_operators, latency.reference_width, recipe.model, recipe.data.vocab_size
@@ -114,6 +122,8 @@ def show_description(found: "Description") -> None:
         "floor": floor,
         "export": "yes" if found.exportable else "no: " + "; ".join(found.export_obstacles),
     }
+    if found.assumptions:
+        lines["assumed"] = "; ".join(found.assumptions)
     width = max(map(len, lines))
     for name, text in lines.items():
         Console().print(f"{name:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)

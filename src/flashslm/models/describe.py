@@ -46,6 +46,7 @@ class Description(BaseModel):
     floor_ms_per_token: float | None
     exportable: bool
     export_obstacles: list[str]
+    assumptions: tuple[str, ...] = ()  # what the source leaves open
 
 
 def describe(
