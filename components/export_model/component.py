@@ -3,28 +3,29 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
-from components.images import RUNTIME_IMAGE
+from components.images import image_of
 
 
-@dsl.component(base_image=RUNTIME_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image_of("export_model"), install_kfp_package=False)
 def export_model(
     config: str,
     code_digest: str,
     dataset: Input[Dataset],
     chosen: Input[Model],
-    latency_table: Input[Artifact],
     exported: Output[Model],
     metrics: Output[Metrics],
+    latency_table: Input[Artifact] = None,
 ):
     """Write the Hugging Face directory and the TensorRT-LLM bundle, reload, compare, measure."""
     import json
 
     from flashslm.steps.run import run_step
 
+    inputs = {"dataset": dataset, "chosen": chosen, "latency_table": latency_table}
     result = run_step(
         "export_model",
         config=config,
-        inputs={"dataset": dataset.path, "chosen": chosen.path, "latency_table": latency_table.path},
+        inputs={name: artifact.path for name, artifact in inputs.items() if artifact},
         outputs={"exported": exported.path},
         parameters={"code_digest": code_digest},
     )

@@ -3,10 +3,10 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Input, Model, Output
 
-from components.images import RUNTIME_IMAGE
+from components.images import image_of
 
 
-@dsl.component(base_image=RUNTIME_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image_of("gate"), install_kfp_package=False)
 def gate(
     config: str,
     code_digest: str,

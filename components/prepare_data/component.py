@@ -3,10 +3,10 @@
 from kfp import dsl
 from kfp.dsl import Dataset, Output
 
-from components.images import RUNTIME_IMAGE
+from components.images import image_of
 
 
-@dsl.component(base_image=RUNTIME_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image_of("prepare_data"), install_kfp_package=False)
 def prepare_data(config: str, code_digest: str, source_digest: str, dataset: Output[Dataset]):
     """Read the source, train or load the tokenizer, write token shards; a changed `source_digest` is a cache miss."""
     from flashslm.steps.run import run_step

@@ -3,10 +3,10 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
-from components.images import RUNTIME_IMAGE
+from components.images import image_of
 
 
-@dsl.component(base_image=RUNTIME_IMAGE, install_kfp_package=False)
+@dsl.component(base_image=image_of("report"), install_kfp_package=False)
 def report(  # noqa: PLR0913 - one input an artifact of the run
     config: str,
     code_digest: str,

@@ -45,6 +45,8 @@ def design_and_train(  # noqa: PLR0913 - one configuration a step: a change leav
     register_model_config: str,
     report_config: str,
     code_digest: str,
+    config_digest: str,
+    image: str,
     source_digest: str,
     device_digest: str,
     workers: list[str],
@@ -79,6 +81,7 @@ def design_and_train(  # noqa: PLR0913 - one configuration a step: a change leav
     judgement = side_effect(gate, config=gate_config, chosen=chosen, latency_table=latency_table, **candidate)
     candidate["verdict"] = judgement.outputs["verdict"]
     with dsl.If(judgement.outputs["Output"] == "promote", name="promote"):
-        side_effect(register_model, config=register_model_config, **candidate)
+        origin = {"dataset": dataset, "config_digest": config_digest, "image": image}
+        side_effect(register_model, config=register_model_config, **origin, **candidate)
     results = known | candidate | {"architecture": architecture, "chosen": chosen}
     side_effect(report, config=report_config, ablation=comparison.outputs["ablation"], **results)

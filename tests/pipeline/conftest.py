@@ -1,4 +1,4 @@
-"""The shipped pipeline on the local runner, with stand-ins for the steps (see fake_steps/sitecustomize.py)."""
+"""The shipped pipelines on the local runner, with stand-ins for the steps (see fake_steps/sitecustomize.py)."""
 
 import functools
 import io
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from flashslm.config import RunConfig
-from flashslm.launch.compiling import compile_pipeline, pipeline_arguments
+from flashslm.launch.compiling import arguments_for, compile_pipeline, pipeline_arguments
 from flashslm.launch.local import LocalResult, run_job
 from flashslm.launch.runner import Job
 
@@ -24,18 +25,19 @@ FAKE_STEPS = Path(__file__).parent / "fake_steps"
 
 
 @functools.cache
-def compiled_text(retries: int) -> str:
-    """The shipped pipeline; a retry does not wait."""
+def compiled_text(pipeline: str, retries: int) -> str:
+    """A shipped pipeline; a retry does not wait."""
     with tempfile.TemporaryDirectory() as directory:
-        file = compile_pipeline("design_and_train", Path(directory) / "pipeline.yaml", retries=retries)
+        file = compile_pipeline(pipeline, Path(directory) / "pipeline.yaml", retries=retries)
         return file.read_text().replace("backoffDuration: 5s", "backoffDuration: 0s")
 
 
 @dataclass
 class FakeRuns:
-    """Runs of design_and_train in one home; `calls` are the steps that really ran, in all of them."""
+    """Runs of a pipeline in one home; `calls` are the steps that really ran, in all of them."""
 
     directory: Path
+    pipeline: str = "design_and_train"
     retries: int = 0
     digest: str = "code"
     count: int = 0
@@ -70,8 +72,10 @@ class FakeRuns:
         run_dir = self.directory / f"run-{self.count}"
         run_dir.mkdir()
         compiled = run_dir / "pipeline.yaml"
-        compiled.write_text(compiled_text(self.retries))
-        return Job(compiled, pipeline_arguments(self.config, self.digest, "source"), run_dir, self.directory / "home")
+        compiled.write_text(compiled_text(self.pipeline, self.retries))
+        spec = next(yaml.safe_load_all(compiled.read_text()))
+        arguments = arguments_for(spec, pipeline_arguments(self.config, self.digest, "source"))
+        return Job(compiled, arguments, run_dir, self.directory / "home")
 
     def run(self, **script: Any) -> LocalResult:
         screen = io.StringIO()

@@ -13,7 +13,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from typer.testing import CliRunner
 
 from flashslm.cli.app import app
-from flashslm.config import GPU_STEPS, STEP_SECTIONS, PlatformConfig
+from flashslm.config import DESIGN_STEPS, GPU_STEPS, PlatformConfig
 from flashslm.launch.cluster import ClusterPackage, for_cluster, step_of
 from flashslm.launch.compiling import compile_pipeline, load_pipeline, project_root
 from flashslm.launch.parity_lint import Compiled, lint
@@ -67,17 +67,19 @@ def test_dag_is_the_local_one(package: ClusterPackage, tmp_path: Path) -> None:
 
 def test_every_step_on_a_gpu_has_a_retry_and_a_timeout(package: ClusterPackage) -> None:
     steps = executors(package)
-    assert {step for step, (container, _) in steps.items() if "accelerator" in container["resources"]} == GPU_STEPS
+    assert {
+        step for step, (container, _) in steps.items() if "accelerator" in container["resources"]
+    } == GPU_STEPS & set(DESIGN_STEPS)
     assert {int(pod["activeDeadlineSeconds"]) for _, pod in steps.values()} == {86_400, 604_800}
     compiled = Compiled(package.spec, package.platform)
     retries = [task["retryPolicy"]["maxRetryCount"] for *_, task in compiled.tasks() if "retryPolicy" in task]
-    assert retries == [PLATFORM.retries] * len(STEP_SECTIONS)
+    assert retries == [PLATFORM.retries] * len(DESIGN_STEPS)
     assert lint(package.spec, package.platform) == []
 
 
 def test_steps_get_the_resources_of_their_kind_and_their_own(package: ClusterPackage) -> None:
     steps = executors(package)
-    assert set(steps) == set(STEP_SECTIONS)
+    assert set(steps) == set(DESIGN_STEPS)
     assert steps["pretrain"][0]["resources"] == {
         "resourceCpuRequest": "64",
         "resourceCpuLimit": "64",

@@ -1,6 +1,6 @@
 """Compiling: the golden YAML, the arguments of a recipe, and the digest that keeps the cache honest.
 
-Refresh the golden file: FLASHSLM_UPDATE_GOLDEN=1 pytest tests/pipeline/test_compile.py
+Refresh the golden files: FLASHSLM_UPDATE_GOLDEN=1 pytest tests/pipeline/test_compile.py
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flashslm.config import STEP_SECTIONS, RunConfig
+from flashslm.config import DESIGN_STEPS, RunConfig
 from flashslm.launch.compiling import (
     code_digest,
     compile_pipeline,
@@ -24,19 +24,21 @@ from flashslm.launch.compiling import (
 )
 from flashslm.launch.process import LaunchError
 
-GOLDEN = Path(__file__).parent / "golden" / "design_and_train.yaml"
+GOLDEN = Path(__file__).parent / "golden"
+PIPELINES = ("design_and_train", "retraining")
 
 
-def compiled_text(tmp_path: Path) -> str:
-    text = compile_pipeline("design_and_train", tmp_path / "pipeline.yaml").read_text()
+def compiled_text(pipeline: str, tmp_path: Path) -> str:
+    text = compile_pipeline(pipeline, tmp_path / "pipeline.yaml").read_text()
     return re.sub(r"^sdkVersion: kfp-.*$", "sdkVersion: kfp", text, flags=re.MULTILINE)
 
 
-def test_compiled_pipeline_is_the_golden_one(tmp_path: Path) -> None:
-    text = compiled_text(tmp_path)
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_compiled_pipeline_is_the_golden_one(pipeline: str, tmp_path: Path) -> None:
+    text, golden = compiled_text(pipeline, tmp_path), GOLDEN / f"{pipeline}.yaml"
     if os.environ.get("FLASHSLM_UPDATE_GOLDEN"):
-        GOLDEN.write_text(text)
-    assert text == GOLDEN.read_text(), "if this change is meant: FLASHSLM_UPDATE_GOLDEN=1 pytest " + __file__
+        golden.write_text(text)
+    assert text == golden.read_text(), "if this change is meant: FLASHSLM_UPDATE_GOLDEN=1 pytest " + __file__
 
 
 def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -55,17 +57,56 @@ def retry_counts(spec: dict[str, Any]) -> list[int]:
 @pytest.mark.parametrize("retries", [0, 5])
 def test_retries_of_the_recipe_apply_to_every_step(tmp_path: Path, retries: int) -> None:
     file = compile_pipeline("design_and_train", tmp_path / "pipeline.yaml", retries=retries)
-    assert retry_counts(yaml.safe_load(file.read_text())) == [retries] * len(STEP_SECTIONS)
+    assert retry_counts(yaml.safe_load(file.read_text())) == [retries] * len(DESIGN_STEPS)
 
 
-def test_arguments_are_exactly_the_inputs_of_the_pipeline() -> None:
+def declared(pipeline: str) -> set[str]:
+    spec = yaml.safe_load((GOLDEN / f"{pipeline}.yaml").read_text())
+    return set(spec["root"]["inputDefinitions"]["parameters"])
+
+
+def test_a_recipe_gives_exactly_the_arguments_of_both_pipelines() -> None:
     config = RunConfig.model_validate({"name": "toy", "search": {"workers": 3}, "training": {"seeds": [0, 1]}})
     arguments = pipeline_arguments(config, "digest", "source")
-    spec = yaml.safe_load(GOLDEN.read_text())
-    assert set(arguments) == set(spec["root"]["inputDefinitions"]["parameters"])
+    assert set(arguments) == declared("design_and_train") | declared("retraining")
+    shared = declared("design_and_train") & declared("retraining")
+    assert shared == {
+        "code_digest",
+        "config_digest",
+        "image",
+        "source_digest",
+        "export_model_config",
+        "register_model_config",
+    }
     assert arguments["workers"] == ["0", "1", "2"]
     assert {"weight_norm": "off", "seed": "1"} in arguments["variants"] and len(arguments["variants"]) == 4
     assert json.loads(arguments["gate_config"]) == {"gate": config.gate.model_dump(mode="json")}
+
+
+def test_what_a_version_says_of_recipe_and_image() -> None:
+    def origin(values: dict[str, Any], device: str) -> tuple[str, str]:
+        arguments = pipeline_arguments(RunConfig.model_validate({"name": "toy"} | values), "digest", "source", device)
+        return arguments["config_digest"], arguments["image"]
+
+    image = {"platform": {"image": "all@sha256:1", "steps": {"pretrain": {"image": "train@sha256:2"}}}}
+    assert origin(image, "cluster")[1] == "train@sha256:2"
+    assert origin({"platform": {"image": "all@sha256:1"}}, "cluster")[1] == "all@sha256:1"
+    assert origin(image, "")[1] == "", "a local run uses no image"
+    assert origin({}, "")[0] == origin({}, "")[0] != origin({"seed": 1}, "")[0]
+
+
+def test_retraining_looks_at_registry_and_source_in_every_run(tmp_path: Path) -> None:
+    spec = yaml.safe_load(compile_pipeline("retraining", tmp_path / "pipeline.yaml").read_text())
+    tasks = {
+        name: task
+        for c in (spec["root"], *spec["components"].values())
+        if "dag" in c
+        for name, task in c["dag"]["tasks"].items()
+        if "retryPolicy" in task
+    }
+    cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
+    assert cached == {"continue-pretraining", "export-model", "compare-with-champion"}
+    assert "source_digest" in tasks["prepare-new-data"]["inputs"]["parameters"], "what a schedule looks for"
 
 
 def test_unknown_pipeline_lists_the_names() -> None:

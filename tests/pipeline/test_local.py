@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flashslm.config import STEP_SECTIONS, RunConfig
+from flashslm.config import DESIGN_STEPS, RunConfig
 from flashslm.launch import local
 from flashslm.launch.process import LaunchError
 
@@ -33,7 +33,7 @@ def test_whole_pipeline_promotes_then_is_cached_and_holds(fake_runs: FakeRuns) -
     runs = fake_runs()
     first = runs.run(decision="promote")
     assert first.state == "SUCCESS" and first.exit_code == 0
-    assert sorted(runs.ran()) == sorted([*STEP_SECTIONS, "search_architecture", "pretrain"])
+    assert sorted(runs.ran()) == sorted([*DESIGN_STEPS, "search_architecture", "pretrain"])
     assert not any(step.cached for step in first.steps)
     assert by_label(first)["evaluate"].summary == "evaluate is done"
     assert first.outputs["report"].metadata == {"made_by": "report"}

@@ -61,6 +61,19 @@ def test_round_trip(store, tree, tmp_path):
     assert store.put_tree(target, "model").sha256 == manifest.sha256  # the marker is no content
 
 
+def test_a_part_of_a_tree_is_verified_and_the_rest_is_not_read(store, tree, tmp_path):
+    manifest = store.put_tree(tree, "model")
+    store.client.put_object(Bucket=store.bucket, Key=key_of(manifest, "unique"), Body=b"damaged")
+    part = store.get_part(manifest, ("deep/", "empty"), tmp_path / "part")
+    assert hash_tree(part) == {path: entry for path, entry in hash_tree(tree).items() if path != "unique"}
+    assert list(store.get_part(manifest, ("absent",), tmp_path / "nothing").iterdir()) == []
+    with pytest.raises(ObjectCorrupt, match="unique"):
+        store.get_part(manifest, ("uni",), tmp_path / "other")
+    store.delete_tree(manifest)
+    with pytest.raises(ObjectMissing):
+        store.get_part(manifest, ("empty",), tmp_path / "gone")
+
+
 def test_a_big_file_goes_in_parts(store, tmp_path, monkeypatch):
     small_parts = object_store.TransferConfig(multipart_threshold=6 * 2**20, multipart_chunksize=5 * 2**20)
     monkeypatch.setattr(object_store, "_TRANSFER", small_parts)

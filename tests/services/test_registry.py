@@ -1,6 +1,8 @@
 """The model registry against a real MLflow and S3."""
 
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +11,7 @@ import pytest
 from flashslm.platform import lease, registry, tracking
 from flashslm.platform.lease import LeaseTimeout
 from flashslm.platform.object_store import ObjectCorrupt, ObjectMissing
-from flashslm.platform.registry import PromotionConflict, RegistryError
+from flashslm.platform.registry import Lineage, PromotionConflict, RegistryError
 
 pytestmark = pytest.mark.services
 
@@ -99,6 +101,82 @@ def test_of_two_promoters_one_wins(settings, name, run_id, make):
     winners = [version for version in outcomes if version]
     assert len(winners) == 1
     assert aliases(settings, name)["champion"] == winners[0] and aliases(settings, name)["previous"] == base
+
+
+RACER = """
+import sys
+from flashslm.platform import registry
+from flashslm.platform.settings import Settings
+name, version, expected = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    print(registry.promote(Settings.from_env(), name, version, expected))
+except registry.PromotionConflict as error:
+    print("conflict", error)
+"""
+
+
+def test_of_two_processes_one_wins_and_the_loser_is_told(settings, name, run_id, make):
+    base, *racers = [registry.register(settings, name, make(t), run_id, {}) for t in ("base", "left", "right")]
+    registry.promote(settings, name, base, "")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, name, version, base],
+            env=os.environ | settings.as_env(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for version in racers
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
+    winner = said[0]
+    assert winner in racers and said[1].startswith(
+        f"conflict champion of '{name}' is version {winner}, expected {base}"
+    )
+    assert aliases(settings, name) == {"champion": winner, "previous": base, "challenger": racers[-1]} or (
+        winner == racers[-1] and aliases(settings, name) == {"champion": winner, "previous": base}
+    )
+
+
+def test_a_version_says_what_it_was_made_of(settings, name, run_id, make):
+    data = [make(text).model_copy(update={"kind": "dataset"}) for text in ("data one", "data two")]
+    first_lineage = Lineage(
+        data=(data[0],),
+        config_digest="recipe",
+        code_digest="code",
+        image="image@sha256:1",
+        metrics={"perplexity": 3.5},
+        latency_ms={"cpu-a": 1.25, "gpu-b": 0.5},
+    )
+    first = registry.register(settings, name, make("one"), run_id, {}, lineage=first_lineage)
+    second_lineage = Lineage(data=(data[1],), parent=first)
+    second = registry.register(settings, name, make("two"), run_id, {}, {"recipe": "demo"}, second_lineage)
+    found = registry.find(settings, name, first)
+    assert found.lineage == first_lineage and found.tags == {} and found.hook == ""
+    child = registry.find(settings, name, second)
+    assert child.lineage == second_lineage and child.tags == {"recipe": "demo"}
+    assert registry.seen_data(settings, found) == [data[0]]
+    assert registry.seen_data(settings, child) == data
+    registry.record_hook(settings, name, second, "delivered in attempt 1: host answered 200")
+    assert registry.find(settings, name, second).hook == "delivered in attempt 1: host answered 200"
+    assert registry.find(settings, name, first).hook == ""
+
+
+def test_unknown_ancestry_is_an_error(settings, name, run_id, make):
+    bare = registry.register(settings, name, make("one"), run_id, {})
+    with pytest.raises(RegistryError, match=f"version {bare} does not say what it was trained on"):
+        registry.seen_data(settings, registry.find(settings, name, bare))
+    lineage = Lineage(data=(make("data"),), parent="99")
+    orphan = registry.register(settings, name, make("two"), run_id, {}, lineage=lineage)
+    with pytest.raises(RegistryError, match=f"version {orphan} was trained from version 99, which is gone"):
+        registry.seen_data(settings, registry.find(settings, name, orphan))
 
 
 def test_bytes_are_checked_before_registration_and_promotion(settings, store, name, run_id, make):

@@ -41,6 +41,8 @@ def test_dump_round_trips(tmp_path: Path) -> None:
         ("{gpu_types: {h200: {nodes: 3}}}", "nodes: unknown key; allowed here: node_selector, resource, tolerations"),
         ("{gpu_types: {h200: {tolerations: [{kee: a}]}}}", "kee: unknown key; allowed here: effect, key, operator"),
         ("{namespace: My_Team}", "platform.namespace: String should match"),
+        ("{nodes: 0}", "platform.nodes: Input should be greater than or equal to 1"),
+        ("{training_runtime: My_Runtime}", "platform.training_runtime: String should match"),
     ],
 )
 def test_mistakes_say_what_is_allowed(tmp_path: Path, text: str, expected: str) -> None:

@@ -22,12 +22,12 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
         print(json.dumps({"model": name, "versions": versions}, default=str))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("version", "aliases", "perplexity", "ms/token", "parameters", "object"):
-        table.add_column(column, overflow="fold", no_wrap=column != "object")
+    for column in ("version", "aliases", "perplexity", "ms/token", "parameters", "parent", "hook", "object"):
+        table.add_column(column, overflow="fold", no_wrap=column not in ("hook", "object"))
     for v in versions:
         facts = v["facts"]
         numbers = (f"{facts['perplexity']:.3f}", f"{facts['latency_ms']:.3f}", f"{facts['parameters']:,}")
-        table.add_row(v["version"], ", ".join(v["aliases"]), *numbers, v["uri"])
+        table.add_row(v["version"], ", ".join(v["aliases"]), *numbers, v["lineage"]["parent"], v["hook"], v["uri"])
     Console().print(table if versions else f"no version of '{name}' is registered")
 
 

@@ -18,11 +18,13 @@ from flashslm.config.design import (
     SearchConfig,
 )
 from flashslm.config.recipe import RunConfig, digest, from_step_json
+from flashslm.config.retraining import PromotionHook, RetrainingConfig
 from flashslm.config.section import Section
-from flashslm.config.steps import GPU_STEPS, STEP_SECTIONS
+from flashslm.config.steps import DESIGN_STEPS, GPU_STEPS, STEP_SECTIONS
 from flashslm.config.training import EvaluationConfig, ExportConfig, GateConfig, TrainingConfig
 
 __all__ = [
+    "DESIGN_STEPS",
     "GPU_STEPS",
     "STEP_SECTIONS",
     "DataConfig",
@@ -36,6 +38,8 @@ __all__ = [
     "ModelConfig",
     "PlatformConfig",
     "ProfilingConfig",
+    "PromotionHook",
+    "RetrainingConfig",
     "RunConfig",
     "ScalingConfig",
     "SearchConfig",

@@ -79,11 +79,14 @@ class PlatformConfig(Section):
     gpu_steps: GpuStepResources = GpuStepResources()
     steps: dict[str, StepOverride] = Field(default_factory=dict)
     gpu_types: dict[str, GpuType] = Field(default_factory=dict)
+    nodes: int = Field(default=1, ge=1)  # that pretrain together, each with the resources of the step pretrain
+    training_runtime: str = Field(default="flashslm-torch", pattern=DNS_LABEL)  # of Kubeflow Trainer; with nodes > 1
     # Names in the namespace; their keys are the variables of the environment contract. "" = none.
     config_map: str = "flashslm"
     s3_secret: str = "flashslm-s3"
     mlflow_secret: str = "flashslm-mlflow"
     database_secret: str = "flashslm-database"
+    hook_secret: str = ""  # of gate.promotion_hook.url; only register_model reads it
     deadline_s: int = Field(default=0, ge=0)  # of a whole run; 0 = none
     ttl_s: int = Field(default=7 * 86_400, ge=0)  # pods and workflow go so long after a run's end; 0 = never
     cron_time_zone: str = "UTC"  # the installation's CRON_SCHEDULE_TIMEZONE
@@ -100,8 +103,15 @@ class PlatformConfig(Section):
             raise ValueError("; ".join(problems))
         return self
 
+    def pod_resources(self, step: str) -> StepResources:
+        """What the step's own pod gets: little for a pretrain that only watches the pods of its TrainJob."""
+        own = self.resources(step)
+        if step == "pretrain" and self.nodes > 1:
+            return self.cpu_steps.model_copy(update={"timeout_s": own.timeout_s, "image": own.image})
+        return own
+
     def resources(self, step: str) -> StepResources:
-        """What `step` gets: that of its kind, with its own differences."""
+        """What the work of `step` gets: that of its kind, with its own differences."""
         base = self.gpu_steps if step in GPU_STEPS else self.cpu_steps
         own = self.steps.get(step, StepOverride())
         return base.model_copy(update=own.model_dump(exclude_none=True))

@@ -19,6 +19,7 @@ from flashslm.config.design import (
     ScalingConfig,
     SearchConfig,
 )
+from flashslm.config.retraining import RetrainingConfig
 from flashslm.config.section import DNS_LABEL, Section
 from flashslm.config.steps import STEP_SECTIONS
 from flashslm.config.training import EvaluationConfig, ExportConfig, GateConfig, TrainingConfig
@@ -40,6 +41,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
     gate: GateConfig = GateConfig()
+    retraining: RetrainingConfig = RetrainingConfig()
     platform: PlatformConfig = PlatformConfig()
 
     def for_step(self, step: str) -> str:

@@ -2,7 +2,7 @@
 
 # Which sections of the recipe a step reads. A step is given these and no others, so a change elsewhere in the recipe
 # leaves its cache entry valid.
-STEP_SECTIONS: dict[str, tuple[str, ...]] = {
+DESIGN_STEPS: dict[str, tuple[str, ...]] = {
     "prepare_data": ("seed", "data"),
     "profile_latency": ("model", "kernels", "profiling"),
     "fit_scaling_law": ("seed", "model", "kernels", "profiling", "latency", "scaling"),
@@ -17,4 +17,24 @@ STEP_SECTIONS: dict[str, tuple[str, ...]] = {
     "report": ("name", "gate"),
 }
 
-GPU_STEPS = {"profile_latency", "fit_scaling_law", "search_architecture", "pretrain", "evaluate", "export_model"}
+# `retraining` has these besides export_model and register_model.
+RETRAINING_STEPS: dict[str, tuple[str, ...]] = {
+    "fetch_champion": ("gate",),
+    "prepare_new_data": ("seed", "data", "training", "evaluation", "retraining"),
+    "continue_pretraining": ("seed", "kernels", "training", "retraining"),
+    "compare_with_champion": ("seed", "kernels", "training", "evaluation", "retraining"),
+    "gate_challenger": ("gate",),
+    "report_retraining": ("name",),
+}
+STEP_SECTIONS = DESIGN_STEPS | RETRAINING_STEPS
+
+GPU_STEPS = {
+    "profile_latency",
+    "fit_scaling_law",
+    "search_architecture",
+    "pretrain",
+    "evaluate",
+    "export_model",
+    "continue_pretraining",
+    "compare_with_champion",
+}

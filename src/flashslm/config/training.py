@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from flashslm.config.retraining import PromotionHook
 from flashslm.config.section import Section
 
 
@@ -31,6 +32,7 @@ class TrainingConfig(Section):
     gradient_clip: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(default=1, ge=1)  # CPU only
+    processes: int = Field(default=0, ge=0)  # that pretrain together on each node; 0 = one a GPU, one on a CPU
     weight_norm: tuple[Switch, ...] = ("on", "off")
     seeds: tuple[int, ...] = (0,)
     deploy: Literal["best", "on", "off"] = "best"  # which variant goes on to evaluation and export
@@ -83,3 +85,8 @@ class GateConfig(Section):
     min_perplexity_gain: float = Field(default=0.0, ge=0)  # relative gain a challenger must show over the champion
     max_latency_increase: float = Field(default=0.1, ge=0)  # relative to the champion, same device
     max_size_increase: float = Field(default=0.1, ge=0)  # parameters, relative to the champion
+    max_perplexity_increase: float = Field(
+        default=0.01, ge=0
+    )  # retraining, relative, on data the champion was judged on
+    max_accuracy_drop: float = Field(default=0.02, ge=0, le=1)  # retraining, absolute, on needles and tasks
+    promotion_hook: PromotionHook = PromotionHook()

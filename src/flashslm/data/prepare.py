@@ -26,8 +26,14 @@ from flashslm.data.tokenizer import copy_tokenizer, save_tokenizer, train_tokeni
 SPLITS = ("train", "validation")
 BATCH_CHARACTERS = 4_000_000  # text encoded at once
 PROGRESS_DOCUMENTS = 50_000
+DIGESTS_FILE = "documents.sha256"  # 16 bytes a document, sorted: what tells text that was seen from new text
+DIGEST_BYTES = 16
 
 log = logging.getLogger(__name__)
+
+
+class UnusableText(ValueError):
+    """The text is too little to make a data set."""
 
 
 class DatasetSummary(BaseModel):
@@ -57,19 +63,23 @@ def prepare_dataset(
     directory: Path,
     s3_client: Any = None,
     on_progress: Callable[[str], None] = log.info,
+    documents: Iterable[Document] | None = None,
 ) -> DatasetSummary:
-    """Write `directory`/{tokenizer,train,validation}/ and, last, dataset.json.
+    """Write `directory`/{tokenizer,train,validation}/, the documents' digests and, last, dataset.json.
+
+    The text is that of the recipe's source unless `documents` are given.
 
     A document belongs to validation by a hash of its own text, so the split does not change with the order, the seed or
     other documents. While this runs, the temporary directory ($TMPDIR) holds the text once more; memory grows by about
     100 bytes a document (the set of hashes) over a bound set by `tokenizer_bytes` and `shard_tokens`.
-    Raises ValueError when the text cannot make a data set; the message says what to change.
+    Raises ValueError when the text cannot make a data set (UnusableText: too little); the message says what to change.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer", *SPLITS):
         shutil.rmtree(directory / name, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="flashslm-text-") as spool:
-        collected = _collect(read_documents(config, seed, s3_client), config, Path(spool), on_progress)
+        text = read_documents(config, seed, s3_client) if documents is None else documents
+        collected = _collect(text, config, Path(spool), on_progress)
         _refuse_unusable(collected, config)
         tokenizer, end_id = _make_tokenizer(config, collected.sample, directory / "tokenizer")
         on_progress(f"tokenizer ready: {tokenizer.get_vocab_size():,} tokens")
@@ -80,6 +90,7 @@ def prepare_dataset(
             on_progress(f"{split}: {indices[split].tokens:,} tokens")
     counts = SplitReader(directory / "validation").token_counts(tokenizer.get_vocab_size())
     summary = _summarise(config, collected, indices, counts)
+    (directory / DIGESTS_FILE).write_bytes(b"".join(sorted(collected.seen)))
     (directory / "dataset.json").write_text(summary.model_dump_json(indent=1), encoding="utf-8")
     return summary
 
@@ -134,6 +145,7 @@ class Collected:
     sample: FairSample
     documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     duplicates: int = 0
+    seen: set[bytes] = field(default_factory=set)  # the beginnings of digests
 
 
 def _collect(
@@ -141,15 +153,14 @@ def _collect(
 ) -> Collected:
     """De-duplicate and split into one spool file a split (a JSON string a line); sample train for the tokenizer."""
     collected = Collected(FairSample(config.tokenizer_bytes))
-    seen: set[bytes] = set()
     with ExitStack() as stack:
         files = {split: stack.enter_context((spool / split).open("w", encoding="utf-8")) for split in SPLITS}
         for number, document in enumerate(d for d in documents if d.text.strip()):
             digest = document_digest(document.text)
-            if digest[:16] in seen:
+            if digest[:DIGEST_BYTES] in collected.seen:
                 collected.duplicates += 1
                 continue
-            seen.add(digest[:16])
+            collected.seen.add(digest[:DIGEST_BYTES])
             split = "validation" if is_validation(digest, config.validation_fraction) else "train"
             collected.documents[split] += 1
             files[split].write(json.dumps(document.text, ensure_ascii=False) + "\n")
@@ -163,10 +174,10 @@ def _collect(
 def _refuse_unusable(collected: Collected, config: DataConfig) -> None:
     total = sum(collected.documents.values())
     if not total:
-        raise ValueError(f"source '{describe_source(config)}' gave no document with text: check data.paths or the id")
+        raise UnusableText(f"source '{describe_source(config)}' gave no document with text: check data.paths or the id")
     empty = [split for split in SPLITS if not collected.documents[split]]
     if empty:
-        raise ValueError(
+        raise UnusableText(
             f"all {total} documents fell outside the {empty[0]} split: give more documents (a text file is one; JSONL "
             f"holds one a line) or change data.validation_fraction ({config.validation_fraction})"
         )

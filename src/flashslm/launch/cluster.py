@@ -4,6 +4,7 @@ Only executors and the platform document change. Components, tasks, dependencies
 the local run.
 """
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from flashslm.config import GpuType, PlatformConfig, StepResources, digest
 from flashslm.launch.compiling import compile_pipeline
 from flashslm.launch.parity_lint import lint
 from flashslm.launch.process import LaunchError
+from flashslm.launch.train_job import Source, train_job_template
+from flashslm.platform.train_job import VARIABLE as TRAIN_JOB
 
 _API_VERSION = "pipelines.kubeflow.org/v2beta1"
 
@@ -24,6 +27,7 @@ CONFIG_MAP_OPTIONAL = ("AWS_REGION", "FLASHSLM_S3_CHECKSUMS", "MLFLOW_EXPERIMENT
 S3_SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 MLFLOW_SECRET_OPTIONAL = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME")
 DATABASE_SECRET_VARIABLES = ("FLASHSLM_STUDY_URL",)
+HOOK_SECRET_VARIABLES = ("FLASHSLM_HOOK_SECRET",)
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,14 @@ def for_cluster(pipeline: str, platform: PlatformConfig, root: Path | None = Non
     executors = {}
     for name, executor in spec["deploymentSpec"]["executors"].items():
         step = step_of(executor["container"])
-        resources = platform.resources(step)
+        resources = platform.pod_resources(step)
         executor["container"] |= {"resources": _resources(resources, platform)}
         if image := resources.image or platform.image:
             executor["container"]["image"] = image
+        if step == "pretrain" and platform.nodes > 1:
+            secrets = [source for source in _secrets(platform) if source[1] != DATABASE_SECRET_VARIABLES]
+            job = train_job_template(platform, executor["container"]["image"], secrets, _maps(platform))
+            executor["container"]["env"] = [{"name": TRAIN_JOB, "value": json.dumps(job, separators=(",", ":"))}]
         executors[name] = _pod(step, resources, platform)
     kubernetes: dict[str, Any] = {"deploymentSpec": {"executors": executors}}
     limits = {"activeDeadlineSeconds": platform.deadline_s, "resourceTtlOnCompletion": platform.ttl_s}
@@ -125,6 +133,10 @@ def _pod(step: str, resources: StepResources, platform: PlatformConfig) -> dict[
         },
         "securityContext": {"runAsNonRoot": True},  # KFP itself sets the rest of what "restricted" asks for
     }
+    if step == "register_model" and platform.hook_secret:
+        pod["secretAsEnv"].append(
+            _as_env("secretName", "secretKey", platform.hook_secret, HOOK_SECRET_VARIABLES, False)
+        )
     if platform.image_pull_secret:
         pod["imagePullSecret"] = [_named("secretName", platform.image_pull_secret)]
     if resources.shared_memory:
@@ -139,16 +151,24 @@ def _pod(step: str, resources: StepResources, platform: PlatformConfig) -> dict[
 
 def _environment(platform: PlatformConfig) -> dict[str, Any]:
     """Every step reads the whole contract; what is optional may be absent from the object that holds it."""
-    secrets = (
+    return {
+        "secretAsEnv": [_as_env("secretName", "secretKey", *source) for source in _secrets(platform)],
+        "configMapAsEnv": [_as_env("configMapName", "configMapKey", *source) for source in _maps(platform)],
+    }
+
+
+def _secrets(platform: PlatformConfig) -> list[Source]:
+    sources = (
         (platform.s3_secret, S3_SECRET_VARIABLES, False),
         (platform.mlflow_secret, MLFLOW_SECRET_OPTIONAL, True),
         (platform.database_secret, DATABASE_SECRET_VARIABLES, False),
     )
-    maps = ((platform.config_map, CONFIG_MAP_VARIABLES, False), (platform.config_map, CONFIG_MAP_OPTIONAL, True))
-    return {
-        "secretAsEnv": [_as_env("secretName", "secretKey", *source) for source in secrets if source[0]],
-        "configMapAsEnv": [_as_env("configMapName", "configMapKey", *source) for source in maps if source[0]],
-    }
+    return [source for source in sources if source[0]]
+
+
+def _maps(platform: PlatformConfig) -> list[Source]:
+    name = platform.config_map
+    return [(name, CONFIG_MAP_VARIABLES, False), (name, CONFIG_MAP_OPTIONAL, True)] if name else []
 
 
 def _as_env(field: str, key: str, name: str, variables: tuple[str, ...], optional: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import yaml
 
 import flashslm
 from flashslm.config import STEP_SECTIONS, RunConfig
+from flashslm.config import digest as config_digest
 from flashslm.hardware import machine_digest
 from flashslm.launch.process import LaunchError
 
@@ -62,12 +63,15 @@ def _set_retries(spec: dict[str, Any], retries: int) -> None:
 
 
 def pipeline_arguments(config: RunConfig, digest: str, source: str, device: str = "") -> dict[str, Any]:
-    """Arguments of design_and_train: one configuration a step, digests of code, source and device, what loops run over.
+    """Arguments of every pipeline: one configuration a step, digests of code, recipe, source and device, what loops run
+    over. `arguments_for` picks those of one.
 
-    `device` stands for the hardware that the latency table is measured on: this machine if it is empty.
+    `device` stands for a cluster's hardware that the latency table is measured on: this machine if it is empty.
     """
     return {f"{step}_config": config.for_step(step) for step in STEP_SECTIONS} | {
         "code_digest": digest,
+        "config_digest": config_digest(config.model_dump(mode="json")),
+        "image": (config.platform.resources("pretrain").image or config.platform.image) if device else "",
         "source_digest": source,
         "device_digest": device or machine_digest(),
         "workers": [str(i) for i in range(config.search.workers)],

@@ -12,8 +12,17 @@ from typing import Any
 
 import yaml
 
-# Steps that act on something outside the run; tasks without outputs and exit tasks count as such anyway.
-SIDE_EFFECT_COMPONENTS = {"comp-gate", "comp-register-model", "comp-report"}
+# Steps that act on something outside the run, or look at what changes there; tasks without outputs and exit tasks count
+# as such anyway.
+SIDE_EFFECT_COMPONENTS = {
+    "comp-fetch-champion",
+    "comp-gate",
+    "comp-gate-challenger",
+    "comp-prepare-new-data",
+    "comp-register-model",
+    "comp-report",
+    "comp-report-retraining",
+}
 
 _EXECUTOR = "kfp.dsl.executor_main"
 _YAML_BOOLEAN = re.compile(r"y|n|yes|no|on|off|true|false", re.IGNORECASE)
@@ -152,7 +161,8 @@ def no_cached_side_effects(compiled: Compiled) -> Iterator[Finding]:
         component = compiled.component_of(task)
         if "executorLabel" not in component or not task.get("cachingOptions", {}).get("enableCache"):
             continue
-        acts = task["componentRef"]["name"] in SIDE_EFFECT_COMPONENTS or not component.get("outputDefinitions")
+        name_of_all = re.sub(r"-\d+$", "", task["componentRef"]["name"])  # the second use of a component is <name>-2
+        acts = name_of_all in SIDE_EFFECT_COMPONENTS or not component.get("outputDefinitions")
         if acts or task.get("triggerPolicy", {}).get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED":
             yield f"{dag}/{name}", "has a side effect and is cached: set_caching_options(False)"
 

@@ -134,7 +134,9 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
 
 def _record(outcome: RunOutcome, settings: Settings, parent: str, config: RunConfig) -> None:
     """What makes pipeline runs comparable in MLflow's UI: figures, verdict, data, report."""
-    tags = {"decision": outcome.decision, "operators": outcome.headline["operators"]}
+    tags = {"decision": outcome.decision}
+    if "operators" in outcome.headline:
+        tags["operators"] = outcome.headline["operators"]
     tracking.log_to_run(settings, parent, metrics=_numbers(outcome.headline), tags=tags)
     dataset = outcome.artifacts["dataset"]
     tracking.log_dataset_to_run(settings, parent, config.data.source, dataset.uri, dataset.sha256)
@@ -174,19 +176,24 @@ def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
     for name, manifest in artifacts.items():
         manifest.write(run_dir / "artifacts" / f"{name}.json")
     _copy(store.get_tree(report, trees / report.sha256) / "report.html", run_dir / "report.html")
-    chosen = store.get_tree(artifacts["chosen"], trees / artifacts["chosen"].sha256)
-    _copy(chosen / "metrics.jsonl", run_dir / "metrics.jsonl")
-    store.get_tree(artifacts["exported"], run_dir / "export")
-    outcome.decision = artifacts["verdict"].metadata["decision"]
+    if "chosen" in artifacts:  # a retraining that found nothing new has trained nothing
+        chosen = store.get_tree(artifacts["chosen"], trees / artifacts["chosen"].sha256)
+        _copy(chosen / "metrics.jsonl", run_dir / "metrics.jsonl")
+        store.get_tree(artifacts["exported"], run_dir / "export")
+    outcome.decision = report.metadata["decision"]
     outcome.headline = {
-        "perplexity": artifacts["evaluation"].metadata["perplexity"],
-        "validation_loss_nats": artifacts["evaluation"].metadata["validation_loss_nats"],
-        "unigram_entropy_nats": artifacts["dataset"].metadata["unigram_entropy_nats"],
-        "bits_per_byte": artifacts["evaluation"].metadata["bits_per_byte"],
-        "latency_ms": artifacts["exported"].metadata["latency_ms"],
-        "parameters": artifacts["exported"].metadata["parameters"],
-        "operators": artifacts["exported"].metadata["operators"],
+        key: artifacts[name].metadata[key]
+        for name, keys in _HEADLINE.items()
+        for key in keys
+        if name in artifacts and key in artifacts[name].metadata
     }
+
+
+_HEADLINE = {
+    "evaluation": ("perplexity", "validation_loss_nats", "bits_per_byte", "new_perplexity"),
+    "dataset": ("unigram_entropy_nats", "reason"),
+    "exported": ("latency_ms", "parameters", "operators"),
+}
 
 
 def _copy(source: Path, target: Path) -> None:

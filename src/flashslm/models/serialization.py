@@ -1,6 +1,7 @@
 """A trained model on disk: model.safetensors and architecture.json."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,9 +13,14 @@ from flashslm.models.hybrid import HybridLM
 
 def save_model(model: HybridLM, directory: Path) -> None:
     """Write weights (in their own dtype) and architecture into an existing directory."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, directory / "model.safetensors")
-    facts = model.architecture.model_dump(mode="json")
+    save_weights(model.state_dict(), model.architecture, directory)
+
+
+def save_weights(tensors: Mapping[str, torch.Tensor], architecture: Architecture, directory: Path) -> None:
+    """The same from a state's whole tensors, which is what is left of a sharded model once it is gathered."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, directory / "model.safetensors")
+    facts = architecture.model_dump(mode="json")
     (directory / "architecture.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 

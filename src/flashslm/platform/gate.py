@@ -18,6 +18,17 @@ class Measured(BaseModel):
     dataset_sha256: str  # of the data the perplexity was measured on
 
 
+class Comparison(BaseModel):
+    """One evaluation of challenger and champion, on the same data, by the same code, on the same device."""
+
+    metric: str
+    data: str  # what it was measured on
+    challenger: float
+    champion: float
+    higher_is_better: bool
+    must_gain: bool = False  # what the challenger was trained for; elsewhere it must only not fall
+
+
 class Verdict(BaseModel):
     """`reasons` explain a hold; `checks` list everything that was compared."""
 
@@ -27,43 +38,88 @@ class Verdict(BaseModel):
     candidate: Measured
     champion: Measured | None
     champion_version: str  # "" when there was none: registration aborts if it changed since
+    parent: str = ""  # the version whose weights the candidate was trained from
 
 
 def decide(candidate: Measured, champion: Measured | None, champion_version: str, limits: GateConfig) -> Verdict:
     """Hold the candidate to the recipe's limits and, if there is a champion, to the champion."""
-    checks: list[str] = []
-    reasons: list[str] = []
-
-    def check(passed: bool, text: str) -> None:
-        checks.append(f"{'pass' if passed else 'fail'}: {text}")
-        if not passed:
-            reasons.append(text)
-
-    for name, value, limit, unit in (
-        ("perplexity", candidate.perplexity, limits.max_perplexity, ""),
-        ("latency", candidate.latency_ms, limits.max_latency_ms, " ms/token"),
-        ("parameters", candidate.parameters, limits.max_parameters, ""),
-    ):
-        if limit:
-            check(value <= limit, f"{name} {value:,.5g}{unit}, recipe's limit {limit:,.5g}{unit}")
+    results = _within_limits(candidate, limits)
     if champion is None:
-        checks.append("pass: there is no champion yet")
+        results.append((True, "there is no champion yet"))
     elif champion.sha256 == candidate.sha256:
-        check(False, f"the candidate is the champion (version {champion_version}): the same object")
+        results.append((False, f"the candidate is the champion (version {champion_version}): the same object"))
     else:
-        for passed, text in _against(candidate, champion, limits):
-            check(passed, text)
+        results += _against(candidate, champion, limits)
+    return _verdict(results, candidate, champion, champion_version)
+
+
+def decide_retraining(
+    candidate: Measured,
+    champion: Measured,
+    champion_version: str,
+    comparisons: list[Comparison],
+    limits: GateConfig,
+    former: str = "",
+) -> Verdict:
+    """Hold a challenger that was trained from the champion to the limits and to every comparison.
+
+    The architecture is the champion's, so latency and size are held to the recipe's limits alone. `former` is the
+    sha256 of the champion before this one: what was rolled back does not come back by itself.
+    """
+    results = _within_limits(candidate, limits)
+    if candidate.sha256 in (champion.sha256, former):
+        whose = "champion" if candidate.sha256 == champion.sha256 else "previous champion, which was rolled back"
+        results.append((False, f"the challenger is the {whose}: the same object; `flashslm models promote` decides"))
+    results += [_compare(comparison, limits) for comparison in comparisons]
+    return _verdict(results, candidate, champion, champion_version, champion_version)
+
+
+Result = tuple[bool, str]  # passed, what was compared
+
+
+def _verdict(
+    results: list[Result], candidate: Measured, champion: Measured | None, champion_version: str, parent: str = ""
+) -> Verdict:
+    reasons = [text for passed, text in results if not passed]
     return Verdict(
         decision="hold" if reasons else "promote",
         reasons=reasons,
-        checks=checks,
+        checks=[f"{'pass' if passed else 'fail'}: {text}" for passed, text in results],
         candidate=candidate,
         champion=champion,
         champion_version=champion_version,
+        parent=parent,
     )
 
 
-def _against(candidate: Measured, champion: Measured, limits: GateConfig) -> list[tuple[bool, str]]:
+def _within_limits(candidate: Measured, limits: GateConfig) -> list[Result]:
+    limited = (
+        ("perplexity", candidate.perplexity, limits.max_perplexity, ""),
+        ("latency", candidate.latency_ms, limits.max_latency_ms, " ms/token"),
+        ("parameters", candidate.parameters, limits.max_parameters, ""),
+    )
+    return [
+        (value <= limit, f"{name} {value:,.5g}{unit}, recipe's limit {limit:,.5g}{unit}")
+        for name, value, limit, unit in limited
+        if limit
+    ]
+
+
+def _compare(c: Comparison, limits: GateConfig) -> Result:
+    """A number that is not finite passes nowhere."""
+    where = f"{c.metric} on {c.data} {c.challenger:.4f}"
+    if c.must_gain:
+        bound = c.champion * (1 - limits.min_perplexity_gain)
+        text = f"{where}, must be under {bound:.4f} (champion {c.champion:.4f})"
+        return c.challenger < bound, text
+    if c.higher_is_better:
+        bound = c.champion - limits.max_accuracy_drop
+        return c.challenger >= bound, f"{where}, at least {bound:.4f} (champion {c.champion:.4f})"
+    bound = c.champion * (1 + limits.max_perplexity_increase)
+    return c.challenger <= bound, f"{where}, at most {bound:.4f} (champion {c.champion:.4f})"
+
+
+def _against(candidate: Measured, champion: Measured, limits: GateConfig) -> list[Result]:
     """Quality, latency and size relative to the champion; a latency of another device is left out."""
     if candidate.dataset_sha256 != champion.dataset_sha256:
         text = (

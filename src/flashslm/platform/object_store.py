@@ -108,6 +108,17 @@ class ObjectStore:
                     self._fill(manifest, target)
         return target
 
+    def get_part(self, manifest: Manifest, beginnings: tuple[str, ...], directory: str | Path) -> Path:
+        """Copy the files of a tree whose path has one of the `beginnings` into a directory; raises as `get_tree` does.
+
+        Every one of them is verified. That there is none is no error.
+        """
+        target = Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        with disk_errors(target):
+            self._download(manifest, target, beginnings)
+        return target
+
     def index_key(self, manifest: Manifest) -> str:
         """The object whose presence makes a tree readable."""
         return _index_key(self._prefix(manifest))
@@ -190,8 +201,8 @@ class ObjectStore:
         with suppress(PreconditionFailed):  # the same tree, put by somebody else meanwhile
             self.put_json(_index_key(prefix), index, if_absent=True)
 
-    def _download(self, manifest: Manifest, tree: Path | None) -> None:
-        """Read and verify a tree, into a new directory or into nothing."""
+    def _download(self, manifest: Manifest, tree: Path | None, beginnings: tuple[str, ...] = ("",)) -> None:
+        """Read and verify a tree, or a part of it, into a directory or into nothing."""
         prefix = self._prefix(manifest)
         found = self.get_json(_index_key(prefix))
         if found is None:
@@ -205,7 +216,7 @@ class ObjectStore:
             if actual != files[path].sha256:
                 raise _corrupt(f"{manifest.uri}/{path}", files[path].sha256, actual, prefix)
 
-        in_parallel(fetch, files)
+        in_parallel(fetch, [path for path in files if path.startswith(beginnings)])
 
     def _fetch(self, prefix: str, tree: Path | None, path: str) -> str:
         """Stream one file of a tree; returns the sha256 of what came."""

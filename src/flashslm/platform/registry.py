@@ -2,13 +2,14 @@
 
 A version's source is the content-addressed tree in S3; nothing is copied. Aliases: `challenger` (registered last),
 `champion` (deployed), `previous` (the champion before it). Changes of a model's aliases are serialised by a lease.
+What a version was made of and measured at is in its tags, so a decision needs no model and no run.
 """
 
 import json
 from typing import Any
 from urllib.parse import quote
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from flashslm.platform.lease import hold
 from flashslm.platform.mlflow_api import MlflowApi, MlflowError
@@ -18,6 +19,8 @@ from flashslm.platform.settings import Settings
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 _MANIFEST_TAG = "flashslm.manifest"
 _FACT_PREFIX = "fact."
+_LINEAGE_PREFIX = "lineage."
+_HOOK_TAG = "promotion_hook"
 
 
 class RegistryError(RuntimeError):
@@ -26,6 +29,20 @@ class RegistryError(RuntimeError):
 
 class PromotionConflict(RegistryError):
     """The champion is not the one the decision was made against."""
+
+
+class Lineage(BaseModel):
+    """What a version was made of and measured at; an empty text where it is not known."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data: tuple[Manifest, ...] = ()  # trained on by this version; `seen_data` adds its ancestors'
+    config_digest: str = ""
+    code_digest: str = ""
+    image: str = ""  # that trained it on a cluster
+    metrics: dict[str, float] = {}
+    latency_ms: dict[str, float] = {}  # per decoded token, by the fingerprint id of the device
+    parent: str = ""  # the version whose weights it was trained from
 
 
 class ModelVersion(BaseModel):
@@ -39,6 +56,8 @@ class ModelVersion(BaseModel):
     uri: str
     manifest: Manifest
     facts: dict[str, Any]
+    lineage: Lineage
+    hook: str  # what came of the hook of its promotion; "" = none was called
     tags: dict[str, str]
 
 
@@ -49,6 +68,7 @@ def register(
     run_id: str,
     facts: dict[str, Any],
     tags: dict[str, str] | None = None,
+    lineage: Lineage | None = None,
 ) -> str:
     """Make a model version of a stored tree and alias it `challenger`; returns its number.
 
@@ -60,7 +80,10 @@ def register(
     api = MlflowApi(settings)
     _ensure_model(api, name)
     known = [v for v in list_versions(settings, name) if v.run_id == run_id and v.manifest.sha256 == manifest.sha256]
-    version = known[0].version if known else _create(api, name, manifest, run_id, facts, tags or {})
+    every = dict(tags or {}) | _tagged(_FACT_PREFIX, facts) | {_MANIFEST_TAG: manifest.model_dump_json()}
+    if lineage:
+        every |= _tagged(_LINEAGE_PREFIX, lineage.model_dump(mode="json"))
+    version = known[0].version if known else _create(api, name, manifest, run_id, every)
     if not known or CHAMPION not in known[0].aliases:
         _set_alias(api, name, CHALLENGER, version)
     return version
@@ -72,7 +95,7 @@ def promote(settings: Settings, name: str, version: str, expected_champion: str)
     Returns the version. Compare-and-set: raises PromotionConflict if another champion was made since the decision.
     Repeating a promotion that succeeded is harmless.
     """
-    ObjectStore(settings).verify_tree(_version(settings, name, version).manifest)
+    ObjectStore(settings).verify_tree(find(settings, name, version).manifest)
     api = MlflowApi(settings)
     with hold(ObjectStore(settings), _lease_key(name)) as lease:
         current = _aliased(api, name, CHAMPION)
@@ -98,7 +121,7 @@ def rollback(settings: Settings, name: str) -> str:
         current, before = _aliased(api, name, CHAMPION), _aliased(api, name, PREVIOUS)
         if not before or before == current:
             raise RegistryError(f"model '{name}' has no earlier champion: there is nothing to roll back to")
-        ObjectStore(settings).verify_tree(_version(settings, name, before).manifest)
+        ObjectStore(settings).verify_tree(find(settings, name, before).manifest)
         lease.check()
         _set_alias(api, name, CHAMPION, before)
         _set_alias(api, name, PREVIOUS, current)
@@ -123,7 +146,44 @@ def list_versions(settings: Settings, name: str) -> list[ModelVersion]:
 def champion(settings: Settings, name: str) -> ModelVersion | None:
     """The champion, with the facts it was registered with; None if there is none."""
     version = _aliased(MlflowApi(settings), name, CHAMPION)
-    return _version(settings, name, version) if version else None
+    return find(settings, name, version) if version else None
+
+
+def find(settings: Settings, name: str, version: str) -> ModelVersion:
+    """That version; RegistryError if there is none."""
+    for found in list_versions(settings, name):
+        if found.version == version:
+            return found
+    raise RegistryError(f"model '{name}' has no version {version} made by this pipeline: see `flashslm models list`")
+
+
+def seen_data(settings: Settings, version: ModelVersion) -> list[Manifest]:
+    """Every data set that a version and its ancestors were trained on, oldest first.
+
+    Raises RegistryError where a version of that line is gone or does not say what it was trained on.
+    """
+    known = {found.version: found for found in list_versions(settings, version.name)}
+    line = [version]
+    while parent := line[-1].lineage.parent:
+        if parent not in known:
+            raise RegistryError(
+                f"model '{version.name}' version {line[-1].version} was trained from version {parent}, which is gone: "
+                "what it has seen is unknown. Promote a version whose line is whole, or train anew"
+            )
+        line.append(known[parent])
+    for member in line:
+        if not member.lineage.data:
+            raise RegistryError(
+                f"model '{version.name}' version {member.version} does not say what it was trained on: "
+                "promote one that the pipeline registered, or train anew with design_and_train"
+            )
+    return [manifest for member in reversed(line) for manifest in member.lineage.data]
+
+
+def record_hook(settings: Settings, name: str, version: str, outcome: str) -> None:
+    """Keep with a version what came of the hook of its promotion."""
+    body = {"name": name, "version": version, "key": _HOOK_TAG, "value": outcome}
+    MlflowApi(settings).post("model-versions/set-tag", body)
 
 
 def _ensure_model(api: MlflowApi, name: str) -> None:
@@ -134,24 +194,18 @@ def _ensure_model(api: MlflowApi, name: str) -> None:
             raise
 
 
-def _create(
-    api: MlflowApi, name: str, manifest: Manifest, run_id: str, facts: dict[str, Any], tags: dict[str, str]
-) -> str:
-    every = (
-        tags
-        | {_FACT_PREFIX + key: json.dumps(value) for key, value in facts.items()}
-        | {_MANIFEST_TAG: manifest.model_dump_json()}
-    )
-    listed = [{"key": key, "value": value} for key, value in every.items()]
+def _create(api: MlflowApi, name: str, manifest: Manifest, run_id: str, tags: dict[str, str]) -> str:
+    listed = [{"key": key, "value": value} for key, value in tags.items()]
     body = {"name": name, "source": manifest.uri, "run_id": run_id, "tags": listed}
     return str(api.post("model-versions/create", body, repeatable=False)["model_version"]["version"])
 
 
-def _version(settings: Settings, name: str, version: str) -> ModelVersion:
-    for found in list_versions(settings, name):
-        if found.version == version:
-            return found
-    raise RegistryError(f"model '{name}' has no version {version} made by this pipeline: see `flashslm models list`")
+def _tagged(prefix: str, values: dict[str, Any]) -> dict[str, str]:
+    return {prefix + key: json.dumps(value) for key, value in values.items()}
+
+
+def _untagged(prefix: str, tags: dict[str, str]) -> dict[str, Any]:
+    return {key.removeprefix(prefix): json.loads(tags.pop(key)) for key in list(tags) if key.startswith(prefix)}
 
 
 def _parse(entry: dict[str, Any], aliases: dict[str, str]) -> ModelVersion:
@@ -164,8 +218,10 @@ def _parse(entry: dict[str, Any], aliases: dict[str, str]) -> ModelVersion:
         aliases=sorted(alias for alias, version in aliases.items() if version == str(entry["version"])),
         uri=entry["source"],
         manifest=Manifest.model_validate_json(tags.pop(_MANIFEST_TAG)),
-        facts={k.removeprefix(_FACT_PREFIX): json.loads(v) for k, v in tags.items() if k.startswith(_FACT_PREFIX)},
-        tags={k: v for k, v in tags.items() if not k.startswith(_FACT_PREFIX)},
+        facts=_untagged(_FACT_PREFIX, tags),
+        lineage=Lineage.model_validate(_untagged(_LINEAGE_PREFIX, tags)),
+        hook=tags.pop(_HOOK_TAG, ""),
+        tags=tags,
     )
 
 

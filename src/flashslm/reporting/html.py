@@ -55,6 +55,12 @@ def figures(run: RunArtifacts) -> dict[str, Figure]:
 
 def render(run: RunArtifacts, drawn: dict[str, Figure]) -> str:
     """The report; every value in the page comes from `run`."""
+    images = {name: _data_uri(figure) for name, figure in drawn.items()}
+    return page("report.html.j2", run=run, images=images)
+
+
+def page(template: str, **values: Any) -> str:
+    """One of this package's templates, filled; a value that it lacks is an error."""
     environment = Environment(
         loader=PackageLoader("flashslm", "reporting"),
         autoescape=select_autoescape(["html", "j2"]),
@@ -62,8 +68,7 @@ def render(run: RunArtifacts, drawn: dict[str, Figure]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    images = {name: _data_uri(figure) for name, figure in drawn.items()}
-    return environment.get_template("report.html.j2").render(run=run, images=images)
+    return environment.get_template(template).render(**values)
 
 
 def _data_uri(figure: Figure) -> str:

@@ -16,7 +16,10 @@ from flashslm.steps.context import StepContext, write_json
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `exported`: huggingface/, tensorrt_llm/, export.json. Fails if the reload's logits differ."""
+    """Outputs `exported`: huggingface/, tensorrt_llm/, export.json. Fails if the reload's logits differ.
+
+    Without a latency table the predicted latency is left out.
+    """
     config = context.config
     dataset = context.fetch("dataset")
     model = load_model(context.fetch("chosen"))
@@ -32,6 +35,7 @@ def run(context: StepContext) -> dict[str, Any]:
         facts = measure(context, model) | {
             "parity_max_abs_difference": parity.max_abs_difference,
             "dtype": config.export.dtype,
+            "weight_norm": context.manifest("chosen").metadata.get("weight_norm", "off"),
             "output_row_norm_min": written.output_row_norm_min,
             "output_row_norm_max": written.output_row_norm_max,
         }
@@ -45,16 +49,19 @@ def run(context: StepContext) -> dict[str, Any]:
 
 
 def measure(context: StepContext, model: Any) -> dict[str, Any]:
-    """Decode latency of the whole model beside the table's prediction, size, and the device both belong to."""
+    """Decode latency of the whole model, beside the table's prediction if there is one, size, and the device."""
     config, architecture = context.config, model.architecture
-    table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
     device = pick_device(config.profiling.device)
     point = ModelPoint(architecture, config.latency.context, config.latency.batch)
     timing = measure_models([point], config.profiling)[0]
-    return {
+    predicted = {}
+    if "latency_table" in context.inputs:
+        table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
+        predicted_ms = table.predict_ms(architecture, config.latency.context, config.latency.batch)
+        predicted = {"predicted_latency_ms": predicted_ms}
+    return predicted | {
         "latency_ms": timing.median_ms,
         "latency_p90_ms": timing.p90_ms,
-        "predicted_latency_ms": table.predict_ms(architecture, config.latency.context, config.latency.batch),
         "context": config.latency.context,
         "batch": config.latency.batch,
         "parameters": parameters(architecture)["total"],

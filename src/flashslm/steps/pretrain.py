@@ -1,63 +1,107 @@
-"""pretrain: train the found architecture once, with or without weight normalisation, from one seed."""
+"""pretrain: train the found architecture once, with or without weight normalisation, from one seed.
 
-import json
+In this process; with several GPUs, in as many under torchrun; with several nodes, in a Kubeflow TrainJob.
+"""
+
 from typing import Any
 
 import torch
 
-from flashslm.data.loader import TokenLoader
-from flashslm.hardware import pick_device
-from flashslm.models.hybrid import HybridLM
-from flashslm.models.serialization import load_architecture, save_model
-from flashslm.steps.context import StepContext, write_json
-from flashslm.training.checkpoint import CheckpointStore
-from flashslm.training.trainer import train
+from flashslm.platform import train_job
+from flashslm.platform.kubernetes import Kubernetes
+from flashslm.steps.context import StepContext
+from flashslm.training.pretraining import Order, Outcome, execute, micro_batch_rows
+from flashslm.training.workers import WorkerFailed, WorkerOutput, run_workers
+
+WORKER = "flashslm.steps.pretrain_worker"
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Outputs `checkpoint`: model.safetensors, architecture.json, training.json, metrics.jsonl.
 
-    Checkpoints are keyed by the work itself, so a retry (or the same command after a kill) resumes where they end.
+    Checkpoints are keyed by the work itself, so a retry (or the same command after a kill) resumes where they end, on
+    any number of processes.
     """
-    config, weight_norm = context.config.training, context.parameters["weight_norm"] == "on"
-    seed = int(context.parameters["seed"])
-    dataset = context.fetch("dataset")
-    model = HybridLM.build(
-        load_architecture(context.fetch("architecture")), device=pick_device("auto"), dtype=torch.float32, seed=seed
-    )
-    key = context.run_key(weight_norm=str(weight_norm), seed=str(seed))
-    loader, validation = (
-        TokenLoader(dataset, split, config.sequence_length, config.micro_batch_size or config.batch_size, seed)
-        for split in ("train", "validation")
-    )
+    order, template = _order(context), train_job.template_from_environment()
+    processes = order.training.processes or max(1, torch.cuda.device_count())
 
     def on_metrics(step: int, values: dict[str, float]) -> None:
         context.task.log_metrics(values, step)
         losses = ", ".join(f"{key} {value:.3f}" for key, value in values.items() if key.endswith("loss_nats"))
-        context.events.emit("progress", f"step {step} of {config.steps}: {losses}", training_step=step)
+        context.events.emit("progress", f"step {step} of {order.training.steps}: {losses}", training_step=step)
 
-    result = train(
-        model,
-        loader,
-        validation,
-        config,
+    output = WorkerOutput(on_metrics, on_log=lambda line: print(line, flush=True))
+    outcome: Outcome | None
+    if template:
+        outcome = _in_train_job(context, order, template, output)
+    elif processes > 1:
+        micro_batch_rows(order.training, processes)
+        context.store.put_json(order.key, order.model_dump(mode="json"))
+        run_workers(WORKER, order.key, processes, output)
+        outcome = _outcome(context, order, output)
+    else:
+        outcome = execute(order, context.store, context.fetch_manifest, on_metrics)
+        assert outcome is not None  # rank 0 of one
+    context.outputs["checkpoint"] = outcome.checkpoint
+    return _result(outcome)
+
+
+def _order(context: StepContext) -> Order:
+    weight_norm, seed = context.parameters["weight_norm"] == "on", int(context.parameters["seed"])
+    return Order(
+        run_key=context.run_key(weight_norm=str(weight_norm), seed=str(seed)),
+        dataset=context.manifest("dataset"),
+        architecture=context.manifest("architecture"),
+        training=context.config.training,
+        kernels=context.config.kernels,
         weight_norm=weight_norm,
         seed=seed,
-        checkpoints=CheckpointStore(context.store, key, config.keep_checkpoints),
-        on_metrics=on_metrics,
     )
-    variant = {"weight_norm": "on" if weight_norm else "off", "seed": seed}
-    facts = variant | {"validation_loss_nats": result.validation_loss_nats}
-    with context.scratch() as directory:
-        save_model(model, directory)
-        write_json(directory / "training.json", result.summary() | variant)
-        lines = "".join(json.dumps(row) + "\n" for row in result.history)
-        (directory / "metrics.jsonl").write_text(lines, encoding="utf-8")
-        context.publish("checkpoint", directory, facts | {"architecture": model.architecture.digest, "run_key": key})
+
+
+def _in_train_job(context: StepContext, order: Order, template: dict[str, Any], output: WorkerOutput) -> Outcome:
+    """Train on other pods. The job's name is the work's, so a retry finds the job that an attempt before it left."""
+    trainer = template["spec"]["trainer"]
+    trainer["numProcPerNode"] = order.training.processes or trainer["numProcPerNode"]
+    trainer["command"] = ["python", "-m", "torch.distributed.run", "-m", WORKER, order.key]
+    template["metadata"]["name"] = f"flashslm-{order.run_key}"
+    micro_batch_rows(order.training, train_job.world_size(template))
+
+    def on_status(text: str) -> None:
+        context.task.set_tags({"train_job.status": text})
+        context.events.emit("progress", text)
+
+    context.store.put_json(order.key, order.model_dump(mode="json"))
+    job = train_job.TrainJob(Kubernetes.in_cluster(), template, output.line, on_status)
+    context.task.set_tags({"train_job.name": job.name})
+    try:
+        job.run()
+    except train_job.TrainJobFailed as error:
+        raise WorkerFailed(f"{output.failure}\n{error}".strip()) from error
+    return _outcome(context, order, output)
+
+
+def _outcome(context: StepContext, order: Order, output: WorkerOutput) -> Outcome:
+    """What the workers stored; rows of metrics that did not come through their output are made up for."""
+    found = context.store.get_json(order.outcome_key)
+    if found is None:
+        raise WorkerFailed(f"the workers ended well but left nothing at '{order.outcome_key}': run the step again")
+    outcome = Outcome.model_validate(found[0])
+    for row in outcome.history:
+        output.row(row)
+    context.task.set_tags({f"kernel.{name}": form for name, form in outcome.kernels.items()})
+    return outcome
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    facts = outcome.summary
+    loss, resumed = facts["validation_loss_nats"], facts["resumed_from_step"]
+    summary = f"validation loss {loss:.3f} nats after {facts['steps']} steps"
+    if facts["world_size"] > 1:
+        summary += f" on {facts['world_size']} processes"
     return {
-        "validation_loss_nats": result.validation_loss_nats,
-        "resumed_from_step": result.resumed_from_step,
-        "train_tokens_per_s": result.tokens_per_s,
-        "summary": f"validation loss {result.validation_loss_nats:.3f} nats after {config.steps} steps"
-        + (f" (resumed from step {result.resumed_from_step})" if result.resumed_from_step else ""),
+        "validation_loss_nats": loss,
+        "resumed_from_step": resumed,
+        "train_tokens_per_s": facts["tokens_per_s"],
+        "summary": summary + (f" (resumed from step {resumed})" if resumed else ""),
     }

@@ -3,18 +3,22 @@
 from typing import Any
 
 from flashslm.platform import registry
+from flashslm.platform.hook import call_hook
+from flashslm.platform.registry import Lineage, ModelVersion
 from flashslm.steps.context import StepContext
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Register the exported object (verified by sha256) and move the alias, unless the champion changed meanwhile."""
+    """Register the exported object (verified by sha256), move the alias unless the champion changed meanwhile, and call
+    the recipe's hook, which cannot undo that.
+    """
     name = context.config.gate.model_name
     verdict = context.read_json("verdict", "verdict.json")
     exported = context.manifest("exported")
     former = verdict["champion_version"]
     current = registry.champion(context.settings, name)
     if current and current.manifest.sha256 == exported.sha256:  # a retry of this step after it was killed
-        return _result(name, current.version, former)
+        return _result(current, former, current.hook or _call_hook(context, current, former))
     version = registry.register(
         context.settings,
         name,
@@ -22,11 +26,48 @@ def run(context: StepContext) -> dict[str, Any]:
         run_id=context.settings.parent_run_id or context.task.run_id,
         facts=verdict["candidate"],
         tags={"recipe": context.config.name, "architecture": exported.metadata["operators"]},
+        lineage=lineage(context, verdict, current),
     )
     registry.promote(context.settings, name, version, expected_champion=former)
-    return _result(name, version, former)
+    champion = registry.find(context.settings, name, version)
+    return _result(champion, former, _call_hook(context, champion, former))
 
 
-def _result(name: str, version: str, former: str) -> dict[str, Any]:
-    summary = f"{name} version {version} is champion" + (f"; version {former} is previous" if former else "")
-    return {"model_version": version, "summary": summary}
+def lineage(context: StepContext, verdict: dict[str, Any], current: ModelVersion | None) -> Lineage:
+    """What the version was made of; trained from the champion it has the champion's architecture, so its latencies."""
+    metadata, parent = context.manifest("exported").metadata, verdict["parent"]
+    known = current.lineage.latency_ms if current and parent == current.version else {}
+    evaluated = context.manifest("evaluation").metadata
+    return Lineage(
+        data=(context.manifest("dataset"),),
+        config_digest=context.parameters.get("config_digest", ""),
+        code_digest=context.parameters.get("code_digest", ""),
+        image=context.parameters.get("image", ""),
+        metrics={key: value for key, value in evaluated.items() if isinstance(value, int | float)},
+        latency_ms=known | {metadata["device"]: metadata["latency_ms"]},
+        parent=parent,
+    )
+
+
+def _call_hook(context: StepContext, champion: ModelVersion, former: str) -> str:
+    event = {
+        "event": "promotion",
+        "model": champion.name,
+        "version": champion.version,
+        "previous_version": former,
+        "uri": champion.uri,
+        "sha256": champion.manifest.sha256,
+        "facts": champion.facts,
+        "lineage": champion.lineage.model_dump(mode="json", exclude={"data"}),
+    }
+    outcome = call_hook(context.config.gate.promotion_hook, event)
+    if outcome:
+        registry.record_hook(context.settings, champion.name, champion.version, outcome)
+    return outcome
+
+
+def _result(champion: ModelVersion, former: str, hook: str) -> dict[str, Any]:
+    summary = f"{champion.name} version {champion.version} is champion"
+    summary += f"; version {former} is previous" if former else ""
+    summary += f"; hook {hook}" if hook else ""
+    return {"model_version": champion.version, "hook": hook, "summary": summary}

@@ -18,7 +18,8 @@ def run(context: StepContext) -> dict[str, Any]:
         context.task.log_file(page)
         for name, figure in drawn.items():
             context.task.log_figure(figure, f"plots/{name}.png")
-        manifest = context.publish("report", directory, {"inputs": lineage(context)})
+        metadata = {"inputs": lineage(context), "decision": artifacts.verdict["decision"]}
+        manifest = context.publish("report", directory, metadata)
     return {"report_bytes": manifest.bytes, "summary": f"report.html, {manifest.bytes / 1e3:.0f} kB"}
 
 

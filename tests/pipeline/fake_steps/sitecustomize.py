@@ -1,8 +1,8 @@
 """On PYTHONPATH this puts a stand-in for `flashslm.steps.run` into every Python process: steps without the work.
 
-What a step does is told by $FAKE_STEPS (JSON): `decision` of the gate, `fail` {step: message}, `sleep` {step: seconds},
-`linger` {label: seconds a sleeping step takes to end after a TERM}, `kill_once` [steps]. Each call is a line in
-$FAKE_CALLS; a TERM that a sleeping step takes is a line too.
+What a step does is told by $FAKE_STEPS (JSON): `decision` of the gate, `decisions` {step: word},
+`fail` {step: message}, `sleep` {step: seconds}, `linger` {label: seconds a sleeping step takes to end after a TERM},
+`kill_once` [steps]. Each call is a line in $FAKE_CALLS; a TERM that a sleeping step takes is a line too.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ def run_step(name, *, config, inputs=None, outputs=None, parameters=None):
 
     die_with_parent()
     script = json.loads(os.environ.get("FAKE_STEPS", "{}"))
-    variant = {k: v for k, v in (parameters or {}).items() if k != "code_digest"}
+    variant = {k: v for k, v in (parameters or {}).items() if k not in ("code_digest", "config_digest", "image")}
     label = " ".join([name, *(f"{k}={v}" for k, v in variant.items())])
     events = Events.from_env(name, label)
     events.emit("start")
@@ -66,7 +66,8 @@ def run_step(name, *, config, inputs=None, outputs=None, parameters=None):
         manifest = {"kind": key, "uri": f"s3://fake/cas/{digest}", "sha256": digest, "bytes": 1}
         Path(path).write_text(json.dumps(manifest | {"metadata": {"made_by": label}}))
     events.emit("end", f"{label} is done")
-    return {"loss_nats": 1.5, "worker": f"fake-{variant.get('worker')}", "decision": script.get("decision", "promote")}
+    decision = script.get("decisions", {}).get(name, script.get("decision", "promote"))
+    return {"loss_nats": 1.5, "worker": f"fake-{variant.get('worker')}", "decision": decision}
 
 
 sys.modules["flashslm.steps.run"] = module = types.ModuleType("flashslm.steps.run")

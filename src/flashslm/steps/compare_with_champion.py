@@ -1,0 +1,107 @@
+"""compare_with_champion: challenger and champion, both as exported, on the same data and device, by the same code."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashslm.config import RunConfig
+from flashslm.export.importing import load_export
+from flashslm.hardware import pick_device
+from flashslm.models.hybrid import HybridLM
+from flashslm.platform.gate import Comparison
+from flashslm.platform.object_store import Manifest
+from flashslm.steps.context import StepContext
+from flashslm.steps.evaluate import evaluate_model
+from flashslm.steps.fetch_champion import champions_data
+
+NEW = "new data"
+BASE = "first data"
+HEADLINE = ("validation_loss_nats", "perplexity", "bits_per_byte")
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Outputs `evaluation`: evaluation.json with the results of both on every data set, and the comparisons.
+
+    The data sets are those the champion was judged on (its first and its newest ones) and the new one. The manifest
+    carries the challenger's numbers on the first, which later models are compared on.
+    """
+    datasets = yardsticks(champions_data(context), context.config.retraining.max_evaluated_datasets)
+    base = datasets[BASE]
+    datasets[NEW] = context.manifest("dataset")
+    results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in datasets}
+    with context.scratch() as directory:
+        for name, manifest in datasets.items():
+            context.store.get_part(manifest, ("validation/", "tokenizer/"), directory / name)
+        for side, source in (("champion", "deployed"), ("challenger", "exported")):
+            model = load_export(context.fetch(source) / "huggingface", pick_device("auto")).to(torch.float32).eval()
+            for name in datasets:
+                found = results[name][side] = _evaluate(model, directory / name, context.config, name)
+                context.events.emit("progress", f"{side} on {name}: perplexity {found['perplexity']:.2f}")
+    compared = [c for name, of in results.items() for c in comparisons(name, of["challenger"], of["champion"])]
+    headline = {key: results[BASE]["challenger"][key] for key in HEADLINE}
+    new = {f"new_{key}": results[NEW]["challenger"][key] for key in HEADLINE}
+    documents = {
+        "results": results,
+        "comparisons": [c.model_dump() for c in compared],
+        "datasets": {name: manifest.model_dump(mode="json") for name, manifest in datasets.items()},
+    }
+    facts = headline | new | {"dataset_sha256": base.sha256}
+    context.publish_json("evaluation", {"evaluation.json": documents}, facts)
+    before, after = (results[NEW][side]["perplexity"] for side in ("champion", "challenger"))
+    return (
+        headline
+        | new
+        | {
+            "champion_new_perplexity": before,
+            "summary": f"perplexity on new data {before:.2f} to {after:.2f}, on first data "
+            f"{results[BASE]['champion']['perplexity']:.2f} to {headline['perplexity']:.2f}",
+        }
+    )
+
+
+def yardsticks(data: list[Manifest], limit: int) -> dict[str, Manifest]:
+    """The first data set and the newest ones, `limit` in all."""
+    newest = data[1:][-(limit - 1) :] if limit > 1 else []
+    return {BASE: data[0]} | {f"data of retraining {data.index(manifest)}": manifest for manifest in newest}
+
+
+def _evaluate(model: HybridLM, dataset: Path, recipe: RunConfig, name: str) -> dict[str, Any]:
+    """lm-eval's tasks bring their own text: they run once."""
+    if name != BASE:
+        evaluation = recipe.evaluation.model_copy(update={"lm_eval_tasks": ()})
+        recipe = recipe.model_copy(update={"evaluation": evaluation})
+    return evaluate_model(model, dataset, recipe)
+
+
+def comparisons(data: str, challenger: dict[str, Any], champion: dict[str, Any]) -> list[Comparison]:
+    """Perplexity, retrieval and accuracies of one data set, as the gate takes them."""
+    made = [_comparison("perplexity", data, challenger, champion, higher_is_better=False, must_gain=data == NEW)]
+    needles = [key for key in champion if key.startswith("needle_accuracy_")]
+    made += [_comparison(key, data, challenger, champion) for key in needles]
+    for task, metrics in champion["tasks"].items():
+        quality = [key for key in metrics if key != "samples" and "stderr" not in key]
+        made += [_comparison(key, task, challenger["tasks"][task], metrics, not _is_loss(key)) for key in quality]
+    return made
+
+
+def _is_loss(metric: str) -> bool:
+    return "perplexity" in metric or "bits_per_byte" in metric
+
+
+def _comparison(
+    key: str,
+    data: str,
+    challenger: dict[str, Any],
+    champion: dict[str, Any],
+    higher_is_better: bool = True,
+    must_gain: bool = False,
+) -> Comparison:
+    return Comparison(
+        metric=key,
+        data=data,
+        challenger=challenger[key],
+        champion=champion[key],
+        higher_is_better=higher_is_better,
+        must_gain=must_gain,
+    )

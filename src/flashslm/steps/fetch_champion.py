@@ -1,0 +1,44 @@
+"""fetch_champion: what the registry's champion is, what it has seen, and its exported model."""
+
+from typing import Any
+
+from flashslm.platform import registry
+from flashslm.platform.object_store import Manifest
+from flashslm.platform.registry import PREVIOUS, RegistryError
+from flashslm.steps.context import StepContext
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Outputs `champion` (champion.json: version, facts, lineage, data) and `deployed`, the object that is registered.
+
+    Raises RegistryError where there is no champion, or where what it has seen is not known.
+    """
+    name = context.config.gate.model_name
+    champion = registry.champion(context.settings, name)
+    if champion is None:
+        raise RegistryError(
+            f"model '{name}' has no champion to train on: run design_and_train with the same gate.model_name, or "
+            "`flashslm models promote` a version"
+        )
+    data = registry.seen_data(context.settings, champion)
+    previous = [v for v in registry.list_versions(context.settings, name) if PREVIOUS in v.aliases]
+    facts = {
+        "name": name,
+        "version": champion.version,
+        "facts": champion.facts,
+        "lineage": champion.lineage.model_dump(mode="json"),
+        "data": [manifest.model_dump(mode="json") for manifest in data],
+        "former_sha256": previous[0].manifest.sha256 if previous else "",
+    }
+    context.publish_json("champion", {"champion.json": facts}, {"version": champion.version, "name": name})
+    context.outputs["deployed"] = champion.manifest
+    return {
+        "champion_version": champion.version,
+        "seen_datasets": len(data),
+        "summary": f"{name} version {champion.version}, trained on {len(data)} data set(s)",
+    }
+
+
+def champions_data(context: StepContext) -> list[Manifest]:
+    """The data sets of a step's input `champion`, oldest first."""
+    return [Manifest.model_validate(entry) for entry in context.read_json("champion", "champion.json")["data"]]

@@ -1,0 +1,34 @@
+"""gate_challenger: hold the retrained model to the recipe's limits and to the champion on every evaluation."""
+
+from typing import Any
+
+from flashslm.platform.gate import Comparison, Measured, decide_retraining
+from flashslm.steps.context import StepContext
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Outputs `verdict`: verdict.json; the result's `decision` is "promote" or "hold"."""
+    champion = context.read_json("champion", "champion.json")
+    exported, evaluation = context.manifest("exported"), context.manifest("evaluation")
+    candidate = Measured(
+        sha256=exported.sha256,
+        perplexity=evaluation.metadata["perplexity"],
+        latency_ms=exported.metadata["latency_ms"],
+        parameters=exported.metadata["parameters"],
+        device=exported.metadata["device"],
+        dataset_sha256=evaluation.metadata["dataset_sha256"],
+    )
+    compared = context.read_json("evaluation", "evaluation.json")["comparisons"]
+    verdict = decide_retraining(
+        candidate,
+        Measured.model_validate(champion["facts"]),
+        champion["version"],
+        [Comparison.model_validate(entry) for entry in compared],
+        context.config.gate,
+        former=champion["former_sha256"],
+    )
+    context.publish_json("verdict", {"verdict.json": verdict.model_dump(mode="json")}, {"decision": verdict.decision})
+    return {
+        "decision": verdict.decision,
+        "summary": f"{verdict.decision}: {'; '.join(verdict.reasons) or 'all checks pass'}",
+    }

@@ -1,0 +1,110 @@
+"""Worker processes that train together: torchrun on this node, and what their output says.
+
+A worker tells whoever reads its output of metrics and of its failure in lines with a mark; every other line is its log.
+Run as a module, this is torchrun itself, which ends with the process that started it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from flashslm.platform.process import PARENT_PID, die_with_parent
+from flashslm.training.job import OnMetrics
+
+_METRICS, _FAILURE = "@metrics ", "@failure "
+_SAVE_S = 600  # after SIGTERM the workers finish their step and save
+
+
+class WorkerFailed(RuntimeError):
+    """Workers ended without a result; the message is the first failure that one of them told."""
+
+
+def tell_metrics(step: int, metrics: dict[str, float]) -> None:
+    """The `on_metrics` of a worker."""
+    print(_METRICS + json.dumps({"step": step} | metrics), flush=True)
+
+
+@contextmanager
+def failure_told() -> Iterator[None]:
+    """Say in the output why the block failed, in one line."""
+    try:
+        yield
+    except Exception as error:
+        print(_FAILURE + " ".join(f"{type(error).__name__}: {error}".split()), flush=True)
+        raise
+
+
+class WorkerOutput:
+    """Hands metrics to `on_metrics`, each step once, and log lines to `on_log`; keeps the first failure.
+
+    Lines may come again, as those of a worker that resumed or of a log that was cut off do.
+    """
+
+    def __init__(self, on_metrics: OnMetrics, on_log: Callable[[str], None]):
+        self._on_metrics, self._on_log = on_metrics, on_log
+        self._step = 0
+        self.failure = ""
+
+    def line(self, text: str) -> None:
+        if text.startswith(_METRICS):
+            try:
+                self.row(json.loads(text.removeprefix(_METRICS)))
+            except ValueError:  # cut off where the worker was killed
+                self._on_log(text)
+        elif text.startswith(_FAILURE):
+            self.failure = self.failure or text.removeprefix(_FAILURE)
+        else:
+            self._on_log(text)
+
+    def row(self, row: dict[str, float]) -> None:
+        """A row of metrics with its `step`; one that is not newer than those before is left out."""
+        if (step := int(row["step"])) > self._step:
+            self._step = step
+            self._on_metrics(step, {key: value for key, value in row.items() if key != "step"})
+
+
+def run_workers(module: str, argument: str, processes: int, output: WorkerOutput) -> None:
+    """Run `python -m module argument` in as many processes under torchrun, to their end. Raises WorkerFailed.
+
+    An exception here, Terminated among them, reaches the workers as SIGTERM and goes on once they have saved.
+    """
+    options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}", "-m", module, argument]
+    variables = {PARENT_PID: str(os.getpid()), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SAVE_S)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={"OMP_NUM_THREADS": "1"} | os.environ | variables,  # torchrun warns where it must choose the number
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            output.line(line.rstrip("\n"))
+        exit_code = process.wait()
+    except BaseException:
+        process.terminate()
+        for line in process.stdout:
+            output.line(line.rstrip("\n"))
+        process.wait()
+        raise
+    finally:
+        process.kill()
+    if exit_code:
+        raise WorkerFailed(output.failure or f"torchrun ended with exit code {exit_code}; its output says why")
+
+
+def _torchrun() -> None:
+    from torch.distributed.run import main
+
+    die_with_parent()
+    os.environ[PARENT_PID] = str(os.getpid())
+    main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    _torchrun()

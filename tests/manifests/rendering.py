@@ -1,0 +1,60 @@
+"""The overlays as kustomize renders them, with the kubectl that a Python package brings: no server, no network."""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Document = dict[str, Any]
+
+MANIFESTS = Path(__file__).parents[2] / "manifests"
+OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
+KUBECTL = Path(sys.executable).parent / "kubectl"
+
+
+@cache
+def rendered(overlay: str) -> tuple[Document, ...]:
+    """Every object of an overlay."""
+    command = [KUBECTL, "kustomize", MANIFESTS / "overlays" / overlay]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    return tuple(yaml.safe_load_all(text))
+
+
+def sources() -> list[Path]:
+    return sorted(MANIFESTS.rglob("*.yaml"))
+
+
+def key(document: Document) -> tuple[str, str, str]:
+    """Kind, namespace, name."""
+    return document["kind"], document["metadata"].get("namespace", ""), document["metadata"]["name"]
+
+
+def find(documents: tuple[Document, ...], kind: str, name: str, namespace: str = "") -> Document:
+    (found,) = [d for d in documents if key(d) == (kind, namespace, name)]
+    return found
+
+
+def pods(document: Document) -> list[Document]:
+    """Pod templates anywhere inside an object: metadata and spec."""
+    found: list[Document] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            spec = value.get("spec")
+            if isinstance(spec, dict) and isinstance(spec.get("containers"), list):
+                found.append(value)
+            for inner in value.values():
+                walk(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner)
+
+    walk(document)
+    return found
+
+
+def containers(pod: Document) -> list[Document]:
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]

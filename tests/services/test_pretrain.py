@@ -1,0 +1,90 @@
+"""The pretrain step on two processes of one node, through the real object store and MLflow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flashslm.platform.object_store import Manifest, ObjectStore
+from flashslm.platform.settings import Settings
+from flashslm.steps.run import run_step
+from flashslm.training.workers import WorkerFailed
+from tests.services.pretraining import call, metric_steps, write_inputs
+
+pytestmark = pytest.mark.services
+ROOT = Path(__file__).parents[2]
+STEPS = 24
+
+
+@pytest.fixture
+def inputs(store: ObjectStore, tmp_path: Path) -> dict[str, str]:
+    return write_inputs(store, tmp_path)
+
+
+def weights(store: ObjectStore, output: Path) -> dict[str, torch.Tensor]:
+    tree = store.get_tree(Manifest.read(output), output.with_suffix(".tree"))
+    assert {f.name for f in tree.iterdir()} >= {"architecture.json", "metrics.jsonl", "training.json"}
+    return load_file(tree / "model.safetensors")
+
+
+def start_and_terminate(arguments: dict[str, Any], events: Path) -> None:
+    """Run the step in a process of its own and send it SIGTERM once training has begun."""
+    script = (
+        "import json, sys; from flashslm.steps.run import run_step; run_step('pretrain', **json.loads(sys.argv[1]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps(arguments)],
+        env=os.environ | {"FLASHSLM_EVENTS": str(events)},
+        cwd=ROOT,
+    )
+    while not (events.exists() and '"training_step": 3' in events.read_text()):
+        assert process.poll() is None, "the step ended before it was stopped"
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3  # torchrun and two workers
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 143
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_two_processes_that_are_stopped_and_resumed_give_the_run_of_one(
+    platform_env: Settings, store: ObjectStore, inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASHSLM_CACHE", str(tmp_path / "cache"))
+    alone, together = tmp_path / "alone.json", tmp_path / "together.json"
+    single = run_step("pretrain", **call(inputs, alone, processes=1, steps=STEPS))
+    arguments = call(inputs, together, processes=2, steps=STEPS)
+    start_and_terminate(arguments, tmp_path / "events.jsonl")
+    double = run_step("pretrain", **arguments)
+    assert 3 <= double["resumed_from_step"] < STEPS and single["resumed_from_step"] == 0
+    assert double["validation_loss_nats"] == pytest.approx(single["validation_loss_nats"], abs=1e-4)
+    assert "on 2 processes" in double["summary"] and "processes" not in single["summary"]
+    expected, found = weights(store, alone), weights(store, together)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=2e-3, rtol=0, msg=name)
+    assert metric_steps(platform_env, "pretrain seed=0 weight_norm=on") == list(range(1, STEPS + 1))
+
+
+def test_a_worker_says_why_it_failed(
+    platform_env: Settings, inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASHSLM_CACHE", str(tmp_path / "cache"))
+    arguments = call(inputs, tmp_path / "x.json", processes=2, steps=STEPS, learning_rate=1e30, gradient_clip=1e30)
+    arguments["parameters"] |= {"weight_norm": "off"}
+    with pytest.raises(WorkerFailed, match="NonFiniteLoss: loss or gradient norm is not finite at step"):
+        run_step("pretrain", **arguments)
+
+
+def test_processes_must_divide_the_batch(platform_env: Settings, inputs: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"training.batch_size is 4 and 3 processes .* multiple of 3"):
+        run_step("pretrain", **call(inputs, tmp_path / "x.json", processes=3, steps=STEPS))

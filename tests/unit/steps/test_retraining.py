@@ -1,0 +1,81 @@
+"""What retraining decides before and after it trains, without any service."""
+
+from typing import Any
+
+import pytest
+
+from flashslm.config import RetrainingConfig, RunConfig, TrainingConfig
+from flashslm.data.prepare import DatasetSummary
+from flashslm.platform.object_store import Manifest
+from flashslm.steps.compare_with_champion import comparisons, yardsticks
+from flashslm.steps.continue_pretraining import retraining_config
+from flashslm.steps.prepare_new_data import too_little
+
+
+def dataset(content: str) -> Manifest:
+    sha256 = content * 64
+    return Manifest(kind="dataset", uri=f"s3://bucket/cas/{sha256}", sha256=sha256, bytes=1)
+
+
+DATA = [dataset(content) for content in "abcde"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "limit", "expected"),
+    [
+        (1, 4, {"first data": "a"}),
+        (3, 4, {"first data": "a", "data of retraining 1": "b", "data of retraining 2": "c"}),
+        (5, 3, {"first data": "a", "data of retraining 3": "d", "data of retraining 4": "e"}),
+        (5, 1, {"first data": "a"}),
+    ],
+)
+def test_yardsticks_are_the_first_and_the_newest(seen: int, limit: int, expected: dict[str, str]) -> None:
+    chosen = yardsticks(DATA[:seen], limit)
+    assert {name: manifest.sha256[0] for name, manifest in chosen.items()} == expected
+
+
+def results(perplexity: float, **tasks: Any) -> dict[str, Any]:
+    return {"perplexity": perplexity, "needle": [], "needle_accuracy_48": 0.5, "bits_per_byte": 1.0, "tasks": tasks}
+
+
+def test_every_quality_is_compared_in_its_direction() -> None:
+    task = {"acc": 0.4, "acc_stderr": 0.1, "samples": 9.0, "word_perplexity": 30.0}
+    made = comparisons("first data", results(5.0, arc=task | {"acc": 0.6}), results(4.0, arc=task))
+    assert [(c.metric, c.data, c.challenger, c.champion, c.higher_is_better) for c in made] == [
+        ("perplexity", "first data", 5.0, 4.0, False),
+        ("needle_accuracy_48", "first data", 0.5, 0.5, True),
+        ("acc", "arc", 0.6, 0.4, True),
+        ("word_perplexity", "arc", 30.0, 30.0, False),
+    ]
+    assert not any(c.must_gain for c in made)
+    assert [c.metric for c in comparisons("new data", results(5.0), results(4.0)) if c.must_gain] == ["perplexity"]
+
+
+def test_training_is_the_recipes_with_retrainings_own_schedule() -> None:
+    own = RetrainingConfig(steps=7, learning_rate=0.5, warmup_steps=3, min_learning_rate_ratio=0.2)
+    training = TrainingConfig(batch_size=4, steps=100, weight_decay=0.3)
+    made = retraining_config(training, own)
+    assert (made.steps, made.learning_rate, made.warmup_steps, made.min_learning_rate_ratio) == (7, 0.5, 3, 0.2)
+    assert (made.batch_size, made.weight_decay) == (4, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ""),
+        ({"bytes": 999}, "only 999 new bytes in 3 documents, retraining.min_new_bytes is 1,000"),
+        ({"train_tokens": 64}, "only 64 new train tokens, one window or needle text needs 65"),
+        ({"validation_tokens": 96}, "only 96 new validation tokens, one window or needle text needs 97"),
+    ],
+)
+def test_too_little_new_text_waits(changes: dict[str, int], expected: str) -> None:
+    config = RunConfig.model_validate(
+        {
+            "name": "x",
+            "training": {"sequence_length": 64},
+            "evaluation": {"sequence_length": 32, "needle_lengths": [96]},
+            "retraining": {"min_new_bytes": 1000},
+        }
+    )
+    values = dict.fromkeys(DatasetSummary.model_fields, 1000) | {"source": "x", "documents": 3} | changes
+    assert too_little(DatasetSummary.model_validate(values), config) == expected
