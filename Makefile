@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 EXTRAS := platform,train,evaluation,orchestrate,local,dev
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test lint format test-unit test-gpu golden clean
+.PHONY: setup demo test lint format test-unit test-gpu test-containers images golden clean
 
 setup: $(INSTALLED)
 
@@ -42,6 +42,17 @@ test-unit: $(INSTALLED)
 GPU_PYTHON ?= $(BIN)/python
 test-gpu:
 	$(GPU_PYTHON) benchmarks/gpu_tests.py
+
+# Builds the images and runs a pipeline in them: root, Debian's packages, about ten minutes, 15 GB below $TMPDIR.
+CONTAINER_PACKAGES := docker.io debootstrap iptables
+test-containers: $(INSTALLED)
+	@for command in dockerd debootstrap iptables; do PATH=$$PATH:/usr/sbin command -v $$command >/dev/null || missing=1; done; \
+	  [ -z "$$missing" ] || { $(SUDO) apt-get update -qq && \
+	    $(SUDO) apt-get install -y -qq --no-install-recommends $(CONTAINER_PACKAGES); }
+	$(SUDO) env FLASHSLM_TEST_CONTAINERS=1 $(BIN)/python -m pytest -q -m containers --durations 10 tests/containers
+
+images:
+	images/build $(IMAGES)
 
 golden: $(INSTALLED)
 	FLASHSLM_UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/pipeline -k golden
