@@ -1,7 +1,7 @@
 """From pipelines/<name>/pipeline.py to the YAML that every runner takes, and the arguments a recipe gives it."""
 
 import hashlib
-import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,13 @@ def load_pipeline(name: str, root: Path) -> Any:
         raise LaunchError(f"pipeline '{name}' is not in {root / 'pipelines'}; there are: {', '.join(names) or 'none'}")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    return getattr(importlib.import_module(f"pipelines.{name}.pipeline"), name)
+    # By its file and not by its name: another checkout's module of that name may be loaded already.
+    file = root / "pipelines" / name / "pipeline.py"
+    spec = importlib.util.spec_from_file_location(f"pipelines.{name}.pipeline", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
 
 
 def compile_pipeline(name: str, output: Path, *, root: Path | None = None, retries: int | None = None) -> Path:
