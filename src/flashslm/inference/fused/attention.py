@@ -43,15 +43,54 @@ def _rescaled(scores_max, best, total, mixed):
 
 
 @triton.jit
-def _own_key(
-    q_low, q_high, k_row, value_ptr, cos_ptr, sin_ptr, norm_ptr, length, eps, HEAD: tl.constexpr, NORM: tl.constexpr
-):
-    """The new key, rotated, and the scores it gets; its value."""
+def _with_block(scores, values, best, total, mixed):
+    """The sums with a block of keys."""
+    best, total, mixed = _rescaled(tl.max(scores, axis=1), best, total, mixed)
+    weights = tl.exp2(scores - best[:, None])
+    return best, total + tl.sum(weights, axis=1), mixed + tl.dot(weights.to(values.dtype), values)
+
+
+@triton.jit
+def _nothing_seen(ROWS: tl.constexpr, HEAD: tl.constexpr):
+    """Sums of an online softmax over no keys: highest score, weights, weighted values."""
+    best = tl.full((ROWS,), -float("inf"), tl.float32)
+    return best, tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS, HEAD), tl.float32)
+
+
+@triton.jit
+def _with_new_key(q, sums, rows, slots, rotation, length, eps, scale, HEAD: tl.constexpr, NORM: tl.constexpr):
+    """The sums with the new key, which is rotated and stored with its value in its slot."""
+    q_low, q_high = q
+    best, total, mixed = sums
+    k_row, v_row = rows
+    slot_k_ptr, slot_v_ptr = slots
+    cos_ptr, sin_ptr, norm_ptr = rotation
+    half, lane = tl.arange(0, HEAD // 2), tl.arange(0, HEAD)
     k_low, k_high = _rotated(k_row, cos_ptr, sin_ptr, norm_ptr, length, eps, HEAD, NORM)
     k_low, k_high = k_low.to(q_low.dtype), k_high.to(q_low.dtype)
+    value = tl.load(v_row + lane)
     scores = tl.sum(q_low.to(tl.float32) * k_low.to(tl.float32), axis=1)
-    scores += tl.sum(q_high.to(tl.float32) * k_high.to(tl.float32), axis=1)
-    return k_low, k_high, scores, tl.load(value_ptr + tl.arange(0, HEAD))
+    scores = (scores + tl.sum(q_high.to(tl.float32) * k_high.to(tl.float32), axis=1)) * scale
+    best, total, mixed = _rescaled(scores, best, total, mixed)
+    weight = tl.exp2(scores - best)
+    tl.store(slot_k_ptr + half[None, :], k_low)
+    tl.store(slot_k_ptr + HEAD // 2 + half[None, :], k_high)
+    tl.store(slot_v_ptr + lane, value)
+    return best, total + weight, mixed + weight[:, None] * value.to(tl.float32)[None, :]
+
+
+@triton.jit
+def _store_sums(sums, partial_ptr, weight_ptr, out_ptr, head, split, real, SPLITS: tl.constexpr, HEAD: tl.constexpr):
+    """The output of each head, or a split's part in it."""
+    best, total, mixed = sums
+    lane = tl.arange(0, HEAD)
+    if SPLITS == 1:
+        tl.store(out_ptr + head[:, None] * HEAD + lane[None, :], mixed / total[:, None], mask=real[:, None])
+    else:
+        place = head * SPLITS + split
+        tl.store(partial_ptr + place[:, None] * HEAD + lane[None, :], mixed, mask=real[:, None])
+        tl.store(weight_ptr + place * 2, best, mask=real)
+        tl.store(weight_ptr + place * 2 + 1, total, mask=real)
 
 
 @triton.jit
@@ -81,14 +120,11 @@ def _attend(
     b, g, split = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS, tl.program_id(1)
     length = tl.load(lengths_ptr + b).to(tl.int32)
     half, lane, row = tl.arange(0, HEAD // 2), tl.arange(0, HEAD), tl.arange(0, ROWS)
-    cache = tl.program_id(0).to(tl.int64) * slots * HEAD
-    inputs = inputs_ptr + b * (GROUPS * GROUP + 2 * GROUPS) * HEAD
+    cache, inputs = tl.program_id(0).to(tl.int64) * slots * HEAD, inputs_ptr + b * GROUPS * (GROUP + 2) * HEAD
     q_row = inputs + (g * GROUP + tl.minimum(row, GROUP - 1))[:, None] * HEAD
     dtype = keys_ptr.dtype.element_ty
     scale = 1.4426950408889634 / tl.sqrt_rn(HEAD * 1.0)  # exponentials are powers of two
-    best = tl.full((ROWS,), -float("inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    mixed = tl.zeros((ROWS, HEAD), tl.float32)
+    best, total, mixed = _nothing_seen(ROWS, HEAD)
     q_low, q_high = tl.zeros((ROWS, HEAD // 2), dtype), tl.zeros((ROWS, HEAD // 2), dtype)
     gdc_launch_dependents()
     each = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
@@ -107,36 +143,17 @@ def _attend(
             q_low, q_high = low.to(dtype), high.to(dtype)
         scores = tl.dot(q_low, tl.trans(k_lower)) + tl.dot(q_high, tl.trans(k_upper))
         scores = tl.where(seen[None, :], scores * scale, -float("inf"))
-        best, total, mixed = _rescaled(tl.max(scores, axis=1), best, total, mixed)
-        weights = tl.exp2(scores - best[:, None])
-        total += tl.sum(weights, axis=1)
-        mixed += tl.dot(weights.to(dtype), v)
+        best, total, mixed = _with_block(scores, v, best, total, mixed)
     gdc_wait()
     if split == SPLITS - 1:
         low, high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD, NORM)
-        k_row = inputs + (GROUPS * GROUP + g) * HEAD + tl.zeros((1, 1), tl.int32)
-        v_row = inputs + (GROUPS * GROUP + GROUPS + g) * HEAD
-        k_low, k_high, own, value = _own_key(
-            low.to(dtype), high.to(dtype), k_row, v_row, cos_ptr, sin_ptr, k_norm_ptr, length, eps, HEAD, NORM
-        )
-        best, total, mixed = _rescaled(own * scale, best, total, mixed)
-        weight = tl.exp2(own * scale - best)
-        total += weight
-        mixed += weight[:, None] * value.to(tl.float32)[None, :]
-        slot = cache + length.to(tl.int64) * HEAD
-        tl.store(keys_ptr + slot + half[None, :], k_low)
-        tl.store(keys_ptr + slot + HEAD // 2 + half[None, :], k_high)
-        tl.store(values_ptr + slot + lane, value)
+        k_row, slot = inputs + (GROUPS * GROUP + g) * HEAD, cache + length.to(tl.int64) * HEAD
+        q, sums = (low.to(dtype), high.to(dtype)), (best, total, mixed)
+        new, places = (k_row + tl.zeros((1, 1), tl.int32), k_row + GROUPS * HEAD), (keys_ptr + slot, values_ptr + slot)
+        rotation = (cos_ptr, sin_ptr, k_norm_ptr)
+        best, total, mixed = _with_new_key(q, sums, new, places, rotation, length, eps, scale, HEAD, NORM)
     head = b * GROUPS * GROUP + g * GROUP + row
-    real = row < GROUP
-    if SPLITS == 1:
-        tl.store(out_ptr + head[:, None] * HEAD + lane[None, :], mixed / total[:, None], mask=real[:, None])
-    else:
-        place = (head * SPLITS + split)[:, None] * HEAD + lane[None, :]
-        tl.store(partial_ptr + place, mixed, mask=real[:, None])
-        weight = weight_ptr + (head * SPLITS + split) * 2
-        tl.store(weight, best, mask=real)
-        tl.store(weight + 1, total, mask=real)
+    _store_sums((best, total, mixed), partial_ptr, weight_ptr, out_ptr, head, split, row < GROUP, SPLITS, HEAD)
 
 
 @triton.jit

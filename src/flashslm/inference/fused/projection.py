@@ -85,6 +85,34 @@ def _chosen(xs, b: tl.constexpr, CHUNKS: tl.constexpr):
 
 
 @triton.jit
+def _input(x_ptr, size, CHUNKS: tl.constexpr, CHUNK: tl.constexpr):
+    """The chunks of an input, fp32."""
+    chunks = ()
+    for c in tl.static_range(CHUNKS):
+        at = c * CHUNK + tl.arange(0, CHUNK)
+        chunks = chunks + (tl.load(x_ptr + at, mask=at < size, other=0.0).to(tl.float32),)
+    return chunks
+
+
+@triton.jit
+def _ring_places(lengths_ptr, ring_rows, BATCH: tl.constexpr):
+    """Where each sequence's ring takes the present token."""
+    places = ()
+    for b in tl.static_range(BATCH):
+        places = places + ((b * 4 + tl.load(lengths_ptr + b).to(tl.int32) % 4) * ring_rows,)
+    return places
+
+
+@triton.jit
+def _store_best(y, inside, best_ptr, best_row_ptr, b: tl.constexpr, ROWS: tl.constexpr):
+    """This program's highest output for input b, and its row."""
+    score, index = tl.max(tl.where(inside, y, -float("inf")), axis=0, return_indices=True)
+    place = b * tl.num_programs(0) + tl.program_id(0)
+    tl.store(best_ptr + place, score)
+    tl.store(best_row_ptr + place, tl.program_id(0) * ROWS + index)
+
+
+@triton.jit
 def _projection(
     x_ptr,
     norm_ptr,
@@ -111,26 +139,23 @@ def _projection(
     RING: tl.constexpr,
     BEST: tl.constexpr,
 ):
-    program, column = tl.program_id(0), tl.arange(0, CHUNK)
-    row = program * ROWS + tl.arange(0, ROWS)
-    inside = row < rows
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside, kept = row < rows, row < rows
     tiles = _tile(weight_ptr, row, rows, size, CHUNKS, CHUNK)
     if SWIGLU:
         ups = _tile(weight_ptr + tl.cast(rows, tl.int64) * size, row, rows, size, CHUNKS, CHUNK)
-    places, xs, old = (), (), ()
+    xs, old = (), ()
     if NORM:
         norms = _norm_weights(norm_ptr, size, CHUNKS, CHUNK, HEAD)
     if RING:
         channel = row - ring_start
         convolved = (channel >= 0) & (channel < ring_rows)
-        for b in tl.static_range(BATCH):
-            places = places + ((b * 4 + tl.load(lengths_ptr + b).to(tl.int32) % 4) * ring_rows,)
+        kept = inside & (~convolved)
+        places = _ring_places(lengths_ptr, ring_rows, BATCH)
     gdc_launch_dependents()
     gdc_wait()
     for b in tl.static_range(BATCH):
-        for c in tl.static_range(CHUNKS):
-            at = c * CHUNK + column
-            xs = xs + (tl.load(x_ptr + b * size + at, mask=at < size, other=0.0).to(tl.float32),)
+        xs = xs + _input(x_ptr + b * size, size, CHUNKS, CHUNK)
         if RESIDUAL:
             old = old + (tl.load(out_ptr + b * rows + row, mask=inside, other=0.0),)
     for b in tl.static_range(BATCH):
@@ -141,19 +166,14 @@ def _projection(
         y = _dot(tiles, inputs, CHUNKS) * scale
         if SWIGLU:
             y = y * tl.sigmoid(y) * (_dot(ups, inputs, CHUNKS) * scale)
-        out = out_ptr + b * rows + row
         if RESIDUAL:
             y += old[b]
             tl.store(rounded_ptr + b * rows + row, y, mask=inside)
         if RING:
             tl.store(ring_ptr + places[b] + channel, y, mask=convolved)
-            tl.store(out, y, mask=inside & (~convolved))
-        else:
-            tl.store(out, y, mask=inside)
+        tl.store(out_ptr + b * rows + row, y, mask=kept)
         if BEST:
-            score, index = tl.max(tl.where(inside, y, -float("inf")), axis=0, return_indices=True)
-            tl.store(best_ptr + b * tl.num_programs(0) + program, score)
-            tl.store(best_row_ptr + b * tl.num_programs(0) + program, program * ROWS + index)
+            _store_best(y, inside, best_ptr, best_row_ptr, b, ROWS)
 
 
 class Stream(NamedTuple):
