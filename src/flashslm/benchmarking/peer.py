@@ -15,6 +15,7 @@ from flashslm.models.presets import PRESETS, preset
 
 LIBRARY = "hf"
 DEFAULT_PRESET = "qwen3-0.6b"  # what the paper's hybrids of about 1B are compared with
+ALIGNMENT = 64  # places of the cache: of other lengths the fast attention kernels take no mask, and a slow one runs
 CAPTURE_STEPS = 3  # run before a capture: they compile, and their places in the cache are extra ones
 
 
@@ -78,7 +79,8 @@ class TransformersDecoder:
         config = qwen3_config(case.architecture)
         with torch.device(case.device):
             self.model = transformers.AutoModelForCausalLM.from_config(config, dtype=case.torch_dtype).eval()
-        self.cache = transformers.StaticCache(config=config, max_cache_len=case.capacity + CAPTURE_STEPS)
+        places = -(-(case.capacity + CAPTURE_STEPS) // ALIGNMENT) * ALIGNMENT
+        self.cache = transformers.StaticCache(config=config, max_cache_len=places)
         self.tokens_B1 = torch.zeros(case.batch, 1, dtype=torch.int64, device=case.device)
         self.step = self._step
         self.graph: torch.cuda.CUDAGraph | None = None
