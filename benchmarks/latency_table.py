@@ -172,7 +172,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--contexts", nargs="+", type=int, default=[1024, 2048, 4096, 8192, 16_384, 32_768])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 128, 256])
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--calibration-models", type=int, default=6, help="for each batch")
+    parser.add_argument("--calibration-models", type=int, default=0, help="for each batch")
     parser.add_argument("--check-models", type=int, default=32, help="random ones, beside the known designs")
     parser.add_argument("--sweep-block", default="AF", help="the paper's: attention and FFN")
     parser.add_argument("--sweep-depths", nargs="+", type=int, default=[6, 12, 18, 24, 30])

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-MIN_GAIN = 0.1  # a term must lessen the mean error of models left out of the fit by this much, relatively
+MIN_GAIN = 0.1  # a term must lessen the mean error of models left out of the fit by this much, relatively,
+MIN_BETTER = 0.75  # and predict this share of them better
 
 
 class Sample(NamedTuple):
@@ -29,17 +30,23 @@ class Overhead(NamedTuple):
 
 def fit_overhead(samples: Sequence[Sample]) -> Overhead:
     """Least squares of the relative errors; no term that does not predict models better which it was not fitted on."""
-    terms, error = 0, _left_out_error(samples, 0)
+    terms, errors = 0, _left_out_errors(samples, 0)
     for more in (1, 2):
-        if len(samples) > more and (left := _left_out_error(samples, more)) < (1 - MIN_GAIN) * error:
-            terms, error = more, left
+        if len(samples) > more and _is_better(left := _left_out_errors(samples, more), errors):
+            terms, errors = more, left
     return _solve(samples, terms)
 
 
-def _left_out_error(samples: Sequence[Sample], terms: int) -> float:
-    """Mean relative error of each sample, predicted by a fit on all the others."""
+def _is_better(errors: Sequence[float], before: Sequence[float]) -> bool:
+    """On the average and for most models: one model that is off pulls a fit towards it and away from all others."""
+    better = sum(now < then for now, then in zip(errors, before, strict=True))
+    return fmean(errors) < (1 - MIN_GAIN) * fmean(before) and better >= MIN_BETTER * len(errors)
+
+
+def _left_out_errors(samples: Sequence[Sample], terms: int) -> list[float]:
+    """Relative error of each sample, predicted by a fit on all the others."""
     fits = [_solve([*samples[:i], *samples[i + 1 :]], terms) for i in range(len(samples))]
-    return fmean(abs(fit.predict_ms(s) / s.measured_ms - 1) for fit, s in zip(fits, samples, strict=True))
+    return [abs(fit.predict_ms(s) / s.measured_ms - 1) for fit, s in zip(fits, samples, strict=True)]
 
 
 def _solve(samples: Sequence[Sample], terms: int) -> Overhead:

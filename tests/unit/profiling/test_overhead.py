@@ -28,6 +28,13 @@ def test_noise_is_not_fitted():
     assert fit_overhead(samples(0.0, 0.0, noise=0.03)) == Overhead(0.0, 0.0)
 
 
+@pytest.mark.parametrize("off, factor", [((1, 4), 0.9), ((3, 4), 1.3)])
+def test_two_models_that_are_off_do_not_count_for_all(off, factor):
+    exact = sorted(samples(0.0, 0.0, noise=0.002, number=6), key=lambda sample: sample.layers)
+    found = [s._replace(measured_ms=factor * s.measured_ms) if i in off else s for i, s in enumerate(exact)]
+    assert fit_overhead(found) == Overhead(0.0, 0.0)
+
+
 def test_a_few_models_allow_fewer_terms():
     assert fit_overhead(samples(0.02, 0.001, number=1)) == Overhead()
     assert fit_overhead(samples(0.02, 0.001, number=2)).layer_ms == 0.0

@@ -15,8 +15,9 @@ from torch.nn.attention.varlen import varlen_attn
 
 from flashslm.ops.fused.packing import pack
 
-# cuDNN's kernel is the fastest on Hopper; the others take the shapes and devices that it does not.
-PREFERENCE = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+# In torch's own order, which has cuDNN first on Hopper. (An order set here, `set_priority`, would not be undone: torch
+# decides on its own only when it is first used, and that would be inside.)
+FAST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 GROUPED = "enable_gqa" in signature(varlen_attn).parameters  # from torch 2.12 on
 
 
@@ -39,7 +40,7 @@ def _unmasked(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
     """Causal attention behind a prefix of keys. A short prefix costs less as padded queries than aligned by a mask."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
     length, prefix, grouped = q.shape[2], k.shape[2] - q.shape[2], q.shape[1] != k.shape[1]
-    with sdpa_kernel(PREFERENCE, set_priority=True):
+    with sdpa_kernel(FAST):
         if length == 1:
             o = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
         elif prefix <= length:
