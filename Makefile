@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 EXTRAS := platform,train,evaluation,orchestrate,local,dev
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test lint format test-unit test-gpu test-containers images golden clean
+.PHONY: setup demo test lint format test-unit test-gpu test-containers images pin-images golden clean
 
 setup: $(INSTALLED)
 
@@ -43,16 +43,23 @@ GPU_PYTHON ?= $(BIN)/python
 test-gpu:
 	$(GPU_PYTHON) benchmarks/gpu_tests.py
 
-# Builds the images and runs a pipeline in them: root, Debian's packages, about ten minutes, 15 GB below $TMPDIR.
-CONTAINER_PACKAGES := docker.io debootstrap iptables
+# Builds the images and runs a pipeline in them: root, Debian's packages, about six minutes, 12 GB below $TMPDIR.
+CONTAINER_PACKAGES := docker.io debootstrap iproute2
 test-containers: $(INSTALLED)
-	@for command in dockerd debootstrap iptables; do PATH=$$PATH:/usr/sbin command -v $$command >/dev/null || missing=1; done; \
-	  [ -z "$$missing" ] || { $(SUDO) apt-get update -qq && \
-	    $(SUDO) apt-get install -y -qq --no-install-recommends $(CONTAINER_PACKAGES); }
-	$(SUDO) env FLASHSLM_TEST_CONTAINERS=1 $(BIN)/python -m pytest -q -m containers --durations 10 tests/containers
+	@[ "$$(id -u)" = 0 ] || command -v sudo >/dev/null || \
+	  { echo "test-containers starts a container engine: run it as root, or install sudo"; exit 1; }
+	@for command in docker dockerd debootstrap ip; do \
+	    PATH=$$PATH:/usr/sbin:/sbin command -v $$command >/dev/null || missing=1; done; \
+	  [ -z "$$missing" ] || ! command -v apt-get >/dev/null || { $(SUDO) apt-get update -qq -o Acquire::Retries=1 && \
+	    $(SUDO) apt-get install -y -qq -o Acquire::Retries=1 --no-install-recommends $(CONTAINER_PACKAGES); }
+	$(SUDO) env FLASHSLM_TEST_CONTAINERS=1 TMPDIR=$${TMPDIR:-/tmp} $(BIN)/python -m pytest -q -m containers --durations 10 \
+	  -p no:cacheprovider tests/containers
 
 images:
 	images/build $(IMAGES)
+
+pin-images: $(INSTALLED)
+	$(BIN)/python -m manifests.pin_images $(IMAGES)
 
 golden: $(INSTALLED)
 	FLASHSLM_UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/pipeline -k golden

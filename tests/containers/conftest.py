@@ -1,14 +1,22 @@
 """An engine, a base and the images, made once a session; `make test-containers` asks for them, `make test` does not."""
 
+import json
 import os
-import tempfile
-from collections.abc import Iterator
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Never
 
 import pytest
 
-from tests.containers import build, engine
-from tests.containers.engine import Engine
+from flashslm.platform import stack
+from flashslm.platform.settings import Settings
+from tests.containers import engine
+from tests.containers.build import Builds, check_python
+from tests.containers.engine import Engine, NoEngine
+from tests.containers.workshop import STACK, name_of, workshop
 
 WANTED = "FLASHSLM_TEST_CONTAINERS"
 
@@ -25,18 +33,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="containers: make test-containers runs it"))
 
 
-@pytest.fixture(scope="session")
-def workshop() -> Iterator[Path]:
-    """A directory for gigabytes: pytest's own keep those of three sessions."""
-    with tempfile.TemporaryDirectory(prefix="flashslm-containers-", ignore_cleanup_errors=True) as directory:
-        Path(directory).chmod(0o755)  # steps, another user, go through it
-        yield Path(directory)
+@contextmanager
+def needed() -> Iterator[None]:
+    """What is missing here is said once, and not by every test."""
+    try:
+        yield
+    except NoEngine as error:
+        pytest.exit(f"make test-containers cannot run here: {error}", returncode=1)
 
 
 @pytest.fixture(scope="session")
-def containers(workshop: Path) -> Iterator[Engine]:
+def directory() -> Iterator[Path]:
+    """Gigabytes go here: pytest's own directories keep those of three sessions."""
+
+    def interrupt(*_: object) -> Never:
+        raise KeyboardInterrupt  # which runs the fixtures' ends
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    with needed():
+        engine.check_machine()
+        check_python()
+    with workshop() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def containers(directory: Path) -> Iterator[Engine]:
     """A running engine, gone after the session with all its images."""
-    started = engine.start(workshop / "engine")
+    with needed():
+        engine.check_disk(directory.parent)
+        started = engine.start(directory / "engine", name_of(directory))
     try:
         yield started
     finally:
@@ -44,26 +71,41 @@ def containers(workshop: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def base(containers: Engine, workshop: Path) -> str:
-    return build.stand_in_base(containers, workshop / "base")
+def builds(
+    containers: Engine, directory: Path, record_testsuite_property: Callable[[str, object], None]
+) -> Iterator[Builds]:
+    """The images; what they took goes into the report of `--junitxml`."""
+    used_bytes = shutil.disk_usage(directory).used
+    begun = Builds(containers, directory)
+    try:
+        yield begun
+        disk_bytes = shutil.disk_usage(directory).used - used_bytes
+        facts = {"seconds": begun.seconds, "size_bytes": begun.size_bytes(), "disk_bytes": disk_bytes}
+        record_testsuite_property("images", json.dumps(facts))
+    finally:
+        begun.close()
 
 
 @pytest.fixture(scope="session")
-def wheels(workshop: Path) -> Path:
-    return build.wheelhouse(workshop / "wheels")
+def settings(builds: Builds, directory: Path) -> Iterator[Settings]:
+    """The embedded S3 and MLflow, which come up while the first image is built."""
+    home = directory / STACK
+    try:
+        yield stack.up(home)
+    finally:
+        stack.down(home)
 
 
 @pytest.fixture(scope="session")
-def runtime(containers: Engine, base: str, wheels: Path) -> str:
-    return build.image(containers, "runtime", base, wheels)
+def runtime(settings: Settings, builds: Builds) -> str:
+    return builds.name("runtime")
 
 
 @pytest.fixture(scope="session")
-def cuda(containers: Engine, runtime: str, base: str, wheels: Path) -> str:
-    """After the CPU image, whose layers it shares where torch is the CPU's."""
-    return build.image(containers, "cuda", base, wheels)
+def cuda(builds: Builds) -> str:
+    return builds.name("cuda")
 
 
 @pytest.fixture(scope="session")
-def tensorrt_llm(containers: Engine, base: str, wheels: Path) -> str:
-    return build.image(containers, "tensorrt-llm", base, wheels)
+def tensorrt_llm(builds: Builds) -> str:
+    return builds.name("tensorrt-llm")

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 MEMORY = "3g"
 
 
-def hardened(env: Mapping[str, str] | None = None, memory: str = MEMORY) -> list[str]:
+def hardened(env: Mapping[str, str] | None = None, memory: str = MEMORY, network: str = "none") -> list[str]:
     """Options of `docker run`; the user is the image's own."""
     options = ["--rm", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", memory]
-    options += ["--memory-swap", memory, "--tmpfs", "/tmp:rw,nosuid,nodev,mode=1777"]
+    options += ["--memory-swap", memory, "--network", network, "--tmpfs", "/tmp:rw,nosuid,nodev,mode=1777"]
     return options + [part for name, value in (env or {}).items() for part in ("--env", f"{name}={value}")]

@@ -24,7 +24,7 @@ def main() -> None:
         task.attempts += 1
         task.emit("task_attempt", attempt=task.attempts)
         passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | env
-        options = [*hardened(passed_on), "--network", "host", "--volume", f"{shared}:{shared}"]
+        options = [*hardened(passed_on, network="host"), "--volume", f"{shared}:{shared}"]
         with task.log.open("ab") as log:
             code = subprocess.call(["docker", "run", *options, image, *command], stdout=log, stderr=log)
         if code:

@@ -57,6 +57,13 @@ def test_triton_finds_its_helper_compiled(containers: Engine, cuda: str) -> None
     assert second == "None True"
 
 
+def test_what_a_gpu_adds_is_one_layer(containers: Engine, runtime: str, cuda: str) -> None:
+    """Where torch is one, as here, all below it is the CPU image's."""
+    inspected = [json.loads(containers.output("image", "inspect", name))[0] for name in (runtime, cuda)]
+    cpu_layers, gpu_layers = (image["RootFS"]["Layers"] for image in inspected)
+    assert gpu_layers[:-2] == cpu_layers[:-1]
+
+
 def test_the_cuda_image_runs_a_step_on_a_cpu(containers: Engine, cuda: str) -> None:
     """The project and its command are there, as in the CPU image."""
     printed = containers.output("run", *hardened(), cuda, "flashslm", "describe", "nemotron-flash-1b", "--json")

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from flashslm.config.file import load
 from flashslm.launch.cluster import step_of
 from flashslm.launch.compiling import arguments_for, compile_pipeline, pipeline_arguments
 from flashslm.launch.runner import Job
-from flashslm.platform import stack
 from flashslm.platform.object_store import Manifest, ObjectStore
 from flashslm.platform.settings import Settings
 from tests.containers.build import ROOT, call
@@ -45,13 +44,48 @@ print(json.dumps({
 VERSION = "from importlib.metadata import version; print(version('flashslm'))"
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    home = tmp_path_factory.mktemp("stack")
-    try:
-        yield stack.up(home)
-    finally:
-        stack.down(home)
+def test_a_step_beyond_its_memory_is_killed(containers: Engine, runtime: str) -> None:
+    done = containers.call("run", *hardened(memory="64m"), runtime, "python3", "-c", "import torch", check=False)
+    assert done.returncode == 137
+
+
+def test_the_container_is_restricted(containers: Engine, runtime: str) -> None:
+    probe = json.loads(containers.output("run", *hardened(), runtime, "python3", "-c", PYTHON_PROBE))
+    commit = call("git", "rev-parse", "HEAD").strip()
+    assert probe == {
+        "user": [65532, 65532],
+        "capabilities": 0,
+        "no_new_privileges": 1,
+        "home": "/tmp",
+        "prefix": "/opt/flashslm",
+        "commit": commit,
+        "refused": ["Read-only file system"] * 3,
+        "tmp": None,
+        "compilers": [],
+    }
+
+
+def test_without_a_read_only_root_the_user_still_writes_nothing(containers: Engine, runtime: str) -> None:
+    code = "import os; print([p for p in ('/opt/flashslm', '/usr', '/etc', '/') if os.access(p, os.W_OK)])"
+    assert containers.output("run", "--rm", runtime, "python3", "-c", code) == "[]"
+
+
+def test_the_image_is_what_the_docs_say(containers: Engine, runtime: str) -> None:
+    (image,) = json.loads(containers.output("image", "inspect", runtime))
+    labels = image["Config"]["Labels"]
+    assert labels["org.opencontainers.image.revision"] == call("git", "rev-parse", "HEAD").strip()
+    installed = containers.output("run", "--rm", runtime, "python3", "-c", VERSION)
+    assert labels["org.opencontainers.image.version"] == installed
+    assert image["Config"]["User"] == "65532:65532" and not image["Config"]["Entrypoint"]
+    assert image["Size"] < 2.6e9
+
+
+def test_the_last_layer_is_the_project_alone(containers: Engine, runtime: str) -> None:
+    """So a new version of the project is a download of about a megabyte."""
+    sizes = containers.output("history", "--no-trunc", "--format", "{{.Size}} {{.CreatedBy}}", "--human=false", runtime)
+    layers = [line for line in sizes.splitlines() if not line.startswith("0 ")]
+    size_bytes = int(layers[0].split()[0])
+    assert "/opt/flashslm/" in layers[0] and 100_000 < size_bytes < 5_000_000
 
 
 @dataclass
@@ -69,11 +103,11 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def pipeline(containers: Engine, runtime: str, settings: Settings, workshop: Path) -> Callable[..., Run]:
+def pipeline(containers: Engine, runtime: str, settings: Settings, directory: Path) -> Callable[..., Run]:
     """Run the smoke recipe's pipeline with `overrides`; `env` replaces variables of the contract."""
 
     def run(*overrides: str, **env: str) -> Run:
-        shared = Path(tempfile.mkdtemp(prefix="run-", dir=workshop))
+        shared = Path(tempfile.mkdtemp(prefix="run-", dir=directory))
         config = load(ROOT / "configs" / "smoke.yaml", list(overrides))
         compiled = compile_pipeline("design_and_train", shared / "run" / "pipeline.yaml", root=ROOT, retries=0)
         spec = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
@@ -126,20 +160,6 @@ def test_results_are_in_mlflow_and_name_the_commit(finished: Run, settings: Sett
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
-def test_the_serving_image_accepts_the_export(
-    finished: Run, containers: Engine, tensorrt_llm: str, settings: Settings, workshop: Path
-) -> None:
-    """`verify-export` in its environment without torch."""
-    (end,) = [event for event in finished.events("task_end") if event["step"] == "export_model"]
-    tree = ObjectStore(settings).get_tree(Manifest.read(Path(end["artifacts"]["exported"])), workshop / "export")
-    call("chmod", "-R", "a+rX", str(tree))
-    options = [*hardened(), "--volume", f"{tree}:/export:ro"]
-    done = containers.output(
-        "run", *options, tensorrt_llm, "flashslm", "verify-export", "/export/tensorrt_llm", "--json"
-    )
-    assert json.loads(done.splitlines()[-1])["problems"] == []
-
-
 def test_a_failing_step_fails_with_its_code(pipeline: Callable[..., Run]) -> None:
     run = pipeline(FLASHSLM_BUCKET="no-such-bucket")
     assert run.exit_code == 1
@@ -151,45 +171,15 @@ def test_a_failing_step_fails_with_its_code(pipeline: Callable[..., Run]) -> Non
     assert "no-such-bucket" in fail["summary"]
 
 
-def test_a_step_beyond_its_memory_is_killed(containers: Engine, runtime: str) -> None:
-    done = containers.call("run", *hardened(memory="64m"), runtime, "python3", "-c", "import torch", check=False)
-    assert done.returncode == 137
-
-
-def test_the_container_is_restricted(containers: Engine, runtime: str) -> None:
-    probe = json.loads(containers.output("run", *hardened(), runtime, "python3", "-c", PYTHON_PROBE))
-    commit = call("git", "rev-parse", "HEAD").strip()
-    assert probe == {
-        "user": [65532, 65532],
-        "capabilities": 0,
-        "no_new_privileges": 1,
-        "home": "/tmp",
-        "prefix": "/opt/flashslm",
-        "commit": commit,
-        "refused": ["Read-only file system"] * 3,
-        "tmp": None,
-        "compilers": [],
-    }
-
-
-def test_without_a_read_only_root_the_user_still_writes_nothing(containers: Engine, runtime: str) -> None:
-    code = "import os; print([p for p in ('/opt/flashslm', '/usr', '/etc', '/') if os.access(p, os.W_OK)])"
-    assert containers.output("run", "--rm", runtime, "python3", "-c", code) == "[]"
-
-
-def test_the_image_is_what_the_docs_say(containers: Engine, runtime: str) -> None:
-    (image,) = json.loads(containers.output("image", "inspect", runtime))
-    labels = image["Config"]["Labels"]
-    assert labels["org.opencontainers.image.revision"] == call("git", "rev-parse", "HEAD").strip()
-    installed = containers.output("run", "--rm", runtime, "python3", "-c", VERSION)
-    assert labels["org.opencontainers.image.version"] == installed
-    assert image["Config"]["User"] == "65532:65532" and not image["Config"]["Entrypoint"]
-    assert image["Size"] < 2.6e9
-
-
-def test_the_last_layer_is_the_project_alone(containers: Engine, runtime: str) -> None:
-    """So a new version of the project is a download of about a megabyte."""
-    sizes = containers.output("history", "--no-trunc", "--format", "{{.Size}} {{.CreatedBy}}", "--human=false", runtime)
-    layers = [line for line in sizes.splitlines() if not line.startswith("0 ")]
-    size_bytes = int(layers[0].split()[0])
-    assert "/opt/flashslm/" in layers[0] and 100_000 < size_bytes < 5_000_000
+def test_the_serving_image_accepts_the_export(
+    finished: Run, containers: Engine, tensorrt_llm: str, settings: Settings, directory: Path
+) -> None:
+    """`verify-export` in its environment without torch."""
+    (end,) = [event for event in finished.events("task_end") if event["step"] == "export_model"]
+    tree = ObjectStore(settings).get_tree(Manifest.read(Path(end["artifacts"]["exported"])), directory / "export")
+    call("chmod", "-R", "a+rX", str(tree))
+    options = [*hardened(), "--volume", f"{tree}:/export:ro"]
+    done = containers.output(
+        "run", *options, tensorrt_llm, "flashslm", "verify-export", "/export/tensorrt_llm", "--json"
+    )
+    assert json.loads(done.splitlines()[-1])["problems"] == []
