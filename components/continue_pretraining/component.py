@@ -15,8 +15,9 @@ def continue_pretraining(
     dataset: Input[Dataset],
     checkpoint: Output[Model],
     metrics: Output[Metrics],
-):
-    """Train on from the champion's weights; a retry resumes from the last checkpoint."""
+) -> str:
+    """Train on from the champion's weights; a retry resumes from the last checkpoint. Returns the one word the pipeline
+    branches on."""
     import json
 
     from flashslm.steps.run import run_step
@@ -31,3 +32,4 @@ def continue_pretraining(
     metrics.metadata.update({k: v for k, v in result.items() if isinstance(v, int | float)})
     with open(metrics.path, "w") as file:  # without a file here the step would never be a cache hit
         json.dump(metrics.metadata, file)
+    return result["decision"]

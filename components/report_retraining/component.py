@@ -18,7 +18,7 @@ def report_retraining(  # noqa: PLR0913 - one input an artifact of the run
     evaluation: Input[Artifact] = None,
     verdict: Input[Artifact] = None,
 ):
-    """Write the report; where too little was new there are the champion and the data alone."""
+    """Write the report; a run that ended early has fewer artifacts to show."""
     from flashslm.steps.run import run_step
 
     inputs = {

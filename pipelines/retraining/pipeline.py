@@ -54,15 +54,18 @@ def retraining(  # noqa: PLR0913 - one configuration a step: a change leaves the
         models = {"deployed": deployed}
         training = step(continue_pretraining, config=continue_pretraining_config, **models, **known)
         chosen = training.outputs["checkpoint"]
-        exporting = step(export_model, config=export_model_config, dataset=dataset, chosen=chosen, **code)
-        models["exported"] = exporting.outputs["exported"]
-        comparison = step(compare_with_champion, config=compare_with_champion_config, **models, **known)
-        candidate = {"exported": models["exported"], "evaluation": comparison.outputs["evaluation"]}
-        judgement = fresh(gate_challenger, config=gate_challenger_config, champion=champion, **candidate, **code)
-        candidate["verdict"] = judgement.outputs["verdict"]
-        with dsl.If(judgement.outputs["Output"] == "promote", name="promote"):
-            origin = {"dataset": dataset, "config_digest": config_digest, "image": image, **code}
-            fresh(register_model, config=register_model_config, **origin, **candidate)
-        fresh(report_retraining, config=report_retraining_config, chosen=chosen, **candidate, **known)
+        with dsl.If(training.outputs["Output"] == "trained", name="trained"):
+            exporting = step(export_model, config=export_model_config, dataset=dataset, chosen=chosen, **code)
+            models["exported"] = exporting.outputs["exported"]
+            comparison = step(compare_with_champion, config=compare_with_champion_config, **models, **known)
+            candidate = {"exported": models["exported"], "evaluation": comparison.outputs["evaluation"]}
+            judgement = fresh(gate_challenger, config=gate_challenger_config, champion=champion, **candidate, **code)
+            candidate["verdict"] = judgement.outputs["verdict"]
+            with dsl.If(judgement.outputs["Output"] == "promote", name="promote"):
+                origin = {"dataset": dataset, "config_digest": config_digest, "image": image, **code}
+                fresh(register_model, config=register_model_config, **origin, **candidate)
+            fresh(report_retraining, config=report_retraining_config, chosen=chosen, **candidate, **known)
+        with dsl.If(training.outputs["Output"] == "diverged", name="diverged"):
+            fresh(report_retraining, config=report_retraining_config, chosen=chosen, **known)
     with dsl.If(found.outputs["Output"] == "hold", name="nothing-new"):
         fresh(report_retraining, config=report_retraining_config, **known)

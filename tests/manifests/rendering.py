@@ -1,12 +1,16 @@
 """The overlays as kustomize renders them, with the kubectl that a Python package brings: no server, no network."""
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from manifests.pin_images import IN_MANIFESTS, OUTPUT, component
 
 Document = dict[str, Any]
 
@@ -15,12 +19,26 @@ OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
 KUBECTL = Path(sys.executable).parent / "kubectl"
 
 
+def pinned() -> dict[str, str]:
+    """Every image by a digest that no registry has."""
+    return {name: f"registry.test/{name}@sha256:{number:064x}" for number, name in enumerate(IN_MANIFESTS, start=1)}
+
+
 @cache
 def rendered(overlay: str) -> tuple[Document, ...]:
-    """Every object of an overlay."""
-    command = [KUBECTL, "kustomize", MANIFESTS / "overlays" / overlay]
-    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-    return tuple(yaml.safe_load_all(text))
+    """Every object of an overlay whose images are pinned."""
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(shutil.copytree(MANIFESTS, Path(directory) / "manifests"))
+        file = root / OUTPUT.relative_to(MANIFESTS)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(component(pinned()), encoding="utf-8")
+        done = kustomize(root / "overlays" / overlay)
+    assert done.returncode == 0, done.stderr
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def kustomize(overlay: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([KUBECTL, "kustomize", overlay], check=False, capture_output=True, text=True, timeout=120)
 
 
 def sources() -> list[Path]:

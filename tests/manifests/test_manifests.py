@@ -1,7 +1,9 @@
 """The overlays: valid for the API servers we support, complete, and closed."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +19,20 @@ from components.images import IMAGES
 from flashslm.config import PlatformConfig
 from flashslm.launch import cluster
 from flashslm.launch.cluster import for_cluster
+from manifests.pin_images import component
 from tests.manifests.network import OUTSIDE, Pod, allowed
-from tests.manifests.rendering import MANIFESTS, OVERLAYS, containers, find, key, pods, rendered, sources
+from tests.manifests.rendering import (
+    MANIFESTS,
+    OVERLAYS,
+    containers,
+    find,
+    key,
+    kustomize,
+    pinned,
+    pods,
+    rendered,
+    sources,
+)
 from tests.manifests.schemas import Invalid, validate
 
 Document = dict[str, Any]
@@ -158,6 +172,27 @@ def test_images_are_named_exactly() -> None:
         assert [i for i in images if not re.fullmatch(exact, i) or i.endswith(":latest")] == []
 
 
+def test_production_does_not_render_before_its_images_are_pinned(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(MANIFESTS, tmp_path / "manifests"))
+    shutil.rmtree(root / "overlays" / "production" / "images", ignore_errors=True)
+    done = kustomize(root / "overlays" / "production")
+    assert done.returncode == 1 and done.stdout == "" and "overlays/production/images" in done.stderr
+
+
+def test_pinned_images_are_those_that_production_runs() -> None:
+    images = {c["image"] for d in rendered("production") for pod in pods(d) for c in containers(pod)}
+    assert images == set(pinned().values())
+
+
+@pytest.mark.parametrize("wrong", ["runtime:0.1.0", "runtime@sha256:" + 64 * "0", "runtime@sha256:ab", ""])
+def test_what_is_no_digest_is_not_pinned(wrong: str) -> None:
+    named = wrong or IMAGES["runtime"]
+    with pytest.raises(ValueError, match=re.escape(f"runtime: '{named}' is not NAME@sha256:DIGEST")) as caught:
+        component(pinned() | {"runtime": wrong, "gpu": "x"})
+    assert "gpu: no such image; there are: runtime, cuda, postgres" in str(caught.value)
+    assert "cuda:" not in str(caught.value).replace("runtime, cuda", "")
+
+
 def test_our_images_are_those_of_the_steps() -> None:
     def name(image: str) -> str:
         return re.split("[:@]", image.rpartition("/")[2])[0]
@@ -218,6 +253,7 @@ POSTGRES = Pod.of(SERVICES, part_of="flashslm", name="postgres")
 SEAWEEDFS = Pod.of(SERVICES, part_of="flashslm", name="seaweedfs")
 STEP = Pod.of(STEPS, part_of="flashslm", component="evaluate")
 WORKER = Pod.of(STEPS, part_of="flashslm", component="pretrain")
+RETRAINING = Pod.of(STEPS, part_of="flashslm", component="continue-pretraining")
 KFP = Pod.of(STEPS, name="ml-pipeline")
 STRANGER = Pod.of("elsewhere", part_of="flashslm")
 INGRESS = Pod.of("ingress-nginx", name="ingress-nginx")
@@ -252,7 +288,9 @@ INGRESS = Pod.of("ingress-nginx", name="ingress-nginx")
         ("production", STEP, OUTSIDE, 443, True),
         ("production", STEP, OUTSIDE, 80, False),
         ("production", WORKER, WORKER, 29500, True),
+        ("production", RETRAINING, RETRAINING, 29500, True),
         ("production", STEP, WORKER, 29500, False),
+        ("production", STEP, RETRAINING, 29500, False),
         ("production", STRANGER, WORKER, 29500, False),
         ("production", KFP, STEP, 8080, False),
     ],
@@ -260,6 +298,16 @@ INGRESS = Pod.of("ingress-nginx", name="ingress-nginx")
 def test_only_what_is_needed_may_talk(overlay: str, source: Pod, target: Pod, port: int, expected: bool) -> None:
     policies = [d for d in rendered(overlay) if d["kind"] == "NetworkPolicy"]
     assert allowed(policies, source, target, port) is expected
+
+
+def test_steps_in_a_users_namespace_reach_kfp() -> None:
+    """As where KFP serves several users: the policies of manifests/base/steps are in that namespace."""
+    policies = yaml.safe_load(json.dumps([d for d in rendered("production") if d["kind"] == "NetworkPolicy"]))
+    for policy in policies:
+        policy["metadata"]["namespace"] = policy["metadata"]["namespace"].replace(STEPS, "team")
+    step = Pod.of("team", part_of="flashslm", component="evaluate")
+    assert allowed(policies, step, KFP, 8887)
+    assert not allowed(policies, step, STRANGER, 8887)
 
 
 def booleans_by_accident(text: str) -> list[str]:

@@ -51,9 +51,10 @@ def test_a_recipe_becomes_pipeline_version_experiment_and_run(fake: FakeKfp) -> 
     assert run.runtime_config.parameters == {
         "prepare_data_config": RECIPE.for_step("prepare_data"),
         "evaluate_config": RECIPE.for_step("evaluate"),
-        "code_digest": code_digest(),
         "source_digest": cluster_source_digest(RECIPE.data),
     }
+    declared = fake.specs[version.pipeline_version_id]["root"]["inputDefinitions"]["parameters"]
+    assert declared["code_digest"]["defaultValue"] == code_digest(), "the version says what code it runs"
     assert submission.url == f"{fake.url}/#/runs/details/{run.run_id}"
 
 
@@ -145,7 +146,7 @@ def test_nobody_listens(fake: FakeKfp) -> None:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        (401, r"does not accept the token \(401\): put a token into \$FLASHSLM_KFP_TOKEN"),
+        (401, r"wants a token \(401\): put a token into \$FLASHSLM_KFP_TOKEN"),
         ("login", r"asks for a login \(302\): put a token into"),
         ("html", "answers with text/html instead of JSON: it is not the address of a KFP API, or it wants a login"),
         (403, r"does not allow this \(403\): told to fail"),
@@ -182,10 +183,33 @@ def test_where_a_token_comes_from(tmp_path: Path) -> None:
         token_from({"FLASHSLM_KFP_TOKEN_FILE": "/nowhere"})
 
 
-def test_a_token_is_never_shown(fake: FakeKfp) -> None:
+@pytest.mark.parametrize("token", ["hunter2", "hunter2\nX-Other: value", "hunter2é"])
+def test_a_token_is_never_shown(fake: FakeKfp, token: str) -> None:
     fake.token = "right"
-    with pytest.raises(KfpError) as caught:
-        send(fake, environ={"FLASHSLM_KFP_TOKEN": "hunter2"})
+    with pytest.raises(KfpError, match=r"does not accept the token|has characters that no token has") as caught:
+        send(fake, environ={"FLASHSLM_KFP_TOKEN": token})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("kfp.example", "https://kfp.example"),
+        ("http://localhost:8080/", "http://localhost:8080"),
+        ("https://kfp.example/pipeline/#/runs/details/1", "https://kfp.example/pipeline"),
+        ("[::1]:8080", "https://[::1]:8080"),
+    ],
+)
+def test_a_host_is_what_a_browser_shows(host: str, expected: str) -> None:
+    assert Connection(host, environ={}).host == expected
+
+
+@pytest.mark.parametrize(
+    "host", ["", "https://", "not a host", "ftp://x", "http://x:port", "[::1", "https://me:hunter2@x"]
+)
+def test_what_is_no_host_is_refused_at_once(host: str) -> None:
+    with pytest.raises(KfpError, match="is no address of a KFP API: give it as a browser shows it") as caught:
+        Connection(host, environ={}, sleep=lambda _: pytest.fail("it waits"))
     assert "hunter2" not in str(caught.value)
 
 

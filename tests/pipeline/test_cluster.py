@@ -12,10 +12,11 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 from kfp.pipeline_spec import pipeline_spec_pb2
 from typer.testing import CliRunner
 
+from components.images import IMAGES
 from flashslm.cli.app import app
 from flashslm.config import DESIGN_STEPS, GPU_STEPS, PlatformConfig
-from flashslm.launch.cluster import ClusterPackage, for_cluster, step_of
-from flashslm.launch.compiling import compile_pipeline, load_pipeline, project_root
+from flashslm.launch.cluster import OWN_ARGUMENTS, ClusterPackage, for_cluster, step_of
+from flashslm.launch.compiling import code_digest, compile_pipeline, load_pipeline, project_root
 from flashslm.launch.parity_lint import Compiled, lint
 from flashslm.launch.process import LaunchError
 
@@ -54,6 +55,9 @@ def without_resources(spec: Document) -> Document:
     for executor in bare["deploymentSpec"]["executors"].values():
         del executor["container"]["image"]
         executor["container"].pop("resources", None)
+    for name in OWN_ARGUMENTS:
+        for field in ("defaultValue", "isOptional"):
+            bare["root"]["inputDefinitions"]["parameters"][name].pop(field, None)
     return bare
 
 
@@ -62,7 +66,24 @@ def test_dag_is_the_local_one(package: ClusterPackage, tmp_path: Path) -> None:
     local, *platform = yaml.safe_load_all(file.read_text())
     assert platform == [], "what only a cluster knows is added by the pass"
     assert without_resources(package.spec) == without_resources(local)
-    assert package.spec["root"] == local["root"] and package.spec["components"] == local["components"]
+    assert package.spec["root"]["dag"] == local["root"]["dag"]
+    assert package.spec["components"] == local["components"]
+
+
+@pytest.mark.parametrize("pipeline", ["design_and_train", "retraining"])
+def test_a_version_says_what_code_and_image_it_runs(pipeline: str) -> None:
+    """By its own defaults: what a schedule passes was fixed when it was made."""
+
+    def origin(values: Document) -> tuple[str, str]:
+        spec = for_cluster(pipeline, PlatformConfig.model_validate(values)).spec
+        declared = spec["root"]["inputDefinitions"]["parameters"]
+        assert all(declared[name]["isOptional"] for name in OWN_ARGUMENTS)
+        return tuple(declared[name]["defaultValue"] for name in OWN_ARGUMENTS)
+
+    step = "pretrain" if pipeline == "design_and_train" else "continue_pretraining"
+    assert origin({}) == (code_digest(), IMAGES["cuda"])
+    assert origin({"image": "all@sha256:1"})[1] == "all@sha256:1"
+    assert origin({"image": "all@sha256:1", "steps": {step: {"image": "own@sha256:2"}}})[1] == "own@sha256:2"
 
 
 def test_every_step_on_a_gpu_has_a_retry_and_a_timeout(package: ClusterPackage) -> None:
@@ -119,7 +140,6 @@ def test_pod_settings_are_those_the_sdk_writes(package: ClusterPackage, tmp_path
                 True,
                 ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME"),
             ),
-            ("flashslm-database", False, ("FLASHSLM_STUDY_URL",)),
         ):
             kubernetes.use_secret_as_env(task, name, {v: v for v in variables}, optional=optional)
         for optional, variables in (
@@ -130,6 +150,7 @@ def test_pod_settings_are_those_the_sdk_writes(package: ClusterPackage, tmp_path
         kubernetes.set_timeout(task, 604_800)
         kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "flashslm")
         kubernetes.add_pod_label(task, "app.kubernetes.io/component", "pretrain")
+        kubernetes.add_pod_annotation(task, "cluster-autoscaler.kubernetes.io/safe-to-evict", "false")
         kubernetes.set_security_context(task, run_as_non_root=True)
         kubernetes.set_image_pull_secrets(task, ["registry"])
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="16Gi")

@@ -64,11 +64,17 @@ def test_creating_again_publishes_the_new_version_and_keeps_the_schedule(
     fake: FakeKfp, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = create(fake)
-    monkeypatch.setattr("flashslm.launch.submit.code_digest", lambda: "newer code")
+    monkeypatch.setattr("flashslm.launch.cluster.code_digest", lambda: "newer code")
     platform = RECIPE.platform.model_copy(update={"image": "newer@sha256:1"})
     again = create(fake, recipe=RECIPE.model_copy(update={"platform": platform}))
     assert again.recurring_run_id == first.recurring_run_id
     assert len(fake.recurring_runs) == 1 and len(fake.versions) == 2
+    newest = fake.specs[fake.versions[-1].pipeline_version_id]["root"]["inputDefinitions"]["parameters"]
+    assert newest["code_digest"]["defaultValue"] == "newer code"
+    assert "code_digest" not in again.runtime_config.parameters, "a run takes the one of the version that it runs"
+    other = RECIPE.platform.model_copy(update={"service_account": "somebody-else"})
+    with pytest.raises(LaunchError, match="exists with other settings"):
+        create(fake, recipe=RECIPE.model_copy(update={"platform": other}))
     with pytest.raises(LaunchError, match="schedule 'nightly' exists with other settings: delete it first"):
         create(fake, cron=Cron.parse("0 3 * * *", "UTC"))
 
@@ -137,6 +143,12 @@ def test_mistakes_are_found_before_anything_is_made(fake: FakeKfp, arguments: li
     assert result.exit_code == 1 and expected in str(result.exception) and fake.requests == []
 
 
+@pytest.mark.parametrize("name", ["Night ly", "a/b", "-a", "a" * 64])
+def test_a_name_that_is_none_is_refused(fake: FakeKfp, name: str) -> None:
+    result = command(fake, "create", "--config", "toy.yaml", "--cron", "0 2 * * *", "--", name)
+    assert f"schedule '{name}': a name has up to 63 small letters" in str(result.exception) and fake.requests == []
+
+
 def test_commands_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     schedules = Schedules(MemoryStore())  # type: ignore[arg-type]
     monkeypatch.setattr("flashslm.cli.schedule.local_schedules", lambda _: schedules)
@@ -145,11 +157,15 @@ def test_commands_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["schedule", *arguments])
 
     options = ["--config", "toy.yaml", "--cron", "0 2 * * 1", "--time-zone", "Europe/Berlin"]
-    made = run("create", "weekly", *options, "--json", "training.steps=7")
+    own = ["data.source=files", "data.paths=[texts/*.md,s3://b/x]"]
+    made = run("create", "weekly", *options, "--json", "training.steps=7", *own)
     facts = json.loads(made.stdout)
     assert datetime.fromisoformat(facts["next"]).strftime("%a %H:%M") == "Mon 02:00"
     (schedule,) = schedules.all()
     assert schedule.config.training.steps == 7 and schedule.pipeline == "retraining"
+    assert schedule.config.data.paths == (f"{Path.cwd()}/texts/*.md", "s3://b/x"), "wherever a scheduler watches from"
+    lonely = run("create", "other", *options, "--experiment", "ours")
+    assert "--experiment is KFP's: it needs --host" in str(lonely.exception)
     assert schedule.settled_s == pytest.approx(time.time(), abs=60), "what was due before it was made is not done"
 
     assert run("pause", "weekly").exit_code == 0

@@ -1,5 +1,5 @@
 """retraining against the real embedded S3 and MLflow: held for its quality (the steps alone), then the whole pipeline
-twice: promoting, and on schedule with nothing new.
+three times: diverging, promoting, and on schedule with nothing new.
 """
 
 import hashlib
@@ -94,9 +94,9 @@ class Project:
     def recipe(self, *overrides: str) -> RunConfig:
         return load(RECIPE, [*self.overrides, *overrides])
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *overrides: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "flashslm", "run", "--pipeline", "retraining", "--config", str(RECIPE)]
-        command += ["--json", "--home", str(self.home), *self.overrides]
+        command += ["--json", "--home", str(self.home), *self.overrides, *overrides]
         log = (self.directory / "run.log").open("a")
         env = os.environ | {"FLASHSLM_HOOK_SECRET": SECRET}
         self.started = subprocess.Popen(
@@ -235,10 +235,13 @@ def worse(project: Project, champion: ModelVersion, steps: Steps) -> Steps:
 
 @pytest.fixture(scope="module")
 def runs(project: Project, settings: Settings, champion: ModelVersion) -> dict[str, dict[str, Any]]:
-    """By the command, one of its steps killed once; then, with nothing new, by the local scheduler."""
+    """By the command, with a rate that no model survives; then one of its steps killed once; then, with nothing new, by
+    the local scheduler."""
+    diverged = project.finish(project.start("retraining.learning_rate=1e38", "retraining.warmup_steps=0"))
+    diverged["champion"] = registry.champion(settings, NAME)
     process = project.start()
     project.kill_step(process, "continue_pretraining", training_step=30)
-    return {"promoted": project.finish(process), "nothing": scheduled(project, settings)}
+    return {"diverged": diverged, "promoted": project.finish(process), "nothing": scheduled(project, settings)}
 
 
 def scheduled(project: Project, settings: Settings) -> dict[str, Any]:
@@ -297,6 +300,20 @@ def test_a_worse_challenger_is_held_and_the_report_says_why(settings: Settings, 
     assert manifest.metadata["decision"] == "hold" and manifest.metadata["reasons"] == verdict["reasons"]
     page = ObjectStore(settings).get_tree(manifest, worse.directory / "report") / "report.html"
     assert "Decision: hold" in page.read_text() and verdict["reasons"][0] in page.read_text()
+
+
+def test_a_challenger_that_diverges_is_held_and_the_champion_stays(
+    settings: Settings, champion: ModelVersion, runs: dict[str, Any]
+) -> None:
+    diverged = runs["diverged"]
+    assert diverged["state"] == "SUCCESS" and diverged["decision"] == "hold"
+    steps = ["continue_pretraining", "fetch_champion", "prepare_new_data", "report_retraining"]
+    assert sorted(ended(diverged)) == steps, "nothing is exported, compared or registered"
+    (reason,) = Manifest.read(diverged["directory"] / "artifacts" / "report.json").metadata["reasons"]
+    assert reason.startswith("the challenger diverged: loss or gradient norm is not finite at step")
+    page = (diverged["directory"] / "report.html").read_text()
+    assert "Decision: hold" in page and "the challenger diverged" in page and "new train tokens" in page
+    assert (diverged["champion"].version, diverged["champion"].manifest) == (champion.version, champion.manifest)
 
 
 def test_a_killed_step_resumes_and_the_better_challenger_is_promoted(

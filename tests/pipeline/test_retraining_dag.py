@@ -1,5 +1,6 @@
 """The branches of retraining, with stand-ins for the steps (conftest.FakeRuns)."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,34 +15,33 @@ TRAINED = ["fetch_champion", "prepare_new_data", "continue_pretraining", "export
 
 
 @pytest.mark.parametrize(
-    ("new", "gate", "expected"),
+    ("new", "training", "gate", "expected"),
     [
-        ("retrain", "promote", [*TRAINED, "gate_challenger", "register_model", "report_retraining"]),
-        ("retrain", "hold", [*TRAINED, "gate_challenger", "report_retraining"]),
-        ("hold", "promote", ["fetch_champion", "prepare_new_data", "report_retraining"]),
+        ("retrain", "trained", "promote", [*TRAINED, "gate_challenger", "register_model", "report_retraining"]),
+        ("retrain", "trained", "hold", [*TRAINED, "gate_challenger", "report_retraining"]),
+        ("retrain", "diverged", "promote", [*TRAINED[:3], "report_retraining"]),
+        ("hold", "trained", "promote", ["fetch_champion", "prepare_new_data", "report_retraining"]),
     ],
 )
-def test_each_decision_takes_its_branch(fake_runs: FakeRuns, new: str, gate: str, expected: list[str]) -> None:
+def test_each_decision_takes_its_branch(
+    fake_runs: FakeRuns, new: str, training: str, gate: str, expected: list[str]
+) -> None:
     runs = fake_runs(pipeline="retraining")
-    result = runs.run(decisions={"prepare_new_data": new, "gate_challenger": gate})
+    decisions = {"prepare_new_data": new, "continue_pretraining": training, "gate_challenger": gate}
+    result = runs.run(decisions=decisions)
     assert result.state == "SUCCESS" and sorted(runs.ran()) == sorted(expected)
     calls = {call["step"]: call for call in runs.calls()}
-    shown = calls["report_retraining"]["inputs"]
-    assert shown == {
+    sources = {
         "champion": "fetch_champion",
         "dataset": "prepare_new_data",
-        **(
-            {
-                "chosen": "continue_pretraining",
-                "exported": "export_model",
-                "evaluation": "compare_with_champion",
-                "verdict": "gate_challenger",
-            }
-            if new == "retrain"
-            else {}
-        ),
+        "chosen": "continue_pretraining",
+        "exported": "export_model",
+        "evaluation": "compare_with_champion",
+        "verdict": "gate_challenger",
     }
-    if new == "retrain":
+    shown = {name: source for name, source in sources.items() if source in expected}
+    assert calls["report_retraining"]["inputs"] == shown
+    if "export_model" in expected:
         assert calls["export_model"]["inputs"] == {"dataset": "prepare_new_data", "chosen": "continue_pretraining"}
     if "register_model" in expected:
         assert calls["register_model"]["inputs"]["dataset"] == "prepare_new_data"
@@ -56,13 +56,39 @@ def test_a_cluster_takes_it_with_what_its_steps_need() -> None:
     assert on_gpu == {"exec-continue-pretraining", "exec-compare-with-champion", "exec-export-model"}
 
 
-def test_only_registration_gets_the_hooks_secret() -> None:
-    package = for_cluster("retraining", PlatformConfig(hook_secret="flashslm-hook"))
-    pods = package.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    holders = {
-        name: [key["envVar"] for key in secret["keyToEnv"]]
+def holders(pipeline: str, platform: PlatformConfig, secret: str) -> dict[str, list[str]]:
+    """Executor -> the variables that it has from a secret."""
+    pods = for_cluster(pipeline, platform).platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {
+        name: [key["envVar"] for key in source["keyToEnv"]]
         for name, pod in pods.items()
-        for secret in pod["secretAsEnv"]
-        if secret["secretName"] == "flashslm-hook"
+        for source in pod["secretAsEnv"]
+        if source["secretName"] == secret
     }
-    assert holders == {"exec-register-model": ["FLASHSLM_HOOK_SECRET"]}
+
+
+def test_only_registration_gets_the_hooks_secret() -> None:
+    found = holders("retraining", PlatformConfig(hook_secret="flashslm-hook"), "flashslm-hook")
+    assert found == {"exec-register-model": ["FLASHSLM_HOOK_SECRET"]}
+
+
+def test_only_the_search_gets_the_databases_secret() -> None:
+    assert holders("retraining", PlatformConfig(), "flashslm-database") == {}
+    found = holders("design_and_train", PlatformConfig(), "flashslm-database")
+    assert found == {f"exec-{step}-architecture": ["FLASHSLM_STUDY_URL"] for step in ("search", "select")}
+
+
+def test_on_several_nodes_it_trains_in_a_train_job_as_pretrain_does() -> None:
+    values = {"nodes": 2, "steps": {"continue_pretraining": {"gpus": 4, "timeout_s": 7200}}}
+    spec = for_cluster("retraining", PlatformConfig.model_validate(values)).spec
+    container = spec["deploymentSpec"]["executors"]["exec-continue-pretraining"]["container"]
+    assert "accelerator" not in container["resources"], "the step's own pod watches"
+    (variable,) = container["env"]
+    job = json.loads(variable["value"])
+    assert (variable["name"], job["kind"]) == ("FLASHSLM_TRAIN_JOB", "TrainJob")
+    trainer = job["spec"]["trainer"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 4)
+    assert job["spec"]["activeDeadlineSeconds"] == 7200
+    assert job["metadata"]["labels"]["app.kubernetes.io/component"] == "continue-pretraining"
+    others = [e["container"] for name, e in spec["deploymentSpec"]["executors"].items() if "continue" not in name]
+    assert not any("env" in other for other in others)

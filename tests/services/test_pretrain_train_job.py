@@ -1,29 +1,25 @@
-"""The pretrain step on two nodes: a TrainJob whose pods are processes here, started as Kubeflow Trainer starts them."""
+"""The pretrain step on two nodes."""
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flashslm.config import PlatformConfig
-from flashslm.launch.cluster import for_cluster, step_of
 from flashslm.platform import train_job
-from flashslm.platform.kubernetes import Kubernetes
 from flashslm.platform.mlflow_api import MlflowApi
 from flashslm.platform.object_store import Manifest, ObjectStore
 from flashslm.platform.settings import Settings
+from flashslm.steps import training_run
 from flashslm.steps.run import run_step
 from flashslm.training.workers import WorkerFailed
+from tests.services.pods import run_pods, two_nodes
 from tests.services.pretraining import call, metric_steps, write_inputs
-from tests.unit.platform.fake_kubernetes import FakeKubernetes, serving
+from tests.unit.platform.fake_kubernetes import FakeKubernetes
 
 pytestmark = pytest.mark.services
 Document = dict[str, Any]
@@ -31,52 +27,9 @@ STEPS = 6
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubernetes]:
-    """A cluster for this process: its API server, its service account, and what the cluster pass puts into the pod."""
-    spec = for_cluster("design_and_train", PlatformConfig.model_validate({"nodes": 2, "gpu_steps": {"gpus": 0}})).spec
-    for executor in spec["deploymentSpec"]["executors"].values():
-        if step_of(executor["container"]) == "pretrain":
-            (variable,) = executor["container"]["env"]
-            monkeypatch.setenv(variable["name"], variable["value"])
-    monkeypatch.setattr(train_job, "TrainJob", partial(train_job.TrainJob, poll_s=0.1))
-    state = FakeKubernetes()
-    with serving(state, tmp_path / "account") as address:
-        monkeypatch.setattr(Kubernetes, "in_cluster", lambda: Kubernetes(address, tmp_path / "account"))
+def server(tmp_path: Path) -> Iterator[FakeKubernetes]:
+    with two_nodes("design_and_train", "pretrain", tmp_path) as state:
         yield state
-
-
-def run_pods(cache: Path, server: FakeKubernetes, job: Document) -> None:
-    """What Trainer and JobSet do: a process a node with PET_* set, its output in the pod's log."""
-    name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    cluster = {
-        "PET_NNODES": str(trainer["numNodes"]),
-        "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
-        "PET_MASTER_ADDR": "127.0.0.1",
-        "PET_MASTER_PORT": str(port),
-        "FLASHSLM_CACHE": str(cache),
-    }
-    command = [sys.executable, *trainer["command"][1:]]
-    pods = [server.add_pod(name, index) for index in range(trainer["numNodes"])]
-
-    def follow(index: int) -> None:
-        variables = os.environ | cluster | {"PET_NODE_RANK": str(index)}
-        process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert process.stdout is not None
-        for line in process.stdout:
-            server.log(pods[index], line.rstrip("\n"))
-        exit_codes[index] = process.wait()
-        server.end_pod(pods[index], exit_codes[index])
-
-    exit_codes: dict[int, int] = {}
-    threads = [threading.Thread(target=follow, args=(index,)) for index in range(len(pods))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    server.end_job(name, "Failed" if any(exit_codes.values()) else "Complete")
 
 
 def test_two_nodes_give_the_run_of_one_process(
@@ -125,6 +78,17 @@ def test_the_failure_of_a_worker_and_of_its_pod_are_told(
     text = str(caught.value)
     assert text.startswith("NonFiniteLoss: loss is not finite at step 3\nTrainJob flashslm-")
     assert "Error, exit code 1" in text and "later" not in text.split("its last lines")[0]
+
+
+def test_nobody_trains_for_a_step_that_is_gone(
+    server: FakeKubernetes, platform_env: Settings, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_run, "beating", lambda *_: nullcontext())
+    server.on_create = partial(run_pods, tmp_path / "pod-cache")
+    arguments = call(write_inputs(store, tmp_path), tmp_path / "x.json", processes=0, steps=STEPS)
+    arguments["parameters"]["code_digest"] = "abandoned"  # a run of its own, which no other test has waited for
+    with pytest.raises(WorkerFailed, match="Abandoned: nobody has waited for this work for 1800 s"):
+        run_step("pretrain", **arguments)
 
 
 def test_the_batch_must_suit_all_nodes(

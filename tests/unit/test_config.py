@@ -53,7 +53,15 @@ def test_override_replaces_one_value(tmp_path: Path) -> None:
     assert config.training.steps == 50 and config.training.seeds == (1, 2)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("[]", "must be a mapping"), ("a: [", "not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[]", "must be a mapping"),
+        ("a: [", "not valid YAML"),
+        ("name: x\nseed: 1\nseed: 2\n", "(?s)key 'seed' is there twice.*line 3"),
+        ("name: x\ntraining: {steps: 1, steps: 2}\n", "key 'steps' is there twice"),
+    ],
+)
 def test_unreadable_recipe(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         load(write(tmp_path, text))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from flashslm.cli.common import ConfigOption, JsonOption, Overrides, PipelineOption, console, load_recipe, show
 
@@ -94,7 +94,8 @@ def runs_list(
     if as_json:
         print(json.dumps({"runs": runs}))
         return
-    table = Table("run", "name", "state", "created", box=None, pad_edge=False)
+    whole = Column("run", no_wrap=True, min_width=36)  # other commands take it
+    table = Table(whole, Column("name", overflow="fold"), "state", "created", box=None, pad_edge=False)
     for run in runs:
         table.add_row(run["run_id"], run["name"], run["state"], run["created"])
     Console().print(table)

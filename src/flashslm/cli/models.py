@@ -1,12 +1,32 @@
 """`flashslm models`: the model registry."""
 
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from flashslm.cli.common import HOME, HomeOption, JsonOption, console
+from flashslm.cli.common import (
+    HOME,
+    ConfigOption,
+    HomeOption,
+    JsonOption,
+    Overrides,
+    console,
+    load_recipe,
+    show,
+)
+from flashslm.config import GateConfig, PromotionHook
+
+if TYPE_CHECKING:
+    from flashslm.platform.promotion import Event
+    from flashslm.platform.settings import Settings
+
+NameOption = Annotated[str, typer.Option("--name", help="The model; the recipe's gate.model_name if not given.")]
+HookOption = Annotated[Path | None, typer.Option("--config", help="The recipe whose gate.promotion_hook is called.")]
+NoHookOption = Annotated[bool, typer.Option("--no-hook", help="Tell nobody.")]
 
 models_app = typer.Typer(no_args_is_help=True, help="The model registry.")
 
@@ -27,27 +47,112 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
     for v in versions:
         facts = v["facts"]
         numbers = (f"{facts['perplexity']:.3f}", f"{facts['latency_ms']:.3f}", f"{facts['parameters']:,}")
-        table.add_row(v["version"], ", ".join(v["aliases"]), *numbers, v["lineage"]["parent"], v["hook"], v["uri"])
+        table.add_row(
+            v["version"],
+            ", ".join(v["aliases"]),
+            *numbers,
+            v["lineage"]["parent"] or v["lineage"]["source"],
+            v["hook"],
+            v["uri"],
+        )
     Console().print(table if versions else f"no version of '{name}' is registered")
 
 
+@models_app.command("register")
+def models_register(
+    directory: Annotated[Path, typer.Argument(help="An exported or a published Nemotron-Flash directory.")],
+    config: ConfigOption,
+    overrides: Overrides = None,
+    name: Annotated[str, typer.Option(help="The model; default: the recipe's gate.model_name.")] = "",
+    alias: Annotated[Literal["challenger", "champion"], typer.Option()] = "challenger",
+    replaces: Annotated[str, typer.Option(help="The version whose place as champion it takes; default: none.")] = "",
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Register a model directory, measured by the recipe on its data, so that retraining can start from it."""
+    from flashslm.launch.single import resolve_settings
+    from flashslm.platform import stack
+    from flashslm.steps.register_imported import register_imported
+
+    recipe = load_recipe(config, overrides)
+    stack.use_home(home)
+    found = register_imported(resolve_settings(home), directory, recipe, name, alias, replaces)
+    show(found, as_json)
+    if found["hook"].startswith("failed"):
+        _say_how_to_repeat(found["version"])
+
+
 @models_app.command("promote")
-def models_promote(version: str, name: str = "flashslm", home: HomeOption = HOME) -> None:
+def models_promote(
+    version: str,
+    name: NameOption = "",
+    config: HookOption = None,
+    no_hook: NoHookOption = False,
+    home: HomeOption = HOME,
+) -> None:
     """Make a version champion; the present champion becomes previous."""
     from flashslm.launch.single import resolve_settings
     from flashslm.platform import registry
 
     settings = resolve_settings(home)
-    current = registry.champion(settings, name)
-    registry.promote(settings, name, version, expected_champion=current.version if current else "")
-    console.print(f"{name} version {version} is champion", highlight=False)
+    gate = _gate(settings, name, config, no_hook)
+    current = registry.champion(settings, gate.model_name)
+    former = current.version if current else ""
+    registry.promote(settings, gate.model_name, version, expected_champion=former)
+    if former == version:  # it was champion already: only the hook is called again
+        known = registry.list_versions(settings, gate.model_name)
+        former = next((v.version for v in known if registry.PREVIOUS in v.aliases), "")
+    _tell(settings, gate, version, former, "promotion")
 
 
 @models_app.command("rollback")
-def models_rollback(name: str = "flashslm", home: HomeOption = HOME) -> None:
+def models_rollback(
+    name: NameOption = "",
+    config: HookOption = None,
+    no_hook: NoHookOption = False,
+    home: HomeOption = HOME,
+) -> None:
     """Make the previous champion champion again."""
     from flashslm.launch.single import resolve_settings
     from flashslm.platform import registry
 
-    version = registry.rollback(resolve_settings(home), name)
-    console.print(f"{name} version {version} is champion again", highlight=False)
+    settings = resolve_settings(home)
+    gate = _gate(settings, name, config, no_hook)
+    former = registry.champion(settings, gate.model_name)
+    version = registry.rollback(settings, gate.model_name)
+    _tell(settings, gate, version, former.version if former else "", "rollback")
+
+
+def _gate(settings: "Settings", name: str, config: Path | None, no_hook: bool) -> GateConfig:
+    """The model that is meant, and the hook of its promotions: the recipe's, or none if the model has none."""
+    from flashslm.platform.promotion import refuse_silence
+
+    gate = load_recipe(config, None).gate if config else GateConfig()
+    if name:
+        gate = gate.model_copy(update={"model_name": name})
+    if no_hook:
+        return gate.model_copy(update={"promotion_hook": PromotionHook()})
+    if not config:
+        refuse_silence(settings, gate.model_name)
+    return gate
+
+
+def _tell(settings: "Settings", gate: GateConfig, version: str, former: str, event: "Event") -> None:
+    """Print what was done and call the hook; a hook that failed is exit code 1, though the champion stays."""
+    from flashslm.platform import registry
+    from flashslm.platform.promotion import announce
+
+    champion = registry.find(settings, gate.model_name, version)
+    again = " again" if event == "rollback" else ""
+    console.print(f"{gate.model_name} version {version} is champion{again}", highlight=False)
+    outcome = announce(settings, gate.promotion_hook, champion, former, event)
+    if outcome:
+        console.print(f"hook {outcome}", highlight=False, markup=False, soft_wrap=True)
+    if outcome.startswith("failed"):
+        _say_how_to_repeat(version)
+
+
+def _say_how_to_repeat(version: str) -> None:
+    """After a hook that failed, exit code 1."""
+    console.print(f"`flashslm models promote {version}` with the same options calls it again", highlight=False)
+    raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,10 +21,9 @@ from flashslm.cli.common import (
     load_recipe,
     show,
 )
+from flashslm.config import RunConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flashslm.launch.schedule import Schedules
 
 NameArgument = Annotated[str, typer.Argument(help="The schedule's name.")]
@@ -37,7 +37,7 @@ schedule_app = typer.Typer(
 )
 
 
-def local_schedules(home: "Path") -> "Schedules":
+def local_schedules(home: Path) -> "Schedules":
     from flashslm.launch.schedule import Schedules
     from flashslm.launch.single import resolve_settings
     from flashslm.platform.object_store import ObjectStore
@@ -62,8 +62,11 @@ def create(  # noqa: PLR0913 - one parameter an option
     from flashslm.launch import recurring
     from flashslm.launch.compiling import load_pipeline, project_root
     from flashslm.launch.cron import Cron
-    from flashslm.launch.schedule import Schedule
+    from flashslm.launch.schedule import Schedule, check_name
 
+    check_name(name)
+    if experiment and not host:
+        raise ValueError("--experiment is KFP's: it needs --host; MLflow's experiment is the environment's")
     times = Cron.parse(cron, time_zone)
     recipe = load_recipe(config, overrides)
     load_pipeline(pipeline, project_root())  # a name that is wrong is an error now, not at two in the morning
@@ -73,10 +76,17 @@ def create(  # noqa: PLR0913 - one parameter an option
         identity = recurring.create(kfp, name, recipe, pipeline, times, experiment).recurring_run_id
         made = {"schedule_id": identity, "url": f"{kfp.connection.host}/#/recurringrun/details/{identity}"}
     else:
-        values = {"cron": cron, "time_zone": time_zone, "recipe": recipe.model_dump(mode="json"), "settled_s": now_s}
+        stored = _from_anywhere(recipe).model_dump(mode="json")
+        values = {"cron": cron, "time_zone": time_zone, "recipe": stored, "settled_s": now_s}
         local_schedules(home).create(Schedule.model_validate({"name": name, "pipeline": pipeline} | values))
         made = {}
     show({"name": name, "pipeline": pipeline, "next": times.shown(times.next_after(now_s))} | made, as_json)
+
+
+def _from_anywhere(recipe: RunConfig) -> RunConfig:
+    """The recipe with its paths made absolute: a scheduler may watch from another directory."""
+    paths = tuple(path if path.startswith("s3://") else str(Path(path).absolute()) for path in recipe.data.paths)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"paths": paths})})
 
 
 @schedule_app.command("list")
@@ -105,11 +115,11 @@ def _on_cluster(host: str, namespace: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _here(home: "Path") -> list[dict[str, Any]]:
+def _here(home: Path) -> list[dict[str, Any]]:
     rows = []
     for schedule in local_schedules(home).all():
         times, last = schedule.times, schedule.last
-        state = "running" if schedule.running else "on" if schedule.enabled else "paused"
+        state = ("on" if schedule.enabled else "paused") + (", running" if schedule.goes_on(time.time()) else "")
         following = times.shown(times.next_after(time.time())) if schedule.enabled else ""
         ended = f"{times.shown(last.due_s)} {last.state.lower()} {last.detail}".strip() if last else ""
         row = {"name": schedule.name, "pipeline": schedule.pipeline, "state": state, "next": following, "last": ended}
@@ -133,7 +143,7 @@ def resume(
     _switch(name, True, host, namespace, home)
 
 
-def _switch(name: str, enabled: bool, host: str, namespace: str, home: "Path") -> None:
+def _switch(name: str, enabled: bool, host: str, namespace: str, home: Path) -> None:
     from flashslm.launch import recurring
 
     if host:

@@ -20,12 +20,13 @@ from flashslm.config.design import (
 from flashslm.config.recipe import RunConfig, digest, from_step_json
 from flashslm.config.retraining import PromotionHook, RetrainingConfig
 from flashslm.config.section import Section
-from flashslm.config.steps import DESIGN_STEPS, GPU_STEPS, STEP_SECTIONS
+from flashslm.config.steps import DESIGN_STEPS, GPU_STEPS, MULTI_NODE_STEPS, STEP_SECTIONS
 from flashslm.config.training import EvaluationConfig, ExportConfig, GateConfig, TrainingConfig
 
 __all__ = [
     "DESIGN_STEPS",
     "GPU_STEPS",
+    "MULTI_NODE_STEPS",
     "STEP_SECTIONS",
     "DataConfig",
     "EvaluationConfig",

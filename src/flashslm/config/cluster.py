@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from flashslm.config.section import DNS_LABEL, Section
-from flashslm.config.steps import GPU_STEPS, STEP_SECTIONS
+from flashslm.config.steps import GPU_STEPS, MULTI_NODE_STEPS, STEP_SECTIONS
 
 
 def _quantity(value: Any) -> Any:
@@ -79,7 +79,7 @@ class PlatformConfig(Section):
     gpu_steps: GpuStepResources = GpuStepResources()
     steps: dict[str, StepOverride] = Field(default_factory=dict)
     gpu_types: dict[str, GpuType] = Field(default_factory=dict)
-    nodes: int = Field(default=1, ge=1)  # that pretrain together, each with the resources of the step pretrain
+    nodes: int = Field(default=1, ge=1)  # that a step of MULTI_NODE_STEPS trains on, each with the step's resources
     training_runtime: str = Field(default="flashslm-torch", pattern=DNS_LABEL)  # of Kubeflow Trainer; with nodes > 1
     # Names in the namespace; their keys are the variables of the environment contract. "" = none.
     config_map: str = "flashslm"
@@ -104,11 +104,15 @@ class PlatformConfig(Section):
         return self
 
     def pod_resources(self, step: str) -> StepResources:
-        """What the step's own pod gets: little for a pretrain that only watches the pods of its TrainJob."""
+        """What the step's own pod gets: little for one that only watches the pods of its TrainJob."""
         own = self.resources(step)
-        if step == "pretrain" and self.nodes > 1:
+        if self.has_train_job(step):
             return self.cpu_steps.model_copy(update={"timeout_s": own.timeout_s, "image": own.image})
         return own
+
+    def has_train_job(self, step: str) -> bool:
+        """Whether the step's work is done by a TrainJob's pods."""
+        return step in MULTI_NODE_STEPS and self.nodes > 1
 
     def resources(self, step: str) -> StepResources:
         """What the work of `step` gets: that of its kind, with its own differences."""

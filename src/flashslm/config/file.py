@@ -14,6 +14,20 @@ class ConfigError(ValueError):
     """A recipe that cannot be used: the message names every problem and what is allowed."""
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML forbids a key twice in a mapping; PyYAML would take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key '{key.value}' is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(
     path: str | Path, overrides: list[str] | None = None, checks: Callable[["RunConfig"], list[str]] = lambda _: []
 ) -> RunConfig:
@@ -36,7 +50,7 @@ def _read_mapping(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"recipe '{file}' not found: give the path of a YAML file such as configs/demo.yaml")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe '{file}' is not valid YAML: {error}") from error
     if not isinstance(values, dict):

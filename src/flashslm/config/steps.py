@@ -28,6 +28,9 @@ RETRAINING_STEPS: dict[str, tuple[str, ...]] = {
 }
 STEP_SECTIONS = DESIGN_STEPS | RETRAINING_STEPS
 
+# These train together on `platform.nodes`.
+MULTI_NODE_STEPS = {"pretrain", "continue_pretraining"}
+
 GPU_STEPS = {
     "profile_latency",
     "fit_scaling_law",

@@ -7,6 +7,8 @@ import torch
 from flashslm.data.loader import IGNORE_INDEX, TokenLoader
 from flashslm.models.hybrid import HybridLM
 
+_MAX_NATS = 709.0  # a model that diverged may lose more; its perplexity stays a number that can be compared
+
 
 @torch.inference_mode()
 def evaluate_perplexity(
@@ -35,7 +37,7 @@ def evaluate_perplexity(
     loss_nats = total_nats / tokens
     return {
         "validation_loss_nats": loss_nats,
-        "perplexity": math.exp(loss_nats),
+        "perplexity": math.exp(min(loss_nats, _MAX_NATS)),
         "bits_per_byte": total_nats / math.log(2) / loader.bytes_predicted(tokens),
         "evaluated_tokens": tokens,
     }

@@ -90,12 +90,23 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
+def tensor_bytes(path: Path) -> int:
+    """What the tensors of a sound safetensors file take: all that follows its header."""
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    return path.stat().st_size - 8 - header_bytes
+
+
 def weight_map(directory: Path) -> dict[str, str]:
     """Tensor name -> file name, as the index says."""
     listed = read_object(directory / INDEX_FILE).get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise ValueError(f"{INDEX_FILE} has no weight_map from tensors to files")
+    if not isinstance(listed, dict) or not all(_is_file_name(name) for name in listed.values()):
+        raise ValueError(f"{INDEX_FILE} has no weight_map from tensors to files beside it")
     return listed
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name
 
 
 def _headers(path: Path) -> dict[str, StoredTensor]:

@@ -1,6 +1,5 @@
 """config.json of an export from an Architecture, and back. No torch and no transformers here."""
 
-import math
 from typing import Any
 
 from pydantic import ValidationError
@@ -66,6 +65,18 @@ _IDENTITY_TYPES: dict[str, tuple[type, ...]] = {
     "auto_map": (dict,),
     **{name: (int,) for name in TOKEN_IDS},
 }
+# What a number may be: past any model, within what the runtimes' 32-bit integers and floats hold.
+MAX_SIZE = 2**31 - 1
+_LIMITS: dict[str, tuple[float, float]] = dict.fromkeys([*SIZES.values(), "num_hidden_layers"], (1, MAX_SIZE)) | {
+    "vocab_size": (2, MAX_SIZE),
+    "hidden_size": (8, MAX_SIZE),
+    "num_memory_tokens": (0, MAX_SIZE),
+    "orig_max_position_embeddings": (0, MAX_SIZE),
+    "rope_theta": (1, 10**12),
+    "rms_norm_eps": (1e-20, 1),
+    "ffn_expand_ratio": (1e-9, 10**9),
+    "initializer_range": (0, 1),
+}
 MODEL_FIELDS = frozenset([*_FIXED, *_CHOICES, *_MODEL_TYPES])
 FIELDS = MODEL_FIELDS | {*_IDENTITY, *_IDENTITY_TYPES}
 
@@ -83,6 +94,11 @@ def export_problems(architecture: Architecture) -> list[str]:
             f"{a.num_heads} heads of head_dim {a.head_dim} are {a.heads_size} channels: "
             f"hidden_size, {a.hidden_size}, must be as many"
         )
+    problems += [
+        f"{ours} {getattr(a, ours)}: the format takes {_allowed(theirs)}"
+        for ours, theirs in SIZES.items()
+        if not _within_limits(theirs, getattr(a, ours))
+    ]
     if a.ffn_size % 128:
         problems.append(
             f"ffn_size {a.ffn_size} is not a multiple of 128 (the format holds the width as a ratio to hidden_size, "
@@ -169,21 +185,38 @@ def _field_problems(
 ) -> list[str]:
     missing = [f"{name} is missing" for name in (*values, *types) if name not in config]
     valued = [
-        f"{name} is {config[name]!r}: only {' or '.join(map(repr, allowed))} is supported"
+        f"{name} is {shown(config[name])}: only {' or '.join(map(repr, allowed))} is supported"
         for name, allowed in values.items()
         if name in config and not any(type(v) is type(config[name]) and v == config[name] for v in allowed)
     ]
     typed = [
-        f"{name} is {config[name]!r}: expected {' or '.join(kind.__name__ for kind in allowed)}"
+        f"{name} is {shown(config[name])}: expected {' or '.join(kind.__name__ for kind in allowed)}"
         for name, allowed in types.items()
         if name in config and type(config[name]) not in allowed
     ]
-    infinite = [
-        f"{name} is {config[name]!r}: expected a finite number"
-        for name in types
-        if isinstance(config.get(name), float) and not math.isfinite(config[name])
+    outside = [
+        f"{name} is {shown(config[name])}: expected {_allowed(name)}"
+        for name, allowed in types.items()
+        if name in config and type(config[name]) in allowed and not _within_limits(name, config[name])
     ]
-    return missing + valued + typed + infinite
+    return missing + valued + typed + outside
+
+
+def _within_limits(name: str, value: Any) -> bool:
+    """False for NaN too."""
+    low, high = _LIMITS.get(name, (None, None))
+    return low is None or high is None or value is None or low <= value <= high
+
+
+def _allowed(name: str) -> str:
+    low, high = _LIMITS[name]
+    return f"{low:,} to {high:,}"
+
+
+def shown(value: Any) -> str:
+    """A value from a file in an error's line, cut where it would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text):,} characters)"
 
 
 def _layer_problems(config: dict[str, Any]) -> list[str]:
@@ -198,6 +231,11 @@ def _layer_problems(config: dict[str, Any]) -> list[str]:
         problems.append(
             f"num_attention_heads {config['num_attention_heads']} does not divide hidden_size {config['hidden_size']}"
         )
+    if not _ffn_size(config["ffn_expand_ratio"], config["hidden_size"]):
+        problems.append(
+            f"ffn_expand_ratio {config['ffn_expand_ratio']} of hidden_size {config['hidden_size']} is less than 128, "
+            "the narrowest FFN"
+        )
     if config["rope_type"] == "ntk" and not config["orig_max_position_embeddings"]:
         problems.append("rope_type is 'ntk' without orig_max_position_embeddings, the length before the extension")
     return problems
@@ -207,13 +245,13 @@ def _identity_problems(config: dict[str, Any]) -> list[str]:
     expected = {"AutoConfig": CONFIG_CLASS, "AutoModelForCausalLM": MODEL_CLASS}
     named = {"AutoConfig": None} | config["auto_map"]  # a bundle has the first alone
     problems = [
-        f"auto_map.{name} is {value!r}: expected {expected.get(name)!r}"
+        f"auto_map.{name} is {shown(value)}: expected {expected.get(name)!r}"
         for name, value in named.items()
         if value != expected.get(name)
     ]
     for name in TOKEN_IDS:
         if not 0 <= config[name] < config["vocab_size"]:
-            problems.append(f"{name} is {config[name]}: outside the vocabulary of {config['vocab_size']}")
+            problems.append(f"{name} is {shown(config[name])}: outside the vocabulary of {config['vocab_size']}")
     return problems
 
 

@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from flashslm.export.hf_config import CLASS_NAME, DTYPES, FIELDS, MODEL_FIELDS, MODEL_TYPE, SIZES, model_problems
+from flashslm.export.hf_config import (
+    CLASS_NAME,
+    DTYPES,
+    FIELDS,
+    MAX_SIZE,
+    MODEL_FIELDS,
+    MODEL_TYPE,
+    SIZES,
+    model_problems,
+)
 from flashslm.models.architecture import CONV_SIZE
 
 # What a file may leave out: no such field means this to the runtime, or the tensors' shapes would tell.
@@ -66,8 +75,8 @@ def _identity_problems(config: dict[str, Any], dtype: object) -> list[str]:
 
 def _derived_sizes(plain: dict[str, Any]) -> dict[str, float]:
     """What -1 stands for."""
-    hidden, heads = plain.get("hidden_size"), plain.get("num_attention_heads")
-    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1:
+    hidden, heads = plain.get("hidden_size", 0), plain.get("num_attention_heads", 0)
+    if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in (hidden, heads)):
         return {}
     return {"attn_hidden_size": hidden, "kq_head_dim": hidden / heads, "v_head_dim": hidden / heads}
 
@@ -83,6 +92,6 @@ def _is_full_attention(plain: dict[str, Any]) -> bool:
 
 
 def _number(value: Any, kind: type) -> Any:
-    """2.0 for an int and 10000 for a float are as good."""
+    """2.0 for an int and 10000 for a float are as good; what is too large for either stays as it is."""
     whole = type(value) is int or (type(value) is float and value.is_integer())
-    return kind(value) if whole else value
+    return kind(value) if whole and abs(value) <= 2**53 else value

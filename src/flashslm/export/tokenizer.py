@@ -67,10 +67,21 @@ def tokenizer_problems(directory: Path, vocab_size: int) -> list[str]:
     return problems
 
 
-def special_token_ids(directory: Path) -> dict[str, int | None]:
-    """The id of each special token that tokenizer_config.json names; None: tokenizer.json has no such token."""
-    ids, roles = _vocabulary(directory), _roles(read_object(directory / "tokenizer_config.json"))
+def special_token_ids(directory: Path, file: str) -> dict[str, int | None]:
+    """The id of each special token that a JSON file names; None: tokenizer.json has no such token."""
+    ids, roles = _vocabulary(directory), _roles(read_object(directory / file))
     return {f"{name}_id": ids.get(token) for name, token in roles.items()}
+
+
+def beginning_problems(directory: Path, bos_token_id: int) -> list[str]:
+    """Why a text's ids would not be the bos id, then the text's own tokens and no more, as in training."""
+    tokenizer = _tokenizer(directory)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    bare, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    if whole == [bos_token_id, *bare]:
+        return []
+    return [f"its post_processor makes {whole} of a text's {bare}: expected {[bos_token_id, *bare]}, the bos id first"]
 
 
 def copy_tokenizer_files(source: Path, directory: Path) -> bool:
@@ -84,10 +95,14 @@ def copy_tokenizer_files(source: Path, directory: Path) -> bool:
     return True
 
 
-def _vocabulary(directory: Path) -> dict[str, int]:
+def _tokenizer(directory: Path) -> Any:
     from tokenizers import Tokenizer
 
-    ids: dict[str, int] = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab(with_added_tokens=True)
+    return Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+
+def _vocabulary(directory: Path) -> dict[str, int]:
+    ids: dict[str, int] = _tokenizer(directory).get_vocab(with_added_tokens=True)
     return ids
 
 

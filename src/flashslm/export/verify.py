@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashslm.export.files import StoredTensor, read_object, stored_tensors, weight_files
+from flashslm.export.files import INDEX_FILE, StoredTensor, read_object, stored_tensors, tensor_bytes, weight_files
 from flashslm.export.hf_config import (
     FIELDS,
     TOKEN_IDS,
@@ -12,10 +12,11 @@ from flashslm.export.hf_config import (
     architecture_from_config,
     config_problems,
     export_problems,
+    shown,
 )
 from flashslm.export.names import exported_shapes
 from flashslm.export.serving import RECIPE_FILE, read_recipe, recipe_problems
-from flashslm.export.tokenizer import special_token_ids, tokenizer_problems
+from flashslm.export.tokenizer import beginning_problems, special_token_ids, tokenizer_problems
 from flashslm.models.architecture import Architecture
 
 FORMAT_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
@@ -129,26 +130,59 @@ def _weight_problems(directory: Path, shapes: dict[str, tuple[int, ...]], dtype:
         return [Problem("weights", str(error))]
     strays = sorted({path.name for path in directory.glob("*.safetensors")} - loaded)
     problems = [Problem(name, "the index does not name it: a loader skips its tensors") for name in strays]
-    return problems + tensor_problems(found, shapes, dict.fromkeys(shapes, (dtype,)))
+    problems += tensor_problems(found, shapes, dict.fromkeys(shapes, (dtype,)))
+    return problems + _index_problems(directory)
+
+
+def _index_problems(directory: Path) -> list[Problem]:
+    """Whether an index states what its tensors take; transformers loads none without `metadata`."""
+    if not (directory / INDEX_FILE).is_file():
+        return []
+    metadata = read_object(directory / INDEX_FILE).get("metadata")
+    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
+    total_bytes = sum(map(tensor_bytes, weight_files(directory)))
+    said = f"metadata.total_size is {shown(stated)}: the tensors take {total_bytes} bytes"
+    return [] if stated == total_bytes else [Problem(INDEX_FILE, said)]
 
 
 def _token_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
     problems = [Problem("tokenizer.json", message) for message in tokenizer_problems(directory, config["vocab_size"])]
-    found = {} if problems else special_token_ids(directory)
-    for name in () if problems else TOKEN_IDS:
-        if found.get(name) != config[name]:
-            said = f"{name.removesuffix('_id')} has id {found.get(name)}, config.json's {name} is {config[name]}"
-            problems.append(Problem("tokenizer_config.json", said))
+    if not problems:
+        begun = beginning_problems(directory, config["bos_token_id"])
+        problems = [Problem("tokenizer.json", message) for message in begun] + _role_problems(directory, config)
     generation = read_object(directory / "generation_config.json")
     for name in TOKEN_IDS:
-        if generation.get(name) != config[name]:
+        if type(generation.get(name)) is not int or generation[name] != config[name]:
             problems.append(
-                Problem("generation_config.json", f"{name} is {generation.get(name)!r}, not {config[name]}")
+                Problem("generation_config.json", f"{name} is {shown(generation.get(name))}, not {config[name]}")
             )
-    tokenizer_class = read_object(directory / "tokenizer_config.json").get("tokenizer_class")
-    if tokenizer_class != "PreTrainedTokenizerFast":
-        problems.append(Problem("tokenizer_config.json", f"tokenizer_class is {tokenizer_class!r}"))
+    return problems + _tokenizer_config_problems(directory, config)
+
+
+def _role_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
+    """Which of the files that name bos, eos and pad tokens name others than config.json."""
+    problems = []
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        found = special_token_ids(directory, file)
+        for name in TOKEN_IDS:
+            if found.get(name) != config[name]:
+                said = f"{name.removesuffix('_id')} has id {found.get(name)}, config.json's {name} is {config[name]}"
+                problems.append(Problem(file, said))
     return problems
+
+
+def _tokenizer_config_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
+    """The class that every version of transformers knows; no more text than there are positions for."""
+    found = read_object(directory / "tokenizer_config.json")
+    length, text_tokens = found.get("model_max_length"), config["max_position_embeddings"] - config["num_memory_tokens"]
+    problems = []
+    if found.get("tokenizer_class") != "PreTrainedTokenizerFast":
+        problems.append(f"tokenizer_class is {shown(found.get('tokenizer_class'))}: expected 'PreTrainedTokenizerFast'")
+    if type(length) is not int or not 1 <= length <= text_tokens:
+        problems.append(
+            f"model_max_length is {shown(length)}: expected 1 to {text_tokens}, the positions less the memory tokens"
+        )
+    return [Problem("tokenizer_config.json", message) for message in problems]
 
 
 def _recipe_problems(directory: Path, config: dict[str, Any], architecture: Architecture) -> list[Problem]:

@@ -1,7 +1,7 @@
 """The cluster pass: the one compiled pipeline with what Kubernetes must know, from the recipe's `platform` section.
 
-Only executors and the platform document change. Components, tasks, dependencies, inputs and conditions stay those of
-the local run.
+Only executors, the platform document and defaults of arguments change. Components, tasks, dependencies, inputs and
+conditions stay those of the local run.
 """
 
 import json
@@ -12,22 +12,33 @@ from typing import Any
 
 import yaml
 
-from flashslm.config import GpuType, PlatformConfig, StepResources, digest
-from flashslm.launch.compiling import compile_pipeline
+from flashslm.config import MULTI_NODE_STEPS, GpuType, PlatformConfig, StepResources, digest
+from flashslm.launch.compiling import code_digest, compile_pipeline
 from flashslm.launch.parity_lint import lint
 from flashslm.launch.process import LaunchError
-from flashslm.launch.train_job import Source, train_job_template
+from flashslm.launch.train_job import Source, step_labels, train_job_template
 from flashslm.platform.train_job import VARIABLE as TRAIN_JOB
 
+SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 _API_VERSION = "pipelines.kubeflow.org/v2beta1"
+
+# Arguments that say what a version is made of: its own defaults, so that a schedule, whose arguments never change, runs
+# the latest version under the digest of that version's code.
+OWN_ARGUMENTS = ("code_digest", "image")
 
 # The environment contract (platform/settings.py) by where it comes from; names of keys and of variables are the same.
 CONFIG_MAP_VARIABLES = ("AWS_ENDPOINT_URL_S3", "FLASHSLM_BUCKET", "MLFLOW_TRACKING_URI")
 CONFIG_MAP_OPTIONAL = ("AWS_REGION", "FLASHSLM_S3_CHECKSUMS", "MLFLOW_EXPERIMENT_NAME")
 S3_SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 MLFLOW_SECRET_OPTIONAL = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME")
+# What only some steps may read: their names, the key of `platform` that names the secret, the variables.
 DATABASE_SECRET_VARIABLES = ("FLASHSLM_STUDY_URL",)
 HOOK_SECRET_VARIABLES = ("FLASHSLM_HOOK_SECRET",)
+OWN_SECRETS = {
+    "search_architecture": ("database_secret", DATABASE_SECRET_VARIABLES),
+    "select_architecture": ("database_secret", DATABASE_SECRET_VARIABLES),
+    "register_model": ("hook_secret", HOOK_SECRET_VARIABLES),
+}
 
 
 @dataclass(frozen=True)
@@ -83,11 +94,13 @@ def for_cluster(pipeline: str, platform: PlatformConfig, root: Path | None = Non
         executor["container"] |= {"resources": _resources(resources, platform)}
         if image := resources.image or platform.image:
             executor["container"]["image"] = image
-        if step == "pretrain" and platform.nodes > 1:
-            secrets = [source for source in _secrets(platform) if source[1] != DATABASE_SECRET_VARIABLES]
-            job = train_job_template(platform, executor["container"]["image"], secrets, _maps(platform))
+        if platform.has_train_job(step):
+            job = train_job_template(
+                step, platform, executor["container"]["image"], _secrets(platform, step), _maps(platform)
+            )
             executor["container"]["env"] = [{"name": TRAIN_JOB, "value": json.dumps(job, separators=(",", ":"))}]
         executors[name] = _pod(step, resources, platform)
+    _say_what_runs(spec)
     kubernetes: dict[str, Any] = {"deploymentSpec": {"executors": executors}}
     limits = {"activeDeadlineSeconds": platform.deadline_s, "resourceTtlOnCompletion": platform.ttl_s}
     if limits := {name: value for name, value in limits.items() if value}:
@@ -97,6 +110,16 @@ def for_cluster(pipeline: str, platform: PlatformConfig, root: Path | None = Non
         listed = "\n".join(f"  {violation}" for violation in found)
         raise LaunchError(f"pipeline '{pipeline}' cannot run on a cluster with this platform section:\n{listed}")
     return package
+
+
+def _say_what_runs(spec: dict[str, Any]) -> None:
+    """Give OWN_ARGUMENTS the values that hold for this package; the image is the one that trains."""
+    containers = [executor["container"] for executor in spec["deploymentSpec"]["executors"].values()]
+    trainers = [c["image"] for c in containers if step_of(c) in MULTI_NODE_STEPS]
+    inputs = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    for name, value in zip(OWN_ARGUMENTS, (code_digest(), next(iter(trainers), "")), strict=True):
+        if name in inputs:
+            inputs[name] |= {"defaultValue": value, "isOptional": True}
 
 
 def step_of(container: dict[str, Any]) -> str:
@@ -123,20 +146,12 @@ def _pod(step: str, resources: StepResources, platform: PlatformConfig) -> dict[
     from google.protobuf import json_format
     from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 
-    pod: dict[str, Any] = _environment(platform) | {
+    pod: dict[str, Any] = _environment(platform, step) | {
         "activeDeadlineSeconds": resources.timeout_s,
-        "podMetadata": {
-            "labels": {
-                "app.kubernetes.io/part-of": "flashslm",
-                "app.kubernetes.io/component": step.replace("_", "-"),
-            }
-        },
+        # A pod that is removed from its node is not retried by KFP, and one that is moved spoils a measurement.
+        "podMetadata": {"labels": step_labels(step), "annotations": {SAFE_TO_EVICT: "false"}},
         "securityContext": {"runAsNonRoot": True},  # KFP itself sets the rest of what "restricted" asks for
     }
-    if step == "register_model" and platform.hook_secret:
-        pod["secretAsEnv"].append(
-            _as_env("secretName", "secretKey", platform.hook_secret, HOOK_SECRET_VARIABLES, False)
-        )
     if platform.image_pull_secret:
         pod["imagePullSecret"] = [_named("secretName", platform.image_pull_secret)]
     if resources.shared_memory:
@@ -149,20 +164,22 @@ def _pod(step: str, resources: StepResources, platform: PlatformConfig) -> dict[
     return dict(json_format.MessageToDict(json_format.ParseDict(pod, KubernetesExecutorConfig())))
 
 
-def _environment(platform: PlatformConfig) -> dict[str, Any]:
-    """Every step reads the whole contract; what is optional may be absent from the object that holds it."""
+def _environment(platform: PlatformConfig, step: str) -> dict[str, Any]:
+    """What the step reads of the contract; what is optional may be absent from the object that holds it."""
     return {
-        "secretAsEnv": [_as_env("secretName", "secretKey", *source) for source in _secrets(platform)],
+        "secretAsEnv": [_as_env("secretName", "secretKey", *source) for source in _secrets(platform, step)],
         "configMapAsEnv": [_as_env("configMapName", "configMapKey", *source) for source in _maps(platform)],
     }
 
 
-def _secrets(platform: PlatformConfig) -> list[Source]:
-    sources = (
+def _secrets(platform: PlatformConfig, step: str) -> list[Source]:
+    sources = [
         (platform.s3_secret, S3_SECRET_VARIABLES, False),
         (platform.mlflow_secret, MLFLOW_SECRET_OPTIONAL, True),
-        (platform.database_secret, DATABASE_SECRET_VARIABLES, False),
-    )
+    ]
+    if step in OWN_SECRETS:
+        field, variables = OWN_SECRETS[step]
+        sources.append((getattr(platform, field), variables, False))
     return [source for source in sources if source[0]]
 
 

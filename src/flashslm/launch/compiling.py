@@ -72,12 +72,13 @@ def pipeline_arguments(config: RunConfig, digest: str, source: str, device: str 
     """Arguments of every pipeline: one configuration a step, digests of code, recipe, source and device, what loops run
     over. `arguments_for` picks those of one.
 
-    `device` stands for a cluster's hardware that the latency table is measured on: this machine if it is empty.
+    `device` stands for a cluster's hardware that the latency table is measured on: this machine if it is empty. The
+    recipe's digest leaves out on what it runs.
     """
     return {f"{step}_config": config.for_step(step) for step in STEP_SECTIONS} | {
         "code_digest": digest,
-        "config_digest": config_digest(config.model_dump(mode="json")),
-        "image": (config.platform.resources("pretrain").image or config.platform.image) if device else "",
+        "config_digest": config_digest(config.model_dump(mode="json", exclude={"platform"})),
+        "image": "",  # none on this machine; a cluster's package has its own
         "source_digest": source,
         "device_digest": device or machine_digest(),
         "workers": [str(i) for i in range(config.search.workers)],

@@ -7,10 +7,12 @@ nothing, and cannot leave the version of a recurring run open.
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from flashslm.launch.process import LaunchError
 
@@ -45,17 +47,40 @@ class Unavailable(KfpError):
         self.wait_s = wait_s
 
 
+def address_of(host: str) -> str:
+    """Where the API is: what a browser shows, its fragment left out; https unless the host says otherwise."""
+    try:
+        parts = urlsplit(host.strip() if "://" in host else f"https://{host.strip()}")
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.username is not None or re.search(r"\s", parts.netloc):
+        shown = host.rpartition("@")[2]
+        raise KfpError(
+            f"host '{shown}' is no address of a KFP API: give it as a browser shows it, such as https://kfp.example, "
+            "without user and password"
+        )
+    return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
+
+
 def token_from(environ: Mapping[str, str]) -> str:
     """The bearer token for KFP, or an empty string where none is set."""
+    token = _given_token(environ).strip()
+    if not (token.isascii() and token.isprintable()):
+        raise KfpError("the token for KFP has characters that no token has, such as a line break within it")
+    return token
+
+
+def _given_token(environ: Mapping[str, str]) -> str:
     if token := environ.get("FLASHSLM_KFP_TOKEN"):
-        return token.strip()
+        return token
     if named := environ.get("FLASHSLM_KFP_TOKEN_FILE"):
         try:
-            return Path(named).read_text(encoding="utf-8").strip()
+            return Path(named).read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise KfpError(f"$FLASHSLM_KFP_TOKEN_FILE: {error}: give a readable file that holds a token") from error
     projected = Path(environ.get("KF_PIPELINES_SA_TOKEN_PATH", _IN_CLUSTER_TOKEN))
-    return projected.read_text(encoding="utf-8").strip() if projected.is_file() else ""
+    return projected.read_text(encoding="utf-8") if projected.is_file() else ""
 
 
 class Connection:
@@ -72,7 +97,7 @@ class Connection:
     ):
         import kfp_server_api
 
-        self.host = (host if "://" in host else f"https://{host}").rstrip("/")
+        self.host = address_of(host)
         self._timeout_s = (min(timeout_s, 10.0), timeout_s)  # to connect, to read
         self._attempts, self._environ, self._sleep = attempts, environ, sleep
         configuration = kfp_server_api.Configuration(host=self.host)
@@ -133,7 +158,8 @@ class Connection:
     def _translated(self, error: Any) -> KfpError:
         status, said = int(error.status or 0), _message(error)
         if status in (301, 302, 303, 307, 308, 401):
-            why = "asks for a login" if status != 401 else "does not accept the token" if said else "wants a token"
+            known = "authorization" in self.client.default_headers
+            why = "asks for a login" if status != 401 else "does not accept the token" if known else "wants a token"
             return KfpError(f"KFP at {self.host} {why} ({status}): {_HOW_TO_AUTHENTICATE}")
         if status == 403:
             return KfpError(f"KFP at {self.host} does not allow this (403): {said or 'ask who grants roles there'}")

@@ -42,7 +42,8 @@ def create(client: KfpClient, name: str, config: RunConfig, pipeline: str, cron:
         **({"namespace": client.namespace} if client.namespace else {}),
     )
     found = client.create_schedule(wanted)
-    if _settings(found) != _settings(wanted):
+    other_account = wanted.service_account and found.service_account != wanted.service_account
+    if other_account or _settings(found) != _settings(wanted):
         raise LaunchError(f"schedule '{name}' exists with other settings: delete it first, or choose another name")
     return found
 
@@ -58,8 +59,7 @@ def find(client: KfpClient, name: str) -> Any:
 
 def _settings(recurring: Any) -> tuple[Any, ...]:
     reference, cron = recurring.pipeline_version_reference, recurring.trigger.cron_schedule.cron
-    arguments = {k: v for k, v in recurring.runtime_config.parameters.items() if k != "code_digest"}
-    return recurring.experiment_id, reference.pipeline_id, cron, arguments
+    return recurring.experiment_id, reference.pipeline_id, cron, recurring.runtime_config.parameters
 
 
 def _check_zone(cron: Cron, installed: str) -> None:

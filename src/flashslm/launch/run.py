@@ -176,7 +176,7 @@ def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
     for name, manifest in artifacts.items():
         manifest.write(run_dir / "artifacts" / f"{name}.json")
     _copy(store.get_tree(report, trees / report.sha256) / "report.html", run_dir / "report.html")
-    if "chosen" in artifacts:  # a retraining that found nothing new has trained nothing
+    if "exported" in artifacts:  # a retraining may end before: with nothing new, or with a challenger that diverged
         chosen = store.get_tree(artifacts["chosen"], trees / artifacts["chosen"].sha256)
         _copy(chosen / "metrics.jsonl", run_dir / "metrics.jsonl")
         store.get_tree(artifacts["exported"], run_dir / "export")
@@ -192,6 +192,7 @@ def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
 _HEADLINE = {
     "evaluation": ("perplexity", "validation_loss_nats", "bits_per_byte", "new_perplexity"),
     "dataset": ("unigram_entropy_nats", "reason"),
+    "chosen": ("reason",),
     "exported": ("latency_ms", "parameters", "operators"),
 }
 

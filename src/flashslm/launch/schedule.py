@@ -1,5 +1,6 @@
 """Local schedules: records in the object store, changed by conditional puts so that any process may change them."""
 
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from flashslm.launch.cron import Cron
 from flashslm.launch.process import LaunchError
 from flashslm.platform.object_store import ObjectStore, PreconditionFailed
 
+SILENCE_S = 120.0  # after which the scheduler of a run counts as gone
 _PREFIX = "schedules/"
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
@@ -43,6 +45,10 @@ class Schedule(BaseModel):
     running: Running | None = None
     last: Outcome | None = None
 
+    def goes_on(self, now_s: float) -> bool:
+        """Whether a run of it has not ended, as far as its scheduler says."""
+        return self.running is not None and now_s - self.running.seen_s < SILENCE_S
+
     @property
     def times(self) -> Cron:
         return Cron.parse(self.cron, self.time_zone)
@@ -50,6 +56,12 @@ class Schedule(BaseModel):
     @property
     def config(self) -> RunConfig:
         return RunConfig.model_validate(self.recipe)
+
+
+def check_name(name: str) -> None:
+    """Raise LaunchError for a name that is none."""
+    if not re.fullmatch(NAME, name):
+        raise LaunchError(f"schedule '{name}': a name has up to 63 small letters, digits and '-', none at its ends")
 
 
 class Schedules:

@@ -25,7 +25,6 @@ from flashslm.platform import lease
 from flashslm.platform.s3 import StoreError
 
 GRACE_S = 60.0  # how late a time may be noticed and still count
-SILENCE_S = 120.0  # after which the scheduler of a run counts as gone
 HEARTBEAT_S = 20.0
 _POLL_S = 1.0
 
@@ -59,6 +58,7 @@ class Scheduler:
         self._schedules, self._launch, self._say, self._now = schedules, launch, say, now
         self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._started: dict[str, _Started] = {}
+        self._complaints: dict[str, str] = {}
 
     @property
     def busy(self) -> bool:
@@ -67,9 +67,19 @@ class Scheduler:
     def tick(self) -> None:
         """Look once at every run and at every schedule."""
         self.look_after_runs()
-        for schedule in self._schedules.all():
-            if schedule.enabled:
-                self._consider(schedule)
+        for name in self._schedules.names():
+            try:
+                schedule = self._schedules.find(name)
+                if schedule and schedule.enabled:
+                    self._consider(schedule)
+            except ValueError as error:  # of another version, or damaged: the others go on
+                self._complain(name, " ".join(str(error).split()))
+
+    def _complain(self, name: str, about: str) -> None:
+        """Say it once."""
+        if self._complaints.get(name) != about:
+            self._complaints[name] = about
+            self._say(f"{name}: {about}; delete it and create it anew")
 
     def look_after_runs(self) -> None:
         """Say that a run goes on, or what came of it."""
@@ -118,8 +128,7 @@ class Scheduler:
         """The time of the schedule's run that has not ended."""
         if own := self._started.get(schedule.name):
             return own.due_s
-        running = schedule.running
-        return running.due_s if running and now_s - running.seen_s < SILENCE_S else None
+        return schedule.running.due_s if schedule.running and schedule.goes_on(now_s) else None
 
     def _decide(self, name: str, due_s: float, held: lease.Lease) -> Schedule | None:
         """The schedule with this time settled: running from now on, skipped or missed. None: it was settled already."""
@@ -143,7 +152,13 @@ class Scheduler:
         return self._schedules.change(name, settle)
 
     def _fire(self, schedule: Schedule, due_s: float) -> None:
-        process, log = self._launch(schedule, due_s)
+        try:
+            process, log = self._launch(schedule, due_s)
+        except (OSError, ValueError) as error:  # no room, or a recipe from before an upgrade: others must go on
+            outcome = Outcome(due_s=due_s, state="FAILURE", detail=f"cannot start: {' '.join(str(error).split())}")
+            self._note(schedule.name, {"running": None, "last": outcome})
+            self._report(schedule.name, schedule.times, outcome)
+            return
         self._started[schedule.name] = _Started(process, log, schedule.times, due_s, self._now())
         self._say(f"{schedule.name}: due {schedule.times.shown(due_s)}: {schedule.pipeline} starts, log {log}")
 

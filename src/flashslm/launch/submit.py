@@ -8,8 +8,8 @@ from typing import Any
 from flashslm.config import DataConfig, GpuType, PlatformConfig, RunConfig, digest
 from flashslm.data.sources import reads_s3, source_digest
 from flashslm.launch.client import KfpClient
-from flashslm.launch.cluster import ClusterPackage, for_cluster
-from flashslm.launch.compiling import arguments_for, code_digest, pipeline_arguments
+from flashslm.launch.cluster import OWN_ARGUMENTS, ClusterPackage, for_cluster
+from flashslm.launch.compiling import arguments_for, pipeline_arguments
 from flashslm.launch.process import LaunchError
 from flashslm.platform.s3 import s3_client
 from flashslm.platform.settings import Settings
@@ -43,10 +43,9 @@ def submit(client: KfpClient, config: RunConfig, pipeline: str, experiment: str 
 
 
 def cluster_arguments(package: ClusterPackage, config: RunConfig, source: str) -> dict[str, Any]:
-    """The package's arguments from a recipe; the same from whichever machine they are sent."""
-    return arguments_for(
-        package.spec, pipeline_arguments(config, code_digest(), source, device_digest(config.platform))
-    )
+    """The package's arguments from a recipe, but for its own; the same from whichever machine they are sent."""
+    known = pipeline_arguments(config, "", source, device_digest(config.platform))
+    return arguments_for(package.spec, {name: value for name, value in known.items() if name not in OWN_ARGUMENTS})
 
 
 def device_digest(platform: PlatformConfig) -> str:

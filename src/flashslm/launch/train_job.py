@@ -1,4 +1,4 @@
-"""The TrainJob that pretraining on several nodes becomes: all but its name and command, which the step knows."""
+"""The TrainJob that training on several nodes becomes: all but its name and command, which the step knows."""
 
 from typing import Any
 
@@ -6,17 +6,16 @@ from flashslm.config import GpuType, PlatformConfig
 from flashslm.platform.train_job import API_VERSION, NODE
 
 MANAGER = "flashslm.dev/pretrain"  # of our entry in runtimePatches, beside those of Kueue and others
-LABELS = {"app.kubernetes.io/part-of": "flashslm", "app.kubernetes.io/component": "pretrain"}
 
 Document = dict[str, Any]
 Source = tuple[str, tuple[str, ...], bool]  # name of the object, its keys, whether they may be absent
 
 
 def train_job_template(
-    platform: PlatformConfig, image: str, secrets: list[Source], config_maps: list[Source]
+    step: str, platform: PlatformConfig, image: str, secrets: list[Source], config_maps: list[Source]
 ) -> Document:
-    """The job for `platform.nodes` nodes, each with the resources of the step pretrain; one process a GPU."""
-    resources = platform.resources("pretrain")
+    """The job for `platform.nodes` nodes, each with the resources of the step; one process a GPU."""
+    resources, labels = platform.resources(step), step_labels(step)
     kind = platform.gpu_types.get(resources.gpu_type, GpuType())
     amounts = {"cpu": resources.cpu, "memory": resources.memory}
     pod: Document = {}
@@ -36,12 +35,12 @@ def train_job_template(
         "resourcesPerNode": {"requests": amounts, "limits": dict(amounts)},
         "env": [*_references("secretKeyRef", secrets), *_references("configMapKeyRef", config_maps)],
     }
-    pods = {"metadata": {"labels": LABELS}, "spec": {key: value for key, value in pod.items() if value}}
+    pods = {"metadata": {"labels": labels}, "spec": {key: value for key, value in pod.items() if value}}
     nodes = {"name": NODE, "template": {"spec": {"template": pods}}}
     return {
         "apiVersion": API_VERSION,
         "kind": "TrainJob",
-        "metadata": {"labels": dict(LABELS)},
+        "metadata": {"labels": dict(labels)},
         "spec": {
             "runtimeRef": {"name": platform.training_runtime},
             "trainer": trainer,
@@ -51,6 +50,11 @@ def train_job_template(
             ],
         },
     }
+
+
+def step_labels(step: str) -> dict[str, str]:
+    """Of every pod that works for the step; network policies know pods by them."""
+    return {"app.kubernetes.io/part-of": "flashslm", "app.kubernetes.io/component": step.replace("_", "-")}
 
 
 def _references(field: str, sources: list[Source]) -> list[Document]:

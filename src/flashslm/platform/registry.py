@@ -6,7 +6,7 @@ What a version was made of and measured at is in its tags, so a decision needs n
 """
 
 import json
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +17,7 @@ from flashslm.platform.object_store import Manifest, ObjectStore
 from flashslm.platform.settings import Settings
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+IMPORTED: Literal["imported"] = "imported"
 _MANIFEST_TAG = "flashslm.manifest"
 _FACT_PREFIX = "fact."
 _LINEAGE_PREFIX = "lineage."
@@ -37,6 +38,7 @@ class Lineage(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     data: tuple[Manifest, ...] = ()  # trained on by this version; `seen_data` adds its ancestors'
+    source: Literal["", "imported"] = ""  # imported: trained elsewhere, and `data` stand for what it was trained on
     config_digest: str = ""
     code_digest: str = ""
     image: str = ""  # that trained it on a cluster
@@ -74,18 +76,22 @@ def register(
 
     `facts` are measurements and identities (numbers or strings) that a later gate compares with. The whole tree is
     read and its digests checked first (ObjectMissing, ObjectCorrupt). The same tree of the same run is registered
-    once, so a retried step is harmless.
+    once, so a retried step is harmless, and the same imported tree whatever run it comes from.
     """
-    ObjectStore(settings).verify_tree(manifest)
-    api = MlflowApi(settings)
+    store, api = ObjectStore(settings), MlflowApi(settings)
+    store.verify_tree(manifest)
     _ensure_model(api, name)
-    known = [v for v in list_versions(settings, name) if v.run_id == run_id and v.manifest.sha256 == manifest.sha256]
     every = dict(tags or {}) | _tagged(_FACT_PREFIX, facts) | {_MANIFEST_TAG: manifest.model_dump_json()}
     if lineage:
         every |= _tagged(_LINEAGE_PREFIX, lineage.model_dump(mode="json"))
-    version = known[0].version if known else _create(api, name, manifest, run_id, every)
-    if not known or CHAMPION not in known[0].aliases:
-        _set_alias(api, name, CHALLENGER, version)
+    with hold(store, _lease_key(name)) as lease:
+        same = [v for v in list_versions(settings, name) if v.manifest.sha256 == manifest.sha256]
+        imported = lineage is not None and lineage.source == IMPORTED
+        known = [v for v in same if v.run_id == run_id or (imported and v.lineage.source == IMPORTED)]
+        lease.check()
+        version = known[0].version if known else _create(api, name, manifest, run_id, every)
+        if not known or CHAMPION not in known[0].aliases:
+            _set_alias(api, name, CHALLENGER, version)
     return version
 
 

@@ -1,107 +1,22 @@
-"""pretrain: train the found architecture once, with or without weight normalisation, from one seed.
-
-In this process; with several GPUs, in as many under torchrun; with several nodes, in a Kubeflow TrainJob.
-"""
+"""pretrain: train the found architecture once, with or without weight normalisation, from one seed."""
 
 from typing import Any
 
-import torch
-
-from flashslm.platform import train_job
-from flashslm.platform.kubernetes import Kubernetes
 from flashslm.steps.context import StepContext
-from flashslm.training.pretraining import Order, Outcome, execute, micro_batch_rows
-from flashslm.training.workers import WorkerFailed, WorkerOutput, run_workers
-
-WORKER = "flashslm.steps.pretrain_worker"
+from flashslm.steps.training_run import run_order, summarized
+from flashslm.training.pretraining import Order
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `checkpoint`: model.safetensors, architecture.json, training.json, metrics.jsonl.
-
-    Checkpoints are keyed by the work itself, so a retry (or the same command after a kill) resumes where they end, on
-    any number of processes.
-    """
-    order, template = _order(context), train_job.template_from_environment()
-    processes = order.training.processes or max(1, torch.cuda.device_count())
-
-    def on_metrics(step: int, values: dict[str, float]) -> None:
-        context.task.log_metrics(values, step)
-        losses = ", ".join(f"{key} {value:.3f}" for key, value in values.items() if key.endswith("loss_nats"))
-        context.events.emit("progress", f"step {step} of {order.training.steps}: {losses}", training_step=step)
-
-    output = WorkerOutput(on_metrics, on_log=lambda line: print(line, flush=True))
-    outcome: Outcome | None
-    if template:
-        outcome = _in_train_job(context, order, template, output)
-    elif processes > 1:
-        micro_batch_rows(order.training, processes)
-        context.store.put_json(order.key, order.model_dump(mode="json"))
-        run_workers(WORKER, order.key, processes, output)
-        outcome = _outcome(context, order, output)
-    else:
-        outcome = execute(order, context.store, context.fetch_manifest, on_metrics)
-        assert outcome is not None  # rank 0 of one
-    context.outputs["checkpoint"] = outcome.checkpoint
-    return _result(outcome)
-
-
-def _order(context: StepContext) -> Order:
+    """Outputs `checkpoint`: model.safetensors, architecture.json, training.json, metrics.jsonl."""
     weight_norm, seed = context.parameters["weight_norm"] == "on", int(context.parameters["seed"])
-    return Order(
+    order = Order(
         run_key=context.run_key(weight_norm=str(weight_norm), seed=str(seed)),
         dataset=context.manifest("dataset"),
-        architecture=context.manifest("architecture"),
+        start=context.manifest("architecture"),
         training=context.config.training,
         kernels=context.config.kernels,
         weight_norm=weight_norm,
         seed=seed,
     )
-
-
-def _in_train_job(context: StepContext, order: Order, template: dict[str, Any], output: WorkerOutput) -> Outcome:
-    """Train on other pods. The job's name is the work's, so a retry finds the job that an attempt before it left."""
-    trainer = template["spec"]["trainer"]
-    trainer["numProcPerNode"] = order.training.processes or trainer["numProcPerNode"]
-    trainer["command"] = ["python", "-m", "torch.distributed.run", "-m", WORKER, order.key]
-    template["metadata"]["name"] = f"flashslm-{order.run_key}"
-    micro_batch_rows(order.training, train_job.world_size(template))
-
-    def on_status(text: str) -> None:
-        context.task.set_tags({"train_job.status": text})
-        context.events.emit("progress", text)
-
-    context.store.put_json(order.key, order.model_dump(mode="json"))
-    job = train_job.TrainJob(Kubernetes.in_cluster(), template, output.line, on_status)
-    context.task.set_tags({"train_job.name": job.name})
-    try:
-        job.run()
-    except train_job.TrainJobFailed as error:
-        raise WorkerFailed(f"{output.failure}\n{error}".strip()) from error
-    return _outcome(context, order, output)
-
-
-def _outcome(context: StepContext, order: Order, output: WorkerOutput) -> Outcome:
-    """What the workers stored; rows of metrics that did not come through their output are made up for."""
-    found = context.store.get_json(order.outcome_key)
-    if found is None:
-        raise WorkerFailed(f"the workers ended well but left nothing at '{order.outcome_key}': run the step again")
-    outcome = Outcome.model_validate(found[0])
-    for row in outcome.history:
-        output.row(row)
-    context.task.set_tags({f"kernel.{name}": form for name, form in outcome.kernels.items()})
-    return outcome
-
-
-def _result(outcome: Outcome) -> dict[str, Any]:
-    facts = outcome.summary
-    loss, resumed = facts["validation_loss_nats"], facts["resumed_from_step"]
-    summary = f"validation loss {loss:.3f} nats after {facts['steps']} steps"
-    if facts["world_size"] > 1:
-        summary += f" on {facts['world_size']} processes"
-    return {
-        "validation_loss_nats": loss,
-        "resumed_from_step": resumed,
-        "train_tokens_per_s": facts["tokens_per_s"],
-        "summary": summary + (f" (resumed from step {resumed})" if resumed else ""),
-    }
+    return summarized(run_order(context, order), "validation loss")

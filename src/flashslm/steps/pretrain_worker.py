@@ -1,35 +1,46 @@
-"""One process of a distributed pretraining run: python -m flashslm.steps.pretrain_worker <key of the order>.
+"""One process of a training run on several: python -m flashslm.steps.pretrain_worker <key of the order> [watched].
 
-torchrun starts it, on one node under the pretrain step or on each node of a TrainJob.
+torchrun starts it, on one node under the step or on each node of a TrainJob.
 """
 
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 from flashslm.ops import kernels
-from flashslm.platform.object_store import ObjectStore
+from flashslm.platform.heartbeat import while_heard
+from flashslm.platform.object_store import Manifest, ObjectStore
 from flashslm.platform.process import die_with_parent
 from flashslm.platform.settings import Settings
 from flashslm.steps.context import tree_cache
+from flashslm.steps.training_run import WATCHED, starting_model
 from flashslm.training.distributed import world_from_environment
 from flashslm.training.pretraining import Order, execute
 from flashslm.training.workers import failure_told, tell_metrics
 
 
-def main(key: str) -> None:
-    """Carry out the order stored at `key`; rank 0 stores the outcome where the step looks for it."""
+def main(key: str, watched: bool) -> None:
+    """Carry out the order stored at `key`; rank 0 stores the outcome where the step looks for it, and listens whether
+    that step is still there if it is to be `watched`."""
     die_with_parent()
     store, cache = ObjectStore(Settings.from_env()), tree_cache()
     found = store.get_json(key)
     if found is None:
-        raise ValueError(f"there is no order at '{key}': the pretrain step writes it before it starts workers")
+        raise ValueError(f"there is no order at '{key}': the step writes it before it starts workers")
     order = Order.model_validate(found[0])
     kernels.configure(order.kernels)
-    with world_from_environment():
-        outcome = execute(order, store, lambda tree: store.get_tree(tree, cache / tree.sha256), tell_metrics)
+
+    def fetch(tree: Manifest) -> Path:
+        return store.get_tree(tree, cache / tree.sha256)
+
+    with world_from_environment() as world, ExitStack() as listening:
+        if watched and world.is_main:
+            listening.enter_context(while_heard(store, order.heartbeat_key))
+        outcome = execute(order, starting_model(order, fetch), store, fetch, tell_metrics)
         if outcome:
             store.put_json(order.outcome_key, outcome.model_dump(mode="json"))
 
 
 if __name__ == "__main__":
     with failure_told():
-        main(sys.argv[1])
+        main(sys.argv[1], watched=WATCHED in sys.argv[2:])

@@ -3,7 +3,7 @@
 from typing import Any
 
 from flashslm.platform import registry
-from flashslm.platform.hook import call_hook
+from flashslm.platform.promotion import announce
 from flashslm.platform.registry import Lineage, ModelVersion
 from flashslm.steps.context import StepContext
 
@@ -50,20 +50,7 @@ def lineage(context: StepContext, verdict: dict[str, Any], current: ModelVersion
 
 
 def _call_hook(context: StepContext, champion: ModelVersion, former: str) -> str:
-    event = {
-        "event": "promotion",
-        "model": champion.name,
-        "version": champion.version,
-        "previous_version": former,
-        "uri": champion.uri,
-        "sha256": champion.manifest.sha256,
-        "facts": champion.facts,
-        "lineage": champion.lineage.model_dump(mode="json", exclude={"data"}),
-    }
-    outcome = call_hook(context.config.gate.promotion_hook, event)
-    if outcome:
-        registry.record_hook(context.settings, champion.name, champion.version, outcome)
-    return outcome
+    return announce(context.settings, context.config.gate.promotion_hook, champion, former)
 
 
 def _result(champion: ModelVersion, former: str, hook: str) -> dict[str, Any]:

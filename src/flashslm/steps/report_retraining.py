@@ -21,15 +21,16 @@ def run(context: StepContext) -> dict[str, Any]:
 
 
 def collect(context: StepContext) -> RetrainingArtifacts:
-    """Read every document the report shows; without a challenger there are those of champion and data alone."""
+    """Read every document the report shows; a run that held before there was a challenger has but its reason."""
     common: dict[str, Any] = {
         "name": context.config.name,
         "champion": context.read_json("champion", "champion.json"),
         "data": context.manifest("dataset").metadata,
         "lineage": lineage(context),
     }
-    if "reason" in common["data"]:  # prepare_new_data held
-        return RetrainingArtifacts(decision="hold", reasons=[common["data"]["reason"]], **common)
+    for early in ("dataset", "chosen"):  # not enough that is new, or a training that diverged
+        if reason := context.manifest(early).metadata.get("reason"):
+            return RetrainingArtifacts(decision="hold", reasons=[reason], **common)
     verdict = context.read_json("verdict", "verdict.json")
     return RetrainingArtifacts(
         decision=verdict["decision"],

@@ -1,4 +1,4 @@
-"""One pretraining run as an order that a process can carry out: the step itself, or each worker of a process group."""
+"""One training run as an order that a process can carry out: the step itself, or each worker of a process group."""
 
 import json
 import tempfile
@@ -6,20 +6,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from flashslm.config import KernelsConfig, TrainingConfig
 from flashslm.data.loader import TokenLoader
-from flashslm.hardware import pick_device
+from flashslm.data.replay import ReplayLoader
 from flashslm.models.hybrid import HybridLM
-from flashslm.models.serialization import load_architecture, save_weights
+from flashslm.models.serialization import save_weights
 from flashslm.ops import kernels
 from flashslm.platform.object_store import Manifest, ObjectStore
 from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import current_world, gather_to_main
 from flashslm.training.job import OnMetrics
 from flashslm.training.trainer import train
+
+
+class Replay(BaseModel):
+    """Old data whose rows are `fraction` of those of each batch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: Manifest
+    fraction: float
 
 
 class Order(BaseModel):
@@ -29,7 +37,8 @@ class Order(BaseModel):
 
     run_key: str
     dataset: Manifest
-    architecture: Manifest
+    start: Manifest  # an architecture, whose weights are drawn by the seed; with `replay` an exported model
+    replay: Replay | None = None
     training: TrainingConfig
     kernels: KernelsConfig
     weight_norm: bool
@@ -39,6 +48,11 @@ class Order(BaseModel):
     def key(self) -> str:
         """The object that holds the order for workers on other nodes."""
         return f"pretraining/{self.run_key}/order.json"
+
+    @property
+    def heartbeat_key(self) -> str:
+        """What the step that waits for other nodes renews."""
+        return f"pretraining/{self.run_key}/heartbeat.json"
 
     @property
     def outcome_key(self) -> str:
@@ -70,30 +84,27 @@ def micro_batch_rows(config: TrainingConfig, world_size: int) -> int:
     return rows
 
 
-def execute(
-    order: Order, store: ObjectStore, fetch: Callable[[Manifest], Path], on_metrics: OnMetrics | None = None
-) -> Outcome | None:
-    """Train as ordered in this process' world, from the newest checkpoint; rank 0 stores the result and returns it.
+Fetch = Callable[[Manifest], Path]  # the directory of a stored tree
 
-    `fetch` gives the directory of a stored tree. The tree made holds model.safetensors, architecture.json,
-    training.json and metrics.jsonl.
+
+def execute(
+    order: Order, model: HybridLM, store: ObjectStore, fetch: Fetch, on_metrics: OnMetrics | None = None
+) -> Outcome | None:
+    """Train the model of `order.start` as ordered in this process' world, from the newest checkpoint; rank 0 stores
+    the result and returns it.
+
+    The tree made holds model.safetensors, architecture.json, training.json and metrics.jsonl.
     """
-    config, world = order.training, current_world()
-    dataset, architecture = fetch(order.dataset), load_architecture(fetch(order.architecture))
-    model = HybridLM.build(architecture, device=pick_device("auto"), dtype=torch.float32, seed=order.seed)
-    rows = micro_batch_rows(config, world.size)
-    loader, validation = (
-        TokenLoader(dataset, split, config.sequence_length, rows, order.seed, world.rank, world.size)
-        for split in ("train", "validation")
-    )
+    world, architecture = current_world(), model.architecture
+    train_loader, validation = _loaders(order, fetch)
     result = train(
         model,
-        loader,
+        train_loader,
         validation,
-        config,
+        order.training,
         weight_norm=order.weight_norm,
         seed=order.seed,
-        checkpoints=CheckpointStore(store, order.run_key, config.keep_checkpoints),
+        checkpoints=CheckpointStore(store, order.run_key, order.training.keep_checkpoints),
         on_metrics=on_metrics,
     )
     tensors = gather_to_main(model.state_dict().items())
@@ -110,3 +121,15 @@ def execute(
         metadata = facts | {"architecture": architecture.digest, "run_key": order.run_key}
         checkpoint = store.put_tree(directory, "checkpoint", metadata)
     return Outcome(checkpoint=checkpoint, summary=result.summary(), history=result.history, kernels=kernels.decisions())
+
+
+def _loaders(order: Order, fetch: Fetch) -> tuple[TokenLoader, TokenLoader]:
+    """This rank's training and validation rows."""
+    world, length = current_world(), order.training.sequence_length
+    dataset, rows = fetch(order.dataset), micro_batch_rows(order.training, world.size)
+    validation = TokenLoader(dataset, "validation", length, rows, order.seed, world.rank, world.size)
+    if order.replay is None:
+        return TokenLoader(dataset, "train", length, rows, order.seed, world.rank, world.size), validation
+    replay, ranks = order.replay, {"rank": world.rank, "world_size": world.size}
+    old = fetch(replay.dataset)
+    return ReplayLoader(dataset, old, length, rows, order.seed, replay.fraction, **ranks), validation

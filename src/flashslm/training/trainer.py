@@ -1,5 +1,6 @@
 """The training loop: one for pretraining, proxies, the scaling family and continued training."""
 
+import math
 import statistics
 
 import torch
@@ -146,7 +147,7 @@ class _Trainer:
                 "weight_norm": mean_weight_norm(self.model).item(),
             } | self._rates()
             if validate:
-                row["validation_loss_nats"] = self.validation_loss()
+                row["validation_loss_nats"] = self._finite_validation_loss(done)
             self.history.append(row)
             self._report(row)
 
@@ -174,6 +175,13 @@ class _Trainer:
             sums += torch.stack([self._loss(batch).double() * targets, sums.new_tensor(targets)])
         nats, count = sum_over_ranks(sums).tolist()
         return float(nats / count)
+
+    def _finite_validation_loss(self, done: int) -> float:
+        """It sees what the step's own update did; the training loss would see it a step later."""
+        if not math.isfinite(loss := self.validation_loss()):
+            self.bad_step.fill_(done)
+        self._check_finite()
+        return loss
 
     def _check_finite(self) -> None:
         bad_step = int(self.bad_step)

@@ -19,7 +19,11 @@ _SAVE_S = 600  # after SIGTERM the workers finish their step and save
 
 
 class WorkerFailed(RuntimeError):
-    """Workers ended without a result; the message is the first failure that one of them told."""
+    """Workers ended without a result; `told` is the type and the message of the first failure that one of them told."""
+
+    def __init__(self, message: str, told: str = ""):
+        super().__init__(message)
+        self.told = told
 
 
 def tell_metrics(step: int, metrics: dict[str, float]) -> None:
@@ -95,7 +99,8 @@ def run_workers(module: str, argument: str, processes: int, output: WorkerOutput
     finally:
         process.kill()
     if exit_code:
-        raise WorkerFailed(output.failure or f"torchrun ended with exit code {exit_code}; its output says why")
+        message = output.failure or f"torchrun ended with exit code {exit_code}; its output says why"
+        raise WorkerFailed(message, output.failure)
 
 
 def _torchrun() -> None:

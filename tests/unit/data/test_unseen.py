@@ -68,15 +68,43 @@ def test_a_data_set_without_digests_says_what_to_do(tmp_path: Path) -> None:
         seen_digests(tmp_path)
 
 
-def test_replayed_rows_stand_behind_the_new_ones_and_each_part_keeps_its_order(tmp_path: Path, old: Path) -> None:
+@pytest.fixture
+def new(tmp_path: Path, old: Path) -> Path:
     text = unseen(tmp_path, NEW, old, validation_fraction=0.2)
     prepare_dataset(text.config, 0, tmp_path / "new", documents=text)
-    mixed = ReplayLoader(tmp_path / "new", old, 16, 8, seed=3, replayed_rows=3)
-    new, replayed = TokenLoader(tmp_path / "new", "train", 16, 5, 3), TokenLoader(old, "train", 16, 3, 3)
+    return tmp_path / "new"
+
+
+def test_replayed_rows_stand_behind_the_new_ones_and_each_part_keeps_its_order(new: Path, old: Path) -> None:
+    mixed = ReplayLoader(new, old, 16, 8, 3, replay_fraction=0.375)
+    parts = TokenLoader(new, "train", 16, 5, 3), TokenLoader(old, "train", 16, 3, 3)
     for step in (0, 1, 9):
-        for whole, first, second in zip(mixed.batch(step), new.batch(step), replayed.batch(step), strict=True):
+        for whole, first, second in zip(mixed.batch(step), *(part.batch(step) for part in parts), strict=True):
             assert torch.equal(whole[:5], first) and torch.equal(whole[5:], second)
     assert mixed.batch_size == 8
-    for rows in (0, 8):
-        with pytest.raises(ValueError, match="allowed are 1 to 7"):
-            ReplayLoader(tmp_path / "new", old, 16, 8, seed=3, replayed_rows=rows)
+    none = ReplayLoader(new, old, 16, 8, 3, replay_fraction=0.0)
+    assert torch.equal(none.batch(4).tokens_BT, TokenLoader(new, "train", 16, 8, 3).batch(4).tokens_BT)
+    for fraction in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"replay_fraction is .* allowed are 0 up to, not including, 1"):
+            ReplayLoader(new, old, 16, 8, 3, replay_fraction=fraction)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_the_replayed_share_is_exact_whatever_a_batch_holds(new: Path, old: Path, batch_size: int) -> None:
+    mixed = ReplayLoader(new, old, 16, batch_size, 3, replay_fraction=0.3)
+    rows = torch.cat([mixed.batch(step).tokens_BT for step in range(24 // batch_size)])
+    expected = {
+        part: TokenLoader(directory, "train", 16, count, 3).batch(0).tokens_BT
+        for part, directory, count in (("new", new, 17), ("old", old, 7))
+    }
+    found = {part: [row for row in rows if any(torch.equal(row, e) for e in of)] for part, of in expected.items()}
+    assert [len(found[part]) for part in ("new", "old")] == [17, 7]
+    assert all(torch.equal(torch.stack(found[part]), expected[part]) for part in expected), "each in its own order"
+
+
+def test_ranks_share_a_replayed_batch(new: Path, old: Path) -> None:
+    whole = ReplayLoader(new, old, 16, 8, 3, replay_fraction=0.3)
+    ranks = [ReplayLoader(new, old, 16, 8, 3, replay_fraction=0.3, rank=rank, world_size=4) for rank in range(4)]
+    for step in range(4):
+        for tensor, *parts in zip(whole.batch(step), *(loader.batch(step) for loader in ranks), strict=True):
+            assert torch.equal(tensor, torch.cat(parts))

@@ -49,6 +49,13 @@ def test_loss_and_bits_per_byte_of_a_known_model(tiny: Path, sequence_length: in
     assert math.isclose(result["perplexity"], 2 ** (11 / 7), rel_tol=1e-6)
 
 
+def test_the_perplexity_of_a_model_that_diverged_is_a_number(tiny: Path) -> None:
+    model = FixedDistribution([1 / 4, 1 / 2, 1 / 4])
+    model.log_probs *= 1e4
+    result = evaluate_perplexity(model, TokenLoader(tiny, "validation", 7, 1, seed=0))
+    assert result["validation_loss_nats"] > 5000 and 1e300 < result["perplexity"] < math.inf
+
+
 def test_max_tokens_evaluates_just_that_many(tiny: Path) -> None:
     model = FixedDistribution([1 / 4, 1 / 2, 1 / 4])
     result = evaluate_perplexity(model, TokenLoader(tiny, "validation", 3, 2, seed=0), max_tokens=4)

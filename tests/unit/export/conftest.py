@@ -1,6 +1,7 @@
 """A tiny hybrid model with nothing at its neutral value, a byte-level tokenizer, and their export."""
 
 import json
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -104,6 +105,12 @@ def export(tokenizer_dir, tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported_dir(export, model) -> Path:
     return export(model, dtype="float32")
+
+
+@pytest.fixture
+def directory(exported_dir, tmp_path) -> Path:
+    """A copy of the export, to be damaged."""
+    return shutil.copytree(exported_dir, tmp_path / "copy")
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,7 @@ def test_verify_export_names_every_problem(flashslm, broken_dir):
     assert result.stdout.splitlines() == [
         "model.memory_tokens: shape is [5, 32], expected [4, 32]",
         "tokenizer_config.json: eos_token has id 0, config.json's eos_token_id is 7",
+        "special_tokens_map.json: eos_token has id 0, config.json's eos_token_id is 7",
         "generation_config.json: eos_token_id is 0, not 7",
     ]
     result = flashslm("verify-export", broken_dir, "--json")
@@ -49,6 +50,7 @@ def test_verify_export_names_every_problem(flashslm, broken_dir):
     assert [p["subject"] for p in json.loads(result.stdout)["problems"]] == [
         "model.memory_tokens",
         "tokenizer_config.json",
+        "special_tokens_map.json",
         "generation_config.json",
     ]
 

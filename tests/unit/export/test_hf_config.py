@@ -134,6 +134,19 @@ def test_what_cannot_be_exported_is_named_at_once(architecture):
     assert all(problem in str(raised.value) for problem in problems)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rope_theta": 0.5}, "rope_theta 0.5: the format takes 1 to 1,000,000,000,000"),
+        ({"norm_eps": 2.0}, "norm_eps 2.0: the format takes 1e-20 to 1"),
+        ({"max_position_embeddings": 2**31}, "max_position_embeddings 2147483648: the format takes 1 to 2,147,483,647"),
+    ],
+    ids=str,
+)
+def test_numbers_that_verification_would_refuse_are_not_exported(changes, expected, architecture):
+    assert export_problems(architecture.model_copy(update=changes)) == [expected]
+
+
 def test_asking_needs_no_torch():
     code = "import sys; from flashslm.export.hf_config import export_problems; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,8 +12,8 @@ import pytest
 from flashslm.config import RunConfig
 from flashslm.launch import scheduler as scheduler_module
 from flashslm.launch.process import LaunchError
-from flashslm.launch.schedule import Schedule, Schedules
-from flashslm.launch.scheduler import GRACE_S, HEARTBEAT_S, SILENCE_S, Scheduler, launch_in, serve
+from flashslm.launch.schedule import SILENCE_S, Schedule, Schedules
+from flashslm.launch.scheduler import GRACE_S, HEARTBEAT_S, Scheduler, launch_in, serve
 from flashslm.platform.s3 import StoreUnavailable
 from tests.unit.launch.memory_store import MemoryStore
 
@@ -103,6 +103,24 @@ def test_the_clock_goes_forward_and_back(world: World) -> None:
     world.schedules.set_enabled("nightly", True, world.now_s)
     world.go(world.scheduler(), "2026-10-26 12:00")
     assert [due for _, due in world.fired] == ["2026-10-25 02:30:00+02:00", "2026-10-26 02:30:00+01:00"]
+
+
+def test_one_that_cannot_start_or_be_read_is_told_and_the_others_go_on(world: World) -> None:
+    world.add("apart", recipe=RECIPE | {"removed_since": 1})
+    world.add("nightly")
+    broken = world.add("zone").model_dump() | {"time_zone": "Mars/Olympus"}
+    world.store.put_json("schedules/zone.json", broken)
+    world.store.put_json("schedules/other.json", {"name": "other"})
+    scheduler = world.scheduler()
+    launch = scheduler._launch
+    scheduler._launch = lambda schedule, due_s: (schedule.config, launch(schedule, due_s))[1]
+    world.go(scheduler, "2026-07-02 12:00")
+    assert world.fired == [("nightly", f"2026-07-0{day} 02:00:00+02:00") for day in (1, 2)]
+    last = world.find("apart").last
+    assert last.state == "FAILURE" and last.detail.startswith("cannot start: ") and "removed_since" in last.detail
+    assert world.find("apart").running is None
+    for name, expected in (("zone", "time zone 'Mars/Olympus' is unknown"), ("other", "cron")):
+        assert len([said for said in world.said if said.startswith(f"{name}: ") and expected in said]) == 1
 
 
 def test_missed_times_are_not_caught_up(world: World) -> None:

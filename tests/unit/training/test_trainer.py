@@ -125,6 +125,11 @@ def test_a_non_finite_step_is_named_with_the_last_good_checkpoint(dataset: Path,
     assert checkpoints.load_latest()[0] == 3
 
 
+def test_an_update_that_ruins_the_model_is_seen_in_the_step_that_made_it(dataset: Path) -> None:
+    with pytest.raises(NonFiniteLoss, match="not finite at step 1; no checkpoint yet"):
+        fit(dataset, steps=1, learning_rate=1e30, warmup_steps=0, gradient_clip=1e30)
+
+
 def test_process_settings_are_put_back(dataset: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -1,0 +1,210 @@
+"""A model directory from elsewhere as a registry version that retraining can start from: a command, no pipeline step.
+
+What the gate compares is measured as the pipeline measures its own models. What the model was trained on is not known:
+the recipe's data stand for it, are replayed against forgetting, and are what later models are compared on.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flashslm.config import PromotionHook, RunConfig, digest
+from flashslm.data.loader import TokenLoader
+from flashslm.export.files import weight_files
+from flashslm.export.hf_config import export_problems
+from flashslm.export.importing import load_export
+from flashslm.export.tokenizer import write_tokenizer
+from flashslm.export.weights import has_unit_rows
+from flashslm.hardware import pick_device
+from flashslm.models.architecture import Architecture
+from flashslm.models.hybrid import HybridLM
+from flashslm.ops import kernels
+from flashslm.platform import registry, tracking
+from flashslm.platform.events import Events
+from flashslm.platform.gate import Measured
+from flashslm.platform.object_store import Manifest, ObjectStore
+from flashslm.platform.promotion import announce
+from flashslm.platform.registry import CHAMPION, IMPORTED, Lineage, ModelVersion, PromotionConflict
+from flashslm.platform.settings import Settings
+from flashslm.steps import prepare_data
+from flashslm.steps.context import StepContext
+from flashslm.steps.evaluate import evaluate_model
+from flashslm.steps.export_model import measure
+from flashslm.training.weight_norm import weight_norms
+
+STEP = "register_imported"
+_KEPT = ("*.json", "*.jinja", "*.md", "*.py", "*.yaml", "LICENSE*")  # of the directory, besides its weights
+_HEADLINE = ("validation_loss_nats", "perplexity", "bits_per_byte")
+
+
+def register_imported(
+    settings: Settings,
+    directory: Path,
+    recipe: RunConfig,
+    name: str = "",
+    alias: Literal["challenger", "champion"] = "challenger",
+    replaces: str = "",
+) -> dict[str, Any]:
+    """Register what `load_export` reads as a version of `name` (default: the recipe's gate.model_name).
+
+    The same files are one version: a repetition measures nothing and only sets the alias. As champion it takes the
+    place of version `replaces` and of no other ("" = there is none yet), and the recipe's promotion hook hears of it;
+    a hook that fails is in the result's `hook` and undoes nothing. Raises as `load_export`, ValueError for what cannot
+    be retrained, PromotionConflict where another version is champion; nothing is registered then.
+    """
+    if replaces and alias != CHAMPION:
+        raise ValueError(
+            f"a version to replace ({replaces}) is given with the alias '{alias}': only a champion has one"
+        )
+    name = name or recipe.gate.model_name
+    with tempfile.TemporaryDirectory(prefix="flashslm-register-") as temporary:
+        tokenizer = Path(temporary) / "tokenizer"
+        model = _load_trainable(directory, recipe, tokenizer)
+        tree = _link_tree(directory, Path(temporary) / "tree")
+        manifest = ObjectStore(settings).put_tree(tree, kind="exported")
+        if alias == CHAMPION:
+            _refuse_another_champion(settings, name, manifest, replaces)
+        known = _known(settings, name, manifest)
+        version = known.version if known else ""
+        if known:
+            registry.register(settings, name, known.manifest, known.run_id, known.facts, known.tags, known.lineage)
+        else:
+            version = _measure_and_register(settings, name, model, manifest, recipe, tokenizer, directory)
+    outcome = _promote(settings, name, version, replaces, recipe.gate.promotion_hook) if alias == CHAMPION else ""
+    return _result(registry.find(settings, name, version), known is None) | {"hook": outcome}
+
+
+def _promote(settings: Settings, name: str, version: str, replaces: str, hook: PromotionHook) -> str:
+    """Make it champion and tell the hook; what became of that. One that is champion already is no news."""
+    before = registry.champion(settings, name)
+    registry.promote(settings, name, version, expected_champion=replaces)
+    if before and before.version == version:
+        return ""
+    return announce(settings, hook, registry.find(settings, name, version), replaces)
+
+
+def _load_trainable(directory: Path, recipe: RunConfig, tokenizer: Path) -> HybridLM:
+    """The model, and its tokenizer as an export of the retrained model will have it, written to `tokenizer`."""
+    model = load_export(directory, pick_device("auto"))
+    a = model.architecture
+    problems = export_problems(a) + _length_problems(a, recipe)
+    tokenizer.mkdir()
+    try:
+        write_tokenizer(directory, tokenizer, a.vocab_size, a.max_position_embeddings - a.num_meta_tokens)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError(f"'{directory}' cannot be retrained: " + "; ".join(problems))
+    return model
+
+
+def _length_problems(architecture: Architecture, recipe: RunConfig) -> list[str]:
+    text_tokens = architecture.max_position_embeddings - architecture.num_meta_tokens
+    lengths = {
+        "training.sequence_length": recipe.training.sequence_length,
+        "evaluation.sequence_length": recipe.evaluation.sequence_length,
+        "evaluation.needle_lengths": max(recipe.evaluation.needle_lengths, default=0),
+        "latency.context": recipe.latency.context,
+    }
+    return [
+        f"the recipe's {where} is {length}, the model has positions for {text_tokens} text tokens"
+        for where, length in lengths.items()
+        if length > text_tokens
+    ]
+
+
+def _link_tree(directory: Path, tree: Path) -> Path:
+    """Links to the model's files, as the pipeline's `exported` object has them, and to nothing else that lies there."""
+    target = tree / "huggingface"
+    target.mkdir(parents=True)
+    kept = (file for pattern in _KEPT for file in directory.glob(pattern) if file.is_file())
+    for file in {*kept, *weight_files(directory)}:
+        (target / file.name).symlink_to(file.resolve())
+    return tree
+
+
+def _refuse_another_champion(settings: Settings, name: str, manifest: Manifest, replaces: str) -> None:
+    """Before anything is measured; `promote` asks again."""
+    current = registry.champion(settings, name)
+    found = current.version if current else ""
+    if found != replaces and not (current and current.manifest.sha256 == manifest.sha256):
+        raise PromotionConflict(
+            f"champion of '{name}' is version {found or 'none'}, to be replaced was version {replaces or 'none'}: "
+            "say --replaces VERSION with the champion whose place the model shall take, or register it without "
+            "--alias champion"
+        )
+
+
+def _known(settings: Settings, name: str, manifest: Manifest) -> ModelVersion | None:
+    versions = registry.list_versions(settings, name)
+    return next((v for v in versions if v.lineage.source and v.manifest.sha256 == manifest.sha256), None)
+
+
+def _measure_and_register(
+    settings: Settings,
+    name: str,
+    model: HybridLM,
+    manifest: Manifest,
+    recipe: RunConfig,
+    tokenizer: Path,
+    directory: Path,
+) -> str:
+    with tracking.task(settings, f"register {directory.name}", tags={"step": STEP}) as task:
+        own = recipe.model_copy(update={"data": recipe.data.model_copy(update={"tokenizer": str(tokenizer)})})
+        store, events = ObjectStore(settings), Events.from_env(STEP, STEP)
+        context = StepContext(STEP, own, settings, store, task, events, inputs={}, parameters={})
+        quality, facts = _measure(context, model)
+        dataset = context.outputs["dataset"]
+        measured = {"perplexity": quality["perplexity"], "dataset_sha256": dataset.sha256, "sha256": manifest.sha256}
+        headline = {key: quality[key] for key in _HEADLINE}
+        return registry.register(
+            settings,
+            name,
+            manifest.model_copy(update={"metadata": facts}),
+            settings.parent_run_id or task.run_id,
+            Measured.model_validate(facts | measured).model_dump(),
+            {"recipe": recipe.name, "architecture": facts["operators"], "directory": str(directory.resolve())},
+            Lineage(
+                data=(dataset,),
+                config_digest=digest(recipe.model_dump(mode="json")),
+                metrics=headline,
+                latency_ms={facts["device"]: facts["latency_ms"]},
+                source=IMPORTED,
+            ),
+        )
+
+
+def _measure(context: StepContext, model: HybridLM) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The results of evaluation, and what `export_model` says of a model; publishes `dataset`."""
+    recipe = context.config
+    kernels.configure(recipe.kernels)
+    kernels.preflight(pick_device(recipe.profiling.device))
+    context.events.emit("progress", prepare_data.run(context)["summary"])
+    dataset = context.fetch_manifest(context.outputs["dataset"])
+    TokenLoader(dataset, "train", recipe.training.sequence_length, 1, recipe.seed)  # raises if too short to be replayed
+    norms = torch.cat([norm.float() for norm in weight_norms(model).values()])
+    facts = measure(context, model) | {
+        "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
+        "weight_norm": "on" if has_unit_rows(norms.min().item(), norms.max().item()) else "off",
+    }
+    context.events.emit("progress", f"{facts['latency_ms']:.3f} ms/token, weight norm {facts['weight_norm']}")
+    quality = evaluate_model(model.to(torch.float32).eval(), dataset, recipe)
+    numbers = {key: value for key, value in (quality | facts).items() if isinstance(value, int | float)}
+    context.task.log_metrics(numbers, step=0)
+    return quality, facts
+
+
+def _result(version: ModelVersion, is_new: bool) -> dict[str, Any]:
+    return {
+        "model": version.name,
+        "version": version.version,
+        "aliases": version.aliases,
+        "new": is_new,
+        **{key: version.facts[key] for key in ("perplexity", "latency_ms", "parameters", "device")},
+        "weight_norm": version.manifest.metadata["weight_norm"],
+        "dataset": version.lineage.data[0].uri,
+        "object": version.uri,
+        "sha256": version.manifest.sha256,
+    }
