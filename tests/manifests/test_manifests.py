@@ -1,6 +1,5 @@
 """The overlays: valid for the API servers we support, complete, and closed."""
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,6 @@ from flashslm.config import PlatformConfig
 from flashslm.launch import cluster
 from flashslm.launch.cluster import for_cluster
 from manifests.pin_images import component
-from tests.manifests.network import OUTSIDE, Pod, allowed
 from tests.manifests.rendering import (
     MANIFESTS,
     OVERLAYS,
@@ -157,7 +155,11 @@ def test_mlflow_answers_to_the_name_that_steps_call(objects: tuple[Document, ...
     assert is_allowed_host_header(hosts, urlsplit(site["MLFLOW_TRACKING_URI"]).netloc)
     for stranger in ("attacker.example", "mlflow.flashslm.svc.attacker.example:5000", "10.0.0.1:5000"):
         assert not is_allowed_host_header(hosts, stranger)
-    assert mlflow["MLFLOW_ARTIFACTS_DESTINATION"].startswith(f"s3://{site['FLASHSLM_BUCKET']}/")
+    (container,) = pods(find(objects, "Deployment", "mlflow", SERVICES))[0]["spec"]["containers"]
+    names = [variable["name"] for variable in container["env"]]
+    assert names.index("FLASHSLM_BUCKET") < names.index("MLFLOW_ARTIFACTS_DESTINATION"), "else it is not filled in"
+    destination = container["env"][names.index("MLFLOW_ARTIFACTS_DESTINATION")]["value"]
+    assert destination == "s3://$(FLASHSLM_BUCKET)/mlflow" and site["FLASHSLM_BUCKET"]
     for ingress in (d for d in objects if d["kind"] == "Ingress"):
         assert all(is_allowed_host_header(hosts, rule["host"]) for rule in ingress["spec"]["rules"])
         assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"] for rule in ingress["spec"]["rules"]]
@@ -245,69 +247,6 @@ def test_rights_are_few(objects: tuple[Document, ...]) -> None:
 
 def may_mount(account: Document) -> bool:
     return bool(account.get("automountServiceAccountToken", True))
-
-
-MLFLOW = Pod.of(SERVICES, part_of="flashslm", name="mlflow")
-BACKUP = Pod.of(SERVICES, part_of="flashslm", name="mlflow-backup")
-POSTGRES = Pod.of(SERVICES, part_of="flashslm", name="postgres")
-SEAWEEDFS = Pod.of(SERVICES, part_of="flashslm", name="seaweedfs")
-STEP = Pod.of(STEPS, part_of="flashslm", component="evaluate")
-WORKER = Pod.of(STEPS, part_of="flashslm", component="pretrain")
-RETRAINING = Pod.of(STEPS, part_of="flashslm", component="continue-pretraining")
-KFP = Pod.of(STEPS, name="ml-pipeline")
-STRANGER = Pod.of("elsewhere", part_of="flashslm")
-INGRESS = Pod.of("ingress-nginx", name="ingress-nginx")
-
-
-@pytest.mark.parametrize(
-    ("overlay", "source", "target", "port", "expected"),
-    [
-        ("local", STEP, MLFLOW, 5000, True),
-        ("local", WORKER, MLFLOW, 5000, True),
-        ("local", STEP, SEAWEEDFS, 8333, True),
-        ("local", STEP, POSTGRES, 5432, True),
-        ("local", MLFLOW, POSTGRES, 5432, True),
-        ("local", MLFLOW, SEAWEEDFS, 8333, True),
-        ("local", BACKUP, POSTGRES, 5432, True),
-        ("local", BACKUP, MLFLOW, 5000, False),
-        ("local", KFP, MLFLOW, 5000, False),
-        ("local", STRANGER, MLFLOW, 5000, False),
-        ("local", STRANGER, POSTGRES, 5432, False),
-        ("local", STEP, MLFLOW, 22, False),
-        ("local", MLFLOW, OUTSIDE, 443, False),
-        ("local", POSTGRES, OUTSIDE, 443, False),
-        ("local", OUTSIDE, MLFLOW, 5000, False),
-        ("production", STEP, MLFLOW, 5000, True),
-        ("production", STEP, OUTSIDE, 5432, True),
-        ("production", MLFLOW, OUTSIDE, 443, True),
-        ("production", MLFLOW, OUTSIDE, 5432, True),
-        ("production", MLFLOW, OUTSIDE, 80, False),
-        ("production", INGRESS, MLFLOW, 5000, True),
-        ("production", STRANGER, MLFLOW, 5000, False),
-        ("production", STEP, KFP, 8887, True),
-        ("production", STEP, OUTSIDE, 443, True),
-        ("production", STEP, OUTSIDE, 80, False),
-        ("production", WORKER, WORKER, 29500, True),
-        ("production", RETRAINING, RETRAINING, 29500, True),
-        ("production", STEP, WORKER, 29500, False),
-        ("production", STEP, RETRAINING, 29500, False),
-        ("production", STRANGER, WORKER, 29500, False),
-        ("production", KFP, STEP, 8080, False),
-    ],
-)
-def test_only_what_is_needed_may_talk(overlay: str, source: Pod, target: Pod, port: int, expected: bool) -> None:
-    policies = [d for d in rendered(overlay) if d["kind"] == "NetworkPolicy"]
-    assert allowed(policies, source, target, port) is expected
-
-
-def test_steps_in_a_users_namespace_reach_kfp() -> None:
-    """As where KFP serves several users: the policies of manifests/base/steps are in that namespace."""
-    policies = yaml.safe_load(json.dumps([d for d in rendered("production") if d["kind"] == "NetworkPolicy"]))
-    for policy in policies:
-        policy["metadata"]["namespace"] = policy["metadata"]["namespace"].replace(STEPS, "team")
-    step = Pod.of("team", part_of="flashslm", component="evaluate")
-    assert allowed(policies, step, KFP, 8887)
-    assert not allowed(policies, step, STRANGER, 8887)
 
 
 def booleans_by_accident(text: str) -> list[str]:

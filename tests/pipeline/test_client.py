@@ -139,7 +139,7 @@ def test_a_slow_answer_is_given_up_and_asked_for_again(fake: FakeKfp) -> None:
 def test_nobody_listens(fake: FakeKfp) -> None:
     closed = FakeKfp()
     closed._http.server_close()
-    with pytest.raises(Unavailable, match="did not answer"):
+    with pytest.raises(Unavailable, match=r"did not answer: .*: check the address, and a port-forward"):
         connect(closed, attempts=2).latest_runs(5)
 
 

@@ -87,3 +87,11 @@ def test_a_hook_that_fails_undoes_nothing_and_can_be_called_again(team: Team) ->
     assert team.champion().version == "1" and team.champion().hook.startswith("failed")
     assert team.models("promote", "1", "--config", team.recipe()).exit_code == 0
     assert team.heard() == [("promotion", team.name, "1", "")] and team.champion().hook.startswith("delivered")
+
+
+def test_a_name_that_no_model_has_leads_to_those_that_there_are(team: Team) -> None:
+    listed = team.models("list", "--name", "nobody")
+    assert listed.exit_code == 0 and "no version of 'nobody' is registered" in listed.output
+    assert team.name in listed.output
+    refused = team.models("promote", "9", "--name", team.name)
+    assert f"see `flashslm models list --name {team.name}`" in str(refused.exception)

@@ -6,11 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from flashslm.cli.app import app
 from flashslm.config import RunConfig
 from flashslm.launch.schedule import Schedule, Schedules
 from flashslm.launch.scheduler import Scheduler
 from flashslm.platform.object_store import ObjectStore
+from flashslm.platform.settings import Settings
 
 pytestmark = pytest.mark.services
 
@@ -63,3 +66,18 @@ def test_every_time_fires_once(store: ObjectStore) -> None:
     assert schedules.names() == ["minutely"]
     schedules.delete("minutely")
     assert schedules.names() == []
+
+
+def test_the_command_says_what_fires_and_that_nothing_is_there(platform_env: Settings) -> None:
+    def schedule(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["schedule", *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    recipe = str(Path(__file__).parents[2] / "configs" / "retraining-demo.yaml")
+    assert "no schedules" in schedule("list")
+    created = schedule("create", "command", "--config", recipe, "--cron", "0 2 * * *")
+    assert "02:00:00+00:00" in created and "while `flashslm schedule run` goes on" in created
+    assert "command  0 2 * * * UTC  on" in schedule("list")
+    schedule("delete", "command")
+    assert "no schedules" in schedule("list")

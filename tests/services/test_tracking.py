@@ -243,3 +243,15 @@ def test_a_run_deleted_meanwhile_does_not_block_the_spool(platform_env, caplog):
     assert "dropped from" in caplog.text and spool_files() == []
     assert history(platform_env, kept, "loss") == [(0, 1.0)]
     tracking.finish_run(platform_env, kept, "FINISHED")
+
+
+def test_what_a_lost_process_had_finished_counts_no_more(platform_env: Settings) -> None:
+    with tracking.task(platform_env, "search") as run:
+        for name in ("lost trial 3", "lost trial 4", "lost trial 3"):
+            with run.nested(name) as trial:
+                owner = tags_of(run_of(platform_env, trial.run_id))[tracking.OWNER_TAG]
+            tracking.end_lost(platform_env, "lost trial 3", ["somebody else 1 1.0"])
+        tracking.end_lost(platform_env, "lost trial 3", [owner])
+    found = MlflowApi(platform_env).search_runs("attributes.run_name LIKE 'lost trial %'")
+    ends = sorted((r["info"]["run_name"], r["info"]["status"]) for r in found)
+    assert ends == [("lost trial 3", "KILLED"), ("lost trial 3", "KILLED"), ("lost trial 4", "FINISHED")]

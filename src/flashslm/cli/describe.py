@@ -26,7 +26,12 @@ def describe(
             "config.json, or a recipe (its latency reference).",
         ),
     ],
-    context: Annotated[int, typer.Option(min=1, help="Tokens attended to, meta tokens included.")] = 8192,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens attended to, meta tokens included; default: 8192, or the model's positions if fewer."
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 1,
     device: Annotated[str, typer.Option(help="A GPU such as 'NVIDIA H200'; left out: the present device.")] = "",
     as_json: JsonOption = False,
@@ -37,8 +42,9 @@ def describe(
     from flashslm.models.describe import find_device
 
     architecture = read_architecture(source)
+    context = context or min(8192, architecture.max_position_embeddings)
     found = describe_architecture(architecture, context, batch, find_device(device), export_problems(architecture))
-    found = found.model_copy(update={"assumptions": assumptions(source)})
+    found = found.model_copy(update={"assumptions": (*found.assumptions, *assumptions(source))})
     if as_json:
         print(found.model_dump_json())
     else:

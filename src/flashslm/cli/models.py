@@ -37,9 +37,14 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
     from flashslm.launch.single import resolve_settings
     from flashslm.platform import registry
 
-    versions = [v.model_dump() for v in registry.list_versions(resolve_settings(home), name)]
+    settings = resolve_settings(home)
+    versions = [v.model_dump() for v in registry.list_versions(settings, name)]
     if as_json:
         print(json.dumps({"model": name, "versions": versions}, default=str))
+        return
+    if not versions:
+        known = ", ".join(registry.list_models(settings)) or "none"
+        console.print(f"no version of '{name}' is registered; --name takes: {known}", highlight=False, soft_wrap=True)
         return
     table = Table(box=None, pad_edge=False)
     for column in ("version", "aliases", "perplexity", "ms/token", "parameters", "parent", "hook", "object"):
@@ -55,7 +60,7 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
             v["hook"],
             v["uri"],
         )
-    Console().print(table if versions else f"no version of '{name}' is registered")
+    Console().print(table)
 
 
 @models_app.command("register")

@@ -79,6 +79,6 @@ def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
         for check in checks:
             mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
             text = "; ".join(filter(None, (check.detail, check.hint)))
-            Console().print(f"{mark} {check.name:<20} {check.time_ms:8.1f} ms  {text}", highlight=False)
+            Console().print(f"{mark} {check.name:<20} {check.time_ms:8.1f} ms  {text}", highlight=False, soft_wrap=True)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

@@ -79,7 +79,7 @@ def create(  # noqa: PLR0913 - one parameter an option
         stored = _from_anywhere(recipe).model_dump(mode="json")
         values = {"cron": cron, "time_zone": time_zone, "recipe": stored, "settled_s": now_s}
         local_schedules(home).create(Schedule.model_validate({"name": name, "pipeline": pipeline} | values))
-        made = {}
+        made = {"fires": "while `flashslm schedule run` goes on"}
     show({"name": name, "pipeline": pipeline, "next": times.shown(times.next_after(now_s))} | made, as_json)
 
 
@@ -97,6 +97,9 @@ def list_command(
     rows = _on_cluster(host, namespace) if host else _here(home)
     if as_json:
         print(json.dumps({"schedules": rows}))
+        return
+    if not rows:
+        Console().print("no schedules: `flashslm schedule create` makes one", highlight=False)
         return
     columns = ("name", "cron", "state", "next", "last")
     table = Table(*columns, box=None, pad_edge=False)

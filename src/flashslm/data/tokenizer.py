@@ -58,9 +58,9 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 def load_tokenizer(directory: Path) -> Any:
     """The PreTrainedTokenizerFast of a prepared data set or of an exported model."""
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
-    return AutoTokenizer.from_pretrained(str(directory))
+    return PreTrainedTokenizerFast.from_pretrained(str(directory))
 
 
 def copy_tokenizer(name: str, directory: Path) -> tuple[Tokenizer, int]:
@@ -71,8 +71,12 @@ def copy_tokenizer(name: str, directory: Path) -> tuple[Tokenizer, int]:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        # AutoTokenizer would read the config of a model beside it, and ask whether to run the model's own code.
+        is_whole = (Path(name) / "tokenizer.json").is_file()
+        loaded = (
+            load_tokenizer(Path(name)) if is_whole else AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        )
+    except Exception as error:  # transformers, huggingface_hub and tokenizers have no common one
         raise ValueError(
             f"data.tokenizer '{name}' cannot be loaded ({error}): give 'train', a directory or a hub id"
         ) from error

@@ -58,7 +58,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises ValueError, with the file's name, otherwise."""
     try:
         value = read_json(path)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds a {type(value).__name__}, not a JSON object")
@@ -97,16 +97,23 @@ def tensor_bytes(path: Path) -> int:
     return path.stat().st_size - 8 - header_bytes
 
 
+def tensor_framework(path: Path) -> str | None:
+    """What a sound safetensors file says of whose tensors it holds ("pt": PyTorch's); None: it has no metadata."""
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    return None if metadata is None else str(metadata.get("format", ""))
+
+
 def weight_map(directory: Path) -> dict[str, str]:
     """Tensor name -> file name, as the index says."""
     listed = read_object(directory / INDEX_FILE).get("weight_map")
     if not isinstance(listed, dict) or not all(_is_file_name(name) for name in listed.values()):
-        raise ValueError(f"{INDEX_FILE} has no weight_map from tensors to files beside it")
+        raise ValueError(f"{INDEX_FILE} has no weight_map from tensors to .safetensors files beside it")
     return listed
 
 
 def _is_file_name(name: object) -> bool:
-    return isinstance(name, str) and Path(name).name == name
+    return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
 
 
 def _headers(path: Path) -> dict[str, StoredTensor]:
@@ -116,5 +123,7 @@ def _headers(path: Path) -> dict[str, StoredTensor]:
             return {name: StoredTensor(s.get_dtype(), tuple(s.get_shape()), path) for name, s in slices.items()}
     except FileNotFoundError as error:
         raise ValueError(f"{path.name} is missing") from error
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from error
     except SafetensorError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error

@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 
-from flashslm.export.files import read_json
+from flashslm.export.files import read_object
+from flashslm.export.hf_config import architecture_from_config, shown
 from flashslm.export.importing import load_export
+from flashslm.export.published import plain_config
+from flashslm.export.tokenizer import open_tokenizer
 from flashslm.hardware import pick_device
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.sampling import Sampling
@@ -29,33 +32,41 @@ def generate_text(
     end-of-text token. Raises ValueError for a directory without a model, and when prompt and continuation exceed the
     model's positions.
     """
-    from tokenizers import Tokenizer
-
     missing = [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]
     if missing:
         raise ValueError(
             f"'{directory}' is no exported model ({', '.join(missing)} not found): "
             "give a directory such as runs/latest/export/huggingface"
         )
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    config = read_json(directory / "config.json")
+    tokenizer = open_tokenizer(directory)
+    config = read_object(directory / "config.json")
+    architecture = architecture_from_config(plain_config(config)[0])
     sampling = Sampling(temperature, top_k, top_p, seed)
-    prompt_ids = [config["bos_token_id"], *tokenizer.encode(prompt, add_special_tokens=False).ids]
-    room = config["max_position_embeddings"] - config["num_memory_tokens"]
+    prompt_ids = [_token_ids(config, "bos_token_id")[0], *tokenizer.encode(prompt, add_special_tokens=False).ids]
+    room = architecture.max_position_embeddings - architecture.num_meta_tokens
+    ends = set(_token_ids(config, "eos_token_id"))
     context = len(prompt_ids) + max_new_tokens
     if context > room:
         raise ValueError(f"prompt ({len(prompt_ids)} tokens) and max_new_tokens {max_new_tokens} exceed {room} tokens")
     model = load_export(directory, pick_device("auto")).eval()
     engine = DecodeEngine(model, batch_size=1, max_context=context, sampling=sampling)
     started = perf_counter()
-    ends = config["eos_token_id"]
-    new_ids = _decode(engine, prompt_ids, max_new_tokens, set(ends) if isinstance(ends, list) else {ends})
+    new_ids = _decode(engine, prompt_ids, max_new_tokens, ends)
     return {
         "text": tokenizer.decode(new_ids),
         "prompt_tokens": len(prompt_ids),
         "new_tokens": len(new_ids),
         "time_s": perf_counter() - started,
     }
+
+
+def _token_ids(config: dict[str, Any], name: str) -> list[int]:
+    """A special token's id; published models may have several."""
+    found = config.get(name)
+    ids: list[Any] = found if isinstance(found, list) else [found]
+    if not ids or not all(type(token_id) is int for token_id in ids):
+        raise ValueError(f"config.json: {name} is {shown(found)}: expected a token's id")
+    return ids
 
 
 def _decode(engine: DecodeEngine, prompt_ids: list[int], max_new_tokens: int, ends: set[int]) -> list[int]:

@@ -1,5 +1,6 @@
 """config.json of an export from an Architecture, and back. No torch and no transformers here."""
 
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -165,8 +166,10 @@ def architecture_from_config(config: dict[str, Any]) -> Architecture:
         )
     except ValidationError as error:
         found = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
-        reasons = (f"{SIZES.get(name, name)} {reason}" for name, reason in found)
-        raise ConfigMismatch("config.json: " + "; ".join(reason.strip() for reason in reasons)) from error
+        reasons = "; ".join(f"{name} {reason}".strip() for name, reason in found)
+        for ours, theirs in SIZES.items():
+            reasons = re.sub(rf"\b{ours}\b", theirs, reasons)
+        raise ConfigMismatch(f"config.json: {reasons}") from error
 
 
 def config_problems(config: dict[str, Any]) -> list[str]:

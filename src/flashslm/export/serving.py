@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from flashslm.export.hf_config import CLASS_NAME
+from flashslm.export.hf_config import CLASS_NAME, MAX_SIZE, shown
 from flashslm.models.architecture import Architecture
 
 RECIPE_FILE = "nemotron_flash.yaml"
@@ -47,27 +47,47 @@ def read_recipe(directory: Path) -> dict[str, Any]:
 
 def recipe_problems(recipe: dict[str, Any], architecture: Architecture) -> list[str]:
     """Where a recipe and the model disagree; the numbers may be changed as far as the model allows."""
-    a = architecture
-    integers = [
-        name for name in ("max_batch_size", "max_seq_len", "max_num_tokens") if type(recipe.get(name)) is not int
+    return _option_problems(recipe) or _length_problems(recipe, architecture)
+
+
+def _option_problems(recipe: dict[str, Any]) -> list[str]:
+    """Options of another kind, and the two that no model of this class runs right without."""
+    problems = [
+        f"{name} is {shown(recipe.get(name))}: expected int, 1 to {MAX_SIZE:,}"
+        for name in ("max_batch_size", "max_seq_len", "max_num_tokens")
+        if type(recipe.get(name)) is not int or not 1 <= recipe[name] <= MAX_SIZE
     ]
-    problems = [f"{name} is {recipe.get(name)!r}: expected int" for name in integers]
-    if recipe.get("model_factory") != CLASS_NAME:
-        problems.append(
-            f"model_factory is {recipe.get('model_factory')!r}: without '{CLASS_NAME}' another class is built"
-        )
-    cache = recipe.get("kv_cache_config")
-    if not isinstance(cache, dict) or cache.get("enable_block_reuse") is not False:
+    factory, chunked = recipe.get("model_factory"), recipe.get("enable_chunked_prefill", False)
+    if factory != CLASS_NAME:
+        problems.append(f"model_factory is {shown(factory)}: without '{CLASS_NAME}' another class is built")
+    if type(chunked) is not bool:
+        problems.append(f"enable_chunked_prefill is {shown(chunked)}: expected bool")
+    cache, transforms = recipe.get("kv_cache_config"), recipe.get("transforms", {})
+    cache = cache if isinstance(cache, dict) else {}
+    if cache.get("enable_block_reuse") is not False:
         problems.append("kv_cache_config.enable_block_reuse must be false: recurrent states cannot be reused")
-    if problems:
-        return problems
+    fraction = cache.get("free_gpu_memory_fraction", 0.9)
+    if type(fraction) not in (int, float) or not 0 < fraction <= 1:
+        problems.append(f"kv_cache_config.free_gpu_memory_fraction is {shown(fraction)}: expected above 0, at most 1")
+    if not isinstance(transforms, dict) or not all(isinstance(options, dict) for options in transforms.values()):
+        problems.append(f"transforms is {shown(transforms)}: expected a mapping of options for each")
+    return problems
+
+
+def _length_problems(recipe: dict[str, Any], a: Architecture) -> list[str]:
+    problems = []
     batch, length, step = recipe["max_batch_size"], recipe["max_seq_len"], recipe["max_num_tokens"]
     if not a.num_meta_tokens < length <= a.max_position_embeddings:
         allowed = f"{a.num_meta_tokens + 1} to {a.max_position_embeddings}"
         problems.append(f"max_seq_len is {length}: the model has positions for {allowed}, memory tokens included")
-    if not 1 <= batch <= step:
+    if batch > step:
         problems.append(f"max_batch_size is {batch}: allowed is 1 to max_num_tokens, {step}")
+    if length > step and not recipe.get("enable_chunked_prefill"):
+        problems.append(
+            f"max_num_tokens is {step}: without enable_chunked_prefill no step takes a prompt of max_seq_len, {length}"
+        )
     sizes = recipe.get("cuda_graph_batch_sizes")
     if not isinstance(sizes, list) or not all(type(size) is int and 1 <= size <= batch for size in sizes):
-        problems.append(f"cuda_graph_batch_sizes is {sizes!r}: expected integers from 1 to max_batch_size, {batch}")
+        allowed = f"integers from 1 to max_batch_size, {batch}"
+        problems.append(f"cuda_graph_batch_sizes is {shown(sizes)}: expected {allowed}")
     return problems

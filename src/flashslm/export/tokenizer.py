@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _MEMORY_TOKEN = re.compile(r"<(mem|dummy)_\d+>")  # what TensorRT-LLM adds after the text tokens
 # The model takes no token_type_ids; generation continues the last column, so padding goes to the left.
-_USE = {
+USE = {
     "model_input_names": ["input_ids", "attention_mask"],
     "padding_side": "left",
     "add_bos_token": True,
@@ -41,11 +42,16 @@ def write_tokenizer(source: Path, directory: Path, vocab_size: int, max_length: 
     ids = _vocabulary(source)
     if unknown := sorted(name for name, token in roles.items() if token not in ids):
         raise ValueError(f"the tokenizer in '{source}' has no token for {', '.join(unknown)}")
+    if unknown := sorted(set(_named_tokens(config)) - ids.keys()):
+        raise ValueError(
+            f"the tokenizer in '{source}' names {', '.join(unknown)} in tokenizer_config.json, which its "
+            "tokenizer.json does not have: load and save it once with transformers"
+        )
     if (source / "chat_template.jinja").is_file():
         shutil.copyfile(source / "chat_template.jinja", directory / "chat_template.jinja")
     begun = read_object(source / "tokenizer.json") | {"post_processor": _begin_with(end, ids[end])}
     (directory / "tokenizer.json").write_text(json.dumps(begun), encoding="utf-8")
-    write_json(directory / "tokenizer_config.json", _portable(config) | _USE | roles | {"model_max_length": max_length})
+    write_json(directory / "tokenizer_config.json", _portable(config) | USE | roles | {"model_max_length": max_length})
     write_json(directory / "special_tokens_map.json", roles)
     return {f"{name}_id": ids[token] for name, token in roles.items() if name != "unk_token"}
 
@@ -54,8 +60,8 @@ def tokenizer_problems(directory: Path, vocab_size: int) -> list[str]:
     """Why the memory tokens would not get the ids from `vocab_size` on, which the runtime gives to what it adds."""
     try:
         ids = _vocabulary(directory)
-    except Exception as error:  # the library raises nothing narrower
-        return [f"tokenizer.json is no tokenizer: {error}"]
+    except ValueError as error:
+        return [str(error)]
     length = max(ids.values(), default=-1) + 1
     problems = []
     if length > vocab_size:
@@ -73,9 +79,17 @@ def special_token_ids(directory: Path, file: str) -> dict[str, int | None]:
     return {f"{name}_id": ids.get(token) for name, token in roles.items()}
 
 
+def unknown_tokens(directory: Path, file: str) -> list[str]:
+    """Tokens that a JSON file names and tokenizer.json does not have: transformers adds them behind its last one.
+
+    Left out are bos, eos and pad: `special_token_ids` has them.
+    """
+    return sorted(set(_named_tokens(read_object(directory / file))) - _vocabulary(directory).keys())
+
+
 def beginning_problems(directory: Path, bos_token_id: int) -> list[str]:
     """Why a text's ids would not be the bos id, then the text's own tokens and no more, as in training."""
-    tokenizer = _tokenizer(directory)
+    tokenizer = open_tokenizer(directory)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     bare, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
@@ -95,14 +109,18 @@ def copy_tokenizer_files(source: Path, directory: Path) -> bool:
     return True
 
 
-def _tokenizer(directory: Path) -> Any:
+def open_tokenizer(directory: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a directory. Raises ValueError when its tokenizer.json is none."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(directory / "tokenizer.json"))
+    try:
+        return Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"tokenizer.json is no tokenizer: {error}") from error
 
 
 def _vocabulary(directory: Path) -> dict[str, int]:
-    ids: dict[str, int] = _tokenizer(directory).get_vocab(with_added_tokens=True)
+    ids: dict[str, int] = open_tokenizer(directory).get_vocab(with_added_tokens=True)
     return ids
 
 
@@ -119,6 +137,16 @@ def _roles(config: dict[str, Any]) -> dict[str, str]:
     found = {name: config.get(name) for name in ROLES}
     texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items() if token}
     return {name: str(text) for name, text in texts.items()}
+
+
+def _named_tokens(config: dict[str, Any]) -> Iterator[str]:
+    """Every token in a tokenizer's config besides bos, eos and pad."""
+    found = [v for name, v in config.items() if name.endswith("_token") and name not in ROLES[:3]]
+    for name in ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"):
+        several = config.get(name) or ()
+        found += several.values() if isinstance(several, dict) else several
+    texts = (token.get("content") if isinstance(token, dict) else token for token in found)
+    return (text for text in texts if isinstance(text, str))
 
 
 def _portable(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,15 @@ import ast
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashslm.export.files import INDEX_FILE, StoredTensor, read_object, stored_tensors, tensor_bytes, weight_files
+from flashslm.export.files import (
+    INDEX_FILE,
+    StoredTensor,
+    read_object,
+    stored_tensors,
+    tensor_bytes,
+    tensor_framework,
+    weight_files,
+)
 from flashslm.export.hf_config import (
     FIELDS,
     TOKEN_IDS,
@@ -15,10 +23,12 @@ from flashslm.export.hf_config import (
     shown,
 )
 from flashslm.export.names import exported_shapes
+from flashslm.export.published import ignored_fields
 from flashslm.export.serving import RECIPE_FILE, read_recipe, recipe_problems
-from flashslm.export.tokenizer import beginning_problems, special_token_ids, tokenizer_problems
+from flashslm.export.tokenizer import USE, beginning_problems, special_token_ids, tokenizer_problems, unknown_tokens
 from flashslm.models.architecture import Architecture
 
+README = "README.md"
 FORMAT_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 REQUIRED_FILES = (
     "config.json",
@@ -44,6 +54,8 @@ def verify_export(directory: Path) -> list[Problem]:
 
     Serves the Hugging Face directory and the TensorRT-LLM bundle. Weights are not read, only their headers.
     """
+    if not directory.is_dir():
+        return [Problem(str(directory), "no such directory: give an export such as runs/latest/export/huggingface")]
     if problems := _unreadable_files(directory):
         return problems
     config = read_object(directory / "config.json")
@@ -55,16 +67,18 @@ def verify_export(directory: Path) -> list[Problem]:
         return [Problem("config.json", str(error).removeprefix("config.json: "))]
     return [
         *(Problem("config.json", message) for message in export_problems(architecture)),
+        *_surplus_problems(config),
         *_code_problems(directory, config),
         *_weight_problems(directory, exported_shapes(architecture), FORMAT_DTYPES[config["dtype"]]),
         *_token_problems(directory, config),
         *_recipe_problems(directory, config, architecture),
+        *([] if (directory / README).is_file() else [Problem(README, "file is missing: it says how to run the model")]),
     ]
 
 
 def count_checked(directory: Path) -> dict[str, int]:
     """How much of a sound directory `verify_export` looked at: tensors, fields of config.json, files."""
-    names = {*REQUIRED_FILES, *(path.name for path in weight_files(directory)), *_code_files(directory)}
+    names = {*REQUIRED_FILES, README, *(path.name for path in weight_files(directory)), *_code_files(directory)}
     recipe = [RECIPE_FILE] if (directory / RECIPE_FILE).is_file() else []
     return {"tensors": len(stored_tensors(directory)), "fields": len(FIELDS), "files": len([*names, *recipe])}
 
@@ -99,6 +113,14 @@ def _unreadable_files(directory: Path) -> list[Problem]:
     return problems
 
 
+def _surplus_problems(config: dict[str, Any]) -> list[Problem]:
+    """Fields that no export has: a runtime may act on them, as all do on quantization_config."""
+    problems = [f"{name} is {shown(config[name])}: no field of this format" for name in ignored_fields(config)]
+    if config.get("torch_dtype", config["dtype"]) != config["dtype"]:
+        problems.append(f"torch_dtype is {shown(config['torch_dtype'])} and dtype {config['dtype']!r}: which one?")
+    return [Problem("config.json", message) for message in problems]
+
+
 def _code_files(directory: Path) -> list[str]:
     return [f"{path.split('.')[0]}.py" for path in read_object(directory / "config.json")["auto_map"].values()]
 
@@ -131,6 +153,12 @@ def _weight_problems(directory: Path, shapes: dict[str, tuple[int, ...]], dtype:
     strays = sorted({path.name for path in directory.glob("*.safetensors")} - loaded)
     problems = [Problem(name, "the index does not name it: a loader skips its tensors") for name in strays]
     problems += tensor_problems(found, shapes, dict.fromkeys(shapes, (dtype,)))
+    frameworks = ((path.name, tensor_framework(path)) for path in weight_files(directory))
+    problems += [
+        Problem(name, f"its metadata's format is {shown(framework)}: transformers 4.57 loads only 'pt'")
+        for name, framework in frameworks
+        if framework not in ("pt", None)
+    ]
     return problems + _index_problems(directory)
 
 
@@ -160,7 +188,7 @@ def _token_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
 
 
 def _role_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
-    """Which of the files that name bos, eos and pad tokens name others than config.json."""
+    """Which of the files that name special tokens name others than config.json and tokenizer.json have."""
     problems = []
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         found = special_token_ids(directory, file)
@@ -168,14 +196,27 @@ def _role_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
             if found.get(name) != config[name]:
                 said = f"{name.removesuffix('_id')} has id {found.get(name)}, config.json's {name} is {config[name]}"
                 problems.append(Problem(file, said))
+        shift = "which tokenizer.json does not have: the memory tokens' ids would shift"
+        problems += [Problem(file, f"names {shown(token)}, {shift}") for token in unknown_tokens(directory, file)]
+    if (directory / _LEGACY_TOKENS).exists():
+        problems.append(Problem(_LEGACY_TOKENS, "transformers adds its tokens to those of tokenizer.json: remove it"))
     return problems
 
 
+_LEGACY_TOKENS = "added_tokens.json"
+
+
 def _tokenizer_config_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
-    """The class that every version of transformers knows; no more text than there are positions for."""
+    """The class that every version of transformers knows, inputs and padding as the model wants them, no more text than
+    there are positions for.
+    """
     found = read_object(directory / "tokenizer_config.json")
     length, text_tokens = found.get("model_max_length"), config["max_position_embeddings"] - config["num_memory_tokens"]
-    problems = []
+    problems = [
+        f"{name} is {shown(found.get(name))}: expected {value!r}"
+        for name, value in USE.items()
+        if found.get(name) != value
+    ]
     if found.get("tokenizer_class") != "PreTrainedTokenizerFast":
         problems.append(f"tokenizer_class is {shown(found.get('tokenizer_class'))}: expected 'PreTrainedTokenizerFast'")
     if type(length) is not int or not 1 <= length <= text_tokens:

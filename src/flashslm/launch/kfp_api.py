@@ -146,7 +146,9 @@ class Connection:
         except kfp_server_api.ApiException as error:
             raise self._translated(error) from error
         except urllib3.exceptions.HTTPError as error:
-            raise Unavailable(f"KFP at {self.host} did not answer: {error}") from error
+            raise Unavailable(
+                f"KFP at {self.host} did not answer: {error}: check the address, and a port-forward where there is one"
+            ) from error
         kind = self.client.last_response.urllib3_response.headers.get("Content-Type", "")
         if "json" not in kind:  # the generated client makes an empty object of it
             raise KfpError(

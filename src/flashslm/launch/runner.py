@@ -127,7 +127,8 @@ _taken: set[str] = set()
 def make_task(task_name: str, arguments: dict[str, Any], logs: Path) -> Task:
     """Name a task after its step and the short text arguments that tell iterations of a loop apart."""
     step = task_name.replace("-", "_")
-    short = {k: v for k, v in arguments.items() if k not in _COMMON_ARGUMENTS and isinstance(v, str) and len(v) < 40}
+    texts = {k: v for k, v in arguments.items() if k not in _COMMON_ARGUMENTS and isinstance(v, str)}
+    short = {k: v for k, v in texts.items() if 0 < len(v) < 40}
     label = " ".join([step, *(f"{key}={value}" for key, value in sorted(short.items()))])
     name = re.sub(r"[^\w.=-]+", "-", label)
     with _names:

@@ -46,7 +46,7 @@ class Description(BaseModel):
     floor_ms_per_token: float | None
     exportable: bool
     export_obstacles: list[str]
-    assumptions: tuple[str, ...] = ()  # what the source leaves open
+    assumptions: tuple[str, ...] = ()  # what the source leaves open, or the model has not
 
 
 def describe(
@@ -70,7 +70,12 @@ def describe(
         floor_ms_per_token=1e3 * moved_bytes / device.bytes_per_s if device.bytes_per_s else None,
         exportable=not export_obstacles,
         export_obstacles=list(export_obstacles),
+        assumptions=_beyond_positions(context, a.max_position_embeddings),
     )
+
+
+def _beyond_positions(context: int, positions: int) -> tuple[str, ...]:
+    return (f"a context of {context:,}, though the model has {positions:,} positions",) if context > positions else ()
 
 
 def find_device(name: str = "") -> Device:

@@ -113,7 +113,7 @@ def _compare(c: Comparison, limits: GateConfig) -> Result:
         text = f"{where}, must be under {bound:.4f} (champion {c.champion:.4f})"
         return c.challenger < bound, text
     if c.higher_is_better:
-        bound = c.champion - limits.max_accuracy_drop
+        bound = max(0.0, c.champion - limits.max_accuracy_drop)
         return c.challenger >= bound, f"{where}, at least {bound:.4f} (champion {c.champion:.4f})"
     bound = c.champion * (1 + limits.max_perplexity_increase)
     return c.challenger <= bound, f"{where}, at most {bound:.4f} (champion {c.champion:.4f})"

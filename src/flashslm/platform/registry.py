@@ -149,6 +149,12 @@ def list_versions(settings: Settings, name: str) -> list[ModelVersion]:
     return [_parse(entry, aliases) for entry in versions if _MANIFEST_TAG in _tags_of(entry)]
 
 
+def list_models(settings: Settings) -> list[str]:
+    """The names of the registered models: up to 200, in alphabetical order."""
+    page = MlflowApi(settings).get("registered-models/search", max_results="200", order_by="name ASC")
+    return [model["name"] for model in page.get("registered_models", [])]
+
+
 def champion(settings: Settings, name: str) -> ModelVersion | None:
     """The champion, with the facts it was registered with; None if there is none."""
     version = _aliased(MlflowApi(settings), name, CHAMPION)
@@ -160,7 +166,9 @@ def find(settings: Settings, name: str, version: str) -> ModelVersion:
     for found in list_versions(settings, name):
         if found.version == version:
             return found
-    raise RegistryError(f"model '{name}' has no version {version} made by this pipeline: see `flashslm models list`")
+    raise RegistryError(
+        f"model '{name}' has no version {version} made by this pipeline: see `flashslm models list --name {name}`"
+    )
 
 
 def seen_data(settings: Settings, version: ModelVersion) -> list[Manifest]:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -243,6 +243,16 @@ def sweep(settings: Settings) -> list[str]:
     for run_id in dead:
         finish_run(settings, run_id, "KILLED")
     return dead
+
+
+def end_lost(settings: Settings, name: str, owners_lost: Sequence[str]) -> None:
+    """End as KILLED the runs of this name that lost processes had finished: they died before their result was kept."""
+    api = MlflowApi(settings)
+    for owner in owners_lost:
+        condition = f"attributes.run_name = '{name}' and tags.{OWNER_TAG} = '{owner}'"
+        with suppress(MlflowError):
+            for run in api.search_runs(f"{condition} and attributes.status = 'FINISHED'"):
+                finish_run(settings, str(run["info"]["run_id"]), "KILLED")
 
 
 def _send_or_spool(settings: Settings, run_id: str, request: Request) -> None:

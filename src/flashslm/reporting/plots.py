@@ -26,14 +26,15 @@ def _figure(draw: Callable[[Axes], None], xlabel: str, ylabel: str) -> Figure:
 
 
 def latency_by_width(table: dict[str, Any], context: int, batch: int) -> Figure:
-    """Decode latency of each operator over width, at one context and batch, with the 10-90 % band."""
+    """Decode latency of each operator over width, with the 10-90 % band, at the context measured nearest."""
+    nearest = min({e["context"] for e in table["entries"]}, key=lambda measured: abs(measured - context))
 
     def draw(axes: Axes) -> None:
         for operator, color in COLORS.items():
             rows = sorted(
                 (e["width"], e["median_ms"], e["p10_ms"], e["p90_ms"])
                 for e in table["entries"]
-                if e["operator"] == operator and e["context"] == context and e["batch"] == batch
+                if e["operator"] == operator and e["context"] == nearest and e["batch"] == batch
             )
             if rows:
                 widths, medians, low, high = zip(*rows, strict=True)
@@ -41,7 +42,7 @@ def latency_by_width(table: dict[str, Any], context: int, batch: int) -> Figure:
                 axes.fill_between(widths, low, high, color=color, alpha=0.15, linewidth=0)
         axes.set_ylim(bottom=0)
 
-    return _figure(draw, "width", "ms per token")
+    return _figure(draw, f"width (context {nearest})", "ms per token")
 
 
 def latency_by_context(table: dict[str, Any], batch: int) -> Figure:

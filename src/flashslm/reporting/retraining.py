@@ -26,20 +26,36 @@ def render_retraining(run: RetrainingArtifacts) -> str:
     return page("retraining.html.j2", run=run, rows=_rows(run.evaluation))
 
 
-SHOWN = ("perplexity", "validation_loss_nats", "bits_per_byte", "evaluated_tokens")
+LABELS = {
+    "perplexity": "perplexity per token",
+    "validation_loss_nats": "validation loss, nats per token",
+    "bits_per_byte": "bits per byte",
+}
 
 
-def _rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Every metric of both models by data set."""
+def _rows(evaluation: dict[str, Any] | None) -> list[dict[str, str]]:
+    """Every metric of both models by data set, in the order in which the gate compares them."""
+    if evaluation is None:
+        return []
     rows = []
-    for data, of in (evaluation or {"results": {}})["results"].items():
-        champion, challenger = of["champion"], of["challenger"]
-        keys = [*SHOWN, *(key for key in champion if key.startswith("needle_accuracy_"))]
-        rows += [_row(data, key, champion[key], challenger[key]) for key in keys]
+    for data in dict.fromkeys(c["data"] for c in evaluation["comparisons"] if c["data"] in evaluation["results"]):
+        champion, challenger = (evaluation["results"][data][side] for side in ("champion", "challenger"))
+        name = f"{data} ({champion['evaluated_tokens']:,} tokens)"
+        rows += [_row(name, label, champion[key], challenger[key], share=False) for key, label in LABELS.items()]
+        for before, after in zip(champion["needle"], challenger["needle"], strict=True):
+            needle = f"needle in {before['length']} tokens, {before['samples']} samples"
+            rows.append(_row(name, f"{needle}: exact match", before["accuracy"], after["accuracy"]))
+            first = f"{needle}: ranked first (chance {before['chance']:.3f})"
+            rows.append(_row(name, first, before["ranked_first"], after["ranked_first"]))
         for task, metrics in champion["tasks"].items():
-            rows += [_row(task, key, value, challenger["tasks"][task][key]) for key, value in metrics.items()]
+            after, shown = challenger["tasks"][task], [key for key in metrics if key != "samples"]
+            rows += [_row(f"{task} ({metrics['samples']:,.0f} samples)", k, metrics[k], after[k]) for k in shown]
     return rows
 
 
-def _row(data: str, metric: str, champion: float, challenger: float) -> dict[str, Any]:
-    return {"data": data, "metric": metric, "champion": champion, "challenger": challenger}
+def _row(data: str, metric: str, champion: float, challenger: float, *, share: bool = True) -> dict[str, str]:
+    difference = f"{challenger - champion:+.4f}" + (
+        "" if share or not champion else f" ({challenger / champion - 1:+.1%})"
+    )
+    numbers = {"champion": f"{champion:.4f}", "challenger": f"{challenger:.4f}", "difference": difference}
+    return {"data": data, "metric": metric} | numbers

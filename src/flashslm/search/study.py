@@ -102,6 +102,11 @@ class SearchStudy:
         ]
         return sum(reason.startswith((FAILED, LOST)) for reason in reasons)
 
+    def lost_workers(self, slot: int) -> list[str]:
+        """The owners of this slot's claims that were taken over: what they had logged of it counts no more."""
+        failed = [t.user_attrs for t in self._trials(TrialState.FAIL) if t.user_attrs["slot"] == slot]
+        return [attributes["worker"] for attributes in failed if attributes.get("reason") == LOST]
+
     @contextmanager
     def heartbeat(self, claim: Claim, every_s: float = HEARTBEAT_S) -> Iterator[None]:
         """Keep a claim alive from a thread while the body trains."""

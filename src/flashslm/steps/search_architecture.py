@@ -9,7 +9,7 @@ import torch
 from flashslm.config import digest
 from flashslm.hardware import pick_device
 from flashslm.models.architecture import InfeasibleArchitecture, parse_operators, repeat_block
-from flashslm.platform.tracking import Task
+from flashslm.platform.tracking import Task, end_lost
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.search.evolution import Proposer
 from flashslm.search.space import SearchSpace
@@ -28,7 +28,7 @@ def run(context: StepContext) -> dict[str, Any]:
         text = f"trial {candidate.slot}: {candidate.operators} at width {candidate.architecture.hidden_size}, "
         context.events.emit("progress", text + f"loss {outcome.loss_nats:.3f}, {candidate.latency_ms:.3f} ms")
 
-    summary = run_worker(study, make_proposer(context), make_trainer(context), on_trial)
+    summary = run_worker(study, make_proposer(context), make_trainer(context, study), on_trial)
     return {
         "trained_trials": summary.trained,
         "waited_s": summary.waited_s,
@@ -86,7 +86,7 @@ def law_designs(context: StepContext) -> tuple[str, ...]:
     return (notation,)
 
 
-def make_trainer(context: StepContext) -> Callable[[Candidate], TrialOutcome]:
+def make_trainer(context: StepContext, study: SearchStudy) -> Callable[[Candidate], TrialOutcome]:
     """Short-train one candidate inside its own nested MLflow run."""
     config = context.config
     dataset = context.fetch("dataset")
@@ -102,7 +102,9 @@ def make_trainer(context: StepContext) -> Callable[[Candidate], TrialOutcome]:
     )
 
     def train(candidate: Candidate) -> TrialOutcome:
-        with context.task.nested(f"trial {candidate.slot}", params=candidate.attributes()) as trial:
+        name = f"trial {candidate.slot}"
+        end_lost(context.settings, name, study.lost_workers(candidate.slot))
+        with context.task.nested(name, params=candidate.attributes()) as trial:
             try:
                 result = train_proxy(candidate.architecture, dataset, settings, on_metrics=partial(_log_row, trial))
             except (NonFiniteLoss, torch.OutOfMemoryError) as error:

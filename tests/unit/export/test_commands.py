@@ -26,13 +26,13 @@ def broken_dir(exported_dir, tmp_path):
 def test_verify_export_says_what_it_checked(flashslm, exported_dir):
     result = flashslm("verify-export", exported_dir)
     assert result.exit_code == 0 and result.stdout.count("\n") == 1
-    assert result.stdout.endswith("checked: 50 tensors, 36 fields, 8 files\n")
+    assert result.stdout.endswith("checked: 50 tensors, 36 fields, 9 files\n")
     assert json.loads(flashslm("verify-export", exported_dir, "--json").stdout) == {
         "directory": str(exported_dir),
         "problems": [],
         "tensors": 50,
         "fields": 36,
-        "files": 8,
+        "files": 9,
     }
 
 
@@ -53,6 +53,20 @@ def test_verify_export_names_every_problem(flashslm, broken_dir):
         "special_tokens_map.json",
         "generation_config.json",
     ]
+
+
+def test_verify_export_names_a_directory_that_is_not_there(flashslm, tmp_path):
+    result = flashslm("verify-export", tmp_path / "none")
+    assert result.exit_code == 1
+    expected = "no such directory: give an export such as runs/latest/export/huggingface"
+    assert result.stdout == f"{tmp_path / 'none'}: {expected}\n"
+
+
+def test_a_short_model_is_described_at_its_own_length(flashslm, exported_dir):
+    found = json.loads(flashslm("describe", exported_dir, "--json").stdout)
+    assert (found["context"], found["kv_bytes_per_sequence"], found["assumptions"]) == (256, 256 * 64, [])
+    beyond = json.loads(flashslm("describe", exported_dir, "--json", "--context", "257").stdout)
+    assert beyond["assumptions"] == ["a context of 257, though the model has 256 positions"]
 
 
 def test_import_prints_and_writes(flashslm, exported_dir, model, tmp_path):

@@ -16,6 +16,7 @@ from flashslm.export.parity import ParityError, check_parity
 from flashslm.export.serving import serving_recipe
 from flashslm.export.tensorrt_llm import deployment_notes, export_tensorrt_llm
 from flashslm.models.architecture import InfeasibleArchitecture
+from tests.unit.export.damage import change_json
 
 
 def stored(directory):
@@ -77,6 +78,14 @@ def test_a_tokenizer_longer_than_the_model_is_refused(make_model, architecture, 
     small = make_model(architecture.model_copy(update={"vocab_size": 264}))
     with pytest.raises(ValueError, match="265 tokens, vocab_size is 264"):
         export_huggingface(small, tokenizer_dir, tmp_path / "m", ExportConfig())
+
+
+def test_a_tokenizer_that_names_tokens_it_has_not_is_refused(model, tokenizer_dir, tmp_path):
+    source = shutil.copytree(tokenizer_dir, tmp_path / "source")
+    change_json(source / "tokenizer_config.json", extra_special_tokens=["<|end|>", "<new>"])
+    with pytest.raises(ValueError, match=r"names <new> in tokenizer_config\.json, which its tokenizer\.json does not"):
+        export_huggingface(model, source, tmp_path / "m", ExportConfig())
+    assert not (tmp_path / "m").exists()
 
 
 def test_tokenizer_files_are_portable(exported_dir):

@@ -6,6 +6,7 @@ import torch
 from tokenizers import Tokenizer
 
 from flashslm.export.generate import generate_text
+from tests.unit.export.damage import change_json
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,28 @@ def test_text_ends_before_the_end_token(exported_dir, exported, tokenizer, tmp_p
 def test_sampling_follows_the_seed(exported_dir):
     texts = [generate_text(exported_dir, "a", 8, temperature=1.0, seed=seed)["text"] for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("config.json", "{", r"config\.json is not valid JSON"),
+        ("config.json", "{}", r"config\.json: .*hidden_size is missing"),
+        ("tokenizer.json", "{}", r"tokenizer\.json is no tokenizer"),
+    ],
+)
+def test_a_damaged_directory_is_named(file, text, expected, directory):
+    (directory / file).write_text(text)
+    with pytest.raises(ValueError, match=expected):
+        generate_text(directory, "", max_new_tokens=1)
+
+
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id"])
+@pytest.mark.parametrize("value", [None, [], "0"], ids=str)
+def test_a_model_must_name_its_first_and_last_token(name, value, directory):
+    change_json(directory / "config.json", **{name: value})
+    with pytest.raises(ValueError, match=rf"^config\.json: {name} is .*: expected a token's id$"):
+        generate_text(directory, "", max_new_tokens=1)
 
 
 def test_too_long_a_request_is_refused(exported_dir):

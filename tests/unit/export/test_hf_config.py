@@ -183,8 +183,9 @@ def test_what_does_not_fit_is_refused_by_name(field, value, config):
         architecture_from_config(config | {field: value})
 
 
-def test_the_architectures_own_reasons_are_passed_on(config):
-    with pytest.raises(ConfigMismatch, match=r"^config\.json: num_heads 4 is not a multiple of num_kv_heads 3$"):
+def test_the_architectures_own_reasons_are_passed_on_in_the_files_words(config):
+    expected = r"^config\.json: num_attention_heads 4 is not a multiple of num_key_value_heads 3$"
+    with pytest.raises(ConfigMismatch, match=expected):
         architecture_from_config(config | {"num_key_value_heads": 3})
 
 

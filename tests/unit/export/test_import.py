@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flashslm.data.tokenizer import load_tokenizer
+from flashslm.data.tokenizer import copy_tokenizer, load_tokenizer
 from flashslm.export.hf_config import ConfigMismatch
 from flashslm.export.importing import import_model, load_export
 from flashslm.models.serialization import load_model
@@ -357,6 +357,14 @@ def test_training_and_evaluation_start_from_the_imported_model(dtype, model, exp
     assert tokenizer.eos_token_id == 0 and tokenizer.decode(tokenizer("the hat").input_ids[1:]) == "the hat"
     loss.backward()
     assert all(p.dtype == torch.float32 and p.grad is not None for p in imported.parameters())
+
+
+def test_an_exports_tokenizer_is_one_for_data(model, export, tmp_path):
+    directory = export(model)
+    assert "auto_map" in json.loads((directory / "config.json").read_text()), "its config is the code's beside it"
+    tokenizer, end_id = copy_tokenizer(str(directory), tmp_path / "tokenizer")
+    assert end_id == 0 and tokenizer.decode(tokenizer.encode("the hat", add_special_tokens=False).ids) == "the hat"
+    assert load_tokenizer(directory)("the hat") == load_tokenizer(tmp_path / "tokenizer")("the hat")
 
 
 def test_a_bundle_is_read_too(exported_dir, model, tmp_path):

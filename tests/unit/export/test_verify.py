@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from flashslm.config import ExportConfig
 from flashslm.export.tensorrt_llm import export_tensorrt_llm
@@ -106,6 +106,44 @@ def test_a_file_of_another_kind_is_found(name, text, expected, directory):
     assert subject == name and expected in message
 
 
+def test_a_missing_readme_is_found(directory):
+    (directory / "README.md").unlink()
+    assert [str(p) for p in verify_export(directory)] == ["README.md: file is missing: it says how to run the model"]
+
+
+def test_json_deeper_than_the_parser_goes_is_found(directory):
+    (directory / "generation_config.json").write_text("[" * 100_000)
+    ((subject, message),) = verify_export(directory)
+    assert subject == "generation_config.json" and message.startswith("is not valid JSON")
+
+
+@pytest.mark.parametrize(("metadata", "found"), [({"format": "tf"}, "'tf'"), ({"made": "by hand"}, "''")], ids=str)
+def test_weights_of_another_framework_are_found(metadata, found, directory):
+    file = directory / "model.safetensors"
+    save_file(load_file(file), file, metadata=metadata)
+    assert [str(problem) for problem in verify_export(directory)] == [
+        f"model.safetensors: its metadata's format is {found}: transformers 4.57 loads only 'pt'"
+    ]
+    save_file(load_file(file), file)  # without metadata, transformers takes it for PyTorch's
+    assert verify_export(directory) == []
+
+
+def test_a_directory_in_the_weights_place_is_named(directory):
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors").mkdir()
+    ((subject, message),) = verify_export(directory)
+    assert subject == "weights" and message.startswith("model.safetensors cannot be read")
+
+
+@pytest.mark.parametrize("name", ["model.bin", "..", "", "sub/model.safetensors"])
+def test_an_index_that_names_no_safetensors_file_beside_it_is_found(name, export, model):
+    directory = export(model, dtype="float32", max_shard_bytes=20_000)
+    index = directory / "model.safetensors.index.json"
+    change_json(index, weight_map=json.loads(index.read_text())["weight_map"] | {NORM: name})
+    ((subject, message),) = verify_export(directory)
+    assert subject == "weights" and message.endswith("no weight_map from tensors to .safetensors files beside it")
+
+
 def test_tensors_that_no_loader_would_see_are_found(export, model):
     directory = export(model, dtype="float32", max_shard_bytes=20_000)
     save_file({"a": torch.zeros(2)}, directory / "model-old.safetensors")
@@ -131,7 +169,22 @@ def test_what_the_format_cannot_hold_is_found(directory):
         ({"max_seq_len": 257}, "max_seq_len is 257: the model has positions for 6 to 256"),
         ({"max_seq_len": 5}, "max_seq_len is 5"),
         ({"max_num_tokens": 63}, "max_batch_size is 64: allowed is 1 to max_num_tokens, 63"),
-        ({"max_batch_size": "64"}, "max_batch_size is '64': expected int"),
+        ({"max_batch_size": "64"}, "max_batch_size is '64': expected int, 1 to 2,147,483,647"),
+        ({"max_batch_size": 0}, "max_batch_size is 0: expected int, 1 to 2,147,483,647"),
+        ({"max_num_tokens": 10**20}, "max_num_tokens is 100000000000000000000: expected int, 1 to 2,147,483,647"),
+        ({"max_batch_size": "x" * 10**5}, "(100,002 characters): expected int"),
+        ({"cuda_graph_batch_sizes": [65] * 10**4}, "characters): expected integers from 1 to max_batch_size, 64"),
+        ({"enable_chunked_prefill": "no"}, "enable_chunked_prefill is 'no': expected bool"),
+        (
+            {"enable_chunked_prefill": False, "max_num_tokens": 255},
+            "max_num_tokens is 255: without enable_chunked_prefill no step takes a prompt of max_seq_len, 256",
+        ),
+        (
+            {"kv_cache_config": {"enable_block_reuse": False, "free_gpu_memory_fraction": 5.0}},
+            "kv_cache_config.free_gpu_memory_fraction is 5.0: expected above 0, at most 1",
+        ),
+        ({"transforms": None}, "transforms is None: expected a mapping of options for each"),
+        ({"transforms": {"gather_logits_before_lm_head": True}}, "True}: expected a mapping of options for each"),
         ({"max_batch_size": 32}, "cuda_graph_batch_sizes"),
         ({"cuda_graph_batch_sizes": None}, "cuda_graph_batch_sizes is None"),
         ({"kv_cache_config": {"enable_block_reuse": True}}, "enable_block_reuse must be false"),

@@ -106,6 +106,24 @@ def test_a_field_that_the_other_files_contradict_is_found_by_what_it_contradicts
     assert set(problems) == expected and len(problems) == len(expected)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("quantization_config", {"bits": 4}, "quantization_config is {'bits': 4}: no field of this format"),
+        ("sliding_windows", 8, "sliding_windows is 8: no field of this format"),
+        ("torch_dtype", "float16", "torch_dtype is 'float16' and dtype 'float32': which one?"),
+    ],
+)
+def test_a_field_that_no_export_has_is_found(field, value, message, directory):
+    change_json(directory / "config.json", **{field: value})
+    assert [str(problem) for problem in verify_export(directory)] == [f"config.json: {message}"]
+
+
+def test_fields_that_change_nothing_may_be_there(directory):
+    change_json(directory / "config.json", transformers_version="5.23.0", use_cache=True, torch_dtype="float32")
+    assert verify_export(directory) == []
+
+
 def test_another_dtype_than_the_tensors_is_found_in_every_one(directory):
     tensors = load_file(directory / "model.safetensors").keys()
     change_json(directory / "config.json", dtype="bfloat16")

@@ -93,6 +93,50 @@ def test_special_tokens_must_have_the_ids_of_the_config(token, directory):
     assert subject == "tokenizer_config.json" and message.endswith("config.json's eos_token_id is 0")
 
 
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("tokenizer_config.json", {"additional_special_tokens": ["<|end|>", "<new>"]}),
+        ("tokenizer_config.json", {"extra_special_tokens": {"image_token": "<new>"}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"265": {"content": "<new>"}}}),
+        ("tokenizer_config.json", {"unk_token": "<new>"}),
+        ("special_tokens_map.json", {"sep_token": "<new>"}),
+    ],
+    ids=str,
+)
+def test_a_token_that_transformers_would_add_is_found(file, fields, directory):
+    from transformers import PreTrainedTokenizerFast
+
+    assert len(PreTrainedTokenizerFast.from_pretrained(directory)) == 265
+    change_json(directory / file, **fields)
+    assert len(PreTrainedTokenizerFast.from_pretrained(directory)) == 266
+    assert [str(problem) for problem in verify_export(directory)] == [
+        f"{file}: names '<new>', which tokenizer.json does not have: the memory tokens' ids would shift"
+    ]
+
+
+def test_added_tokens_of_older_tokenizers_are_found(directory):
+    (directory / "added_tokens.json").write_text('{"<new>": 265}')
+    assert [problem.subject for problem in verify_export(directory)] == ["added_tokens.json"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("padding_side", "right"),
+        ("model_input_names", None),
+        ("model_input_names", ["input_ids", "token_type_ids"]),
+        ("add_bos_token", False),
+        ("add_eos_token", True),
+    ],
+    ids=str,
+)
+def test_what_feeds_the_model_something_else_is_found(field, value, directory):
+    change_json(directory / "tokenizer_config.json", **{field: value})
+    ((subject, message),) = verify_export(directory)
+    assert subject == "tokenizer_config.json" and message.startswith(f"{field} is {value!r}: expected ")
+
+
 def test_generation_config_must_agree(directory):
     for value in (5, False, None, 10**400):
         change_json(directory / "generation_config.json", eos_token_id=value)

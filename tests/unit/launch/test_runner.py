@@ -22,6 +22,7 @@ def test_task_is_named_after_its_step_and_its_variant(tmp_path: Path) -> None:
         "seed": "0",
         "workers": ["a"],
         "note": "x" * 99,
+        "image": "",
     }
     task = make_task("pre-train", arguments, tmp_path)
     assert (task.step, task.label) == ("pre_train", "pre_train seed=0 weight_norm=on")

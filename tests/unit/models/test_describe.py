@@ -41,6 +41,12 @@ def test_no_floor_without_a_known_bandwidth(make_architecture):
     assert describe(make_architecture(), 10, 1, Device("a CPU", None), []).floor_ms_per_token is None
 
 
+def test_a_context_beyond_the_models_positions_is_said_to_be(make_architecture):
+    a, device = make_architecture(max_position_embeddings=1000), Device("a CPU", None)
+    assert describe(a, 1000, 1, device, []).assumptions == ()
+    assert describe(a, 1001, 1, device, []).assumptions == ("a context of 1,001, though the model has 1,000 positions",)
+
+
 @pytest.mark.parametrize("name", ["NVIDIA H200", "H200", "nvidia h200"])
 def test_gpu_by_name(name):
     assert find_device(name) == Device("NVIDIA H200", 4.8e12)

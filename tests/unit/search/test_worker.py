@@ -192,7 +192,9 @@ def test_a_silent_worker_on_another_host_loses_its_claim_only_after_the_ttl(url)
     pretend_worker(study, "elsewhere 1 0.0")
     assert study.take_over_abandoned() == 0
     study._set_attribute(claim.trial_id, "heartbeat_s", time.time() - 31.0)
+    assert study.lost_workers(0) == []
     assert study.take_over_abandoned() == 1
+    assert study.lost_workers(0) == ["elsewhere 1 0.0"] and study.lost_workers(1) == []
     assert not study.complete(claim, TrialOutcome(1.0)), "the slot belongs to somebody else now"
     assert study.finished() == []
 

@@ -1,0 +1,81 @@
+"""What the reports show: every number beside its unit, in the gate's order, and no empty figure."""
+
+from typing import Any
+
+import pytest
+
+from flashslm.reporting.plots import latency_by_width
+from flashslm.reporting.retraining import RetrainingArtifacts, render_retraining
+
+
+def results(perplexity: float, ranked_first: float, **tasks: dict[str, float]) -> dict[str, Any]:
+    needle = {"length": 48, "samples": 16, "chance": 0.0625, "accuracy": 0.0, "ranked_first": ranked_first}
+    values = {"perplexity": perplexity, "validation_loss_nats": 4.0, "bits_per_byte": 3.0}
+    return values | {"evaluated_tokens": 20_000, "needle": [needle], "needle_accuracy_48": 0.0, "tasks": tasks}
+
+
+def retrained(decision: str, device: str = "fingerprint-1") -> RetrainingArtifacts:
+    names = ("first data", "data of retraining 2", "data of retraining 10", "new data")
+    task = {"acc": 0.5, "samples": 1200.0}
+    of = {"champion": results(80.0, 0.25, arc=task), "challenger": results(60.0, 0.5, arc=task | {"acc": 0.75})}
+    evaluation = {"results": {n: of for n in sorted(names)}, "comparisons": [{"data": n} for n in names for _ in "ab"]}
+    failed = ["fail: perplexity on first data 116.9, at most 66.4"] if decision == "hold" else []
+    return RetrainingArtifacts(
+        name="nightly",
+        decision=decision,
+        reasons=[check.removeprefix("fail: ") for check in failed],
+        champion={"name": "m", "version": "3", "data": [{}], "facts": {"latency_ms": 0.957, "device": "fingerprint-1"}},
+        data={"read_documents": 1500, "seen_documents": 1200},
+        lineage=[],
+        evaluation=evaluation,
+        export={
+            "operators": "DF",
+            "latency_ms": 0.418,
+            "latency_p90_ms": 0.5,
+            "context": 256,
+            "batch": 1,
+            "device": device,
+        },
+        training={
+            "steps": 100,
+            "tokens_seen": 204800,
+            "tokens_per_s": 14843.1,
+            "device": "cpu",
+            "weight_norm": "on",
+            "resumed_from_step": 0,
+        },
+        verdict={"checks": ["pass: latency 0.4 ms/token", *failed]},
+    )
+
+
+def test_both_models_are_shown_in_the_order_of_the_gate() -> None:
+    page = render_retraining(retrained("promote"))
+    places = [page.index(f"<td>{name} (20,000 tokens)</td>") for name in ("first data", "data of retraining 2")]
+    places += [page.index(f"<td>{name} (20,000 tokens)</td>") for name in ("data of retraining 10", "new data")]
+    assert places == sorted(places)
+    assert '<td class="n">80.0000</td><td class="n">60.0000</td><td class="n">-20.0000 (-25.0%)</td>' in page
+    assert "needle in 48 tokens, 16 samples: ranked first (chance 0.062)" in page
+    assert '<td class="n">0.0000</td><td class="n">0.0000</td><td class="n">+0.0000</td>' in page
+    assert page.count("<td>first data") == 1, "the name stands once over its rows"
+    assert "arc (1,200 samples)" in page and "<td>samples</td>" not in page
+    assert "trained on 1 data set<" in page and "14,843 tokens/s" in page
+
+
+@pytest.mark.parametrize(("device", "said"), [("fingerprint-1", "by the same device"), ("other", "by another device")])
+def test_the_champions_latency_stands_beside_the_challengers(device: str, said: str) -> None:
+    page = render_retraining(retrained("promote", device))
+    assert "takes 0.418 ms per token (90th percentile 0.500) at context 256, batch 1;" in page
+    assert f"the champion was registered with 0.957 ms, {said} (fingerprint <code>fingerprint-1</code>)" in page
+
+
+def test_a_reason_is_given_once() -> None:
+    page = render_retraining(retrained("hold"))
+    assert page.count("perplexity on first data 116.9, at most 66.4") == 1 and "pass: latency" in page
+
+
+def test_a_context_that_was_not_measured_shows_the_nearest() -> None:
+    measured = {"operator": "A", "batch": 1, "median_ms": 0.2, "p10_ms": 0.1, "p90_ms": 0.3}
+    entries = [measured | {"width": width, "context": context} for width in (32, 64) for context in (32, 128)]
+    (axes,) = latency_by_width({"entries": entries}, context=64, batch=1).axes
+    assert axes.get_xlabel() == "width (context 32)"
+    assert list(axes.lines[0].get_xdata()) == [32, 64]
