@@ -246,6 +246,18 @@ def test_retraining_starts_from_what_was_registered(
     assert results["judged"]["decision"] in ("promote", "hold")
 
 
+def test_a_recipe_with_longer_texts_does_not_retrain(
+    register: Any, make: Any, overrides: list[str], name: str, tmp_path: Path
+) -> None:
+    register(make(), "--alias", "champion")
+    longer = ["training.sequence_length=256", "evaluation.needle_lengths=[48,300]"]
+    config = load(RECIPE, [*overrides, f"gate.model_name={name}", *longer])
+    with pytest.raises(ValueError, match="version 1 cannot be retrained by this recipe") as refused:
+        retrain(name, config, tmp_path / "artifacts")
+    for where in ("training.sequence_length is 256", "evaluation.needle_lengths is 300"):
+        assert f"the recipe's {where}, the model has positions for 252 text tokens" in str(refused.value)
+
+
 def damage_config(directory: Path, **fields: Any) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))

@@ -19,7 +19,7 @@ DESIGN_STEPS: dict[str, tuple[str, ...]] = {
 
 # `retraining` has these besides export_model and register_model.
 RETRAINING_STEPS: dict[str, tuple[str, ...]] = {
-    "fetch_champion": ("gate",),
+    "fetch_champion": ("training", "evaluation", "latency", "gate"),
     "prepare_new_data": ("seed", "data", "training", "evaluation", "retraining"),
     "continue_pretraining": ("seed", "kernels", "training", "retraining"),
     "compare_with_champion": ("seed", "kernels", "training", "evaluation", "retraining"),

@@ -6,6 +6,7 @@ from flashslm.config import RunConfig
 from flashslm.export.hf_config import export_problems
 from flashslm.models.architecture import (
     EXPORTABLE_OPERATORS,
+    Architecture,
     InfeasibleArchitecture,
     build_architecture,
     export_obstacles,
@@ -89,3 +90,19 @@ def _lengths(config: RunConfig) -> Iterator[str]:
                 f"{where}: {length} and {config.model.num_meta_tokens} meta tokens exceed "
                 f"model.max_position_embeddings {limit}"
             )
+
+
+def beyond_positions(architecture: Architecture, config: RunConfig) -> list[str]:
+    """The texts of a recipe that are too long for a model that exists."""
+    text_tokens = architecture.max_position_embeddings - architecture.num_meta_tokens
+    lengths = {
+        "training.sequence_length": config.training.sequence_length,
+        "evaluation.sequence_length": config.evaluation.sequence_length,
+        "evaluation.needle_lengths": max(config.evaluation.needle_lengths, default=0),
+        "latency.context": config.latency.context,
+    }
+    return [
+        f"the recipe's {where} is {length}, the model has positions for {text_tokens} text tokens"
+        for where, length in lengths.items()
+        if length > text_tokens
+    ]

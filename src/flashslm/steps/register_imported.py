@@ -18,7 +18,6 @@ from flashslm.export.importing import load_export
 from flashslm.export.tokenizer import write_tokenizer
 from flashslm.export.weights import has_unit_rows
 from flashslm.hardware import pick_device
-from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
 from flashslm.platform import registry, tracking
@@ -32,6 +31,7 @@ from flashslm.steps import prepare_data
 from flashslm.steps.context import StepContext
 from flashslm.steps.evaluate import evaluate_model
 from flashslm.steps.export_model import measure
+from flashslm.steps.recipe import beyond_positions
 from flashslm.training.weight_norm import weight_norms
 
 STEP = "register_imported"
@@ -89,7 +89,7 @@ def _load_trainable(directory: Path, recipe: RunConfig, tokenizer: Path) -> Hybr
     """The model, and its tokenizer as an export of the retrained model will have it, written to `tokenizer`."""
     model = load_export(directory, pick_device("auto"))
     a = model.architecture
-    problems = export_problems(a) + _length_problems(a, recipe)
+    problems = export_problems(a) + beyond_positions(a, recipe)
     tokenizer.mkdir()
     try:
         write_tokenizer(directory, tokenizer, a.vocab_size, a.max_position_embeddings - a.num_meta_tokens)
@@ -98,21 +98,6 @@ def _load_trainable(directory: Path, recipe: RunConfig, tokenizer: Path) -> Hybr
     if problems:
         raise ValueError(f"'{directory}' cannot be retrained: " + "; ".join(problems))
     return model
-
-
-def _length_problems(architecture: Architecture, recipe: RunConfig) -> list[str]:
-    text_tokens = architecture.max_position_embeddings - architecture.num_meta_tokens
-    lengths = {
-        "training.sequence_length": recipe.training.sequence_length,
-        "evaluation.sequence_length": recipe.evaluation.sequence_length,
-        "evaluation.needle_lengths": max(recipe.evaluation.needle_lengths, default=0),
-        "latency.context": recipe.latency.context,
-    }
-    return [
-        f"the recipe's {where} is {length}, the model has positions for {text_tokens} text tokens"
-        for where, length in lengths.items()
-        if length > text_tokens
-    ]
 
 
 def _link_tree(directory: Path, tree: Path) -> Path:
