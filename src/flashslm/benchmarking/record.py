@@ -120,10 +120,18 @@ def commit() -> str | None:
 
 
 def command() -> str:
-    """How this process was started; a script by its path from the working directory."""
+    """How this process was started; a script by its path from the working directory, other files elsewhere by name."""
     program = Path(sys.argv[0])
     started = ["python", os.path.relpath(program)] if program.suffix == ".py" else [program.name]
-    return shlex.join([*started, *sys.argv[1:]])
+    return shlex.join([*started, *map(_portable, sys.argv[1:])])
+
+
+def _portable(argument: str) -> str:
+    """An argument without the directories that only this machine has."""
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def versions() -> dict[str, str]:

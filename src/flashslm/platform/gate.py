@@ -1,10 +1,13 @@
 """The gate: may a candidate become champion? Plain numbers in, a decision with its reasons out."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
 from flashslm.config import GateConfig
+
+if TYPE_CHECKING:
+    from flashslm.platform.object_store import Manifest
 
 
 class Measured(BaseModel):
@@ -16,6 +19,13 @@ class Measured(BaseModel):
     parameters: int
     device: str  # fingerprint id of the device the latency was measured on
     dataset_sha256: str  # of the data the perplexity was measured on
+
+    @classmethod
+    def of(cls, exported: "Manifest", evaluation: "Manifest") -> "Measured":
+        """A candidate, by what its export and its evaluation say."""
+        quality = {name: evaluation.metadata[name] for name in ("perplexity", "dataset_sha256")}
+        size = {name: exported.metadata[name] for name in ("latency_ms", "parameters", "device")}
+        return cls.model_validate({"sha256": exported.sha256} | quality | size)
 
 
 class Comparison(BaseModel):

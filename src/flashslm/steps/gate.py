@@ -10,15 +10,7 @@ from flashslm.steps.context import StepContext
 def run(context: StepContext) -> dict[str, Any]:
     """Outputs `verdict`: verdict.json; the result's `decision` is "promote" or "hold"."""
     limits = context.config.gate
-    exported, evaluation = context.manifest("exported"), context.manifest("evaluation")
-    candidate = Measured(
-        sha256=exported.sha256,
-        perplexity=evaluation.metadata["perplexity"],
-        latency_ms=exported.metadata["latency_ms"],
-        parameters=exported.metadata["parameters"],
-        device=exported.metadata["device"],
-        dataset_sha256=evaluation.metadata["dataset_sha256"],
-    )
+    candidate = Measured.of(context.manifest("exported"), context.manifest("evaluation"))
     current = registry.champion(context.settings, limits.model_name)
     champion = Measured.model_validate(current.facts) if current else None
     verdict = decide(candidate, champion, current.version if current else "", limits)

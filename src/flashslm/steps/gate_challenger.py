@@ -9,15 +9,7 @@ from flashslm.steps.context import StepContext
 def run(context: StepContext) -> dict[str, Any]:
     """Outputs `verdict`: verdict.json; the result's `decision` is "promote" or "hold"."""
     champion = context.read_json("champion", "champion.json")
-    exported, evaluation = context.manifest("exported"), context.manifest("evaluation")
-    candidate = Measured(
-        sha256=exported.sha256,
-        perplexity=evaluation.metadata["perplexity"],
-        latency_ms=exported.metadata["latency_ms"],
-        parameters=exported.metadata["parameters"],
-        device=exported.metadata["device"],
-        dataset_sha256=evaluation.metadata["dataset_sha256"],
-    )
+    candidate = Measured.of(context.manifest("exported"), context.manifest("evaluation"))
     compared = context.read_json("evaluation", "evaluation.json")["comparisons"]
     verdict = decide_retraining(
         candidate,

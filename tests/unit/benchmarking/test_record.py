@@ -42,6 +42,13 @@ def test_the_command_of_a_script(monkeypatch, tmp_path):
     assert record.command() == "python benchmarks/decode.py --quick"
 
 
+def test_a_command_names_no_directory_of_the_machine(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    inside, outside = tmp_path / "results" / "a.json", tmp_path.parent / "elsewhere" / "b.json"
+    monkeypatch.setattr(sys, "argv", ["decode.py", "--output", str(inside), "--table", str(outside), "--ratio", "1/2"])
+    assert record.command() == "python decode.py --output results/a.json --table b.json --ratio 1/2"
+
+
 def test_commit_of_the_checkout(monkeypatch):
     monkeypatch.delenv("FLASHSLM_COMMIT", raising=False)
     git = shutil.which("git")
