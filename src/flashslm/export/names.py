@@ -80,7 +80,7 @@ def exported_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         "f": a.ffn_size,
         "i": a.mamba_inner,
         "c": a.mamba_conv_channels,
-        "r": 2 * a.mamba_inner + 2 * a.mamba_state + a.mamba_heads,
+        "r": a.mamba_projected_rows,
         "m": a.mamba_heads,
         "w": CONV_SIZE,
         "vocab": a.vocab_size,

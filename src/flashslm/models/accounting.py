@@ -27,9 +27,8 @@ def operator_parameters(architecture: Architecture, operator: str) -> int:
             key_size = a.num_heads * a.gla_key_dim
             size = 3 * h * heads_size + 2 * h * key_size + GLA_GATE_RANK * (h + key_size) + key_size + a.head_dim
         case "M":
-            in_rows = 2 * a.mamba_inner + 2 * a.mamba_state + a.mamba_heads
             conv = a.mamba_conv_channels * (CONV_SIZE + 1)
-            size = in_rows * h + conv + 3 * a.mamba_heads + a.mamba_inner + a.mamba_inner * h
+            size = a.mamba_projected_rows * h + conv + 3 * a.mamba_heads + a.mamba_inner + a.mamba_inner * h
         case "F":
             size = 3 * h * a.ffn_size
         case _:

@@ -170,9 +170,9 @@ class Architecture(BaseModel):
         return self.mamba_inner + 2 * self.mamba_state
 
     @property
-    def num_blocks(self) -> int:
-        """Token mixers: a block is a mixer with its FFNs."""
-        return sum(operator in MIXERS for operator in self.operators)
+    def mamba_projected_rows(self) -> int:
+        """Of the input projection: z, what the convolution takes (x, B, C), and dt."""
+        return self.mamba_inner + self.mamba_conv_channels + self.mamba_heads
 
     @property
     def digest(self) -> str:
