@@ -67,7 +67,7 @@ class KernelsConfig(Section):
     causal_conv: Literal["auto", "shifted", "fla"] = "auto"
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     cross_entropy: Literal["auto", "chunked", "triton"] = "auto"
-    decode: Literal["auto", "torch", "triton"] = "auto"  # the decode step: triton is inference/fused
+    decode: Literal["auto", "torch", "fused"] = "auto"  # the decode step: fused is inference/fused
 
 
 class ProfilingConfig(Section):

@@ -19,13 +19,13 @@ WARM_UP_STEPS = 3  # compile and choose algorithms before a capture
 class Lane:
     """One step of `len(tokens_B)` sequences, sampling included, on fixed addresses.
 
-    Its form is `kernels.decode`: fused Triton kernels, or the model's own operators.
+    Its form is `kernels.decode`: fused kernels, or the model's own operators.
     """
 
     def __init__(self, model: HybridLM, cache: Cache, tokens_B: Tensor, sampler: Sampler) -> None:
         self.model, self.cache, self.tokens_B, self.sampler = model, cache, tokens_B, sampler
         self.form = form("decode", model.embedding.weight)
-        self.decoder = self._fused_decoder() if self.form == "triton" else None
+        self.decoder = self._fused_decoder() if self.form == "fused" else None
         self.graph = self._capture() if tokens_B.device.type == "cuda" else None
 
     def begin(self) -> None:

@@ -118,7 +118,7 @@ def _held_at(engine: DecodeEngine, length: int, room: int) -> Step:
 def _layers_step(model: HybridLM, cache: Cache) -> Step:
     """A token through all layers, in the form that the engine takes."""
     weight = model.embedding.weight
-    if form("decode", weight) == "triton":
+    if form("decode", weight) == "fused":
         from flashslm.inference.fused.decoder import FusedDecoder
 
         decoder = FusedDecoder(model, cache)

@@ -28,12 +28,13 @@ FORMS = {
     "causal_conv": ("shifted", "fla"),
     "attention": ("sdpa", "flash"),
     "cross_entropy": ("chunked", "triton"),
-    "decode": ("torch", "triton"),
+    "decode": ("torch", "fused"),
 }
 LIBRARIES = {
     "fla": ("fla", "flash-linear-attention"),
     "mamba-ssm": ("mamba_ssm", "mamba-ssm"),
     "triton": ("triton", "triton"),
+    "fused": ("triton", "triton"),  # and cuda-bindings, which torch for CUDA brings as well
 }
 USUAL = ("delta_rule", "ssd", "causal_conv", "attention", "cross_entropy", "decode")  # of an exportable model
 HALF_PRECISION_ONLY = {"delta_rule", "gated_delta_rule", "gla", "attention", "decode"}

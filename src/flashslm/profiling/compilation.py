@@ -18,7 +18,7 @@ def compile_ahead(config: ProfilingConfig, sizes: ModelConfig, vocab_size: int) 
 
     device = pick_device(config.device)
     processes = min(config.compile_processes, len(config.widths))
-    if device == "cpu" or not processes or chosen("decode", device, pick_dtype(config.dtype, device)) != "triton":
+    if device == "cpu" or not processes or chosen("decode", device, pick_dtype(config.dtype, device)) != "fused":
         return
     memory_bytes = available_bytes(device) / processes
     fused = config.model_copy(update={"operators": EXPORTABLE_OPERATORS})

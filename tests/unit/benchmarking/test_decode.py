@@ -62,8 +62,8 @@ def test_the_engine_is_what_is_timed(make_case, monkeypatch, copy_10_gb_per_s):
 
 
 def test_the_wanted_kernels_run(make_case, copy_10_gb_per_s):
-    with pytest.raises(RuntimeError, match=r"kernels\.decode: form 'triton' cannot run"):
-        decode.measure_decode(make_case(), KernelsConfig(decode="triton"))
+    with pytest.raises(RuntimeError, match=r"kernels\.decode: form 'fused' cannot run"):
+        decode.measure_decode(make_case(), KernelsConfig(decode="fused"))
 
 
 def test_a_peer_and_its_ratio(make_case, qwen3, copy_10_gb_per_s, monkeypatch):

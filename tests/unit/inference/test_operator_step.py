@@ -146,7 +146,7 @@ def fused(monkeypatch):
     module = ModuleType("decoder")
     module.FusedDecoder = FusedDecoder
     monkeypatch.setitem(sys.modules, "flashslm.inference.fused.decoder", module)
-    monkeypatch.setattr(operator_step, "form", lambda operation, weight: "triton")
+    monkeypatch.setattr(operator_step, "form", lambda operation, weight: "fused")
     return FusedDecoder
 
 

@@ -33,7 +33,7 @@ def jobs(monkeypatch):
 
     monkeypatch.setattr(compilation, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(compilation, "pick_device", lambda device: "cuda")
-    monkeypatch.setattr(compilation, "chosen", lambda *operation: "triton")
+    monkeypatch.setattr(compilation, "chosen", lambda *operation: "fused")
     monkeypatch.setattr(measure, "available_bytes", lambda device: 8e9)
     return found
 

@@ -8,9 +8,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashslm.inference.fused.projection import Norm, Ring, Stream, normalised_heads
+from flashslm.inference.fused.projection import Norm, Ring, Stream
 
 BLOCK = 1024
+
+
+@triton.jit
+def _normalised_heads(x, eps, SIZE: tl.constexpr, HEAD: tl.constexpr):
+    """RMS norm of [SIZE] values over each HEAD, without its weight."""
+    heads = tl.reshape(x, (SIZE // HEAD, HEAD))
+    scale = tl.rsqrt(tl.sum(heads * heads, axis=1) / HEAD + eps)
+    return tl.reshape(heads * scale[:, None], (SIZE,))
 
 
 @triton.jit
@@ -21,7 +29,7 @@ def _normalise(x_ptr, norm_ptr, out_ptr, size, eps, PADDED: tl.constexpr, HEAD: 
     x = tl.load(x_ptr + at, mask=real, other=0.0).to(tl.float32)
     norm = tl.load(norm_ptr + (column % HEAD if HEAD else column), mask=real, other=0.0).to(tl.float32)
     if HEAD:
-        x = normalised_heads(x, eps, PADDED, HEAD) * norm
+        x = _normalised_heads(x, eps, PADDED, HEAD) * norm
     else:
         x = x * norm * tl.rsqrt(tl.sum(x * x, axis=0) / size + eps)
     tl.store(out_ptr + at, x, mask=real)
@@ -34,6 +42,8 @@ def _finish(
     rounded_ptr,
     ring_ptr,
     lengths_ptr,
+    taps_ptr,
+    bias_ptr,
     rows,
     ring_start,
     ring_rows,
@@ -41,6 +51,7 @@ def _finish(
     SWIGLU: tl.constexpr,
     RESIDUAL: tl.constexpr,
     RING: tl.constexpr,
+    BIAS: tl.constexpr,
 ):
     b, row = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
@@ -56,11 +67,17 @@ def _finish(
     if RING:
         channel = row - ring_start
         convolved = (channel >= 0) & (channel < ring_rows)
-        slot = b * 4 + tl.load(lengths_ptr + b) % 4
-        tl.store(ring_ptr + slot * ring_rows + channel, y, mask=convolved)
-        tl.store(out, y, mask=inside & (~convolved))
-    else:
-        tl.store(out, y, mask=inside)
+        length = tl.load(lengths_ptr + b)
+        ring = ring_ptr + b * 4 * ring_rows + channel
+        tl.store(ring + length % 4 * ring_rows, y, mask=convolved)
+        mixed = y * tl.load(taps_ptr + channel * 4 + 3, mask=convolved, other=0.0)
+        for tap in tl.static_range(3):
+            earlier = tl.load(ring + (length + 1 + tap) % 4 * ring_rows, mask=convolved, other=0.0).to(tl.float32)
+            mixed += earlier * tl.load(taps_ptr + channel * 4 + tap, mask=convolved, other=0.0)
+        if BIAS:
+            mixed += tl.load(bias_ptr + channel, mask=convolved, other=0.0)
+        y = tl.where(convolved, mixed * tl.sigmoid(mixed), y)
+    tl.store(out, y, mask=inside)
 
 
 def project_batch(
@@ -72,7 +89,10 @@ def project_batch(
     swiglu: bool = False,
     ring: Ring | None = None,
 ) -> None:
-    """What `project` does, for any number of inputs; the product itself has the weight's dtype."""
+    """What `project` does, for any number of inputs; the product itself has the weight's dtype.
+
+    The rows that a convolution follows also go, convolved and activated, where they belong in `out`.
+    """
     batch, size = x_BD.shape
     out, rounded = out_BR if isinstance(out_BR, Stream) else (out_BR, out_BR)
     rows = out.shape[1]
@@ -91,6 +111,8 @@ def project_batch(
         rounded,
         ring.inputs if ring else y_BR,
         ring.lengths_B if ring else y_BR,
+        ring.taps_CK if ring else y_BR,
+        ring.bias_C if ring and ring.bias_C is not None else y_BR,
         rows,
         ring.start if ring else 0,
         ring.inputs.shape[2] if ring else 0,
@@ -98,4 +120,5 @@ def project_batch(
         SWIGLU=swiglu,
         RESIDUAL=isinstance(out_BR, Stream),
         RING=ring is not None,
+        BIAS=ring is not None and ring.bias_C is not None,
     )

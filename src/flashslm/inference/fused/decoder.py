@@ -6,7 +6,7 @@ residual), attention three or four, an FFN two. Nothing waits for the host, no a
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,14 +14,7 @@ from torch import Tensor
 from flashslm.inference.fused.attention import Rotation, Splits, attention_decode
 from flashslm.inference.fused.batched import project_batch
 from flashslm.inference.fused.mixers import delta_rule_decode, ssd_decode
-from flashslm.inference.fused.projection import (
-    MAX_BATCH,
-    Best,
-    Norm,
-    Ring,
-    Stream,
-    project,
-)
+from flashslm.inference.fused.projection import MAX_BATCH, VALUES_A_LOAD, Best, Norm, Ring, Stream, project
 from flashslm.inference.fused.tokens import choose, embed
 from flashslm.inference.fused.weights import pack_rows
 from flashslm.models.architecture import CONV_SIZE, OPERATOR_KINDS, Architecture
@@ -64,11 +57,10 @@ class FusedDecoder:
         weight = model.embedding.weight
         batch, vocabulary = cache.lengths_B.shape[0], weight.shape[0]
         self.device, self.dtype, self.batch = weight.device, weight.dtype, batch
-        self.project = project if batch <= MAX_BATCH else project_batch
         exact_BD = torch.zeros(batch, model.architecture.hidden_size, device=self.device)
         self.stream = Stream(exact_BD, exact_BD.to(self.dtype))
         self.logits_BV = torch.empty(batch, vocabulary, device=self.device)
-        self.best = Best.allocate(batch, weight) if batch <= MAX_BATCH else None
+        self.best = Best.allocate(batch, weight) if self._few(weight) else None
         self.rings: list[tuple[Tensor, Tensor]] = []  # a convolution's state in the cache, and its ring
         layers = zip(model.architecture.operators, model.residual_layers, cache.layers, strict=True)
         self.steps = [step for letter, layer, state in layers for step in self._layer(letter, layer, state)]
@@ -123,27 +115,27 @@ class FusedDecoder:
     def _deltanet(self, operator: DeltaNet, norm: Norm, state: DeltaNetState) -> list[Step]:
         packed = pack_rows(operator, ("q_proj", "k_proj", "v_proj", "b_proj"))
         taps = torch.cat([c.weight for c in (operator.q_conv, operator.k_conv, operator.v_conv)]).float()
-        ring = self._ring(0, state.conv)
+        ring = self._ring(0, state.conv, taps)
         inputs, mixed = self._buffer(packed.shape[0]), self._buffer(operator.o_proj.weight.shape[1])
         inner = Norm(operator.o_norm.weight, INNER_NORM_EPS, operator.head_dim)
         out = operator.o_proj.weight
         return [
-            partial(self.project, self.stream.rounded, packed, inputs, norm, ring=ring),
-            partial(delta_rule_decode, inputs, ring, taps, state.delta, mixed, L2_EPS),
-            partial(self.project, mixed, out, self.stream, inner),
+            self._project(self.stream.rounded, packed, inputs, norm, ring=ring),
+            partial(delta_rule_decode, inputs, ring, state.delta, mixed, L2_EPS, convolved=not self._few(packed)),
+            self._project(mixed, out, self.stream, inner),
         ]
 
     def _mamba2(self, operator: Mamba2, norm: Norm, state: Mamba2State) -> list[Step]:
         inner = operator.out_proj.weight.shape[1]
-        ring = self._ring(inner, state.conv)
-        conv = (operator.conv.weight.float(), operator.conv.bias.float())
-        inputs, mixed = self._buffer(operator.in_proj.weight.shape[0]), self._buffer(inner)
+        weight = operator.in_proj.weight
+        ring = self._ring(inner, state.conv, operator.conv.weight.float(), operator.conv.bias.float())
+        inputs, mixed = self._buffer(weight.shape[0]), self._buffer(inner)
         vectors = (operator.dt_bias.float(), operator.A_log.float(), operator.D.float())
         gated = Norm(operator.norm.weight, INNER_NORM_EPS)
         return [
-            partial(self.project, self.stream.rounded, operator.in_proj.weight, inputs, norm, ring=ring),
-            partial(ssd_decode, inputs, ring, *conv, vectors, state.ssm, mixed),
-            partial(self.project, mixed, operator.out_proj.weight, self.stream, gated),
+            self._project(self.stream.rounded, weight, inputs, norm, ring=ring),
+            partial(ssd_decode, inputs, ring, vectors, state.ssm, mixed, convolved=not self._few(weight)),
+            self._project(mixed, operator.out_proj.weight, self.stream, gated),
         ]
 
     def _attention(self, operator: Attention, norm: Norm, state: AttentionState) -> list[Step]:
@@ -158,17 +150,17 @@ class FusedDecoder:
         splits = Splits.allocate(self.batch, size // head, groups, head, slots, self.device)
         attend = partial(attention_decode, inputs, rotation, self.cache.lengths_B, keys, values, mixed, splits)
         return [
-            partial(self.project, self.stream.rounded, packed, inputs, norm),
+            self._project(self.stream.rounded, packed, inputs, norm),
             attend,
-            partial(self.project, mixed, operator.o_proj.weight, self.stream),
+            self._project(mixed, operator.o_proj.weight, self.stream),
         ]
 
     def _ffn(self, operator: FFN, norm: Norm) -> list[Step]:
         packed = pack_rows(operator, ("gate_proj", "up_proj"))
         hidden = self._buffer(packed.shape[0] // 2)
         return [
-            partial(self.project, self.stream.rounded, packed, hidden, norm, swiglu=True),
-            partial(self.project, hidden, operator.down_proj.weight, self.stream),
+            self._project(self.stream.rounded, packed, hidden, norm, swiglu=True),
+            self._project(hidden, operator.down_proj.weight, self.stream),
         ]
 
     def _unfused(self, layer: Layer, state: State) -> None:
@@ -177,11 +169,19 @@ class FusedDecoder:
         for copy_BD in self.stream:
             copy_BD.copy_(y_BD)
 
-    def _ring(self, start: int, state_BCK: Tensor) -> Ring:
+    def _few(self, weight_RD: Tensor) -> bool:
+        """Whether the kernel for few inputs takes a product with this weight."""
+        return self.batch <= MAX_BATCH and weight_RD.shape[1] % VALUES_A_LOAD == 0
+
+    def _project(self, x_BD: Tensor, weight_RD: Tensor, *arguments: Any, **options: Any) -> Step:
+        form = project if self._few(weight_RD) else project_batch
+        return partial(form, x_BD, weight_RD, *arguments, **options)
+
+    def _ring(self, start: int, state_BCK: Tensor, taps_CK: Tensor, bias_C: Tensor | None = None) -> Ring:
         batch, channels, _ = state_BCK.shape
         inputs = torch.zeros(batch, CONV_SIZE, channels, dtype=self.dtype, device=self.device)
         self.rings.append((state_BCK, inputs))
-        return Ring(inputs, start, self.cache.lengths_B)
+        return Ring(inputs, start, self.cache.lengths_B, taps_CK, bias_C)
 
     def _buffer(self, size: int) -> Tensor:
         return torch.empty(self.batch, size, dtype=self.dtype, device=self.device)

@@ -1,6 +1,7 @@
 """One token through the recurrent mixers: convolve, read the state, update it, read it out.
 
-What earlier steps wrote (states, earlier inputs of the convolution) is loaded before the wait for the projection.
+Of many sequences the projection has convolved its rows; of few, every program convolves what it reads. What earlier
+steps wrote (states, earlier inputs of the convolution) is loaded before the wait for the projection.
 """
 
 import triton
@@ -33,7 +34,7 @@ def _convolved(earlier, last_tap, ring_ptr, length, channel, channels):
 
 @triton.jit
 def _delta(
-    beta_ptr,
+    inputs_ptr,
     ring_ptr,
     weight_ptr,
     lengths_ptr,
@@ -43,6 +44,7 @@ def _delta(
     eps,
     HEAD: tl.constexpr,
     VALUES: tl.constexpr,
+    CONVOLVED: tl.constexpr,
 ):
     b, h = tl.program_id(0) // heads, tl.program_id(0) % heads
     key = tl.arange(0, HEAD)
@@ -53,17 +55,24 @@ def _delta(
     state = tl.load(place)
     ring = ring_ptr + b * 12 * size
     at_q, at_k, at_v = h * HEAD + key, size + h * HEAD + key, 2 * size + h * HEAD + value
-    q = _earlier(ring, weight_ptr, weight_ptr, length, at_q, 3 * size, False)
-    k = _earlier(ring, weight_ptr, weight_ptr, length, at_k, 3 * size, False)
-    v = _earlier(ring, weight_ptr, weight_ptr, length, at_v, 3 * size, False)
-    tap_q, tap_k = tl.load(weight_ptr + at_q * 4 + 3), tl.load(weight_ptr + at_k * 4 + 3)
-    tap_v = tl.load(weight_ptr + at_v * 4 + 3)
-    gdc_launch_dependents()
-    gdc_wait()
-    q = _convolved(q, tap_q, ring, length, at_q, 3 * size)
-    k = _convolved(k, tap_k, ring, length, at_k, 3 * size)
-    v = _convolved(v, tap_v, ring, length, at_v, 3 * size)
-    beta = tl.sigmoid(tl.load(beta_ptr + b * (3 * size + heads) + 3 * size + h).to(tl.float32))
+    row = inputs_ptr + b * (3 * size + heads)
+    if CONVOLVED:
+        gdc_launch_dependents()
+        gdc_wait()
+        q, k = tl.load(row + at_q).to(tl.float32), tl.load(row + at_k).to(tl.float32)
+        v = tl.load(row + at_v).to(tl.float32)
+    else:
+        q = _earlier(ring, weight_ptr, weight_ptr, length, at_q, 3 * size, False)
+        k = _earlier(ring, weight_ptr, weight_ptr, length, at_k, 3 * size, False)
+        v = _earlier(ring, weight_ptr, weight_ptr, length, at_v, 3 * size, False)
+        tap_q, tap_k = tl.load(weight_ptr + at_q * 4 + 3), tl.load(weight_ptr + at_k * 4 + 3)
+        tap_v = tl.load(weight_ptr + at_v * 4 + 3)
+        gdc_launch_dependents()
+        gdc_wait()
+        q = _convolved(q, tap_q, ring, length, at_q, 3 * size)
+        k = _convolved(k, tap_k, ring, length, at_k, 3 * size)
+        v = _convolved(v, tap_v, ring, length, at_v, 3 * size)
+    beta = tl.sigmoid(tl.load(row + 3 * size + h).to(tl.float32))
     q = q * tl.rsqrt(tl.sum(q * q, axis=0) + eps) / tl.sqrt_rn(HEAD * 1.0)
     k = k * tl.rsqrt(tl.sum(k * k, axis=0) + eps)
     error = v - tl.sum(state * k[:, None], axis=0)
@@ -73,18 +82,19 @@ def _delta(
 
 
 def delta_rule_decode(
-    inputs_BR: Tensor, ring: Ring, weight_CK: Tensor, state_BHKV: Tensor, out_BD: Tensor, eps: float
+    inputs_BR: Tensor, ring: Ring, state_BHKV: Tensor, out_BD: Tensor, eps: float, *, convolved: bool
 ) -> None:
     """The delta rule on [q | k | v] of the ring, and beta (before its sigmoid), the last columns of `inputs`.
 
-    `eps` is added to the squared length of q and k. The output is not normalised. Convolution weights are fp32.
+    `convolved`: `inputs` has q, k and v as the convolution leaves them. `eps` is added to the squared lengths of q and
+    k. The output is not normalised.
     """
     batch, heads, head, _ = state_BHKV.shape
     values = min(head, HEAD_VALUES)
     _delta[(batch * heads, head // values)](
         inputs_BR,
         ring.inputs,
-        weight_CK,
+        ring.taps_CK,
         ring.lengths_B,
         state_BHKV,
         out_BD,
@@ -92,6 +102,7 @@ def delta_rule_decode(
         eps,
         HEAD=head,
         VALUES=values,
+        CONVOLVED=convolved,
         num_warps=4,
         launch_pdl=True,
     )
@@ -113,6 +124,7 @@ def _ssd(
     HEAD: tl.constexpr,
     STATE: tl.constexpr,
     VALUES: tl.constexpr,
+    CONVOLVED: tl.constexpr,
 ):
     b, h = tl.program_id(0) // heads, tl.program_id(0) % heads
     value, n = tl.program_id(1) * VALUES + tl.arange(0, VALUES), tl.arange(0, STATE)
@@ -124,17 +136,23 @@ def _ssd(
     dt_bias, a, skip = tl.load(dt_bias_ptr + h), -tl.exp(tl.load(a_log_ptr + h)), tl.load(skip_ptr + h)
     ring = ring_ptr + b * 4 * channels
     at_x, at_b, at_c = h * HEAD + value, inner + n, inner + STATE + n
-    x = _earlier(ring, weight_ptr, bias_ptr, length, at_x, channels, True)
-    keys = _earlier(ring, weight_ptr, bias_ptr, length, at_b, channels, True)
-    queries = _earlier(ring, weight_ptr, bias_ptr, length, at_c, channels, True)
-    tap_x, tap_b = tl.load(weight_ptr + at_x * 4 + 3), tl.load(weight_ptr + at_b * 4 + 3)
-    tap_c = tl.load(weight_ptr + at_c * 4 + 3)
-    gdc_launch_dependents()
-    gdc_wait()
-    x = _convolved(x, tap_x, ring, length, at_x, channels)
-    keys = _convolved(keys, tap_b, ring, length, at_b, channels)
-    queries = _convolved(queries, tap_c, ring, length, at_c, channels)
     row = inputs_ptr + b * (inner + channels + heads)
+    if CONVOLVED:
+        gdc_launch_dependents()
+        gdc_wait()
+        x, keys = tl.load(row + inner + at_x).to(tl.float32), tl.load(row + inner + at_b).to(tl.float32)
+        queries = tl.load(row + inner + at_c).to(tl.float32)
+    else:
+        x = _earlier(ring, weight_ptr, bias_ptr, length, at_x, channels, True)
+        keys = _earlier(ring, weight_ptr, bias_ptr, length, at_b, channels, True)
+        queries = _earlier(ring, weight_ptr, bias_ptr, length, at_c, channels, True)
+        tap_x, tap_b = tl.load(weight_ptr + at_x * 4 + 3), tl.load(weight_ptr + at_b * 4 + 3)
+        tap_c = tl.load(weight_ptr + at_c * 4 + 3)
+        gdc_launch_dependents()
+        gdc_wait()
+        x = _convolved(x, tap_x, ring, length, at_x, channels)
+        keys = _convolved(keys, tap_b, ring, length, at_b, channels)
+        queries = _convolved(queries, tap_c, ring, length, at_c, channels)
     z = tl.load(row + h * HEAD + value).to(tl.float32)
     dt = tl.load(row + inner + channels + h).to(tl.float32) + dt_bias
     # softplus; for small exponentials the first terms of log(1 + e), where 1 + e has lost its digits
@@ -149,23 +167,24 @@ def _ssd(
 def ssd_decode(
     inputs_BR: Tensor,
     ring: Ring,
-    conv_weight_CK: Tensor,
-    conv_bias_C: Tensor,
     vectors_H: tuple[Tensor, Tensor, Tensor],
     state_BHPN: Tensor,
     out_BD: Tensor,
+    *,
+    convolved: bool,
 ) -> None:
-    """Mamba-2 on z and dt (the first and last columns of `inputs`) and [x | B | C] of the ring.
+    """Mamba-2 on z and dt (the first and last columns of `inputs`) and [x | B | C] of the ring, whose bias is given.
 
-    Writes (S C + D x) · silu(z), not normalised. `vectors`: dt_bias, A_log, D. They and the convolution are fp32.
+    Writes (S C + D x) · silu(z), not normalised. `vectors`: dt_bias, A_log, D, fp32. `convolved`: `inputs` has x, B and
+    C as the convolution leaves them.
     """
     batch, heads, head, state = state_BHPN.shape
     values = min(head, HEAD_VALUES)
     _ssd[(batch * heads, head // values)](
         inputs_BR,
         ring.inputs,
-        conv_weight_CK,
-        conv_bias_C,
+        ring.taps_CK,
+        ring.bias_C,
         ring.lengths_B,
         *vectors_H,
         state_BHPN,
@@ -174,6 +193,7 @@ def ssd_decode(
         HEAD=head,
         STATE=state,
         VALUES=values,
+        CONVOLVED=convolved,
         num_warps=4,
         launch_pdl=True,
     )

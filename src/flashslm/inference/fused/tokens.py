@@ -41,4 +41,4 @@ def choose(best: Best, tokens_B: Tensor) -> None:
     """The row with the highest score becomes the next token; among equals the first."""
     batch, programs = best.score_BP.shape
     padded = triton.next_power_of_2(programs)
-    _choose[(batch,)](best.score_BP, best.row_BP, tokens_B, programs, PADDED=padded, num_warps=8, launch_pdl=True)
+    _choose[(batch,)](best.score_BP, best.row_BP, tokens_B, programs, PADDED=padded, num_warps=32, launch_pdl=True)

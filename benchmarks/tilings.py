@@ -1,0 +1,184 @@
+"""Find the fastest tiling of each projection, in the decode steps of whole models at batch 1.
+
+    python benchmarks/tilings.py [--budget-s 200] [--output FILE]
+
+A tiling is tried where it counts: everything else of the step stays as it is. First depths and strips, then what waits
+in registers and what in shared memory. Writes src/flashslm/inference/fused/tilings.json, which `projection.tiling`
+reads, and a record with the steps' times in benchmarks/results.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.config import KernelsConfig, ModelConfig
+from flashslm.inference.engine import DecodeEngine
+from flashslm.inference.fused import projection
+from flashslm.inference.fused.projection import Best, Measured, Tiling, cut
+from flashslm.models.architecture import Architecture, build_architecture
+from flashslm.models.presets import PRESETS
+from flashslm.models.random_weights import random_model
+from flashslm.ops import kernels
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "src/flashslm/inference/fused/tilings.json"
+SIZES = ModelConfig(head_dim=128, kv_group=4, ffn_ratio=3, mamba_state=128, mamba_head_dim=64)
+WIDTHS = (1024, 1280, 1536, 1792, 2304, 2560, 2816)
+OPERATORS = "DFMFAFMFDFMF"
+VOCAB_SIZE = 131_072
+CONTEXT = 8192
+SETS, STEPS = 3, 12  # replays: the median of the sets counts
+BETTER = 0.998  # a new tiling's time over the old one's, at most
+SPLITS = {8: (4, 4), 16: (8, 4), 24: (16, 0), 32: (12, 8)}  # of a warp's steps, where depths are compared
+WAITING = ((4, 4), (8, 0), (4, 12), (8, 8), (12, 4), (16, 0), (12, 8), (8, 16), (24, 4), (12, 24))
+MOST_BYTES = 160 * 1024  # of a block's rows
+
+Shape = tuple[int, int, bool]  # rows, size, gated
+
+
+class Tuner:
+    """One model's step, and the tilings of its projections."""
+
+    def __init__(self, architecture: Architecture, tilings: dict[Shape, Tiling]) -> None:
+        self.tilings, self.used = tilings, dict[Shape, int]()
+        self.variants = dict[Shape, set[tuple[int, tuple[tuple[str, int], ...]]]]()
+        self.asked: Shape = (0, 0, False)
+        projection.tiling = self.tiling
+        self.engine = DecodeEngine(random_model(architecture, "cuda", torch.bfloat16), 1, CONTEXT + 2 * STEPS)
+        self.decoder = self.engine.lane.decoder
+        self.pool = ThreadPoolExecutor(16, initializer=lambda: torch.zeros(1, device="cuda"))
+
+    def tiling(self, rows: int, size: int, gated: bool = False) -> Tiling:
+        self.asked = shape = rows, size, gated
+        self.used[shape] = self.used.get(shape, 0) + 1
+        return self.tilings.setdefault(shape, cut(size, 2, 2, 8, 4))
+
+    def shapes(self) -> list[Shape]:
+        """Those of a step, what moves most bytes first, with the kernels that they need."""
+        self.used.clear()
+        load, projection._kernel = projection._kernel, self._note
+        self._step()
+        projection._kernel = load
+        return sorted(self.used, key=lambda shape: -self.used[shape] * shape[0] * shape[1])
+
+    def _note(self, device: int, tile: Tiling, macros: tuple[tuple[str, int], ...]) -> projection.Kernel:
+        self.variants.setdefault(self.asked, set()).add((device, macros))
+        return self.kernel(device, tile, macros)
+
+    kernel = staticmethod(projection._kernel)
+
+    def compile(self, shape: Shape, tiles: Iterable[Tiling]) -> None:
+        jobs = [(device, tile, macros) for device, macros in self.variants[shape] for tile in tiles]
+        list(self.pool.map(lambda job: self.kernel(*job), jobs))
+
+    @torch.inference_mode()
+    def _step(self) -> None:
+        self.engine.cache.lengths_B.fill_(CONTEXT)
+        self.engine.lane._step()
+
+    def step_us(self) -> float:
+        """Capture the step with the present tilings and time it."""
+        assert self.decoder is not None
+        self.decoder.best = Best.allocate(1, self.decoder.model.embedding.weight)
+        self._step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.graph(graph):
+            self.engine.lane._step()
+        times = []
+        for _ in range(SETS):
+            self.engine.cache.lengths_B.fill_(CONTEXT)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(STEPS):
+                graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / STEPS * 1e3)
+        return median(times)
+
+    def choose(self, shape: Shape, tiles: Iterable[Tiling]) -> list[tuple[float, Tiling]]:
+        """Try tilings for a shape and keep the fastest; all, the fastest first."""
+        old = self.tilings[shape]
+        tiles = [old, *dict.fromkeys(tile for tile in tiles if tile != old)]
+        self.compile(shape, tiles)
+        tried = []
+        for tile in tiles:
+            self.tilings[shape] = tile
+            tried.append((self.step_us(), tile))
+        best = min(tried)
+        self.tilings[shape] = best[1] if best[0] < BETTER * tried[0][0] else old
+        return sorted(tried)
+
+    def tune(self, shape: Shape) -> None:
+        size = shape[1]
+        tried = self.choose(shape, coarse(size))
+        for _, tile in tried[:2]:
+            self.choose(shape, [cut(size, tile.depth, tile.strips, *waiting) for waiting in WAITING])
+
+
+def coarse(size: int) -> Iterator[Tiling]:
+    """Depths that leave few warps idle, with one to four strips."""
+    pieces = -(-size // projection.PIECE)
+    for depth in (1, 2, 3, 4, 8):
+        columns = -(-pieces // depth)
+        if depth > pieces or columns * depth > 1.25 * pieces:
+            continue
+        for strips in (1, 2, 4):
+            tile = cut(size, depth, strips, *SPLITS.get(8 * depth, (12, 24)))
+            if tile.depth == depth and tile.strips == strips and tile.rows * size * 2 <= MOST_BYTES:
+                yield tile
+
+
+def contexts() -> Iterator[tuple[str, Architecture]]:
+    for name in ("nemotron-flash-1b", "qwen3-0.6b", "nemotron-flash-3b", "qwen3-1.7b"):
+        yield name, PRESETS[name]
+    for width in WIDTHS:
+        yield f"width {width}", build_architecture(OPERATORS, width, SIZES, VOCAB_SIZE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget-s", type=float, default=200)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    started = time.monotonic()
+    kernels.configure(KernelsConfig(delta_rule="chunked", ssd="chunked", causal_conv="shifted", attention="sdpa"))
+    tilings, known, steps = dict[Shape, Tiling](), set[Shape](), {}
+    for name, architecture in contexts():
+        if time.monotonic() - started > given.budget_s:
+            print(f"{name}: left out, no time")
+            continue
+        tuner = Tuner(architecture, tilings)
+        shapes = tuner.shapes()
+        before = tuner.step_us()
+        for shape in shapes:
+            if shape not in known:
+                tuner.tune(shape)
+        known.update(shapes)
+        steps[name] = {"first_us": before, "tuned_us": tuner.step_us()}
+        print(
+            f"{name}: {before:.1f} -> {steps[name]['tuned_us']:.1f} us, {time.monotonic() - started:.0f} s", flush=True
+        )
+        del tuner
+        torch.cuda.empty_cache()
+    table = sorted(Measured(*shape, t.depth, t.strips, t.in_registers, t.in_shared) for shape, t in tilings.items())
+    TABLE.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in table) + "\n]\n", encoding="utf-8")
+    record = Provenance.model_validate(provenance("cuda")).model_dump(mode="json") | {
+        "what": f"a decode step at batch 1 and {CONTEXT} tokens, before and after its shapes were tuned",
+        "repeats": SETS * STEPS,
+        "steps": steps,
+        "tilings": [entry._asdict() for entry in table],
+    }
+    output = given.output or ROOT / "benchmarks/results" / f"{result_name('tilings', 'cuda')}.json"
+    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
