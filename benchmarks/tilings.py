@@ -3,7 +3,7 @@
     python benchmarks/tilings.py [--budget-s 200] [--output FILE]
 
 A tiling is tried where it counts: everything else of the step stays as it is. First depths and strips, then what waits
-in registers and what in shared memory. Writes src/flashslm/inference/fused/tilings.json, which `projection.tiling`
+in registers and what in shared memory. Writes src/flashslm/inference/fused/tilings.json, which `tilings.tiling`
 reads, and a record with the steps' times in benchmarks/results.
 """
 
@@ -21,7 +21,8 @@ from flashslm.benchmarking.record import Provenance, provenance, result_name
 from flashslm.config import KernelsConfig, ModelConfig
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.fused import projection
-from flashslm.inference.fused.projection import Best, Measured, Tiling, cut
+from flashslm.inference.fused.projection import Best
+from flashslm.inference.fused.tilings import PIECE, Measured, Tiling, cut
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.presets import PRESETS
 from flashslm.models.random_weights import random_model
@@ -125,7 +126,7 @@ class Tuner:
 
 def coarse(size: int) -> Iterator[Tiling]:
     """Depths that leave few warps idle, with one to four strips."""
-    pieces = -(-size // projection.PIECE)
+    pieces = -(-size // PIECE)
     for depth in (1, 2, 3, 4, 8):
         columns = -(-pieces // depth)
         if depth > pieces or columns * depth > 1.25 * pieces:

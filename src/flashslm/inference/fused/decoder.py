@@ -28,6 +28,7 @@ from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.ops.kernels import MissingKernel, note
 
 Step = Callable[[], None]
+CAPABILITY = 9  # for kernels that begin before the one ahead has ended
 LARGEST_SIZE = 256  # of a head or a state, one tile of which is in registers
 
 
@@ -44,6 +45,11 @@ def obstacles(architecture: Architecture) -> list[str]:
     ]
 
 
+def _too_old(device: torch.device) -> list[str]:
+    major, minor = torch.cuda.get_device_capability(device)
+    return [] if major >= CAPABILITY else [f"the GPU has compute capability {major}.{minor}: {CAPABILITY}.0 or higher"]
+
+
 class FusedDecoder:
     """Steps of `batch` sequences over `cache`. The model's projections become views of packed matrices.
 
@@ -51,10 +57,10 @@ class FusedDecoder:
     """
 
     def __init__(self, model: HybridLM, cache: Cache) -> None:
-        if found := obstacles(model.architecture):
-            raise MissingKernel(f"kernels.decode: form 'triton' cannot run: {'; '.join(found)}; or set it to torch")
-        self.model, self.cache = model, cache
         weight = model.embedding.weight
+        if found := _too_old(weight.device) + obstacles(model.architecture):
+            raise MissingKernel(f"kernels.decode: form 'fused' cannot run: {'; '.join(found)}; or set it to torch")
+        self.model, self.cache = model, cache
         batch, vocabulary = cache.lengths_B.shape[0], weight.shape[0]
         self.device, self.dtype, self.batch = weight.device, weight.dtype, batch
         exact_BD = torch.zeros(batch, model.architecture.hidden_size, device=self.device)

@@ -1,9 +1,9 @@
 // out = weight norm(x) for a few inputs x, with what comes before and after the product fused in.
 //
-// A step of a warp is one row by 256 columns, 16 bytes a lane, as lanes lie in memory. A lane multiplies its columns with the
-// same columns of x: on the tensor core, whose operands' "rows" are then the eight groups of four lanes: of their products
-// the diagonal is what counts. The first IN_REGISTERS steps are asked for into registers, the next IN_SHARED into shared
-// memory, all before the wait for the kernel that computes x; steps beyond follow as registers become free.
+// A step of a warp is one row by 256 columns, 16 bytes a lane, in the order in which they lie in memory. A lane multiplies
+// its columns with the same columns of x, on the tensor core, whose operands' "rows" are then the eight groups of four
+// lanes: of their products the diagonal counts. The first IN_REGISTERS steps are asked for into registers, the next
+// IN_SHARED into shared memory, all before the wait for the kernel that computes x; others follow as registers become free.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -36,6 +36,9 @@ struct Arguments {
     int ring_start;
     int ring_rows;
 };
+
+#ifndef EMULATED  // a test runs the rest on a CPU, with these in C++
+extern __shared__ __align__(128) unsigned char shared[];
 
 __device__ __forceinline__ float2 unpack(u32 pair) {
 #if HALF
@@ -78,6 +81,8 @@ __device__ __forceinline__ void copy_weights(u32 to, const u16* from, bool insid
                  :: "r"(to), "l"(from), "r"(inside ? 16 : 0), "l"(policy) : "memory");
 }
 
+__device__ __forceinline__ u32 shared_address(const void* of) { return (u32)__cvta_generic_to_shared(of); }
+
 // Waits until at most `pending` copies of this thread are under way.
 __device__ __forceinline__ void wait_copies(int pending) {
     if (pending >= 24) asm volatile("cp.async.wait_group 24;" ::: "memory");
@@ -91,7 +96,8 @@ __device__ __forceinline__ void wait_copies(int pending) {
 // What another kernel has just written: from L2, not from a line of L1 that is older.
 __device__ __forceinline__ uint4 load_input(const u16* from) {
     uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
     return v;
 }
 
@@ -105,6 +111,13 @@ __device__ __forceinline__ void multiply(float (&sum)[4], u32 x0, u32 y0, u32 x1
     asm("mma.sync.aligned.m16n8k16.row.col." OPERANDS " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) : "r"(x0), "r"(y0), "r"(x1), "r"(y1), "r"(w0), "r"(w1));
 }
+
+// Lets the next kernel begin, and waits for the one before: it has written x.
+__device__ __forceinline__ void wait_for_inputs() {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+#endif
 
 // Sums over the lanes of TILE values: lane l has that of value l TILE / 32.
 __device__ __forceinline__ float summed(float (&v)[TILE], int lane) {
@@ -170,7 +183,50 @@ __device__ __forceinline__ uint4 normalised(uint4 x, const Norms& norms, float e
     return make_uint4(out[0], out[1], out[2], out[3]);
 }
 
-extern __shared__ __align__(128) unsigned char shared[];
+// A row's product with input b: all warps' shares added, scaled and gated.
+__device__ __forceinline__ float product(
+    const float (&sums)[COLUMN_WARPS][BATCH][TILE], const float (&squares_of)[COLUMN_WARPS][BATCH], float eps, int b, int r) {
+    float y = 0, up = 0, scale = 1;
+#pragma unroll
+    for (int w = 0; w < COLUMN_WARPS; w++) {
+        y += sums[w][b][r];
+        if (SWIGLU) up += sums[w][b][OUTPUTS + r];
+    }
+    if (NORM && !HEAD) {
+        float total = 0;
+#pragma unroll
+        for (int w = 0; w < COLUMN_WARPS; w++) total += squares_of[w][b];
+        scale = rsqrtf(total * (1.0f / SIZE) + eps);
+    }
+    y *= scale;
+    return SWIGLU ? __fdividef(y, 1.0f + __expf(-y)) * (up * scale) : y;
+}
+
+__device__ __forceinline__ void store(const Arguments& a, float y, int b, int row, int turn) {
+    const int to = b * a.rows + row, channel = row - a.ring_start;
+    const u16 narrow = (u16)pack(y, 0.0f);
+    if (RESIDUAL) a.rounded[to] = narrow;
+    if (RING && channel >= 0 && channel < a.ring_rows)
+        a.ring[(size_t)turn * a.ring_rows + channel] = narrow;
+    else if (OUT_FLOAT)
+        static_cast<float*>(a.out)[to] = y;
+    else
+        static_cast<u16*>(a.out)[to] = narrow;
+}
+
+// The highest of the block's outputs for input b, the first among equals; ROWS lanes together.
+__device__ __forceinline__ void store_best(const Arguments& a, float score, int row, int b, bool writes) {
+#pragma unroll
+    for (int lanes = ROWS / 2; lanes > 0; lanes /= 2) {
+        const float other = __shfl_xor_sync(0xffffffffu, score, lanes);
+        const int other_row = __shfl_xor_sync(0xffffffffu, row, lanes);
+        if (other > score || (other == score && other_row < row)) score = other, row = other_row;
+    }
+    if (writes) {
+        a.best[b * gridDim.x + blockIdx.x] = score;
+        a.best_row[b * gridDim.x + blockIdx.x] = row;
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __grid_constant__ Arguments a) {
     __shared__ float sums[ROW_WARPS][COLUMN_WARPS][BATCH][TILE];
@@ -188,13 +244,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
     };
 
     uint4 held[IN_REGISTERS];
-    // The shuffle keeps the base out of the uniform registers: ptxas 13.0 encodes a copy with a base and a policy there wrongly.
-    const u32 slot = __shfl_sync(0xffffffffu, (u32)__cvta_generic_to_shared(shared) + thread * 16, lane);
+    // The shuffle keeps the base out of uniform registers: ptxas 13.0 encodes a copy with base and policy there wrongly.
+    const u32 slot = __shfl_sync(0xffffffffu, shared_address(shared) + thread * 16, lane);
 #pragma unroll
     for (int i = 0; i < IN_REGISTERS; i++)
         if (i < STEPS) held[i] = load_weights(place(i), inside(i), policy);
 #pragma unroll
-    for (int i = IN_REGISTERS; i < FILLED; i++) copy_weights(slot + (i - IN_REGISTERS) * THREADS * 16, place(i), inside(i), policy);
+    for (int i = IN_REGISTERS; i < FILLED; i++)
+        copy_weights(slot + (i - IN_REGISTERS) * THREADS * 16, place(i), inside(i), policy);
     Norms norms[NORM ? MINE : 1];
     if (NORM) {
 #pragma unroll
@@ -211,8 +268,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
             turn[f] = b < BATCH ? b * 4 + (int)(a.lengths[b] % 4) : 0;
         }
     }
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    wait_for_inputs();
 
     uint4 x[2 * PAIRS][MINE];
 #pragma unroll
@@ -227,7 +283,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
 #pragma unroll
         for (int f = 0; f < FINISHED; f++) {
             const int at = f * THREADS + thread, row = first + at % ROWS;
-            old[f] = at < ROWS * BATCH && row < a.rows ? __ldcg(static_cast<const float*>(a.out) + at / ROWS * a.rows + row) : 0.0f;
+            const float* from = static_cast<const float*>(a.out) + at / ROWS * a.rows + row;
+            old[f] = at < ROWS * BATCH && row < a.rows ? __ldcg(from) : 0.0f;
         }
     }
     if (NORM) {
@@ -287,46 +344,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
     for (int f = 0; f < FINISHED; f++) {
         const int at = f * THREADS + thread, b = at / ROWS, r = at % ROWS, row = first + r, from = r / OUTPUTS;
         const bool finished = at < ROWS * BATCH && row < a.rows;
-        float y = 0, up = 0, scale = 1;
+        float y = 0;
         if (finished) {
-#pragma unroll
-            for (int w = 0; w < COLUMN_WARPS; w++) {
-                y += sums[from][w][b][r % OUTPUTS];
-                if (SWIGLU) up += sums[from][w][b][OUTPUTS + r % OUTPUTS];
-            }
-            if (NORM && !HEAD) {
-                float total = 0;
-#pragma unroll
-                for (int w = 0; w < COLUMN_WARPS; w++) total += squares_of[from][w][b];
-                scale = rsqrtf(total * (1.0f / SIZE) + a.eps);
-            }
-            y *= scale;
-            if (SWIGLU) y = __fdividef(y, 1.0f + __expf(-y)) * (up * scale);
+            y = product(sums[from], squares_of[from], a.eps, b, r % OUTPUTS);
             if (RESIDUAL) y += old[f];
-            const int to = b * a.rows + row;
-            const u16 narrow = (u16)pack(y, 0.0f);
-            if (RESIDUAL) a.rounded[to] = narrow;
-            const int channel = row - a.ring_start;
-            if (RING && channel >= 0 && channel < a.ring_rows)
-                a.ring[(size_t)turn[f] * a.ring_rows + channel] = narrow;
-            else if (OUT_FLOAT)
-                static_cast<float*>(a.out)[to] = y;
-            else
-                static_cast<u16*>(a.out)[to] = narrow;
+            store(a, y, b, row, RING ? turn[f] : 0);
         }
-        if (BEST) {
-            float score = finished ? y : -__int_as_float(0x7f800000);
-            int index = row;
-#pragma unroll
-            for (int lanes = ROWS / 2; lanes > 0; lanes /= 2) {
-                const float other = __shfl_xor_sync(0xffffffffu, score, lanes);
-                const int other_index = __shfl_xor_sync(0xffffffffu, index, lanes);
-                if (other > score || (other == score && other_index < index)) score = other, index = other_index;
-            }
-            if (r == 0 && at < ROWS * BATCH) {
-                a.best[b * gridDim.x + blockIdx.x] = score;
-                a.best_row[b * gridDim.x + blockIdx.x] = index;
-            }
-        }
+        if (BEST) store_best(a, finished ? y : -__int_as_float(0x7f800000), row, b, r == 0 && at < ROWS * BATCH);
     }
 }

@@ -5,23 +5,17 @@ registers and shared memory both, so that the memory streams on while that kerne
 """
 
 import ctypes
-import json
-import math
 from functools import cache
-from importlib.resources import files
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flashslm.inference.fused.cuda_kernel import Kernel, load
+from flashslm.inference.fused.tilings import MOST_WARPS, TILE, Tiling, tiling
 
 MAX_BATCH = 4  # above it a matrix product is faster
 VALUES_A_LOAD = 8  # 16 bytes, to which rows are aligned
-PIECE = 256  # values of a row that a warp takes at once, 512 bytes: a step
-TILE = 8  # rows of a warp
-MOST_WARPS = 16  # of a block
-PAIR, SPARING, MOST_SHARED = 2, 4, 16
 REGISTERS, LEAST_REGISTERS = 65_536, 40  # of an SM; of a thread, beside the weights that it holds
 
 
@@ -61,72 +55,6 @@ class Norm(NamedTuple):
     weight: Tensor
     eps: float
     head: int = 0
-
-
-class Tiling(NamedTuple):
-    """What a block holds: `strips` of TILE rows, each shared by `columns` warps of `depth` pieces of a row."""
-
-    columns: int
-    strips: int
-    depth: int
-    in_registers: int  # steps of a warp that wait in registers for the input
-    in_shared: int  # and in shared memory; what then is left follows
-
-    @property
-    def rows(self) -> int:
-        return self.strips * TILE
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.columns * self.strips
-
-    def for_inputs(self, batch: int) -> "Tiling":
-        """The same with fewer weights in registers where more than two inputs need them."""
-        if batch <= PAIR:
-            return self
-        moved = max(0, self.in_registers - SPARING)
-        return self._replace(in_registers=SPARING, in_shared=min(self.in_shared + moved, MOST_SHARED))
-
-
-class Measured(NamedTuple):
-    """The tiling of a shape that `benchmarks/tilings.py` found to be the fastest in the steps of whole models."""
-
-    rows: int
-    size: int
-    gated: bool
-    depth: int
-    strips: int
-    in_registers: int
-    in_shared: int
-
-
-def cut(size: int, depth: int, strips: int, in_registers: int, in_shared: int) -> Tiling:
-    """The tiling with about this depth and these strips that rows of `size` values can have."""
-    pieces = -(-size // PIECE)
-    depth = min(max(depth, -(-pieces // MOST_WARPS)), pieces)
-    columns = -(-pieces // depth)
-    while columns * strips > MOST_WARPS:
-        strips //= 2
-    steps = depth * TILE
-    in_registers = min(in_registers, steps)
-    return Tiling(columns, strips, depth, in_registers, min(in_shared, steps - in_registers))
-
-
-@cache
-def tiling(rows: int, size: int, gated: bool = False) -> Tiling:
-    """How blocks share a weight [rows, size], or [2 rows, size] if `gated`: as the nearest shape that was measured."""
-
-    def distance(m: Measured) -> float:
-        return abs(math.log(m.rows / rows)) + 2 * abs(math.log(m.size / size)) + (m.gated != gated)
-
-    nearest = min(_measured(), key=distance)
-    return cut(size, *nearest[3:])
-
-
-@cache
-def _measured() -> list[Measured]:
-    text = files(__package__).joinpath("tilings.json").read_text()
-    return [Measured(*entry) for entry in json.loads(text)]
 
 
 def project(

@@ -1,0 +1,142 @@
+"""The projection kernel equals the operations that it fuses: its source, run on the CPU with lanes as threads."""
+
+import ctypes
+import importlib
+import itertools
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import flashslm.inference.fused as fused
+from flashslm.inference.fused.tilings import Tiling
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
+TOLERANCE = 1e-2  # bf16 outputs of fp32 sums
+EPS = 1e-6
+SOURCE = Path(fused.__file__).with_name("projection.cu")
+EMULATOR = Path(__file__).with_name("cuda_on_cpu.h")
+
+
+@pytest.fixture(scope="module")
+def projection(tmp_path_factory):
+    """`inference.fused.projection` with kernels compiled for the CPU."""
+    folder, numbers = tmp_path_factory.mktemp("kernels"), itertools.count()
+
+    def load(file, name, macros, threads, shared_bytes):
+        assert shared_bytes <= 227 * 1024 and threads <= 1024
+        library, source = (folder / f"{next(numbers)}.{end}" for end in ("so", "cpp"))
+        source.write_text(
+            f'#include "{EMULATOR}"\n#include "{SOURCE}"\n'
+            'extern "C" void run(const Arguments* a, int blocks) { run_blocks(project, *a, blocks, THREADS); }\n'
+        )
+        options = [f"-D{macro}={value}" for macro, value in macros.items()]
+        compiler = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", *options]
+        subprocess.run([*compiler, "-o", library, source], check=True)
+        run = ctypes.CDLL(str(library)).run
+        return SimpleNamespace(spills=False, launch=lambda blocks, a: run(ctypes.byref(a), blocks))
+
+    stub = ModuleType("cuda_kernel")
+    stub.load, stub.Kernel = load, SimpleNamespace
+    names = [f"flashslm.inference.fused.{name}" for name in ("cuda_kernel", "projection")]
+    saved = {name: sys.modules.pop(name, None) for name in names}
+    sys.modules[names[0]] = stub
+    yield importlib.import_module(names[1])
+    for name in names:
+        sys.modules.pop(name)
+        if saved[name] is not None:
+            sys.modules[name] = saved[name]
+
+
+def normal(*shape, dtype=torch.bfloat16):
+    return torch.randn(*shape).to(dtype)
+
+
+def unwritten(*shape, dtype=torch.bfloat16):
+    return torch.full(shape, torch.nan, dtype=dtype)
+
+
+def error(actual, expected):
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+SIZES = pytest.mark.parametrize("size, rows", [(264, 21), (1024, 37), (2304, 9)])
+BATCHES = pytest.mark.parametrize("batch", [1, 2, 3])
+
+
+@SIZES
+@BATCHES
+def test_normalised_inputs(projection, size, rows, batch):
+    torch.manual_seed(0)
+    x, weight, norm = normal(batch, size), normal(rows, size) * size**-0.5, torch.rand(size) + 0.5
+    out = unwritten(batch, rows)
+    projection.project(x, weight, out, projection.Norm(norm, EPS))
+    assert error(out, F.rms_norm(x.double(), (size,), norm.double(), EPS) @ weight.double().T) < TOLERANCE
+
+
+@pytest.mark.parametrize("waiting", [(4, 0), (4, 4), (8, 12), (20, 4), (24, 0)], ids=str)
+def test_whatever_part_of_the_weights_waits(projection, monkeypatch, waiting):
+    """Of 24 steps those that wait nowhere are asked for as registers become free."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(projection, "tiling", lambda *shape: Tiling(2, 2, 3, *waiting))
+    x, weight, out = normal(1, 1496), normal(35, 1496) / 38, unwritten(1, 35, dtype=torch.float32)
+    projection.project(x, weight, out)
+    assert error(out, x.double() @ weight.double().T) < 1e-5
+
+
+@pytest.mark.parametrize("head", [32, 256])
+def test_normalised_heads(projection, head):
+    torch.manual_seed(0)
+    x, weight, norm = normal(2, 768), normal(19, 768) / 28, (torch.rand(head) + 0.5).bfloat16()
+    out = unwritten(2, 19)
+    projection.project(x, weight, out, projection.Norm(norm, EPS, head))
+    heads = F.rms_norm(x.double().view(2, -1, head), (head,), norm.double(), EPS).flatten(1)
+    assert error(out, heads @ weight.double().T) < TOLERANCE
+
+
+@SIZES
+def test_gated(projection, size, rows):
+    torch.manual_seed(0)
+    x, weight, norm = normal(1, size), normal(2 * rows, size) * size**-0.5, (torch.rand(size) + 0.5).bfloat16()
+    out = unwritten(1, rows)
+    projection.project(x, weight, out, projection.Norm(norm, EPS), swiglu=True)
+    gate, up = (F.rms_norm(x.double(), (size,), norm.double(), EPS) @ weight.double().T).chunk(2, dim=1)
+    assert error(out, F.silu(gate) * up) < TOLERANCE
+
+
+@BATCHES
+def test_onto_the_stream(projection, batch):
+    torch.manual_seed(0)
+    x, weight, before = normal(batch, 1024), normal(37, 1024) / 32, normal(batch, 37, dtype=torch.float32)
+    stream = projection.Stream(before.clone(), unwritten(batch, 37))
+    projection.project(x, weight, stream)
+    assert error(stream.exact, before.double() + x.double() @ weight.double().T) < 1e-5
+    assert torch.equal(stream.rounded, stream.exact.bfloat16())
+
+
+def test_into_a_ring(projection):
+    torch.manual_seed(0)
+    x, weight, lengths_B = normal(3, 512), normal(50, 512) / 16, torch.tensor([5, 1003, 2])
+    out, inputs = unwritten(3, 50), unwritten(3, 4, 20)
+    projection.project(x, weight, out, ring=projection.Ring(inputs, 7, lengths_B, torch.zeros(20, 4)))
+    expected = x.double() @ weight.double().T
+    assert error(inputs[torch.arange(3), lengths_B % 4], expected[:, 7:27]) < TOLERANCE
+    assert error(torch.cat([out[:, :7], out[:, 27:]], 1), torch.cat([expected[:, :7], expected[:, 27:]], 1)) < TOLERANCE
+    assert inputs.isnan().sum() == 3 * 20 * 3 and out.isnan().sum() == 20 * 3
+
+
+@pytest.mark.parametrize("rows", [3, 101])
+def test_the_first_of_the_best(projection, rows):
+    torch.manual_seed(0)
+    x, weight = normal(2, 256), normal(rows, 256)
+    weight[rows // 2 :] = weight[: rows - rows // 2].clone()  # every score twice or more
+    logits, best = unwritten(2, rows, dtype=torch.float32), projection.Best.allocate(2, weight)
+    projection.project(x, weight, logits, best=best)
+    highest = best.score_BP == best.score_BP.amax(1, keepdim=True)
+    assert torch.equal(best.score_BP.amax(1), logits.amax(1))
+    assert torch.equal(torch.where(highest, best.row_BP, rows).amin(1), logits.argmax(1).int())
