@@ -283,8 +283,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
 #pragma unroll
         for (int f = 0; f < FINISHED; f++) {
             const int at = f * THREADS + thread, row = first + at % ROWS;
-            const float* from = static_cast<const float*>(a.out) + at / ROWS * a.rows + row;
-            old[f] = at < ROWS * BATCH && row < a.rows ? __ldcg(from) : 0.0f;
+            old[f] = at < ROWS * BATCH && row < a.rows
+                         ? __ldcg(static_cast<const float*>(a.out) + at / ROWS * a.rows + row)
+                         : 0.0f;
         }
     }
     if (NORM) {
