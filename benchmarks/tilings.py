@@ -37,7 +37,8 @@ VOCAB_SIZE = 131_072
 CONTEXT = 8192
 SETS, STEPS = 3, 12  # replays: the median of the sets counts
 BETTER = 0.998  # a new tiling's time over the old one's, at most
-SPLITS = {8: (4, 4), 16: (8, 4), 24: (16, 0), 32: (12, 8)}  # of a warp's steps, where depths are compared
+SPLITS = {8: (4, 4), 16: (8, 4), 24: (12, 8), 32: (12, 8)}  # of a warp's steps, where depths are compared
+WHOLE = (16, 0)  # the other way in which they are compared
 WAITING = ((4, 4), (8, 0), (4, 12), (8, 8), (12, 4), (16, 0), (12, 8), (8, 16), (24, 4), (12, 24))
 MOST_BYTES = 160 * 1024  # of a block's rows
 
@@ -132,9 +133,10 @@ def coarse(size: int) -> Iterator[Tiling]:
         if depth > pieces or columns * depth > 1.25 * pieces:
             continue
         for strips in (1, 2, 4):
-            tile = cut(size, depth, strips, *SPLITS.get(8 * depth, (12, 24)))
-            if tile.depth == depth and tile.strips == strips and tile.rows * size * 2 <= MOST_BYTES:
-                yield tile
+            for waiting in (SPLITS.get(8 * depth, (12, 24)), WHOLE):
+                tile = cut(size, depth, strips, *waiting)
+                if tile.depth == depth and tile.strips == strips and tile.rows * size * 2 <= MOST_BYTES:
+                    yield tile
 
 
 def contexts() -> Iterator[tuple[str, Architecture]]:

@@ -53,13 +53,26 @@ T __shfl_sync(uint32_t, T value, int lane) { return from_lane(value, lane); }
 template <class T>
 T __shfl_xor_sync(uint32_t, T value, int lanes) { return from_lane(value, (threadIdx.x % 32) ^ lanes); }
 
-// bfloat16, rounded to the nearest even.
+#if HALF
+inline float widened(uint32_t bits) {
+    _Float16 v;
+    std::memcpy(&v, &bits, 2);
+    return v;
+}
+inline uint32_t rounded(float wide) {
+    const _Float16 v = wide;
+    uint16_t bits;
+    std::memcpy(&bits, &v, 2);
+    return bits;
+}
+#else  // bfloat16, rounded to the nearest even
 inline float widened(uint32_t bits) { return __int_as_float(bits << 16); }
 inline uint32_t rounded(float v) {
     uint32_t bits;
     std::memcpy(&bits, &v, 4);
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
+#endif
 inline float2 unpack(uint32_t pair) { return {widened(pair & 0xffff), widened(pair >> 16)}; }
 inline uint32_t pack(float low, float high) { return rounded(low) | rounded(high) << 16; }
 

@@ -100,10 +100,12 @@ def test_normalised_heads(projection, head):
 
 
 @SIZES
-def test_gated(projection, size, rows):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gated(projection, dtype, size, rows):
     torch.manual_seed(0)
-    x, weight, norm = normal(1, size), normal(2 * rows, size) * size**-0.5, (torch.rand(size) + 0.5).bfloat16()
-    out = unwritten(1, rows)
+    x, weight, norm = normal(1, size), normal(2 * rows, size) * size**-0.5, torch.rand(size) + 0.5
+    x, weight, norm = (tensor.to(dtype) for tensor in (x, weight, norm))
+    out = unwritten(1, rows, dtype=dtype)
     projection.project(x, weight, out, projection.Norm(norm, EPS), swiglu=True)
     gate, up = (F.rms_norm(x.double(), (size,), norm.double(), EPS) @ weight.double().T).chunk(2, dim=1)
     assert error(out, F.silu(gate) * up) < TOLERANCE
