@@ -34,7 +34,7 @@ LIBRARIES = {
     "fla": ("fla", "flash-linear-attention"),
     "mamba-ssm": ("mamba_ssm", "mamba-ssm"),
     "triton": ("triton", "triton"),
-    "fused": ("triton", "triton"),  # and cuda-bindings, which torch for CUDA brings as well
+    "fused": ("cuda.bindings", "cuda-bindings"),  # and Triton: torch for CUDA brings both
 }
 USUAL = ("delta_rule", "ssd", "causal_conv", "attention", "cross_entropy", "decode")  # of an exportable model
 HALF_PRECISION_ONLY = {"delta_rule", "gated_delta_rule", "gla", "attention", "decode"}
@@ -111,12 +111,17 @@ def _require(operation: str, fused_form: str, torch_form: str, device_type: str,
         problem = f"it runs on cuda, the tensors are on {device_type}"
     elif half_only:
         problem = "its kernels take bfloat16 or float16 only"
-    elif module and importlib.util.find_spec(module) is None:
+    elif module and not _installed(module):
         problem = f"the package {package} is not installed (pip install 'flashslm[cuda]')"
     if problem:
         raise MissingKernel(
             f"kernels.{operation}: form '{fused_form}' cannot run: {problem}; or set kernels.{operation}={torch_form}"
         )
+
+
+def _installed(module: str) -> bool:
+    parent = module.partition(".")[0]
+    return importlib.util.find_spec(parent) is not None and importlib.util.find_spec(module) is not None
 
 
 def read_setting(settings: Sequence[str] | None) -> KernelsConfig:

@@ -94,7 +94,7 @@ def measure_together(
 def compile_kernels(config: ProfilingConfig, sizes: ModelConfig, vocab_size: int, memory_bytes: float) -> None:
     """Build one layer of every entry that takes at most this memory, and time nothing.
 
-    What this compiles on CUDA, another process finds on disk.
+    What Triton compiles for this, another process finds on disk.
     """
     bench = _Bench(config, rotate=False)
     keys, _ = split_by_memory(entry_keys(config), sizes, vocab_size, memory_bytes, value_bytes(config))

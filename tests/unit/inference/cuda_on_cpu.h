@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -96,7 +97,14 @@ inline void wait_copies(int pending) {
         c.from ? (void)std::memcpy(c.to, c.from, 16) : (void)std::memset(c.to, 0, 16);
     }
 }
-inline void wait_for_inputs() {}
+
+// What the kernel before writes is there only when all threads have waited for it.
+inline std::function<void()> write_inputs;
+inline void wait_for_inputs() {
+    __syncthreads();
+    if (threadIdx.x == 0 && write_inputs) write_inputs(), write_inputs = nullptr;
+    __syncthreads();
+}
 
 // m16n8k16: a lane's operands and sums as PTX lays them out.
 inline void multiply(float (&sum)[4], uint32_t x0, uint32_t y0, uint32_t x1, uint32_t y1, uint32_t w0, uint32_t w1) {

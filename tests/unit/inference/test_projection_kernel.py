@@ -20,6 +20,21 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here
 TOLERANCE = 1e-2  # bf16 outputs of fp32 sums
 EPS = 1e-6
 SOURCE = Path(fused.__file__).with_name("projection.cu")
+RUN = """
+extern "C" void run(const Arguments* given, int blocks) {
+    Arguments a = *given;
+    std::vector<u16> x(BATCH * SIZE, 0x7fff);  // not a number
+    a.x = x.data();
+    float* stream = static_cast<float*>(a.out);
+    std::vector<float> before(RESIDUAL ? BATCH * a.rows : 0, NAN);
+    if (RESIDUAL) std::swap_ranges(before.begin(), before.end(), stream);
+    write_inputs = [&] {
+        std::copy_n(given->x, x.size(), x.begin());
+        std::copy(before.begin(), before.end(), stream);
+    };
+    run_blocks(project, a, blocks, THREADS);
+}
+"""
 EMULATOR = Path(__file__).with_name("cuda_on_cpu.h")
 
 
@@ -28,13 +43,10 @@ def projection(tmp_path_factory):
     """`inference.fused.projection` with kernels compiled for the CPU."""
     folder, numbers = tmp_path_factory.mktemp("kernels"), itertools.count()
 
-    def load(file, name, macros, threads, shared_bytes):
+    def load(file, name, macros, threads, shared_bytes, device):
         assert shared_bytes <= 227 * 1024 and threads <= 1024
         library, source = (folder / f"{next(numbers)}.{end}" for end in ("so", "cpp"))
-        source.write_text(
-            f'#include "{EMULATOR}"\n#include "{SOURCE}"\n'
-            'extern "C" void run(const Arguments* a, int blocks) { run_blocks(project, *a, blocks, THREADS); }\n'
-        )
+        source.write_text(f'#include "{EMULATOR}"\n#include "{SOURCE}"\n{RUN}')
         options = [f"-D{macro}={value}" for macro, value in macros.items()]
         compiler = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", *options]
         subprocess.run([*compiler, "-o", library, source], check=True)
@@ -66,10 +78,10 @@ def error(actual, expected):
 
 
 SIZES = pytest.mark.parametrize("size, rows", [(264, 21), (1024, 37), (2304, 9)])
-BATCHES = pytest.mark.parametrize("batch", [1, 2, 3])
+BATCHES = pytest.mark.parametrize("batch", [1, 2, 3, 4])
 
 
-@SIZES
+@pytest.mark.parametrize("size, rows", [(264, 21), (2304, 9)])
 @BATCHES
 def test_normalised_inputs(projection, size, rows, batch):
     torch.manual_seed(0)
@@ -77,6 +89,18 @@ def test_normalised_inputs(projection, size, rows, batch):
     out = unwritten(batch, rows)
     projection.project(x, weight, out, projection.Norm(norm, EPS))
     assert error(out, F.rms_norm(x.double(), (size,), norm.double(), EPS) @ weight.double().T) < TOLERANCE
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1, 8000])
+def test_float16_holds_what_is_normalised(projection, scale):
+    """However large or small the stream is, and whatever the norm's weight."""
+    torch.manual_seed(0)
+    size, rows, dtype = 520, 21, torch.float16
+    x, norm = (torch.randn(3, size) * scale).to(dtype), (torch.rand(size) * 6).to(dtype)
+    weight, out = normal(rows, size, dtype=dtype) / 24, unwritten(3, rows, dtype=dtype)
+    projection.project(x, weight, out, projection.Norm(norm, 1e-12))
+    expected = F.rms_norm(x.double(), (size,), norm.double(), 1e-12) @ weight.double().T
+    assert error(out, expected) < 2e-3
 
 
 @pytest.mark.parametrize("waiting", [(4, 0), (4, 4), (8, 12), (20, 4), (24, 0)], ids=str)

@@ -16,60 +16,75 @@ ALL_SHARED = 100  # per cent of an SM's memory that is not L1 cache
 class Kernel(NamedTuple):
     """A compiled kernel, with the size of its blocks and the shared memory that they ask for."""
 
+    name: str
+    device: int
     function: Any
     threads: int
     shared_bytes: int
     spills: bool  # some of its registers live in memory
 
     def launch(self, blocks: int, arguments: ctypes.Structure) -> None:
-        """Run on torch's present stream. The kernel itself waits for the one before it (programmatic launch)."""
+        """Run on its device's present stream. The kernel itself waits for the one before it (programmatic launch)."""
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
         config.sharedMemBytes = self.shared_bytes
-        config.hStream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
+        config.hStream = driver.CUstream(torch.cuda.current_stream(self.device).cuda_stream)
         early = driver.CUlaunchAttribute()
         early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         early.value.programmaticStreamSerializationAllowed = 1
         config.attrs, config.numAttrs = [early], 1
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        _checked(driver.cuLaunchKernelEx(config, self.function, ctypes.addressof(parameters), 0))
+        with torch.cuda.device(self.device):
+            started = driver.cuLaunchKernelEx(config, self.function, ctypes.addressof(parameters), 0)
+        _checked(started, f"launch of {self.name}, {blocks} blocks of {self.threads} threads")
 
 
-def load(file: str, name: str, macros: Mapping[str, int], threads: int, shared_bytes: int) -> Kernel:
-    """Kernel `name` of a source beside this module, for the current device. RuntimeError with the compiler's words."""
-    major, minor = torch.cuda.get_device_capability()
-    torch.cuda.current_stream()  # the primary context is there and current
+def load(file: str, name: str, macros: Mapping[str, int], threads: int, shared_bytes: int, device: int) -> Kernel:
+    """Kernel `name` of a source beside this module. RuntimeError with the compiler's or the driver's words."""
+    what = f"{file} with {dict(macros)}"
+    with torch.cuda.device(device):
+        torch.cuda.current_stream()  # the device's context is there and current
+        return _load(file, name, macros, threads, shared_bytes, device, what)
+
+
+def _load(
+    file: str, name: str, macros: Mapping[str, int], threads: int, shared_bytes: int, device: int, what: str
+) -> Kernel:
+    major, minor = torch.cuda.get_device_capability(device)
     binary = _compiled(file, f"sm_{major}{minor}", tuple(sorted(macros.items())))
-    function = _checked(driver.cuModuleGetFunction(_checked(driver.cuModuleLoadData(binary)), name.encode()))
+    module = _checked(driver.cuModuleLoadData(binary), what)
+    function = _checked(driver.cuModuleGetFunction(module, name.encode()), what)
     # An SM must be idle to split its memory anew: with one split for all, a kernel begins beside the one that ends.
     for attribute, value in (
         (Attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes),
         (Attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, ALL_SHARED),
     ):
-        _checked(driver.cuFuncSetAttribute(function, attribute, value))
-    spilt_bytes = _checked(driver.cuFuncGetAttribute(Attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, function))
-    return Kernel(function, threads, shared_bytes, spilt_bytes > 0)
+        _checked(
+            driver.cuFuncSetAttribute(function, attribute, value), f"{what}, {shared_bytes} bytes of shared memory"
+        )
+    spilt_bytes = _checked(driver.cuFuncGetAttribute(Attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, function), what)
+    return Kernel(what, device, function, threads, shared_bytes, spilt_bytes > 0)
 
 
 @cache
 def _compiled(file: str, architecture: str, macros: tuple[tuple[str, int], ...]) -> bytes:
     source = files(__package__).joinpath(file).read_bytes()
     options = [f"--gpu-architecture={architecture}", "-std=c++17", *(f"-D{name}={value}" for name, value in macros)]
-    program = _checked(nvrtc.nvrtcCreateProgram(source, file.encode(), 0, [], []))
+    program = _checked(nvrtc.nvrtcCreateProgram(source, file.encode(), 0, [], []), file)
     (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        log = bytes(bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program))))
-        _checked(nvrtc.nvrtcGetProgramLog(program, log))
+        log = bytes(bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program), file)))
+        _checked(nvrtc.nvrtcGetProgramLog(program, log), file)
         raise RuntimeError(f"{file} does not compile for {architecture} with {dict(macros)}: {log.decode()}")
-    binary = bytes(bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program))))
-    _checked(nvrtc.nvrtcGetCUBIN(program, binary))
+    binary = bytes(bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program), file)))
+    _checked(nvrtc.nvrtcGetCUBIN(program, binary), file)
     return binary
 
 
-def _checked(result: tuple[Any, ...]) -> Any:
+def _checked(result: tuple[Any, ...], what: str) -> Any:
     """The value that a call of the driver or the compiler returned beside its status."""
     status, *values = result
     if int(status) != 0:
-        raise RuntimeError(f"CUDA: {status.name}")
+        raise RuntimeError(f"{what}: {status.name}; kernels.decode=torch decodes without it")
     return values[0] if values else None

@@ -1,7 +1,7 @@
 """A decode step of a whole model by fused kernels, on the static cache that prefill filled.
 
-Per operator: DeltaNet and Mamba-2 take three kernels (norm + projection + convolution; state; norm + projection +
-residual), attention three or four, an FFN two. Nothing waits for the host, no address changes.
+Per operator and few sequences: DeltaNet and Mamba-2 take three kernels (norm + projection; convolution + state; norm +
+projection + residual), attention three or four, an FFN two. Nothing waits for the host, no address changes.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.ops.kernels import MissingKernel, note
 
 Step = Callable[[], None]
-CAPABILITY = 9  # for kernels that begin before the one ahead has ended
+CAPABILITIES = (9, 10)
 LARGEST_SIZE = 256  # of a head or a state, one tile of which is in registers
 
 
@@ -45,9 +45,11 @@ def obstacles(architecture: Architecture) -> list[str]:
     ]
 
 
-def _too_old(device: torch.device) -> list[str]:
+def _too_small(device: torch.device) -> list[str]:
+    """What a GPU lacks: kernels begin before the one ahead has ended, and blocks fill the shared memory of an SM."""
     major, minor = torch.cuda.get_device_capability(device)
-    return [] if major >= CAPABILITY else [f"the GPU has compute capability {major}.{minor}: {CAPABILITY}.0 or higher"]
+    enough = major in CAPABILITIES
+    return [] if enough else [f"the GPU has compute capability {major}.{minor}: 9.0 or 10.0 (H100, H200, B200)"]
 
 
 class FusedDecoder:
@@ -58,7 +60,7 @@ class FusedDecoder:
 
     def __init__(self, model: HybridLM, cache: Cache) -> None:
         weight = model.embedding.weight
-        if found := _too_old(weight.device) + obstacles(model.architecture):
+        if found := _too_small(weight.device) + obstacles(model.architecture):
             raise MissingKernel(f"kernels.decode: form 'fused' cannot run: {'; '.join(found)}; or set it to torch")
         self.model, self.cache = model, cache
         batch, vocabulary = cache.lengths_B.shape[0], weight.shape[0]

@@ -20,6 +20,7 @@ constexpr int OUTPUTS = SWIGLU ? TILE / 2 : TILE;                        // a wa
 constexpr int ROWS = OUTPUTS * ROW_WARPS;                                // of the output, a block
 constexpr int FINISHED = (ROWS * BATCH + THREADS - 1) / THREADS;
 constexpr int PAIRS = (BATCH + 1) / 2;
+constexpr bool SCALED_FIRST = HALF && NORM && !HEAD;
 
 struct Arguments {
     const u16* x;
@@ -161,13 +162,21 @@ struct Norms {
     }
 };
 
-// Sixteen bytes of an input, times the norm's weight. Without HEAD the scale is left to the end, and squares are summed.
-__device__ __forceinline__ uint4 normalised(uint4 x, const Norms& norms, float eps, float& squares) {
+__device__ __forceinline__ float squares_in(uint4 x) {
+    const float2 v[4] = {unpack(x.x), unpack(x.y), unpack(x.z), unpack(x.w)};
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum += v[i].x * v[i].x + v[i].y * v[i].y;
+    return sum;
+}
+
+// Sixteen bytes of an input, times the norm's weight. Without HEAD the squares are summed as well, and the scale is left to
+// the end: but float16 cannot hold what is not scaled yet, and takes one that is known before.
+__device__ __forceinline__ uint4 normalised(uint4 x, const Norms& norms, float eps, float& squares, float scale = 1) {
     float2 v[4] = {unpack(x.x), unpack(x.y), unpack(x.z), unpack(x.w)};
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < 4; i++) sum += v[i].x * v[i].x + v[i].y * v[i].y;
-    float scale = 1;
     if (HEAD) {
 #pragma unroll
         for (int lanes = HEAD / 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
@@ -183,6 +192,14 @@ __device__ __forceinline__ uint4 normalised(uint4 x, const Norms& norms, float e
     return make_uint4(out[0], out[1], out[2], out[3]);
 }
 
+// The scale that normalises input b.
+__device__ __forceinline__ float scale_of(const float (&squares_of)[COLUMN_WARPS][BATCH], float eps, int b) {
+    float total = 0;
+#pragma unroll
+    for (int w = 0; w < COLUMN_WARPS; w++) total += squares_of[w][b];
+    return rsqrtf(total * (1.0f / SIZE) + eps);
+}
+
 // A row's product with input b: all warps' shares added, scaled and gated.
 __device__ __forceinline__ float product(
     const float (&sums)[COLUMN_WARPS][BATCH][TILE], const float (&squares_of)[COLUMN_WARPS][BATCH], float eps, int b, int r) {
@@ -192,12 +209,7 @@ __device__ __forceinline__ float product(
         y += sums[w][b][r];
         if (SWIGLU) up += sums[w][b][OUTPUTS + r];
     }
-    if (NORM && !HEAD) {
-        float total = 0;
-#pragma unroll
-        for (int w = 0; w < COLUMN_WARPS; w++) total += squares_of[w][b];
-        scale = rsqrtf(total * (1.0f / SIZE) + eps);
-    }
+    if (NORM && !HEAD && !SCALED_FIRST) scale = scale_of(squares_of, eps, b);
     y *= scale;
     return SWIGLU ? __fdividef(y, 1.0f + __expf(-y)) * (up * scale) : y;
 }
@@ -293,12 +305,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
         for (int b = 0; b < BATCH; b++) {
             float squares = 0;
 #pragma unroll
-            for (int p = 0; p < MINE; p++) x[b][p] = normalised(x[b][p], norms[p], a.eps, squares);
+            for (int p = 0; p < MINE; p++) {
+                if (SCALED_FIRST)
+                    squares += squares_in(x[b][p]);
+                else
+                    x[b][p] = normalised(x[b][p], norms[p], a.eps, squares);
+            }
             if (!HEAD) {
 #pragma unroll
                 for (int lanes = 16; lanes > 0; lanes /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, lanes);
                 if (lane == 0) squares_of[strip][part][b] = squares;
             }
+        }
+    }
+
+    if (SCALED_FIRST) {
+        __syncthreads();
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const float scale = scale_of(squares_of[strip], a.eps, b);
+            float squares = 0;
+#pragma unroll
+            for (int p = 0; p < MINE; p++) x[b][p] = normalised(x[b][p], norms[p], a.eps, squares, scale);
         }
     }
 

@@ -125,7 +125,7 @@ def _kernel(device: int, tile: Tiling, macros: tuple[tuple[str, int], ...]) -> K
     sizes |= {"IN_REGISTERS": tile.in_registers, "IN_SHARED": tile.in_shared}
     most = REGISTERS // (tile.threads * (4 * tile.in_registers + LEAST_REGISTERS))
     for blocks in range(max(1, min(most, MOST_WARPS)), 0, -1):
-        kernel = load("projection.cu", "project", sizes | {"BLOCKS": blocks}, tile.threads, shared_bytes)
+        kernel = load("projection.cu", "project", sizes | {"BLOCKS": blocks}, tile.threads, shared_bytes, device)
         if not kernel.spills:
             break
     return kernel

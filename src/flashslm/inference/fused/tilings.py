@@ -1,4 +1,4 @@
-"""How the blocks of a projection share its rows: measured for the shapes of tilings.json, and near them for others."""
+"""How the blocks of a projection share its rows: measured at batch 1 for the shapes of tilings.json, others by those."""
 
 import json
 import math
