@@ -1,1 +1,1 @@
-"""Decode steps by fused kernels in Triton and CUDA C++: every kernel begins on its weights and states while the one before it ends."""
+"""Decode steps by fused kernels, in Triton and CUDA C++: each begins on its weights and states while another ends."""

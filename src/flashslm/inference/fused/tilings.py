@@ -1,4 +1,4 @@
-"""How the blocks of a projection share its rows: measured at batch 1 for the shapes of tilings.json, others by those."""
+"""How the blocks of a projection share its rows: measured at batch 1 for some shapes, the others go by those."""
 
 import json
 import math
