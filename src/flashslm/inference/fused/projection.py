@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from flashslm.inference.fused.cuda_kernel import Kernel, load
-from flashslm.inference.fused.tilings import MOST_WARPS, TILE, Tiling, tiling
+from flashslm.inference.fused.tilings import TILE, Tiling, tiling
 
 MAX_BATCH = 4  # above it a matrix product is faster
 VALUES_A_LOAD = 8  # 16 bytes, to which rows are aligned
 REGISTERS, LEAST_REGISTERS = 65_536, 40  # of an SM; of a thread, beside the weights that it holds
+MOST_BLOCKS = 16  # of an SM
 
 
 class Stream(NamedTuple):
@@ -124,7 +125,7 @@ def _kernel(device: int, tile: Tiling, macros: tuple[tuple[str, int], ...]) -> K
     sizes |= {"TILE": TILE, "COLUMN_WARPS": tile.columns, "ROW_WARPS": tile.strips}
     sizes |= {"IN_REGISTERS": tile.in_registers, "IN_SHARED": tile.in_shared}
     most = REGISTERS // (tile.threads * (4 * tile.in_registers + LEAST_REGISTERS))
-    for blocks in range(max(1, min(most, MOST_WARPS)), 0, -1):
+    for blocks in range(max(1, min(most, MOST_BLOCKS)), 0, -1):
         kernel = load("projection.cu", "project", sizes | {"BLOCKS": blocks}, tile.threads, shared_bytes, device)
         if not kernel.spills:
             break
