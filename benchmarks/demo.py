@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 
 from flashslm.hardware import device_fingerprint
-from flashslm.launch.run import environment
-from flashslm.platform import stack
+from flashslm.infra.stack import embedded_stack
+from flashslm.launch.local.full_run import environment
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,7 +35,7 @@ def main() -> None:
         try:
             runs = [timed_run(Path(directory), home) for _ in range(2)]
         finally:
-            stack.down(home)
+            embedded_stack.down(home)
     facts = environment()
     device = device_fingerprint("cpu")
     record = {

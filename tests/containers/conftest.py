@@ -11,8 +11,8 @@ from typing import Never
 
 import pytest
 
-from flashslm.platform import stack
-from flashslm.platform.settings import Settings
+from flashslm.infra.settings import Settings
+from flashslm.infra.stack import embedded_stack
 from tests.containers import engine
 from tests.containers.build import Builds, check_python
 from tests.containers.engine import Engine, NoEngine
@@ -91,9 +91,9 @@ def settings(builds: Builds, directory: Path) -> Iterator[Settings]:
     """The embedded S3 and MLflow, which come up while the first image is built."""
     home = directory / STACK
     try:
-        yield stack.up(home)
+        yield embedded_stack.up(home)
     finally:
-        stack.down(home)
+        embedded_stack.down(home)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flashslm.launch import runner
-from flashslm.platform.settings import VARIABLES
+from flashslm.infra.settings import VARIABLES
+from flashslm.launch.local import runner
 from tests.containers.container import hardened
 
 PASSED_ON = (*VARIABLES.values(), "AWS_DEFAULT_REGION", "MLFLOW_S3_ENDPOINT_URL", "FLASHSLM_EVENTS", "OMP_NUM_THREADS")

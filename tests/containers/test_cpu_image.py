@@ -14,11 +14,11 @@ import yaml
 from mlflow import MlflowClient
 
 from flashslm.config.file import load
-from flashslm.launch.cluster import step_of
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.launch.compiling import arguments_for, compile_pipeline, pipeline_arguments
-from flashslm.launch.runner import Job
-from flashslm.platform.object_store import Manifest, ObjectStore
-from flashslm.platform.settings import Settings
+from flashslm.launch.kfp.cluster_pass import step_of
+from flashslm.launch.local.runner import Job
 from tests.containers.build import ROOT, call
 from tests.containers.container import hardened
 from tests.containers.engine import Engine

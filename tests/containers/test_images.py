@@ -9,7 +9,7 @@ import pytest
 
 from components import images
 from flashslm.config import GPU_STEPS, PlatformConfig
-from flashslm.launch.cluster import for_cluster, step_of
+from flashslm.launch.kfp.cluster_pass import for_cluster, step_of
 from tests.containers.build import ROOT
 
 # An engine that writes down how it was called; what it pushed has a digest.

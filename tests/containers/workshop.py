@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flashslm.platform import stack
+from flashslm.infra.stack import embedded_stack
 
 _PREFIX = "flashslm-containers-"
 STACK = "stack"  # the embedded stack's home in it
@@ -52,7 +52,7 @@ def _held(directory: Path) -> Iterator[bool]:
 def _remove(directory: Path) -> None:
     """Remove a run's services, bridge, cgroups and files; its engine has ended."""
     name = name_of(directory)
-    stack.down(directory / STACK)
+    embedded_stack.down(directory / STACK)
     if shutil.which("ip"):
         subprocess.run(["ip", "link", "delete", name], capture_output=True, check=False)
     cgroups = ["find", "/sys/fs/cgroup", "-depth", "-type", "d", "-path", f"*/{name}*"]

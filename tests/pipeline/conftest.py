@@ -18,8 +18,8 @@ from rich.console import Console
 
 from flashslm.config import RunConfig
 from flashslm.launch.compiling import arguments_for, compile_pipeline, pipeline_arguments
-from flashslm.launch.local import LocalResult, run_job
-from flashslm.launch.runner import Job
+from flashslm.launch.local.launcher import LocalResult, run_job
+from flashslm.launch.local.runner import Job
 
 FAKE_STEPS = Path(__file__).parent / "fake_steps"
 
@@ -89,7 +89,7 @@ class FakeRuns:
         job.write(job.run_dir / "test-job.json")
         code = (
             "import sys; from pathlib import Path; from rich.console import Console\n"
-            "from flashslm.launch.local import run_job; from flashslm.launch.runner import Job\n"
+            "from flashslm.launch.local.launcher import run_job; from flashslm.launch.local.runner import Job\n"
             "sys.exit(run_job(Job.read(Path(sys.argv[1])), {}, Console()).exit_code)"
         )
         command = [sys.executable, "-c", code, str(job.run_dir / "test-job.json")]

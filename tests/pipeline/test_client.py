@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from flashslm.config import PlatformConfig, RunConfig
-from flashslm.launch import submit as submit_module
-from flashslm.launch.client import KfpClient
 from flashslm.launch.compiling import code_digest
-from flashslm.launch.kfp_api import Connection, KfpError, NotFound, Unavailable, token_from
-from flashslm.launch.process import LaunchError
-from flashslm.launch.submit import cluster_source_digest, device_digest, submit
+from flashslm.launch.kfp import submit as submit_module
+from flashslm.launch.kfp.api import Connection, KfpError, NotFound, Unavailable, token_from
+from flashslm.launch.kfp.client import KfpClient
+from flashslm.launch.kfp.submit import cluster_source_digest, device_digest, submit
+from flashslm.launch.processes import LaunchError
 from tests.pipeline.fake_kfp import FakeKfp
 from tests.pipeline.tiny import enter_checkout
 

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from components.images import IMAGES
 from flashslm.cli.app import app
 from flashslm.config import DESIGN_STEPS, GPU_STEPS, PlatformConfig
-from flashslm.launch.cluster import OWN_ARGUMENTS, ClusterPackage, for_cluster, step_of
 from flashslm.launch.compiling import code_digest, compile_pipeline, load_pipeline, project_root
+from flashslm.launch.kfp.cluster_pass import OWN_ARGUMENTS, ClusterPackage, for_cluster, step_of
 from flashslm.launch.parity_lint import Compiled, lint
-from flashslm.launch.process import LaunchError
+from flashslm.launch.processes import LaunchError
 
 Document = dict[str, Any]
 

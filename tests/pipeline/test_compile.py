@@ -22,7 +22,7 @@ from flashslm.launch.compiling import (
     project_root,
     tree_digest,
 )
-from flashslm.launch.process import LaunchError
+from flashslm.launch.processes import LaunchError
 
 GOLDEN = Path(__file__).parent / "golden"
 PIPELINES = ("design_and_train", "retraining")

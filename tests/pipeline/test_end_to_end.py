@@ -16,9 +16,10 @@ import pytest
 from mlflow import MlflowClient
 
 from flashslm.config.file import load
-from flashslm.platform import registry, stack
-from flashslm.platform.object_store import Manifest, ObjectStore
-from flashslm.platform.settings import Settings
+from flashslm.infra.registry import model_registry
+from flashslm.infra.settings import Settings
+from flashslm.infra.stack import embedded_stack
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.steps.run import run_step
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     try:
         yield project
     finally:
-        stack.down(project.home)
+        embedded_stack.down(project.home)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def descendants(project: Project) -> list[str]:
 
 @pytest.fixture(scope="module")
 def settings(project: Project, runs: dict[str, Any]) -> Settings:
-    return stack.up(project.home)
+    return embedded_stack.up(project.home)
 
 
 def ended(events: list[dict[str, Any]]) -> list[str]:
@@ -125,7 +126,7 @@ def test_kill_of_the_group_leaves_no_orphan(runs: dict[str, Any]) -> None:
 def test_first_finished_run_promotes(runs: dict[str, Any], settings: Settings) -> None:
     assert runs["promoted"]["state"] == "SUCCESS" and runs["promoted"]["decision"] == "promote"
     assert "register_model" in ended(runs["promoted_events"])
-    champion = registry.champion(settings, "flashslm-smoke")
+    champion = model_registry.champion(settings, "flashslm-smoke")
     assert champion is not None and champion.version == "1"
 
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from flashslm.config import DESIGN_STEPS, RunConfig
-from flashslm.launch import local
-from flashslm.launch.process import LaunchError
+from flashslm.launch.local import launcher
+from flashslm.launch.processes import LaunchError
 
 FakeRuns = Callable[..., Any]
 
@@ -167,11 +167,11 @@ def test_killed_launcher_leaves_no_orphan(fake_runs: FakeRuns) -> None:
 def test_run_local_compiles_with_the_recipes_retries_and_passes_the_codes_digest(
     fake_runs: FakeRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "code_digest", lambda: "digest of the code")
+    monkeypatch.setattr(launcher, "code_digest", lambda: "digest of the code")
     runs = fake_runs()
     config = RunConfig.model_validate({"name": "toy", "platform": {"retries": 0}})
     env = runs.env(fail={"prepare_data": "no text"})
-    result = local.run_local(config, tmp_path / "run", env, tmp_path / "home", quiet=True)
+    result = launcher.run_local(config, tmp_path / "run", env, tmp_path / "home", quiet=True)
     assert (result.state, result.exit_code, result.log) == ("FAILURE", 1, tmp_path / "run" / "logs" / "kfp.log")
     (call,) = runs.calls()
     assert call["parameters"]["code_digest"] == "digest of the code"

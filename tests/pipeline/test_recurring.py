@@ -12,15 +12,15 @@ from typer.testing import CliRunner
 
 from flashslm.cli.app import app
 from flashslm.config import RunConfig
-from flashslm.launch import recurring
-from flashslm.launch.client import KfpClient
-from flashslm.launch.cron import Cron
-from flashslm.launch.kfp_api import Connection
-from flashslm.launch.process import LaunchError
-from flashslm.launch.schedule import Schedules
+from flashslm.launch.kfp import recurring_runs
+from flashslm.launch.kfp.api import Connection
+from flashslm.launch.kfp.client import KfpClient
+from flashslm.launch.processes import LaunchError
+from flashslm.launch.schedule.cron import Cron
+from flashslm.launch.schedule.records import Schedules
 from tests.pipeline.fake_kfp import FakeKfp
 from tests.pipeline.tiny import enter_checkout
-from tests.unit.launch.memory_store import MemoryStore
+from tests.unit.launch.schedule.memory_store import MemoryStore
 
 RECIPE = RunConfig.model_validate({"name": "toy", "platform": {"service_account": "runner"}})
 NIGHTLY = Cron.parse("0 2 * * *", "UTC")
@@ -42,7 +42,7 @@ def connect(server: FakeKfp) -> KfpClient:
 
 
 def create(server: FakeKfp, name: str = "nightly", cron: Cron = NIGHTLY, recipe: RunConfig = RECIPE) -> Any:
-    return recurring.create(connect(server), name, recipe, "retraining", cron)
+    return recurring_runs.create(connect(server), name, recipe, "retraining", cron)
 
 
 def command(server: FakeKfp, *arguments: str) -> Any:
@@ -64,7 +64,7 @@ def test_creating_again_publishes_the_new_version_and_keeps_the_schedule(
     fake: FakeKfp, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = create(fake)
-    monkeypatch.setattr("flashslm.launch.cluster.code_digest", lambda: "newer code")
+    monkeypatch.setattr("flashslm.launch.kfp.cluster_pass.code_digest", lambda: "newer code")
     platform = RECIPE.platform.model_copy(update={"image": "newer@sha256:1"})
     again = create(fake, recipe=RECIPE.model_copy(update={"platform": platform}))
     assert again.recurring_run_id == first.recurring_run_id

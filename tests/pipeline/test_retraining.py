@@ -24,13 +24,14 @@ import pytest
 from flashslm.config import ModelConfig, RunConfig
 from flashslm.config.file import load
 from flashslm.data.prepare import DIGESTS_FILE
-from flashslm.launch.schedule import Schedule, Schedules
-from flashslm.launch.scheduler import Scheduler, launch_in
+from flashslm.infra.registry import model_registry
+from flashslm.infra.registry.model_registry import ModelVersion
+from flashslm.infra.settings import Settings
+from flashslm.infra.stack import embedded_stack
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.launch.schedule.records import Schedule, Schedules
+from flashslm.launch.schedule.scheduler import Scheduler, launch_in
 from flashslm.models.architecture import build_architecture
-from flashslm.platform import registry, stack
-from flashslm.platform.object_store import Manifest, ObjectStore
-from flashslm.platform.registry import ModelVersion
-from flashslm.platform.settings import Settings
 from flashslm.steps.run import run_step
 
 ROOT = Path(__file__).parents[2]
@@ -145,12 +146,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
             project.started.terminate()
             project.started.communicate(timeout=60)
         server.shutdown()
-        stack.down(project.home)
+        embedded_stack.down(project.home)
 
 
 @pytest.fixture(scope="module")
 def settings(project: Project) -> Settings:
-    return stack.up(project.home)
+    return embedded_stack.up(project.home)
 
 
 @dataclass
@@ -209,7 +210,7 @@ def champion(project: Project, settings: Settings, steps: Steps) -> ModelVersion
     steps.run("gate", recipe, exported, ("verdict",))
     origin = {"code_digest": "code", "config_digest": "recipe", "image": "image@sha256:1"}
     steps.run("register_model", recipe, exported | same("verdict", "dataset"), **origin)
-    found = registry.champion(settings, NAME)
+    found = model_registry.champion(settings, NAME)
     assert found is not None
     write_text(project, "second.jsonl", "ijlmnopqrst")
     return found
@@ -238,7 +239,7 @@ def runs(project: Project, settings: Settings, champion: ModelVersion) -> dict[s
     """By the command, with a rate that no model survives; then one of its steps killed once; then, with nothing new, by
     the local scheduler."""
     diverged = project.finish(project.start("retraining.learning_rate=1e38", "retraining.warmup_steps=0"))
-    diverged["champion"] = registry.champion(settings, NAME)
+    diverged["champion"] = model_registry.champion(settings, NAME)
     process = project.start()
     project.kill_step(process, "continue_pretraining", training_step=30)
     return {"diverged": diverged, "promoted": project.finish(process), "nothing": scheduled(project, settings)}
@@ -321,9 +322,9 @@ def test_a_killed_step_resumes_and_the_better_challenger_is_promoted(
 ) -> None:
     promoted = runs["promoted"]
     assert promoted["decision"] == "promote" and "(resumed from step " in ended(promoted)["continue_pretraining"]
-    current = registry.champion(settings, NAME)
+    current = model_registry.champion(settings, NAME)
     assert current is not None and (current.version, current.lineage.parent) == ("2", champion.version)
-    aliases = {alias: v.version for v in registry.list_versions(settings, NAME) for alias in v.aliases}
+    aliases = {alias: v.version for v in model_registry.list_versions(settings, NAME) for alias in v.aliases}
     assert aliases == {"champion": "2", "previous": champion.version}
     results = document(promoted, project, "evaluation", "evaluation.json")["results"]
     before, after = (results["new data"][side]["perplexity"] for side in ("champion", "challenger"))
@@ -372,6 +373,6 @@ def test_the_hook_got_one_signed_message_in_its_second_attempt(settings: Setting
     message = json.loads(body)
     assert (message["event"], message["model"], message["version"]) == ("promotion", NAME, "2")
     assert abs(time.time() - message["sent_s"]) < 600
-    current = registry.champion(settings, NAME)
+    current = model_registry.champion(settings, NAME)
     assert current is not None and current.hook == "delivered in attempt 2: 127.0.0.1 answered 204"
     assert current.hook in ended(runs["promoted"])["register_model"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flashslm.config import PlatformConfig
-from flashslm.launch.cluster import for_cluster
+from flashslm.launch.kfp.cluster_pass import for_cluster
 from flashslm.launch.parity_lint import lint
 
 FakeRuns = Callable[..., Any]

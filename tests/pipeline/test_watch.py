@@ -17,10 +17,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flashslm.cli.app import app
-from flashslm.launch.client import KfpClient
-from flashslm.launch.kfp_api import Connection
-from flashslm.launch.process import LaunchError
-from flashslm.launch.watch import follow
+from flashslm.launch.kfp.api import Connection
+from flashslm.launch.kfp.client import KfpClient
+from flashslm.launch.kfp.watch import follow
+from flashslm.launch.processes import LaunchError
 from tests.pipeline.fake_kfp import FakeKfp
 from tests.pipeline.tiny import enter_checkout
 
@@ -84,7 +84,7 @@ def fake() -> Iterator[FakeKfp]:
 
 @pytest.fixture(autouse=True)
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("flashslm.launch.watch._POLL_S", 0.01)
+    monkeypatch.setattr("flashslm.launch.kfp.watch._POLL_S", 0.01)
     return enter_checkout(tmp_path / "checkout", monkeypatch)
 
 

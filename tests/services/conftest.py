@@ -5,26 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from flashslm.platform import stack
-from flashslm.platform.object_store import ObjectStore
-from flashslm.platform.settings import Settings
+from flashslm.infra.settings import Settings
+from flashslm.infra.stack import embedded_stack
+from flashslm.infra.storage.object_store import ObjectStore
 
 
 @pytest.fixture(scope="session")
 def stack_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The home of a running stack. A test that stops a half of it calls `stack.up(stack_home)` before it ends."""
+    """The home of a running stack. A test that stops a half of it calls `up(stack_home)` before it ends."""
     home = tmp_path_factory.mktemp("stack")
     try:
-        stack.up(home)
+        embedded_stack.up(home)
         yield home
     finally:
-        stack.down(home)
+        embedded_stack.down(home)
 
 
 @pytest.fixture(scope="session")
 def settings(stack_home: Path) -> Settings:
     """The settings of the session's stack."""
-    found = stack.settings_of(stack_home)
+    found = embedded_stack.settings_of(stack_home)
     assert found is not None
     return found
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from flashslm.config import PlatformConfig
-from flashslm.launch.cluster import for_cluster, step_of
-from flashslm.platform import train_job
-from flashslm.platform.kubernetes import Kubernetes
-from tests.unit.platform.fake_kubernetes import FakeKubernetes, serving
+from flashslm.infra.kubernetes import train_job
+from flashslm.infra.kubernetes.client import Kubernetes
+from flashslm.launch.kfp.cluster_pass import for_cluster, step_of
+from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes, serving
 
 Document = dict[str, Any]
 

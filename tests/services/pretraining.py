@@ -9,9 +9,9 @@ import torch
 from flashslm.config import RunConfig
 from flashslm.export.hf_config import config_from_architecture
 from flashslm.export.weights import write_weights
-from flashslm.platform.mlflow_api import MlflowApi
-from flashslm.platform.object_store import ObjectStore
-from flashslm.platform.settings import Settings
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import ObjectStore
+from flashslm.infra.tracking.mlflow_api import MlflowApi
 from tests.unit.training import tiny
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flashslm.platform.object_store import ObjectStore
-from flashslm.platform.settings import Settings
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import ObjectStore
 from tests.manifests.rendering import find, pods, rendered
 
 pytestmark = pytest.mark.services

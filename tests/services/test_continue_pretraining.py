@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flashslm.platform.mlflow_api import MlflowApi
-from flashslm.platform.object_store import Manifest, ObjectStore
-from flashslm.platform.settings import Settings
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.tracking.mlflow_api import MlflowApi
 from flashslm.steps.run import run_step
 from flashslm.training.workers import WorkerFailed
 from tests.services.pods import run_pods, two_nodes

@@ -1,8 +1,8 @@
 import pytest
 
-from flashslm.platform import doctor
-from flashslm.platform.doctor import diagnose
-from flashslm.platform.mlflow_api import MlflowApi
+from flashslm.infra.stack import doctor
+from flashslm.infra.stack.doctor import diagnose
+from flashslm.infra.tracking.mlflow_api import MlflowApi
 
 pytestmark = pytest.mark.services
 

@@ -10,10 +10,11 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from flashslm.cli.app import app
-from flashslm.platform import registry, tracking
-from flashslm.platform.object_store import ObjectStore
-from flashslm.platform.registry import RegistryError
-from flashslm.platform.settings import Settings
+from flashslm.infra.registry import model_registry
+from flashslm.infra.registry.model_registry import RegistryError
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import ObjectStore
+from flashslm.infra.tracking import mlflow_runs
 
 pytestmark = pytest.mark.services
 
@@ -23,13 +24,13 @@ class Team:
 
     def __init__(self, settings: Settings, store: ObjectStore, directory: Path) -> None:
         self.settings, self.directory, self.name = settings, directory, f"model-{os.urandom(4).hex()}"
-        run_id = tracking.start_parent_run(settings, self.name)
+        run_id = mlflow_runs.start_parent_run(settings, self.name)
         for text in ("one", "two"):
             tree = directory / text
             tree.mkdir()
             (tree / "weights").write_text(text)
-            registry.register(settings, self.name, store.put_tree(tree, "exported"), run_id, {"perplexity": 3.0})
-        tracking.finish_run(settings, run_id, "FINISHED")
+            model_registry.register(settings, self.name, store.put_tree(tree, "exported"), run_id, {"perplexity": 3.0})
+        mlflow_runs.finish_run(settings, run_id, "FINISHED")
 
     def recipe(self, script: str = "cat >> heard && echo >> heard") -> str:
         hook = {"command": ["sh", "-c", f"cd {self.directory} && {script}"], "attempts": 1}
@@ -45,8 +46,8 @@ class Team:
     def models(self, *arguments: str) -> Result:
         return CliRunner().invoke(app, ["models", *arguments])
 
-    def champion(self) -> registry.ModelVersion:
-        found = registry.champion(self.settings, self.name)
+    def champion(self) -> model_registry.ModelVersion:
+        found = model_registry.champion(self.settings, self.name)
         assert found is not None
         return found
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flashslm.platform import object_store, s3, stack
-from flashslm.platform.object_store import (
+from flashslm.infra.stack import embedded_stack
+from flashslm.infra.storage import object_store, s3
+from flashslm.infra.storage.object_store import (
     Manifest,
     ObjectCorrupt,
     ObjectMissing,
@@ -20,7 +21,7 @@ from flashslm.platform.object_store import (
     StoreError,
     StoreUnavailable,
 )
-from flashslm.platform.tree import MARKER, hash_tree
+from flashslm.infra.storage.tree import MARKER, hash_tree
 
 pytestmark = pytest.mark.services
 
@@ -259,7 +260,7 @@ def test_an_unreachable_server_is_named(settings):
 def test_a_server_restarted_in_mid_use_is_waited_for(settings, stack_home, store, tree, tmp_path):
     manifest = store.put_tree(tree, "model")
     psutil.Process(service_pid(stack_home, "s3")).kill()
-    restart = threading.Thread(target=lambda: (time.sleep(0.5), stack.up(stack_home)))
+    restart = threading.Thread(target=lambda: (time.sleep(0.5), embedded_stack.up(stack_home)))
     restart.start()
     try:
         store.get_tree(manifest, tmp_path / "out")  # begins while nobody listens
@@ -269,7 +270,7 @@ def test_a_server_restarted_in_mid_use_is_waited_for(settings, stack_home, store
 
 
 def service_pid(home: Path, name: str) -> int:
-    return next(service.pid for service in stack.status(home).services if service.name == name)
+    return next(service.pid for service in embedded_stack.status(home).services if service.name == name)
 
 
 def test_the_users_own_cloud_and_proxy_do_not_interfere(settings, monkeypatch):

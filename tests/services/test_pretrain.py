@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flashslm.platform.object_store import Manifest, ObjectStore
-from flashslm.platform.settings import Settings
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.steps.run import run_step
 from flashslm.training.workers import WorkerFailed
 from tests.services.pretraining import call, metric_steps, write_inputs

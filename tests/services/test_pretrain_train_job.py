@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from flashslm.platform import train_job
-from flashslm.platform.mlflow_api import MlflowApi
-from flashslm.platform.object_store import Manifest, ObjectStore
-from flashslm.platform.settings import Settings
+from flashslm.infra.kubernetes import train_job
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.tracking.mlflow_api import MlflowApi
 from flashslm.steps import training_run
 from flashslm.steps.run import run_step
 from flashslm.training.workers import WorkerFailed
 from tests.services.pods import run_pods, two_nodes
 from tests.services.pretraining import call, metric_steps, write_inputs
-from tests.unit.platform.fake_kubernetes import FakeKubernetes
+from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes
 
 pytestmark = pytest.mark.services
 Document = dict[str, Any]

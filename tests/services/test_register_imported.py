@@ -19,12 +19,13 @@ from flashslm.config.file import load
 from flashslm.data.prepare import prepare_dataset
 from flashslm.export.huggingface import export_huggingface
 from flashslm.hardware import device_fingerprint
+from flashslm.infra.registry import model_registry
+from flashslm.infra.registry.model_registry import IMPORTED, Lineage
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.tracking import mlflow_runs
 from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
-from flashslm.platform import registry, tracking
-from flashslm.platform.object_store import Manifest, ObjectStore
-from flashslm.platform.registry import IMPORTED, Lineage
-from flashslm.platform.settings import Settings
 from flashslm.steps.run import run_step
 from flashslm.training.weight_norm import project_weights_
 
@@ -120,7 +121,7 @@ def facts(result: Result) -> dict[str, Any]:
 
 
 def aliases(settings: Settings, name: str) -> dict[str, str]:
-    return {alias: v.version for v in registry.list_versions(settings, name) for alias in v.aliases}
+    return {alias: v.version for v in model_registry.list_versions(settings, name) for alias in v.aliases}
 
 
 def test_a_version_holds_the_directory_and_what_the_gate_compares(
@@ -129,7 +130,7 @@ def test_a_version_holds_the_directory_and_what_the_gate_compares(
     directory = make(weight_norm=True)
     (directory / "pytorch_model.bin").write_bytes(b"nothing that is read")
     made = facts(register(directory))
-    (version,) = registry.list_versions(settings, name)
+    (version,) = model_registry.list_versions(settings, name)
     assert (made["version"], made["aliases"], made["new"]) == (version.version, ["challenger"], True)
     assert version.lineage.source == IMPORTED and version.lineage.parent == ""
     (dataset,) = version.lineage.data
@@ -168,7 +169,7 @@ def test_the_same_files_are_one_version_and_measured_once(
     assert facts(register(directory, "--alias", "champion")) == champion
     assert facts(register(directory)) == champion
     assert aliases(settings, name) == {"champion": first["version"]}
-    assert len(registry.list_versions(settings, name)) == 1 and first["weight_norm"] == "off"
+    assert len(model_registry.list_versions(settings, name)) == 1 and first["weight_norm"] == "off"
 
 
 def test_a_champion_is_replaced_only_by_name(register: Any, make: Any, settings: Settings, name: str) -> None:
@@ -181,7 +182,7 @@ def test_a_champion_is_replaced_only_by_name(register: Any, make: Any, settings:
     assert "say --replaces VERSION" in str(refused.exception)
     assert register(make(2), "--alias", "champion", "--replaces", "99").exit_code == 1
     assert register(make(3), "--replaces", first).exit_code == 1
-    assert [v.version for v in registry.list_versions(settings, name)] == [first]
+    assert [v.version for v in model_registry.list_versions(settings, name)] == [first]
     second = facts(register(make(4), "--alias", "champion", "--replaces", first))["version"]
     assert aliases(settings, name) == {"champion": second, "previous": first}
 
@@ -298,7 +299,7 @@ def test_what_cannot_be_retrained_is_refused(
     refused = register(directory, "--alias", "champion")
     assert refused.exit_code == 1 and isinstance(refused.exception, ValueError)
     assert expected in str(refused.exception) and str(directory) in str(refused.exception)
-    assert registry.list_versions(settings, name) == []
+    assert model_registry.list_versions(settings, name) == []
 
 
 def test_sizes_that_no_export_of_the_retrained_model_could_hold_are_refused(
@@ -313,7 +314,7 @@ def test_sizes_that_no_export_of_the_retrained_model_could_hold_are_refused(
     save_file(tensors, directory / "model.safetensors")
     refused = register(directory)
     assert "cannot be retrained: 4 Mamba-2 heads" in str(refused.exception)
-    assert registry.list_versions(settings, name) == []
+    assert model_registry.list_versions(settings, name) == []
 
 
 def test_of_two_that_register_the_same_tree_one_makes_the_version(
@@ -321,12 +322,14 @@ def test_of_two_that_register_the_same_tree_one_makes_the_version(
 ) -> None:
     (tmp_path / "weights").write_text("the same")
     manifest = store.put_tree(tmp_path, "exported")
-    runs = [tracking.start_parent_run(settings, f"register-{i}") for i in range(4)]
+    runs = [mlflow_runs.start_parent_run(settings, f"register-{i}") for i in range(4)]
     lineage = Lineage(data=(manifest,), source=IMPORTED)
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda run: registry.register(settings, name, manifest, run, {}, None, lineage), runs))
+        made = list(
+            pool.map(lambda run: model_registry.register(settings, name, manifest, run, {}, None, lineage), runs)
+        )
     for run in runs:
-        tracking.finish_run(settings, run, "FINISHED")
-    assert len(set(made)) == 1 and len(registry.list_versions(settings, name)) == 1
-    other = next(run for run in runs if run != registry.find(settings, name, made[0]).run_id)
-    assert registry.register(settings, name, manifest, other, {}, lineage=Lineage(data=(manifest,))) not in made
+        mlflow_runs.finish_run(settings, run, "FINISHED")
+    assert len(set(made)) == 1 and len(model_registry.list_versions(settings, name)) == 1
+    other = next(run for run in runs if run != model_registry.find(settings, name, made[0]).run_id)
+    assert model_registry.register(settings, name, manifest, other, {}, lineage=Lineage(data=(manifest,))) not in made

@@ -8,19 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flashslm.platform import lease, registry, tracking
-from flashslm.platform.lease import LeaseTimeout
-from flashslm.platform.object_store import ObjectCorrupt, ObjectMissing
-from flashslm.platform.registry import Lineage, PromotionConflict, RegistryError
+from flashslm.infra.registry import model_registry
+from flashslm.infra.registry.model_registry import Lineage, PromotionConflict, RegistryError
+from flashslm.infra.storage import lease
+from flashslm.infra.storage.lease import LeaseTimeout
+from flashslm.infra.storage.object_store import ObjectCorrupt, ObjectMissing
+from flashslm.infra.tracking import mlflow_runs
 
 pytestmark = pytest.mark.services
 
 
 @pytest.fixture(scope="module")
 def run_id(settings):
-    run = tracking.start_parent_run(settings, "registry-tests")
+    run = mlflow_runs.start_parent_run(settings, "registry-tests")
     yield run
-    tracking.finish_run(settings, run, "FINISHED")
+    mlflow_runs.finish_run(settings, run, "FINISHED")
 
 
 @pytest.fixture
@@ -42,57 +44,57 @@ def make(store, tmp_path):
 
 
 def aliases(settings, name) -> dict[str, str]:
-    return {alias: v.version for v in registry.list_versions(settings, name) for alias in v.aliases}
+    return {alias: v.version for v in model_registry.list_versions(settings, name) for alias in v.aliases}
 
 
 def test_a_life_of_three_versions(settings, name, run_id, make):
-    assert registry.champion(settings, name) is None and registry.list_versions(settings, name) == []
+    assert model_registry.champion(settings, name) is None and model_registry.list_versions(settings, name) == []
     facts = {"perplexity": 3.25, "device": "cpu-x", "parameters": 7}
-    first = registry.register(settings, name, make("one"), run_id, facts, {"recipe": "demo"})
+    first = model_registry.register(settings, name, make("one"), run_id, facts, {"recipe": "demo"})
     assert aliases(settings, name) == {"challenger": first}
-    registry.promote(settings, name, first, expected_champion="")
-    second = registry.register(settings, name, make("two"), run_id, facts | {"perplexity": 3.0})
+    model_registry.promote(settings, name, first, expected_champion="")
+    second = model_registry.register(settings, name, make("two"), run_id, facts | {"perplexity": 3.0})
     assert aliases(settings, name) == {"champion": first, "challenger": second}
-    registry.promote(settings, name, second, expected_champion=first)
+    model_registry.promote(settings, name, second, expected_champion=first)
     assert aliases(settings, name) == {"champion": second, "previous": first}
-    third = registry.register(settings, name, make("three"), run_id, facts)
-    registry.promote(settings, name, third, expected_champion=second)
+    third = model_registry.register(settings, name, make("three"), run_id, facts)
+    model_registry.promote(settings, name, third, expected_champion=second)
     assert aliases(settings, name) == {"champion": third, "previous": second}
-    assert registry.rollback(settings, name) == second
+    assert model_registry.rollback(settings, name) == second
     assert aliases(settings, name) == {"champion": second, "previous": third}
-    champion = registry.champion(settings, name)
+    champion = model_registry.champion(settings, name)
     assert champion.version == second and champion.run_id == run_id
     assert champion.facts == {"perplexity": 3.0, "device": "cpu-x", "parameters": 7}
     assert champion.manifest == make("two") and champion.uri == champion.manifest.uri
-    versions = registry.list_versions(settings, name)
+    versions = model_registry.list_versions(settings, name)
     assert [v.version for v in versions] == [third, second, first] and versions[2].tags == {"recipe": "demo"}
 
 
 def test_a_retried_registration_and_promotion_change_nothing(settings, name, run_id, make):
-    first = registry.register(settings, name, make("one"), run_id, {"perplexity": 3.0})
-    assert registry.register(settings, name, make("one"), run_id, {"perplexity": 3.0}) == first
-    registry.promote(settings, name, first, "")
-    assert registry.promote(settings, name, first, "") == first
-    assert registry.register(settings, name, make("one"), run_id, {"perplexity": 3.0}) == first
+    first = model_registry.register(settings, name, make("one"), run_id, {"perplexity": 3.0})
+    assert model_registry.register(settings, name, make("one"), run_id, {"perplexity": 3.0}) == first
+    model_registry.promote(settings, name, first, "")
+    assert model_registry.promote(settings, name, first, "") == first
+    assert model_registry.register(settings, name, make("one"), run_id, {"perplexity": 3.0}) == first
     assert aliases(settings, name) == {"champion": first}
 
 
 def test_a_decision_made_against_another_champion_is_refused(settings, name, run_id, make):
-    versions = [registry.register(settings, name, make(text), run_id, {}) for text in ("one", "two", "three")]
-    registry.promote(settings, name, versions[0], "")
-    registry.promote(settings, name, versions[1], versions[0])
+    versions = [model_registry.register(settings, name, make(text), run_id, {}) for text in ("one", "two", "three")]
+    model_registry.promote(settings, name, versions[0], "")
+    model_registry.promote(settings, name, versions[1], versions[0])
     with pytest.raises(PromotionConflict, match=f"is version {versions[1]}, expected {versions[0]}"):
-        registry.promote(settings, name, versions[2], versions[0])
+        model_registry.promote(settings, name, versions[2], versions[0])
     assert aliases(settings, name)["champion"] == versions[1]
 
 
 def test_of_two_promoters_one_wins(settings, name, run_id, make):
-    base, *racers = [registry.register(settings, name, make(t), run_id, {}) for t in ("base", "left", "right")]
-    registry.promote(settings, name, base, "")
+    base, *racers = [model_registry.register(settings, name, make(t), run_id, {}) for t in ("base", "left", "right")]
+    model_registry.promote(settings, name, base, "")
 
     def promote(version: str) -> str:
         try:
-            return registry.promote(settings, name, version, base)
+            return model_registry.promote(settings, name, version, base)
         except PromotionConflict:
             return ""
 
@@ -105,21 +107,21 @@ def test_of_two_promoters_one_wins(settings, name, run_id, make):
 
 RACER = """
 import sys
-from flashslm.platform import registry
-from flashslm.platform.settings import Settings
+from flashslm.infra.registry import model_registry
+from flashslm.infra.settings import Settings
 name, version, expected = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    print(registry.promote(Settings.from_env(), name, version, expected))
-except registry.PromotionConflict as error:
+    print(model_registry.promote(Settings.from_env(), name, version, expected))
+except model_registry.PromotionConflict as error:
     print("conflict", error)
 """
 
 
 def test_of_two_processes_one_wins_and_the_loser_is_told(settings, name, run_id, make):
-    base, *racers = [registry.register(settings, name, make(t), run_id, {}) for t in ("base", "left", "right")]
-    registry.promote(settings, name, base, "")
+    base, *racers = [model_registry.register(settings, name, make(t), run_id, {}) for t in ("base", "left", "right")]
+    model_registry.promote(settings, name, base, "")
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", RACER, name, version, base],
@@ -155,52 +157,52 @@ def test_a_version_says_what_it_was_made_of(settings, name, run_id, make):
         metrics={"perplexity": 3.5},
         latency_ms={"cpu-a": 1.25, "gpu-b": 0.5},
     )
-    first = registry.register(settings, name, make("one"), run_id, {}, lineage=first_lineage)
+    first = model_registry.register(settings, name, make("one"), run_id, {}, lineage=first_lineage)
     second_lineage = Lineage(data=(data[1],), parent=first)
-    second = registry.register(settings, name, make("two"), run_id, {}, {"recipe": "demo"}, second_lineage)
-    found = registry.find(settings, name, first)
+    second = model_registry.register(settings, name, make("two"), run_id, {}, {"recipe": "demo"}, second_lineage)
+    found = model_registry.find(settings, name, first)
     assert found.lineage == first_lineage and found.tags == {} and found.hook == ""
-    child = registry.find(settings, name, second)
+    child = model_registry.find(settings, name, second)
     assert child.lineage == second_lineage and child.tags == {"recipe": "demo"}
-    assert registry.seen_data(settings, found) == [data[0]]
-    assert registry.seen_data(settings, child) == data
-    registry.record_hook(settings, name, second, "delivered in attempt 1: host answered 200")
-    assert registry.find(settings, name, second).hook == "delivered in attempt 1: host answered 200"
-    assert registry.find(settings, name, first).hook == ""
+    assert model_registry.seen_data(settings, found) == [data[0]]
+    assert model_registry.seen_data(settings, child) == data
+    model_registry.record_hook(settings, name, second, "delivered in attempt 1: host answered 200")
+    assert model_registry.find(settings, name, second).hook == "delivered in attempt 1: host answered 200"
+    assert model_registry.find(settings, name, first).hook == ""
 
 
 def test_unknown_ancestry_is_an_error(settings, name, run_id, make):
-    bare = registry.register(settings, name, make("one"), run_id, {})
+    bare = model_registry.register(settings, name, make("one"), run_id, {})
     with pytest.raises(RegistryError, match=f"version {bare} does not say what it was trained on"):
-        registry.seen_data(settings, registry.find(settings, name, bare))
+        model_registry.seen_data(settings, model_registry.find(settings, name, bare))
     lineage = Lineage(data=(make("data"),), parent="99")
-    orphan = registry.register(settings, name, make("two"), run_id, {}, lineage=lineage)
+    orphan = model_registry.register(settings, name, make("two"), run_id, {}, lineage=lineage)
     with pytest.raises(RegistryError, match=f"version {orphan} was trained from version 99, which is gone"):
-        registry.seen_data(settings, registry.find(settings, name, orphan))
+        model_registry.seen_data(settings, model_registry.find(settings, name, orphan))
 
 
 def test_bytes_are_checked_before_registration_and_promotion(settings, store, name, run_id, make):
     manifest = make("one")
-    version = registry.register(settings, name, manifest, run_id, {})
+    version = model_registry.register(settings, name, manifest, run_id, {})
     key = manifest.uri.split("/", 3)[3]
     store.client.put_object(Bucket=store.bucket, Key=f"{key}/weights", Body=b"onf")
     with pytest.raises(ObjectCorrupt, match="weights"):
-        registry.promote(settings, name, version, "")
+        model_registry.promote(settings, name, version, "")
     with pytest.raises(ObjectCorrupt, match="weights"):
-        registry.register(settings, name, manifest, "other-run", {})
+        model_registry.register(settings, name, manifest, "other-run", {})
     store.delete_tree(manifest)
     with pytest.raises(ObjectMissing):
-        registry.register(settings, name, manifest, run_id, {})
-    assert registry.champion(settings, name) is None and len(registry.list_versions(settings, name)) == 1
+        model_registry.register(settings, name, manifest, run_id, {})
+    assert model_registry.champion(settings, name) is None and len(model_registry.list_versions(settings, name)) == 1
 
 
 def test_nothing_to_roll_back_and_no_such_version(settings, name, run_id, make):
-    version = registry.register(settings, name, make("one"), run_id, {})
-    registry.promote(settings, name, version, "")
+    version = model_registry.register(settings, name, make("one"), run_id, {})
+    model_registry.promote(settings, name, version, "")
     with pytest.raises(RegistryError, match="nothing to roll back to"):
-        registry.rollback(settings, name)
+        model_registry.rollback(settings, name)
     with pytest.raises(RegistryError, match="no version 99"):
-        registry.promote(settings, name, "99", version)
+        model_registry.promote(settings, name, "99", version)
 
 
 def test_a_lease_has_one_holder_and_a_dead_holders_ends(store):

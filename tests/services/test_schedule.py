@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from flashslm.cli.app import app
 from flashslm.config import RunConfig
-from flashslm.launch.schedule import Schedule, Schedules
-from flashslm.launch.scheduler import Scheduler
-from flashslm.platform.object_store import ObjectStore
-from flashslm.platform.settings import Settings
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import ObjectStore
+from flashslm.launch.schedule.records import Schedule, Schedules
+from flashslm.launch.schedule.scheduler import Scheduler
 
 pytestmark = pytest.mark.services
 

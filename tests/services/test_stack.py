@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flashslm.platform import daemons, stack
-from flashslm.platform.doctor import diagnose
-from flashslm.platform.mlflow_api import MlflowApi
-from flashslm.platform.object_store import ObjectStore
+from flashslm.infra.stack import daemons, embedded_stack
+from flashslm.infra.stack.doctor import diagnose
+from flashslm.infra.storage.object_store import ObjectStore
+from flashslm.infra.tracking.mlflow_api import MlflowApi
 
 pytestmark = pytest.mark.services
 
-UP = "import sys; from flashslm.platform import stack; print(stack.up(sys.argv[1]).model_dump_json())"
+UP = "import sys; from flashslm.infra.stack.embedded_stack import up; print(up(sys.argv[1]).model_dump_json())"
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def home(tmp_path_factory):
         assert len(printed) == 1  # both got the same settings
         yield directory
     finally:
-        stack.down(directory)
+        embedded_stack.down(directory)
 
 
 def pids(home) -> dict[str, int]:
-    return {service.name: service.pid for service in stack.status(home).services}
+    return {service.name: service.pid for service in embedded_stack.status(home).services}
 
 
 def leaders(home, service: str) -> list[int]:
@@ -45,7 +45,7 @@ def leaders(home, service: str) -> list[int]:
 
 
 def test_two_ups_at_once_start_one_of_each(home):
-    status = stack.status(home)
+    status = embedded_stack.status(home)
     assert status.healthy and [service.name for service in status.services] == ["s3", "mlflow"]
     for service in ("s3", "mlflow"):
         assert leaders(home, service) == [pids(home)[service]]
@@ -53,7 +53,7 @@ def test_two_ups_at_once_start_one_of_each(home):
 
 def test_up_again_changes_nothing(home):
     before = pids(home)
-    assert stack.up(home) == stack.settings_of(home) and pids(home) == before
+    assert embedded_stack.up(home) == embedded_stack.settings_of(home) and pids(home) == before
 
 
 def test_secrets_are_the_owners_and_everything_listens_on_loopback(home):
@@ -65,48 +65,53 @@ def test_secrets_are_the_owners_and_everything_listens_on_loopback(home):
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN:
                     assert connection.laddr.ip == "127.0.0.1"
-    anonymous = stack.settings_of(home).model_copy(update={"access_key": "nobody", "secret_key": "x"})
+    anonymous = embedded_stack.settings_of(home).model_copy(update={"access_key": "nobody", "secret_key": "x"})
     with pytest.raises(Exception, match="refused access"):
         ObjectStore(anonymous).list("")
 
 
 def test_a_killed_daemon_comes_back_with_its_data_even_on_another_port(home):
-    settings, before = stack.settings_of(home), pids(home)
+    settings, before = embedded_stack.settings_of(home), pids(home)
     ObjectStore(settings).put_json("kept", {"n": 1})
     experiment = MlflowApi(settings).experiment_id
     os.kill(before["s3"], signal.SIGKILL)
     psutil.wait_procs([psutil.Process(before["s3"])] if psutil.pid_exists(before["s3"]) else [], timeout=10)
-    assert {s.name: s.running for s in stack.status(home).services} == {"s3": False, "mlflow": True}
+    assert {s.name: s.running for s in embedded_stack.status(home).services} == {"s3": False, "mlflow": True}
     with socket.create_server(("127.0.0.1", int(settings.endpoint_url.rsplit(":", 1)[1]))):  # somebody else's now
-        moved = stack.up(home)
+        moved = embedded_stack.up(home)
     assert moved.endpoint_url != settings.endpoint_url
     assert moved == settings.model_copy(update={"endpoint_url": moved.endpoint_url})
     assert ObjectStore(moved).get_json("kept")[0] == {"n": 1}
-    assert stack.status(home).healthy and pids(home)["mlflow"] != before["mlflow"]  # it had to learn the new address
+    assert (
+        embedded_stack.status(home).healthy and pids(home)["mlflow"] != before["mlflow"]
+    )  # it had to learn the new address
     assert len(leaders(home, "mlflow")) == 1 and MlflowApi(moved).experiment_id == experiment
     assert [check.detail for check in diagnose(moved, home) if check.name == "MLflow artifact" and not check.ok] == []
 
 
 def test_down_leaves_no_process_and_keeps_the_data(home):
-    stack.down(home)
+    embedded_stack.down(home)
     assert [p for s in ("s3", "mlflow") for p in daemons.marked(f"{s}@{home.resolve()}")] == []
     ports = json.loads((home / "stack.json").read_text())["ports"].values()
     assert [s for port in ports for s in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")] == []
-    status = stack.status(home)
+    status = embedded_stack.status(home)
     assert not status.healthy and [service.running for service in status.services] == [False, False]
     assert (home / "mlflow.db").stat().st_size > 0 and (home / "s3").is_dir()
-    stack.down(home)
+    embedded_stack.down(home)
 
 
 def test_a_home_never_used(tmp_path):
-    assert stack.status(tmp_path / "none").services == [] and stack.settings_of(tmp_path / "none") is None
-    stack.down(tmp_path / "none")
+    assert (
+        embedded_stack.status(tmp_path / "none").services == []
+        and embedded_stack.settings_of(tmp_path / "none") is None
+    )
+    embedded_stack.down(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
 def test_a_failing_start_shows_its_log(tmp_path, monkeypatch):
     broken = [sys.executable, "-c", "print('no space on device'); raise SystemExit(1)"], {}
-    monkeypatch.setattr(stack, "_weed", lambda state, home: broken)
-    monkeypatch.setattr(stack, "_mlflow", lambda state, home: broken)
-    with pytest.raises(stack.StackError, match=r"s3 ended while starting[\s\S]*\| no space on device"):
-        stack.up(tmp_path)
+    monkeypatch.setattr(embedded_stack, "_weed", lambda state, home: broken)
+    monkeypatch.setattr(embedded_stack, "_mlflow", lambda state, home: broken)
+    with pytest.raises(embedded_stack.StackError, match=r"s3 ended while starting[\s\S]*\| no space on device"):
+        embedded_stack.up(tmp_path)

@@ -12,9 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
-from flashslm.platform import mlflow_api, spool, stack, tracking
-from flashslm.platform.mlflow_api import MlflowApi, MlflowError
-from flashslm.platform.settings import Settings
+from flashslm.infra.settings import Settings
+from flashslm.infra.stack import embedded_stack
+from flashslm.infra.tracking import mlflow_api, mlflow_runs, spool
+from flashslm.infra.tracking.mlflow_api import MlflowApi, MlflowError
 
 pytestmark = pytest.mark.services
 
@@ -50,11 +51,11 @@ class Figure:
 
 def test_everything_a_task_logs_arrives(platform_env, tmp_path):
     settings = platform_env
-    parent = tracking.start_parent_run(settings, "pipeline", {"recipe": "demo"})
+    parent = mlflow_runs.start_parent_run(settings, "pipeline", {"recipe": "demo"})
     settings = settings.model_copy(update={"parent_run_id": parent})
     (tmp_path / "notes.txt").write_text("hello")
     params = {"training": {"lr": 0.1, "text": "x" * 7000}}
-    with tracking.task(settings, "pretrain", tags={"step": "pretrain"}, params=params) as run:
+    with mlflow_runs.task(settings, "pretrain", tags={"step": "pretrain"}, params=params) as run:
         for step in range(1200):
             run.log_metrics({"loss": 1 / (step + 1)}, step)
         run.log_metrics({"odd": float("nan")}, 7)
@@ -65,9 +66,9 @@ def test_everything_a_task_logs_arrives(platform_env, tmp_path):
         with run.nested("trial 1", params={"width": 64}) as trial:
             trial.log_metrics({"proxy": 2.5}, 0)
     recipe = {"training": {f"p{i}": i for i in range(150)}}  # more than one request takes
-    tracking.log_to_run(settings, parent, metrics={"perplexity": 3.5}, tags={"decision": "promote"}, params=recipe)
-    tracking.attach_file(settings, parent, tmp_path / "notes.txt")
-    tracking.finish_run(settings, parent, "FINISHED")
+    mlflow_runs.log_to_run(settings, parent, metrics={"perplexity": 3.5}, tags={"decision": "promote"}, params=recipe)
+    mlflow_runs.attach_file(settings, parent, tmp_path / "notes.txt")
+    mlflow_runs.finish_run(settings, parent, "FINISHED")
 
     api, logged, child = MlflowApi(settings), run_of(settings, run.run_id), run_of(settings, trial.run_id)
     assert logged["info"]["status"] == child["info"]["status"] == "FINISHED"
@@ -89,7 +90,7 @@ def test_everything_a_task_logs_arrives(platform_env, tmp_path):
 
 
 def test_metrics_are_visible_while_the_task_runs(platform_env):
-    with tracking.task(platform_env, "live") as run:
+    with mlflow_runs.task(platform_env, "live") as run:
         run.log_metrics({"loss": 1.0}, 1)
         deadline = time.monotonic() + 10
         while not history(platform_env, run.run_id, "loss"):
@@ -99,21 +100,21 @@ def test_metrics_are_visible_while_the_task_runs(platform_env):
 
 
 def test_attaches_to_an_injected_run(platform_env, monkeypatch):
-    injected = tracking.start_parent_run(platform_env, "made by the cluster")
-    tracking.finish_run(platform_env, injected, "FAILED")  # the first attempt
+    injected = mlflow_runs.start_parent_run(platform_env, "made by the cluster")
+    mlflow_runs.finish_run(platform_env, injected, "FAILED")  # the first attempt
     monkeypatch.setenv("MLFLOW_RUN_ID", injected)
-    with tracking.task(platform_env, "ignored", params={"lr": 1}) as run:
+    with mlflow_runs.task(platform_env, "ignored", params={"lr": 1}) as run:
         assert run.run_id == injected and os.environ["MLFLOW_RUN_ID"] == injected
         assert run_of(platform_env, injected)["info"]["status"] == "RUNNING"
     attached = run_of(platform_env, injected)
     assert attached["info"]["status"] == "FINISHED" and params_of(attached) == {"cfg.lr": "1"}
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    with pytest.raises(MlflowError, match="RESOURCE_DOES_NOT_EXIST"), tracking.task(platform_env, "x"):
+    with pytest.raises(MlflowError, match="RESOURCE_DOES_NOT_EXIST"), mlflow_runs.task(platform_env, "x"):
         pytest.fail("a run that does not exist was attached to")
 
 
 def test_what_mlflow_refuses_is_a_warning(platform_env, caplog):
-    with tracking.task(platform_env, "refused", params={"lr": 1}) as run:
+    with mlflow_runs.task(platform_env, "refused", params={"lr": 1}) as run:
         run.log_params({"lr": 2})
         run.log_metrics({"loss": 1.0}, 0)
     assert "not logged" in caplog.text and "lr" in caplog.text
@@ -122,10 +123,10 @@ def test_what_mlflow_refuses_is_a_warning(platform_env, caplog):
 
 SCRIPT = """
 import os, signal, sys, time
-from flashslm.platform import tracking
-from flashslm.platform.settings import Settings
+from flashslm.infra.tracking import mlflow_runs
+from flashslm.infra.settings import Settings
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with it ignored
-with tracking.task(Settings.from_env(), sys.argv[1]) as run:
+with mlflow_runs.task(Settings.from_env(), sys.argv[1]) as run:
     run.log_metrics({"loss": 1.0}, 0)
     print("ready", flush=True)
     exec(sys.argv[2])
@@ -157,11 +158,11 @@ def test_every_end_is_a_true_status(platform_env):
     assert "bad shape" in tags_of(named(platform_env, f"{mark} exception"))["flashslm.error"]
 
     killed = named(platform_env, f"{mark} SIGKILL")["info"]["run_id"]
-    with tracking.task(platform_env, "alive") as alive:
-        swept = tracking.sweep(platform_env)
+    with mlflow_runs.task(platform_env, "alive") as alive:
+        swept = mlflow_runs.sweep(platform_env)
         assert killed in swept and alive.run_id not in swept
         assert run_of(platform_env, killed)["info"]["status"] == "KILLED"
-        assert killed not in tracking.sweep(platform_env)
+        assert killed not in mlflow_runs.sweep(platform_env)
     assert run_of(platform_env, alive.run_id)["info"]["status"] == "FINISHED"
 
 
@@ -175,9 +176,9 @@ def test_an_outage_costs_nothing(platform_env, stack_home, tmp_path, monkeypatch
     monkeypatch.setattr(mlflow_api, "_RETRIES", mlflow_api._RETRIES.new(total=1))
     (tmp_path / "late.txt").write_text("late")
     api.experiment_id  # noqa: B018
-    through = tracking.task(settings, "through the outage")
+    through = mlflow_runs.task(settings, "through the outage")
     across = through.__enter__()
-    with tracking.task(settings, "ends in the outage") as run:
+    with mlflow_runs.task(settings, "ends in the outage") as run:
         for step in range(100):
             run.log_metrics({"loss": float(step)}, step)
             across.log_metrics({"loss": float(step)}, step)
@@ -191,21 +192,21 @@ def test_an_outage_costs_nothing(platform_env, stack_home, tmp_path, monkeypatch
         run.set_tags({"during": "outage"})
         across.flush()
         (tmp_path / "late.txt").write_text("changed afterwards")
-    with tracking.task(settings, "born in the outage", params={"lr": 1}) as born:
+    with mlflow_runs.task(settings, "born in the outage", params={"lr": 1}) as born:
         born.log_metrics({"loss": 5.0, "odd": float("nan")}, 5)
         assert born.run_id == ""
         with born.nested("child of the unborn") as child:
             child.log_metrics({"loss": 6.0}, 6)
     assert len(spool_files()) == 4
     assert sum("does not answer" in record.message for record in caplog.records) <= 4  # once a run
-    stack.up(stack_home)
+    embedded_stack.up(stack_home)
 
     copy = tmp_path / "copy"  # a back-fill that was cut short after its last request leaves its files behind
     shutil.copytree(os.environ["FLASHSLM_SPOOL"], copy)
-    assert tracking.backfill(settings) > 0
+    assert mlflow_runs.backfill(settings) > 0
     shutil.copytree(copy, os.environ["FLASHSLM_SPOOL"], dirs_exist_ok=True)
-    assert tracking.backfill(settings) > 0
-    assert tracking.backfill(settings) == 0 and spool_files() == []
+    assert mlflow_runs.backfill(settings) > 0
+    assert mlflow_runs.backfill(settings) == 0 and spool_files() == []
 
     across.log_metrics({"loss": 300.0}, 300)
     through.__exit__(None, None, None)
@@ -223,7 +224,7 @@ def test_an_outage_costs_nothing(platform_env, stack_home, tmp_path, monkeypatch
 
 def kill_mlflow(home: Path) -> None:
     """SIGKILL the server and its workers."""
-    leader = next(service.pid for service in stack.status(home).services if service.name == "mlflow")
+    leader = next(service.pid for service in embedded_stack.status(home).services if service.name == "mlflow")
     family = [psutil.Process(leader), *psutil.Process(leader).children(recursive=True)]
     for process in family:
         process.kill()
@@ -232,26 +233,26 @@ def kill_mlflow(home: Path) -> None:
 
 def test_a_run_deleted_meanwhile_does_not_block_the_spool(platform_env, caplog):
     api = MlflowApi(platform_env)
-    gone = tracking.start_parent_run(platform_env, "deleted")
-    kept = tracking.start_parent_run(platform_env, "kept")
+    gone = mlflow_runs.start_parent_run(platform_env, "deleted")
+    kept = mlflow_runs.start_parent_run(platform_env, "kept")
     for run_id in (gone, kept):
         point = {"key": "loss", "value": 1.0, "timestamp": 1, "step": 0}
         request = spool.Request(endpoint="runs/log-batch", body={"metrics": [point]})
         spool.append(spool.RunRef.of(platform_env, run_id), request)
     api.post("runs/delete", {"run_id": gone})
-    assert tracking.backfill(platform_env) == 2
+    assert mlflow_runs.backfill(platform_env) == 2
     assert "dropped from" in caplog.text and spool_files() == []
     assert history(platform_env, kept, "loss") == [(0, 1.0)]
-    tracking.finish_run(platform_env, kept, "FINISHED")
+    mlflow_runs.finish_run(platform_env, kept, "FINISHED")
 
 
 def test_what_a_lost_process_had_finished_counts_no_more(platform_env: Settings) -> None:
-    with tracking.task(platform_env, "search") as run:
+    with mlflow_runs.task(platform_env, "search") as run:
         for name in ("lost trial 3", "lost trial 4", "lost trial 3"):
             with run.nested(name) as trial:
-                owner = tags_of(run_of(platform_env, trial.run_id))[tracking.OWNER_TAG]
-            tracking.end_lost(platform_env, "lost trial 3", ["somebody else 1 1.0"])
-        tracking.end_lost(platform_env, "lost trial 3", [owner])
+                owner = tags_of(run_of(platform_env, trial.run_id))[mlflow_runs.OWNER_TAG]
+            mlflow_runs.end_lost(platform_env, "lost trial 3", ["somebody else 1 1.0"])
+        mlflow_runs.end_lost(platform_env, "lost trial 3", [owner])
     found = MlflowApi(platform_env).search_runs("attributes.run_name LIKE 'lost trial %'")
     ends = sorted((r["info"]["run_name"], r["info"]["status"]) for r in found)
     assert ends == [("lost trial 3", "KILLED"), ("lost trial 3", "KILLED"), ("lost trial 4", "FINISHED")]

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "flashslm"
 
-LEAVES = {"config", "data", "hardware", "platform"}
+LEAVES = {"config", "data", "hardware", "infra"}
 BELOW_INFERENCE = {"inference", "models", "ops"}
 MIDDLE = {"evaluation", "export", "profiling", "scaling", "search", "training"}
 
@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
 KFP_ROOMS = {"launch"}
 WITHOUT_TORCH = (
     "config/",
-    "platform/",
+    "infra/",
     "launch/",
     "models/architecture.py",
     "models/accounting.py",
@@ -144,19 +144,23 @@ BAD = [
     ("src/flashslm/training/a.py", "from flashslm.search import study", "training imports search"),
     ("src/flashslm/evaluation/a.py", "from flashslm.export import parity", "evaluation imports export"),
     ("src/flashslm/search/a.py", "from flashslm.scaling import law", "search imports scaling"),
-    ("src/flashslm/steps/a.py", "from flashslm.launch import local", "steps imports launch"),
+    ("src/flashslm/steps/a.py", "from flashslm.launch.local import launcher", "steps imports launch"),
     ("src/flashslm/steps/a.py", "import kfp.dsl", "steps imports kfp"),
     ("src/flashslm/steps/a.py", "from .run import run_step", "relative import"),
     ("src/flashslm/steps/a.py", "from components.gate.component import gate", "the package imports components"),
     ("src/flashslm/config/a.py", "import torch", "config/a.py imports torch"),
-    ("src/flashslm/platform/a.py", "def f():\n    from torch import nn", "platform/a.py imports torch"),
+    ("src/flashslm/infra/storage/a.py", "def f():\n    from torch import nn", "infra/storage/a.py imports torch"),
     ("src/flashslm/launch/a.py", "import torch.distributed", "launch/a.py imports torch"),
     ("src/flashslm/models/architecture.py", "import torch", "models/architecture.py imports torch"),
     ("src/flashslm/models/__init__.py", "import torch", "a package imports torch"),
     ("src/flashslm/fresh/a.py", "import json", "room 'fresh' has no rule"),
     ("components/gate/component.py", "import boto3", "a component imports boto3 at its top"),
     ("components/gate/component.py", "from flashslm.steps.run import run_step", "at its top"),
-    ("components/gate/component.py", "def gate():\n    from flashslm.platform import registry", "body imports"),
+    (
+        "components/gate/component.py",
+        "def gate():\n    from flashslm.infra import settings",
+        "body imports",
+    ),
     ("pipelines/a/pipeline.py", "from flashslm.config import load", "a pipeline imports flashslm.config"),
 ]
 
@@ -171,7 +175,7 @@ def test_checker_sees(tmp_path: Path, file: str, source: str, reason: str) -> No
 
 GOOD = [
     ("src/flashslm/models/hybrid.py", "import torch\nfrom flashslm.ops import ssd"),
-    ("src/flashslm/training/a.py", "from flashslm.platform.object_store import ObjectStore"),
+    ("src/flashslm/training/a.py", "from flashslm.infra.storage.object_store import ObjectStore"),
     ("src/flashslm/search/a.py", "from flashslm.training.proxy import train_proxy"),
     ("src/flashslm/steps/a.py", "from flashslm.search import study\nimport torch"),
     ("src/flashslm/launch/a.py", "import kfp\nfrom flashslm import config"),

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from flashslm.cli.common import ConfigOption, JsonOption, Overrides, PipelineOption, console, load_recipe, show
 
 if TYPE_CHECKING:
-    from flashslm.launch.client import KfpClient
+    from flashslm.launch.kfp.client import KfpClient
 
 HostOption = Annotated[
     str, typer.Option("--host", envvar="KF_PIPELINES_ENDPOINT", help="KFP's address, as in the browser.")
@@ -33,8 +33,8 @@ def register(app: typer.Typer) -> None:
 
 
 def client(host: str, namespace: str) -> "KfpClient":
-    from flashslm.launch.client import KfpClient
-    from flashslm.launch.kfp_api import Connection
+    from flashslm.launch.kfp.api import Connection
+    from flashslm.launch.kfp.client import KfpClient
 
     return KfpClient(Connection(host), namespace)
 
@@ -49,7 +49,7 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe on a cluster: upload the pipeline unless KFP has this version of it, start a run."""
-    from flashslm.launch.submit import submit as submit_recipe
+    from flashslm.launch.kfp.submit import submit as submit_recipe
 
     recipe = load_recipe(config, overrides)
     kfp = client(host, recipe.platform.namespace)
@@ -65,7 +65,7 @@ def submit(
 
 def _follow(kfp: "KfpClient", run_id: str, quiet: bool) -> tuple[str, dict[str, Any]]:
     """The state of the run when it has ended. Ctrl-C ends the watching, not the run."""
-    from flashslm.launch.watch import follow
+    from flashslm.launch.kfp.watch import follow
 
     try:
         state, steps = follow(kfp, run_id, Console(stderr=True, quiet=quiet))
@@ -107,7 +107,7 @@ def runs_show(
 ) -> None:
     """One run: its state and its steps."""
     from flashslm.launch.display import table
-    from flashslm.launch.watch import steps_of
+    from flashslm.launch.kfp.watch import steps_of
 
     kfp = client(host, namespace)
     run = kfp.run(run_id)

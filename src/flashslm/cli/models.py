@@ -21,8 +21,8 @@ from flashslm.cli.common import (
 from flashslm.config import GateConfig, PromotionHook
 
 if TYPE_CHECKING:
-    from flashslm.platform.promotion import Event
-    from flashslm.platform.settings import Settings
+    from flashslm.infra.registry.promotion import Event
+    from flashslm.infra.settings import Settings
 
 NameOption = Annotated[str, typer.Option("--name", help="The model; the recipe's gate.model_name if not given.")]
 HookOption = Annotated[Path | None, typer.Option("--config", help="The recipe whose gate.promotion_hook is called.")]
@@ -34,16 +34,16 @@ models_app = typer.Typer(no_args_is_help=True, help="The model registry.")
 @models_app.command("list")
 def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """List the versions of a model with their aliases and measures."""
-    from flashslm.launch.single import resolve_settings
-    from flashslm.platform import registry
+    from flashslm.infra.registry import model_registry
+    from flashslm.launch.local.single_step import resolve_settings
 
     settings = resolve_settings(home)
-    versions = [v.model_dump() for v in registry.list_versions(settings, name)]
+    versions = [v.model_dump() for v in model_registry.list_versions(settings, name)]
     if as_json:
         print(json.dumps({"model": name, "versions": versions}, default=str))
         return
     if not versions:
-        known = ", ".join(registry.list_models(settings)) or "none"
+        known = ", ".join(model_registry.list_models(settings)) or "none"
         console.print(f"no version of '{name}' is registered; --name takes: {known}", highlight=False, soft_wrap=True)
         return
     table = Table(box=None, pad_edge=False)
@@ -75,12 +75,12 @@ def models_register(
     as_json: JsonOption = False,
 ) -> None:
     """Register a model directory, measured by the recipe on its data, so that retraining can start from it."""
-    from flashslm.launch.single import resolve_settings
-    from flashslm.platform import stack
+    from flashslm.infra.stack import embedded_stack
+    from flashslm.launch.local.single_step import resolve_settings
     from flashslm.steps.register_imported import register_imported
 
     recipe = load_recipe(config, overrides)
-    stack.use_home(home)
+    embedded_stack.use_home(home)
     found = register_imported(resolve_settings(home), directory, recipe, name, alias, replaces)
     show(found, as_json)
     if found["hook"].startswith("failed"):
@@ -96,17 +96,17 @@ def models_promote(
     home: HomeOption = HOME,
 ) -> None:
     """Make a version champion; the present champion becomes previous."""
-    from flashslm.launch.single import resolve_settings
-    from flashslm.platform import registry
+    from flashslm.infra.registry import model_registry
+    from flashslm.launch.local.single_step import resolve_settings
 
     settings = resolve_settings(home)
     gate = _gate(settings, name, config, no_hook)
-    current = registry.champion(settings, gate.model_name)
+    current = model_registry.champion(settings, gate.model_name)
     former = current.version if current else ""
-    registry.promote(settings, gate.model_name, version, expected_champion=former)
+    model_registry.promote(settings, gate.model_name, version, expected_champion=former)
     if former == version:  # it was champion already: only the hook is called again
-        known = registry.list_versions(settings, gate.model_name)
-        former = next((v.version for v in known if registry.PREVIOUS in v.aliases), "")
+        known = model_registry.list_versions(settings, gate.model_name)
+        former = next((v.version for v in known if model_registry.PREVIOUS in v.aliases), "")
     _tell(settings, gate, version, former, "promotion")
 
 
@@ -118,19 +118,19 @@ def models_rollback(
     home: HomeOption = HOME,
 ) -> None:
     """Make the previous champion champion again."""
-    from flashslm.launch.single import resolve_settings
-    from flashslm.platform import registry
+    from flashslm.infra.registry import model_registry
+    from flashslm.launch.local.single_step import resolve_settings
 
     settings = resolve_settings(home)
     gate = _gate(settings, name, config, no_hook)
-    former = registry.champion(settings, gate.model_name)
-    version = registry.rollback(settings, gate.model_name)
+    former = model_registry.champion(settings, gate.model_name)
+    version = model_registry.rollback(settings, gate.model_name)
     _tell(settings, gate, version, former.version if former else "", "rollback")
 
 
 def _gate(settings: "Settings", name: str, config: Path | None, no_hook: bool) -> GateConfig:
     """The model that is meant, and the hook of its promotions: the recipe's, or none if the model has none."""
-    from flashslm.platform.promotion import refuse_silence
+    from flashslm.infra.registry.promotion import refuse_silence
 
     gate = load_recipe(config, None).gate if config else GateConfig()
     if name:
@@ -144,10 +144,10 @@ def _gate(settings: "Settings", name: str, config: Path | None, no_hook: bool) -
 
 def _tell(settings: "Settings", gate: GateConfig, version: str, former: str, event: "Event") -> None:
     """Print what was done and call the hook; a hook that failed is exit code 1, though the champion stays."""
-    from flashslm.platform import registry
-    from flashslm.platform.promotion import announce
+    from flashslm.infra.registry import model_registry
+    from flashslm.infra.registry.promotion import announce
 
-    champion = registry.find(settings, gate.model_name, version)
+    champion = model_registry.find(settings, gate.model_name, version)
     again = " again" if event == "rollback" else ""
     console.print(f"{gate.model_name} version {version} is champion{again}", highlight=False)
     outcome = announce(settings, gate.promotion_hook, champion, former, event)

@@ -34,7 +34,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a whole pipeline on this machine, from the compiled YAML."""
-    from flashslm.launch.run import run_pipeline
+    from flashslm.launch.local.full_run import run_pipeline
 
     outcome = run_pipeline(load_recipe(config, overrides), home=home, quiet=as_json, pipeline=pipeline)
     show(outcome.facts(), as_json)
@@ -51,8 +51,8 @@ def compile_command(
     ] = False,
 ) -> None:
     """Compile a pipeline to the YAML that runs here and, with --config, to what a cluster takes."""
-    from flashslm.launch.cluster import for_cluster
     from flashslm.launch.compiling import compile_pipeline
+    from flashslm.launch.kfp.cluster_pass import for_cluster
 
     if config:
         platform = load_recipe(config, overrides).platform
@@ -69,8 +69,8 @@ def compile_command(
 
 def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """Try every service with your settings: object store, MLflow, registry, disk."""
-    from flashslm.launch.single import resolve_settings
-    from flashslm.platform.doctor import diagnose
+    from flashslm.infra.stack.doctor import diagnose
+    from flashslm.launch.local.single_step import resolve_settings
 
     checks = diagnose(resolve_settings(home))
     if as_json:

@@ -24,7 +24,7 @@ from flashslm.cli.common import (
 from flashslm.config import RunConfig
 
 if TYPE_CHECKING:
-    from flashslm.launch.schedule import Schedules
+    from flashslm.launch.schedule.records import Schedules
 
 NameArgument = Annotated[str, typer.Argument(help="The schedule's name.")]
 HostOption = Annotated[str, typer.Option("--host", help="KFP's address; without it: the local scheduler.")]
@@ -38,9 +38,9 @@ schedule_app = typer.Typer(
 
 
 def local_schedules(home: Path) -> "Schedules":
-    from flashslm.launch.schedule import Schedules
-    from flashslm.launch.single import resolve_settings
-    from flashslm.platform.object_store import ObjectStore
+    from flashslm.infra.storage.object_store import ObjectStore
+    from flashslm.launch.local.single_step import resolve_settings
+    from flashslm.launch.schedule.records import Schedules
 
     return Schedules(ObjectStore(resolve_settings(home)))
 
@@ -59,10 +59,10 @@ def create(  # noqa: PLR0913 - one parameter an option
     as_json: JsonOption = False,
 ) -> None:
     """Run a pipeline at fixed times: its latest version, one run at a time, missed times are not caught up."""
-    from flashslm.launch import recurring
     from flashslm.launch.compiling import load_pipeline, project_root
-    from flashslm.launch.cron import Cron
-    from flashslm.launch.schedule import Schedule, check_name
+    from flashslm.launch.kfp import recurring_runs
+    from flashslm.launch.schedule.cron import Cron
+    from flashslm.launch.schedule.records import Schedule, check_name
 
     check_name(name)
     if experiment and not host:
@@ -73,7 +73,7 @@ def create(  # noqa: PLR0913 - one parameter an option
     now_s = time.time()
     if host:
         kfp = client(host, recipe.platform.namespace)
-        identity = recurring.create(kfp, name, recipe, pipeline, times, experiment).recurring_run_id
+        identity = recurring_runs.create(kfp, name, recipe, pipeline, times, experiment).recurring_run_id
         made = {"schedule_id": identity, "url": f"{kfp.connection.host}/#/recurringrun/details/{identity}"}
     else:
         stored = _from_anywhere(recipe).model_dump(mode="json")
@@ -147,11 +147,11 @@ def resume(
 
 
 def _switch(name: str, enabled: bool, host: str, namespace: str, home: Path) -> None:
-    from flashslm.launch import recurring
+    from flashslm.launch.kfp import recurring_runs
 
     if host:
         kfp = client(host, namespace)
-        kfp.set_schedule_enabled(recurring.find(kfp, name).recurring_run_id, enabled)
+        kfp.set_schedule_enabled(recurring_runs.find(kfp, name).recurring_run_id, enabled)
     else:
         local_schedules(home).set_enabled(name, enabled, time.time())
     console.print(f"{name} is {'on' if enabled else 'paused'}", highlight=False, markup=False)
@@ -162,11 +162,11 @@ def delete(
     name: NameArgument, host: HostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
 ) -> None:
     """Remove it; its runs stay."""
-    from flashslm.launch import recurring
+    from flashslm.launch.kfp import recurring_runs
 
     if host:
         kfp = client(host, namespace)
-        kfp.delete_schedule(recurring.find(kfp, name).recurring_run_id)
+        kfp.delete_schedule(recurring_runs.find(kfp, name).recurring_run_id)
     else:
         local_schedules(home).delete(name)
     console.print(f"{name} is gone", highlight=False, markup=False)
@@ -175,7 +175,7 @@ def delete(
 @schedule_app.command("run")
 def run(home: HomeOption = HOME) -> None:
     """Be the local scheduler, in the foreground; several may run, each time fires once."""
-    from flashslm.launch.scheduler import Scheduler, launch_in, serve
+    from flashslm.launch.schedule.scheduler import Scheduler, launch_in, serve
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from rich.console import Console
 from flashslm.cli.common import HOME, HomeOption, JsonOption, console
 
 if TYPE_CHECKING:
-    from flashslm.platform.stack import StackStatus
+    from flashslm.infra.stack.embedded_stack import StackStatus
 
 stack_app = typer.Typer(no_args_is_help=True, help="The embedded S3 and MLflow of this machine.")
 
@@ -29,24 +29,24 @@ def show_stack(status: "StackStatus", as_json: bool) -> None:
 @stack_app.command("up")
 def stack_up(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """Start what is not running; safe to repeat."""
-    from flashslm.platform import stack
+    from flashslm.infra.stack import embedded_stack
 
-    stack.up(home)
-    show_stack(stack.status(home), as_json)
+    embedded_stack.up(home)
+    show_stack(embedded_stack.status(home), as_json)
 
 
 @stack_app.command("status")
 def stack_status(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """Say what runs, where, and whether it answers."""
-    from flashslm.platform import stack
+    from flashslm.infra.stack import embedded_stack
 
-    show_stack(stack.status(home), as_json)
+    show_stack(embedded_stack.status(home), as_json)
 
 
 @stack_app.command("down")
 def stack_down(home: HomeOption = HOME) -> None:
     """Stop both services; data stays."""
-    from flashslm.platform import stack
+    from flashslm.infra.stack import embedded_stack
 
-    stack.down(home)
+    embedded_stack.down(home)
     console.print(f"stopped; data stays in {home}", highlight=False)

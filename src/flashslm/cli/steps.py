@@ -52,7 +52,7 @@ def step_command(step: str, inputs: dict[str, str], outputs: tuple[str, ...]) ->
         home: HomeOption = HOME,
         as_json: JsonOption = False,
     ) -> None:
-        from flashslm.launch.single import run_single
+        from flashslm.launch.local.single_step import run_single
 
         show(run_single(step, load_recipe(config, overrides), inputs, outputs, artifacts, home), as_json)
 
@@ -67,7 +67,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Search the architecture. Start it in several shells to add workers: they share the study."""
-    from flashslm.launch.single import run_single
+    from flashslm.launch.local.single_step import run_single
 
     recipe = load_recipe(config, overrides)
     inputs = {"dataset": "prepare-data", "latency_table": "profile", "scaling_law": "fit-scaling-law"}
@@ -83,7 +83,7 @@ def pretrain(
     as_json: JsonOption = False,
 ) -> None:
     """Train every variant of the recipe (weight norm on and off, each seed), resuming what was begun."""
-    from flashslm.launch.single import checkpoint_name, run_single
+    from flashslm.launch.local.single_step import checkpoint_name, run_single
 
     recipe = load_recipe(config, overrides)
     inputs = {"dataset": "prepare-data", "architecture": "search"}
@@ -103,7 +103,7 @@ def compare_weight_norm(
     as_json: JsonOption = False,
 ) -> None:
     """Compare the pretraining runs; choose the checkpoint that goes on."""
-    from flashslm.launch.single import checkpoint_name, run_single
+    from flashslm.launch.local.single_step import checkpoint_name, run_single
 
     recipe = load_recipe(config, overrides)
     names = [checkpoint_name(variant) for variant in recipe.variants()]

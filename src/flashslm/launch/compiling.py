@@ -12,7 +12,7 @@ import flashslm
 from flashslm.config import STEP_SECTIONS, RunConfig
 from flashslm.config import digest as config_digest
 from flashslm.hardware import machine_digest
-from flashslm.launch.process import LaunchError
+from flashslm.launch.processes import LaunchError
 
 PACKAGE = Path(flashslm.__file__).parent
 

@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from flashslm.platform import owners
+from flashslm.infra.process import owners
 from flashslm.search.trial import Candidate, FinishedTrial, TrialOutcome
 
 HEARTBEAT_S = 20.0

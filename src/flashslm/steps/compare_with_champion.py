@@ -8,9 +8,9 @@ import torch
 from flashslm.config import RunConfig
 from flashslm.export.importing import load_export
 from flashslm.hardware import pick_device
+from flashslm.infra.registry.gate import Comparison
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.hybrid import HybridLM
-from flashslm.platform.gate import Comparison
-from flashslm.platform.object_store import Manifest
 from flashslm.steps.context import StepContext
 from flashslm.steps.evaluate import evaluate_model
 from flashslm.steps.fetch_champion import champions_data

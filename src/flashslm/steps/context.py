@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from flashslm.config import RunConfig, digest
-from flashslm.platform.events import Events
-from flashslm.platform.object_store import Manifest, ObjectCorrupt, ObjectStore
-from flashslm.platform.settings import Settings
-from flashslm.platform.tracking import Task
+from flashslm.infra.events import Events
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectStore
+from flashslm.infra.tracking.mlflow_runs import Task
 
 
 def tree_cache() -> Path:

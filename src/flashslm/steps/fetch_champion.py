@@ -5,9 +5,9 @@ import tempfile
 from typing import Any
 
 from flashslm.export.hf_config import architecture_from_config
-from flashslm.platform import registry
-from flashslm.platform.object_store import Manifest
-from flashslm.platform.registry import PREVIOUS, ModelVersion, RegistryError
+from flashslm.infra.registry import model_registry
+from flashslm.infra.registry.model_registry import PREVIOUS, ModelVersion, RegistryError
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.context import StepContext
 from flashslm.steps.recipe import beyond_positions
 
@@ -21,15 +21,15 @@ def run(context: StepContext) -> dict[str, Any]:
     recipe's texts are too long for it.
     """
     name = context.config.gate.model_name
-    champion = registry.champion(context.settings, name)
+    champion = model_registry.champion(context.settings, name)
     if champion is None:
         raise RegistryError(
             f"model '{name}' has no champion to train on: run design_and_train with the same gate.model_name, or "
             "`flashslm models promote` a version"
         )
     _refuse_longer_texts(context, champion)
-    data = registry.seen_data(context.settings, champion)
-    previous = [v for v in registry.list_versions(context.settings, name) if PREVIOUS in v.aliases]
+    data = model_registry.seen_data(context.settings, champion)
+    previous = [v for v in model_registry.list_versions(context.settings, name) if PREVIOUS in v.aliases]
     facts = {
         "name": name,
         "version": champion.version,

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from flashslm.platform import registry
-from flashslm.platform.gate import Measured, decide
+from flashslm.infra.registry import model_registry
+from flashslm.infra.registry.gate import Measured, decide
 from flashslm.steps.context import StepContext
 
 
@@ -11,7 +11,7 @@ def run(context: StepContext) -> dict[str, Any]:
     """Outputs `verdict`: verdict.json; the result's `decision` is "promote" or "hold"."""
     limits = context.config.gate
     candidate = Measured.of(context.manifest("exported"), context.manifest("evaluation"))
-    current = registry.champion(context.settings, limits.model_name)
+    current = model_registry.champion(context.settings, limits.model_name)
     champion = Measured.model_validate(current.facts) if current else None
     verdict = decide(candidate, champion, current.version if current else "", limits)
     context.publish_json("verdict", {"verdict.json": verdict.model_dump(mode="json")}, {"decision": verdict.decision})

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flashslm.platform.gate import Comparison, Measured, decide_retraining
+from flashslm.infra.registry.gate import Comparison, Measured, decide_retraining
 from flashslm.steps.context import StepContext
 
 

@@ -7,11 +7,11 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from flashslm.infra.process.parent import die_with_parent
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.heartbeat import while_heard
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.ops import kernels
-from flashslm.platform.heartbeat import while_heard
-from flashslm.platform.object_store import Manifest, ObjectStore
-from flashslm.platform.process import die_with_parent
-from flashslm.platform.settings import Settings
 from flashslm.steps.context import tree_cache
 from flashslm.steps.training_run import WATCHED, starting_model
 from flashslm.training.distributed import world_from_environment

@@ -18,15 +18,16 @@ from flashslm.export.importing import load_export
 from flashslm.export.tokenizer import write_tokenizer
 from flashslm.export.weights import has_unit_rows
 from flashslm.hardware import pick_device
+from flashslm.infra.events import Events
+from flashslm.infra.registry import model_registry
+from flashslm.infra.registry.gate import Measured
+from flashslm.infra.registry.model_registry import CHAMPION, IMPORTED, Lineage, ModelVersion, PromotionConflict
+from flashslm.infra.registry.promotion import announce
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.tracking import mlflow_runs
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
-from flashslm.platform import registry, tracking
-from flashslm.platform.events import Events
-from flashslm.platform.gate import Measured
-from flashslm.platform.object_store import Manifest, ObjectStore
-from flashslm.platform.promotion import announce
-from flashslm.platform.registry import CHAMPION, IMPORTED, Lineage, ModelVersion, PromotionConflict
-from flashslm.platform.settings import Settings
 from flashslm.steps import prepare_data
 from flashslm.steps.context import StepContext
 from flashslm.steps.evaluate import evaluate_model
@@ -69,20 +70,22 @@ def register_imported(
         known = _known(settings, name, manifest)
         version = known.version if known else ""
         if known:
-            registry.register(settings, name, known.manifest, known.run_id, known.facts, known.tags, known.lineage)
+            model_registry.register(
+                settings, name, known.manifest, known.run_id, known.facts, known.tags, known.lineage
+            )
         else:
             version = _measure_and_register(settings, name, model, manifest, recipe, tokenizer, directory)
     outcome = _promote(settings, name, version, replaces, recipe.gate.promotion_hook) if alias == CHAMPION else ""
-    return _result(registry.find(settings, name, version), known is None) | {"hook": outcome}
+    return _result(model_registry.find(settings, name, version), known is None) | {"hook": outcome}
 
 
 def _promote(settings: Settings, name: str, version: str, replaces: str, hook: PromotionHook) -> str:
     """Make it champion and tell the hook; what became of that. One that is champion already is no news."""
-    before = registry.champion(settings, name)
-    registry.promote(settings, name, version, expected_champion=replaces)
+    before = model_registry.champion(settings, name)
+    model_registry.promote(settings, name, version, expected_champion=replaces)
     if before and before.version == version:
         return ""
-    return announce(settings, hook, registry.find(settings, name, version), replaces)
+    return announce(settings, hook, model_registry.find(settings, name, version), replaces)
 
 
 def _load_trainable(directory: Path, recipe: RunConfig, tokenizer: Path) -> HybridLM:
@@ -112,7 +115,7 @@ def _link_tree(directory: Path, tree: Path) -> Path:
 
 def _refuse_another_champion(settings: Settings, name: str, manifest: Manifest, replaces: str) -> None:
     """Before anything is measured; `promote` asks again."""
-    current = registry.champion(settings, name)
+    current = model_registry.champion(settings, name)
     found = current.version if current else ""
     if found != replaces and not (current and current.manifest.sha256 == manifest.sha256):
         raise PromotionConflict(
@@ -123,7 +126,7 @@ def _refuse_another_champion(settings: Settings, name: str, manifest: Manifest, 
 
 
 def _known(settings: Settings, name: str, manifest: Manifest) -> ModelVersion | None:
-    versions = registry.list_versions(settings, name)
+    versions = model_registry.list_versions(settings, name)
     return next((v for v in versions if v.lineage.source and v.manifest.sha256 == manifest.sha256), None)
 
 
@@ -136,7 +139,7 @@ def _measure_and_register(
     tokenizer: Path,
     directory: Path,
 ) -> str:
-    with tracking.task(settings, f"register {directory.name}", tags={"step": STEP}) as task:
+    with mlflow_runs.task(settings, f"register {directory.name}", tags={"step": STEP}) as task:
         own = recipe.model_copy(update={"data": recipe.data.model_copy(update={"tokenizer": str(tokenizer)})})
         store, events = ObjectStore(settings), Events.from_env(STEP, STEP)
         context = StepContext(STEP, own, settings, store, task, events, inputs={}, parameters={})
@@ -144,7 +147,7 @@ def _measure_and_register(
         dataset = context.outputs["dataset"]
         measured = {"perplexity": quality["perplexity"], "dataset_sha256": dataset.sha256, "sha256": manifest.sha256}
         headline = {key: quality[key] for key in _HEADLINE}
-        return registry.register(
+        return model_registry.register(
             settings,
             name,
             manifest.model_copy(update={"metadata": facts}),

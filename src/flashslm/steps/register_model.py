@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from flashslm.platform import registry
-from flashslm.platform.promotion import announce
-from flashslm.platform.registry import Lineage, ModelVersion
+from flashslm.infra.registry import model_registry
+from flashslm.infra.registry.model_registry import Lineage, ModelVersion
+from flashslm.infra.registry.promotion import announce
 from flashslm.steps.context import StepContext
 
 
@@ -16,10 +16,10 @@ def run(context: StepContext) -> dict[str, Any]:
     verdict = context.read_json("verdict", "verdict.json")
     exported = context.manifest("exported")
     former = verdict["champion_version"]
-    current = registry.champion(context.settings, name)
+    current = model_registry.champion(context.settings, name)
     if current and current.manifest.sha256 == exported.sha256:  # a retry of this step after it was killed
         return _result(current, former, current.hook or _call_hook(context, current, former))
-    version = registry.register(
+    version = model_registry.register(
         context.settings,
         name,
         exported,
@@ -28,8 +28,8 @@ def run(context: StepContext) -> dict[str, Any]:
         tags={"recipe": context.config.name, "architecture": exported.metadata["operators"]},
         lineage=lineage(context, verdict, current),
     )
-    registry.promote(context.settings, name, version, expected_champion=former)
-    champion = registry.find(context.settings, name, version)
+    model_registry.promote(context.settings, name, version, expected_champion=former)
+    champion = model_registry.find(context.settings, name, version)
     return _result(champion, former, _call_hook(context, champion, former))
 
 

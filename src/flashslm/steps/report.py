@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flashslm.platform.object_store import Manifest
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.reporting.html import RunArtifacts, figures, render
 from flashslm.steps.context import StepContext

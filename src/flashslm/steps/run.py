@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from flashslm.config import STEP_SECTIONS, RunConfig, from_step_json
+from flashslm.infra.events import Events
+from flashslm.infra.process.parent import die_with_parent
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.tracking import mlflow_runs
 from flashslm.ops import kernels
-from flashslm.platform import tracking
-from flashslm.platform.events import Events
-from flashslm.platform.object_store import Manifest, ObjectStore
-from flashslm.platform.process import die_with_parent
-from flashslm.platform.settings import Settings
 from flashslm.steps.context import StepContext
 
 PROVENANCE = {"code_digest", "config_digest", "image"}  # parameters that tell no two tasks of a run apart
@@ -41,7 +41,7 @@ def run_step(
     events = Events.from_env(name, label)
     events.emit("start")
     try:
-        with tracking.task(settings, label, tags={"step": name} | variant) as task:
+        with mlflow_runs.task(settings, label, tags={"step": name} | variant) as task:
             context = StepContext(
                 step=name,
                 config=from_step_json(config),

@@ -8,8 +8,8 @@ import torch
 
 from flashslm.config import digest
 from flashslm.hardware import pick_device
+from flashslm.infra.tracking.mlflow_runs import Task, end_lost
 from flashslm.models.architecture import InfeasibleArchitecture, parse_operators, repeat_block
-from flashslm.platform.tracking import Task, end_lost
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.search.evolution import Proposer
 from flashslm.search.space import SearchSpace

@@ -9,11 +9,11 @@ import torch
 
 from flashslm.export.importing import load_export
 from flashslm.hardware import pick_device
+from flashslm.infra.kubernetes import train_job
+from flashslm.infra.kubernetes.client import Kubernetes
+from flashslm.infra.storage.heartbeat import beating
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_architecture
-from flashslm.platform import train_job
-from flashslm.platform.heartbeat import beating
-from flashslm.platform.kubernetes import Kubernetes
 from flashslm.steps.context import StepContext
 from flashslm.training.pretraining import Fetch, Order, Outcome, execute, micro_batch_rows
 from flashslm.training.workers import WorkerFailed, WorkerOutput, run_workers

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flashslm.platform.object_store import Manifest, ObjectCorrupt, ObjectMissing, ObjectStore
+from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectMissing, ObjectStore
 
 TENSORS, VALUES = "state.safetensors", "state.json"
 

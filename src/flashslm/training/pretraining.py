@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from flashslm.config import KernelsConfig, TrainingConfig
 from flashslm.data.loader import TokenLoader
 from flashslm.data.replay import ReplayLoader
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import save_weights
 from flashslm.ops import kernels
-from flashslm.platform.object_store import Manifest, ObjectStore
 from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import current_world, gather_to_main
 from flashslm.training.job import OnMetrics

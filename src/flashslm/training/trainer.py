@@ -9,9 +9,9 @@ from torch import Tensor
 from flashslm.config import TrainingConfig
 from flashslm.data.loader import IGNORE_INDEX, Batch, TokenLoader
 from flashslm.hardware import peak, pick_dtype
+from flashslm.infra.process.interrupts import Terminated
 from flashslm.models.accounting import forward_flops_per_token
 from flashslm.models.hybrid import HybridLM
-from flashslm.platform.interrupts import Terminated
 from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import (
     any_rank,

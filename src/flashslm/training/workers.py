@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from flashslm.platform.process import PARENT_PID, die_with_parent
+from flashslm.infra.process.parent import PARENT_PID, die_with_parent
 from flashslm.training.job import OnMetrics
 
 _METRICS, _FAILURE = "@metrics ", "@failure "

@@ -45,8 +45,8 @@ def work(name: str, label: str, script: dict) -> None:
 
 
 def run_step(name, *, config, inputs=None, outputs=None, parameters=None):
-    from flashslm.platform.events import Events
-    from flashslm.platform.process import die_with_parent
+    from flashslm.infra.events import Events
+    from flashslm.infra.process.parent import die_with_parent
 
     die_with_parent()
     script = json.loads(os.environ.get("FAKE_STEPS", "{}"))

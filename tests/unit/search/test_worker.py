@@ -12,7 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from flashslm.platform import owners
+from flashslm.infra.process import owners
 from flashslm.search.study import ATTEMPTS, SearchStudy
 from flashslm.search.worker import TrialFailed, TrialOutcome, run_worker
 from tests.unit.search.synthetic import loss_nats, run_serially

@@ -6,7 +6,7 @@ import pytest
 
 from flashslm.config import RetrainingConfig, RunConfig, TrainingConfig
 from flashslm.data.prepare import DatasetSummary
-from flashslm.platform.object_store import Manifest
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.compare_with_champion import comparisons, yardsticks
 from flashslm.steps.continue_pretraining import retraining_config
 from flashslm.steps.prepare_new_data import too_little

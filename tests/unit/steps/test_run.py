@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from flashslm.config import KernelsConfig, RunConfig, from_step_json
+from flashslm.infra.events import Events
+from flashslm.infra.settings import SettingsError
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.ops import kernels
-from flashslm.platform.events import Events
-from flashslm.platform.object_store import Manifest
-from flashslm.platform.settings import SettingsError
 from flashslm.steps import run as run_module
 from flashslm.steps.context import StepContext
 from flashslm.steps.run import run_step

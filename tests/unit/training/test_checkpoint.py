@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flashslm.platform.object_store import StoreUnavailable
+from flashslm.infra.storage.object_store import StoreUnavailable
 from flashslm.training.checkpoint import CheckpointStore, TrainingState
 from tests.unit.training.tiny import DirectoryStore
 

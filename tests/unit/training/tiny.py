@@ -11,9 +11,9 @@ import numpy as np
 from flashslm.config import ModelConfig, TrainingConfig
 from flashslm.data.loader import TokenLoader
 from flashslm.data.shards import ShardWriter
+from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectMissing
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.hybrid import HybridLM
-from flashslm.platform.object_store import Manifest, ObjectCorrupt, ObjectMissing
 
 VOCAB = 64
 SIZES = ModelConfig(head_dim=8, kv_group=2, ffn_ratio=2, mamba_state=8, mamba_head_dim=8, num_meta_tokens=4)

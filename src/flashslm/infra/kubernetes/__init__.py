@@ -1,0 +1,1 @@
+"""Kubernetes from inside a pod: a small API client, TrainJobs."""

@@ -1,0 +1,214 @@
+"""A Kubeflow TrainJob (Trainer v2 API) from a step: created or adopted, followed to its end, removed on cancel."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flashslm.infra.kubernetes.client import Kubernetes, KubernetesError
+from flashslm.infra.process.interrupts import Terminated
+
+VARIABLE = "FLASHSLM_TRAIN_JOB"  # the job's template, from the cluster pass; without it a step trains in its own pod
+API_VERSION = "trainer.kubeflow.org/v1alpha1"
+JOB_SET_LABEL = "jobset.sigs.k8s.io/jobset-name"
+REPLICATED_JOB_LABEL = "jobset.sigs.k8s.io/replicatedjob-name"
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+NODE = "node"  # the replicated job and the container that Trainer's torch runtimes train in
+_GONE_S = 900.0
+_LAST_LINES = 20
+
+Document = dict[str, Any]
+
+
+class TrainJobFailed(RuntimeError):
+    """The job failed or is gone; the message has the reason of the pod that failed first."""
+
+
+def template_from_environment() -> Document | None:
+    """The TrainJob to make, but for its name and command; None where the step's own pod does the work."""
+    text = os.environ.get(VARIABLE, "")
+    return dict(json.loads(text)) if text else None
+
+
+def world_size(template: Document) -> int:
+    """Processes of all nodes."""
+    trainer = template["spec"]["trainer"]
+    return int(trainer["numNodes"] * trainer["numProcPerNode"])
+
+
+class TrainJob:
+    """One job by its name. `on_line` gets the log of rank 0's node, `on_status` one line when something changes."""
+
+    def __init__(
+        self,
+        api: Kubernetes,
+        manifest: Document,
+        on_line: Callable[[str], None],
+        on_status: Callable[[str], None],
+        poll_s: float = 10.0,
+    ):
+        self.api, self.manifest, self.poll_s = api, manifest, poll_s
+        self._on_line, self._on_status = on_line, on_status
+        self.name = str(manifest["metadata"]["name"])
+        self._path = api.resource(API_VERSION, "trainjobs")
+        self._status = ""
+        self._seen: dict[str, str] = {}  # pod -> time stamp of its last line
+
+    def run(self) -> None:
+        """Start or adopt the job and follow it. It is removed when it is complete and when this step is cancelled; a
+        failed one stays to be looked at until the next attempt. Raises TrainJobFailed.
+        """
+        try:
+            self._start()
+            self._follow()
+        except (Terminated, KeyboardInterrupt):
+            self._delete()
+            raise
+        self._delete()
+
+    def _start(self) -> None:
+        """Adopt a job that lives or is complete; replace one that failed; create one where there is none."""
+        while True:
+            found = self._read()
+            if found and not _ended(found, "Failed") and "deletionTimestamp" not in found["metadata"]:
+                self._tell(f"TrainJob {self.name} is there: this attempt adopts it")
+                return
+            if found:
+                self._tell(f"TrainJob {self.name} of an earlier attempt is removed")
+                self._delete()
+                self._wait_until_gone()
+            try:
+                self.api.request("POST", self._path, self.manifest)
+                self._tell(f"TrainJob {self.name} created")
+                return
+            except KubernetesError as error:
+                if error.status != 409:  # else it is there after all: an answer was lost, or somebody else made it
+                    raise
+
+    def _follow(self) -> None:
+        while True:
+            job = self._read()
+            if job is None:
+                raise TrainJobFailed(f"TrainJob {self.name} is gone: somebody deleted it; a retry makes it anew")
+            pods = self._pods()
+            ended = _ended(job, "Complete") or _ended(job, "Failed")
+            for pod in _started(pods, index="0"):
+                self._stream(pod, follow=not ended)
+            if ended and ended["type"] == "Complete":
+                return
+            if ended:
+                raise TrainJobFailed(self._failure(ended, pods))
+            self._tell(_describe(pods))
+            time.sleep(self.poll_s)
+
+    def _stream(self, pod: Document, follow: bool) -> None:
+        """Hand on the pod's lines that are new, for as long as there are some. Lines carry their time, so that a
+        stream that was cut goes on behind the last whole line."""
+        name = pod["metadata"]["name"]
+        query = {"container": NODE, "timestamps": "true", "follow": str(follow).lower()}
+        if seen := self._seen.get(name):
+            query["sinceTime"] = seen[:19] + "Z"
+        try:
+            for line in self.api.lines(self._log_path(name), max(self.poll_s, 1.0), **query):
+                stamp, _, text = line.partition(" ")
+                if (at := _sortable(stamp)) > self._seen.get(name, ""):
+                    self._seen[name] = at
+                    self._on_line(text)
+        except KubernetesError as error:
+            if error.status not in (400, 404, 500, 502, 503, 504):  # not started yet, gone, or the node is away
+                raise
+
+    def _failure(self, condition: Document, pods: list[Document]) -> str:
+        """The job's own reason, and for the pod that failed first its reason, exit code and last lines."""
+        text = f"TrainJob {self.name} failed ({condition.get('reason', '')}): {condition.get('message', '')}"
+        failures = sorted(failure for pod in pods for failure in _terminations(pod))
+        if not failures:
+            return text
+        _, name, reason = failures[0]
+        path = self._log_path(name)
+        try:
+            lines = list(self.api.lines(path, 30.0, container=NODE, tailLines=str(_LAST_LINES)))
+        except KubernetesError:
+            lines = []
+        listed = "".join(f"\n  {line}" for line in lines)
+        return f"{text}\npod {name}: {reason}" + (f"; its last lines:{listed}" if lines else "")
+
+    def _pods(self) -> list[Document]:
+        path = self.api.resource("v1", "pods")
+        selector = f"{JOB_SET_LABEL}={self.name},{REPLICATED_JOB_LABEL}={NODE}"
+        return list(self.api.request("GET", path, labelSelector=selector)["items"])
+
+    def _log_path(self, pod: str) -> str:
+        return self.api.resource("v1", "pods", f"{pod}/log")
+
+    def _read(self) -> Document | None:
+        try:
+            return self.api.request("GET", f"{self._path}/{self.name}")
+        except KubernetesError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _delete(self) -> None:
+        try:
+            self.api.request("DELETE", f"{self._path}/{self.name}", propagationPolicy="Foreground")
+        except KubernetesError as error:
+            if error.status != 404:
+                raise
+
+    def _wait_until_gone(self) -> None:
+        give_up_s = time.monotonic() + _GONE_S
+        while self._read() is not None:
+            if time.monotonic() > give_up_s:
+                raise TrainJobFailed(f"TrainJob {self.name} was deleted {_GONE_S:.0f} s ago and is still there")
+            time.sleep(self.poll_s)
+
+    def _tell(self, status: str) -> None:
+        if status and status != self._status:
+            self._status = status
+            self._on_status(status)
+
+
+def _ended(job: Document, kind: str) -> Document | None:
+    """The condition "Complete" or "Failed", where it holds."""
+    conditions = job.get("status", {}).get("conditions", [])
+    return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
+
+
+def _started(pods: list[Document], index: str) -> list[Document]:
+    """Pods of that index whose container has or had a process, oldest first; a restart makes another pod."""
+    mine = [pod for pod in pods if pod["metadata"]["labels"].get(INDEX_LABEL) == index]
+    started = [pod for pod in mine if pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed")]
+    return sorted(started, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+
+
+def _terminations(pod: Document) -> Iterator[tuple[str, str, str]]:
+    """(time, pod, reason) of every container that ended badly; of the pod itself where none did (an eviction)."""
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    found = False
+    for container in status.get("containerStatuses", []):
+        ended = container.get("state", {}).get("terminated")
+        if ended and ended["exitCode"]:
+            found = True
+            reason = f"{ended.get('reason', 'Error')}, exit code {ended['exitCode']}"
+            yield ended.get("finishedAt") or "~", name, f"{reason} {ended.get('message', '')}".strip()
+    if not found and status.get("phase") == "Failed":
+        yield "~", name, f"{status.get('reason', 'Failed')} {status.get('message', '')}".strip()
+
+
+def _describe(pods: list[Document]) -> str:
+    """How many pods are in which phase, and why the first one that waits does."""
+    phases = [str(pod.get("status", {}).get("phase", "Pending")) for pod in pods]
+    text = ", ".join(f"{phases.count(phase)} {phase}" for phase in sorted(set(phases))) or "no pods yet"
+    for pod in pods:
+        for condition in pod.get("status", {}).get("conditions", []):
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                return f"pods: {text}; {pod['metadata']['name']} waits: {condition.get('message', '')}"
+    return f"pods: {text}"
+
+
+def _sortable(stamp: str) -> str:
+    """An RFC 3339 time whose fraction has all nine digits: servers leave out zeros at its end."""
+    whole, _, fraction = stamp.removesuffix("Z").partition(".")
+    return f"{whole}.{fraction:0<9}"

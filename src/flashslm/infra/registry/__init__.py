@@ -1,0 +1,1 @@
+"""The model registry: the gate, versions and aliases, the promotion hook."""

@@ -1,0 +1,1 @@
+"""The embedded S3 and MLflow of one machine, and the check of what a run needs of them."""

@@ -1,0 +1,270 @@
+"""The embedded stack of one person's machine: SeaweedFS (S3) and MLflow on loopback, as two background processes."""
+
+import fcntl
+import os
+import secrets
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, computed_field
+
+from flashslm.infra.settings import Settings
+from flashslm.infra.stack import daemons
+from flashslm.infra.stack.daemons import Daemon, StackError
+from flashslm.infra.storage.s3 import StoreError, s3_client, translated
+
+__all__ = [
+    "DEFAULT_HOME",
+    "ServiceStatus",
+    "StackError",
+    "StackStatus",
+    "down",
+    "run_url",
+    "settings_of",
+    "status",
+    "up",
+    "use_home",
+]
+
+DEFAULT_HOME = Path(".flashslm")
+BUCKET = "flashslm"
+Service = Literal["s3", "mlflow"]
+SERVICES: tuple[Service, ...] = ("s3", "mlflow")
+_WEED_PORTS = ("s3", "master", "volume", "filer", "admin")
+_START_TIMEOUT_S = {"s3": 60.0, "mlflow": 180.0}
+_PROBE_KEY = "probe/stack"
+
+
+class State(BaseModel):
+    """What `stack.json` holds (mode 0600): data written with these credentials and ports stays reachable."""
+
+    access_key: str
+    secret_key: str
+    ports: dict[str, int]
+    daemons: dict[Service, Daemon] = {}
+
+    def settings(self, home: Path) -> Settings:
+        return Settings(
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            endpoint_url=f"http://127.0.0.1:{self.ports['s3']}",
+            bucket=BUCKET,
+            tracking_uri=f"http://127.0.0.1:{self.ports['mlflow']}",
+            study_url=f"sqlite:///{home / 'study.db'}",
+        )
+
+
+class ServiceStatus(BaseModel):
+    """One half of the stack."""
+
+    name: Service
+    address: str
+    pid: int
+    running: bool
+    healthy: bool
+    log: Path
+
+
+class StackStatus(BaseModel):
+    """The whole stack; no services when it was never started here."""
+
+    home: Path
+    services: list[ServiceStatus]
+
+    @computed_field
+    def healthy(self) -> bool:
+        return bool(self.services) and all(service.healthy for service in self.services)
+
+
+def up(home: str | Path = DEFAULT_HOME) -> Settings:
+    """Start what does not run and wait until S3 accepts a put and MLflow answers; safe to call at any time.
+
+    Data, credentials and (unless somebody else took them) ports are those of the last time. Raises StackError with the
+    end of the log of what failed.
+    """
+    home = Path(home).resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    with _lock(home):
+        state = _load(home) or _new_state()
+        for service in SERVICES:
+            if service not in state.daemons or not state.daemons[service].is_alive():
+                _start(service, state, home)
+        settings = state.settings(home)
+        for service in SERVICES:  # both were started above and come up side by side
+            daemon, timeout_s = state.daemons[service], _START_TIMEOUT_S[service]
+            daemons.wait_until(lambda s=service: _is_healthy(s, settings), daemon, service, timeout_s)  # type: ignore[misc]
+    return settings
+
+
+def use_home(home: str | Path) -> None:
+    """Have this process and its children keep fetched trees and spooled metrics under `home`, unless told otherwise."""
+    os.environ.setdefault("FLASHSLM_CACHE", str(Path(home).resolve() / "trees"))
+    os.environ.setdefault("FLASHSLM_SPOOL", str(Path(home).resolve() / "spool"))
+
+
+def down(home: str | Path = DEFAULT_HOME) -> None:
+    """Stop both processes and whatever they left behind; data and credentials stay."""
+    home = Path(home).resolve()
+    if not home.is_dir():
+        return
+    with _lock(home):
+        for service in reversed(SERVICES):
+            daemons.stop(_mark(home, service))
+        if state := _load(home):
+            _remove_sockets(state)
+            state.daemons.clear()
+            _save(home, state)
+
+
+def status(home: str | Path = DEFAULT_HOME) -> StackStatus:
+    """What runs and answers; starts nothing."""
+    home = Path(home).resolve()
+    state = _load(home)
+    if state is None:
+        return StackStatus(home=home, services=[])
+    settings = state.settings(home)
+    return StackStatus(home=home, services=[_service_status(s, state, settings, home) for s in SERVICES])
+
+
+def settings_of(home: str | Path = DEFAULT_HOME) -> Settings | None:
+    """The settings of a stack that was started here, running or not."""
+    home = Path(home).resolve()
+    state = _load(home)
+    return state.settings(home) if state else None
+
+
+def run_url(settings: Settings, run_id: str) -> str:
+    """The page of a run in MLflow's UI."""
+    return f"{settings.tracking_uri}/#/runs/{run_id}"
+
+
+def _service_status(service: Service, state: State, settings: Settings, home: Path) -> ServiceStatus:
+    daemon = state.daemons.get(service)
+    running = daemon is not None and daemon.is_alive()
+    return ServiceStatus(
+        name=service,
+        address=settings.endpoint_url if service == "s3" else settings.tracking_uri,
+        pid=daemon.pid if daemon and running else 0,
+        running=running,
+        healthy=running and _is_healthy(service, settings),
+        log=_log(home, service),
+    )
+
+
+def _start(service: Service, state: State, home: Path) -> None:
+    """Start one service and record it at once, so that an interrupted `up` leaves nothing unknown."""
+    daemons.stop(_mark(home, service))  # workers of a killed daemon still hold its port
+    names = _WEED_PORTS if service == "s3" else ("mlflow",)
+    if not all(daemons.is_free(state.ports[name]) for name in names):
+        state.ports |= dict(zip(names, daemons.free_ports(len(names)), strict=True))
+        state.daemons.pop("mlflow", None)  # a running one does not know S3's new address
+    command, env = _weed(state, home) if service == "s3" else _mlflow(state, home)
+    state.daemons[service] = daemons.start(command, env, _mark(home, service), _log(home, service))
+    _save(home, state)
+
+
+def _weed(state: State, home: Path) -> tuple[list[str], dict[str, str]]:
+    data = home / "s3"
+    data.mkdir(exist_ok=True)
+    (data / "mini.options").unlink(missing_ok=True)  # SeaweedFS would read the last start's options from it
+    options = {f"{name}.port": port for name, port in state.ports.items() if name in _WEED_PORTS} | {
+        "dir": data,
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "bucket": BUCKET,
+        "webdav": "false",
+        "admin.ui": "false",
+        "master.telemetry": "false",
+        "master.volumeSizeLimitMB": 256,  # a bucket opens several volumes: many small ones fit a laptop's disk
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+    }
+    command = [daemons.executable("weed", "local"), "-logtostderr=true", "mini"]
+    # without credentials in its environment SeaweedFS is open to anybody
+    env = {"AWS_ACCESS_KEY_ID": state.access_key, "AWS_SECRET_ACCESS_KEY": state.secret_key}
+    return command + [f"-{name}={value}" for name, value in options.items()], env
+
+
+def _remove_sockets(state: State) -> None:
+    """Remove the Unix sockets that SeaweedFS makes in /tmp for its ports and leaves there."""
+    for port in state.ports.values():
+        for number in (port, port + daemons.GRPC_OFFSET):
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                socket.unlink(missing_ok=True)
+
+
+def _mlflow(state: State, home: Path) -> tuple[list[str], dict[str, str]]:
+    options = {
+        "host": "127.0.0.1",
+        "port": state.ports["mlflow"],
+        "workers": 1,
+        "backend-store-uri": f"sqlite:///{home / 'mlflow.db'}",
+        "artifacts-destination": f"s3://{BUCKET}/mlflow",
+    }
+    command = [sys.executable, "-m", "mlflow", "server", "--serve-artifacts"]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    # its job queue takes another gigabyte and eight processes, and nothing here uses it
+    return command, state.settings(home).as_env() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def _is_healthy(service: Service, settings: Settings) -> bool:
+    return _accepts_put(settings) if service == "s3" else _answers_health(settings.tracking_uri)
+
+
+def _accepts_put(settings: Settings) -> bool:
+    try:
+        with translated("S3", _PROBE_KEY):
+            s3_client(settings, max_attempts=1).put_object(Bucket=settings.bucket, Key=_PROBE_KEY, Body=b"up")
+    except StoreError:
+        return False
+    return True
+
+
+def _answers_health(tracking_uri: str) -> bool:
+    try:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback: never by a proxy
+        with opener.open(f"{tracking_uri}/health", timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def _new_state() -> State:
+    names = (*_WEED_PORTS, "mlflow")
+    ports = dict(zip(names, daemons.free_ports(len(names)), strict=True))
+    return State(access_key=secrets.token_hex(10), secret_key=secrets.token_hex(20), ports=ports)
+
+
+def _load(home: Path) -> State | None:
+    file = home / "stack.json"
+    return State.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _save(home: Path, state: State) -> None:
+    """Replace the file whole; it holds the secret, so only its owner may read it."""
+    temporary = home / "stack.json.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(state.model_dump_json(indent=1))
+    temporary.replace(home / "stack.json")
+
+
+@contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    """One `up` or `down` at a time; the kernel frees it if its holder dies."""
+    with (home / "stack.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _mark(home: Path, service: Service) -> str:
+    return f"{service}@{home}"
+
+
+def _log(home: Path, service: Service) -> Path:
+    return home / "logs" / f"{service}.log"

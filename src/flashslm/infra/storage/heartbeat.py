@@ -1,0 +1,68 @@
+"""A sign of life in the object store, so that pods which work for a step stop when nobody waits for them any more.
+
+A step that is cancelled on a cluster has a second at most to say so: KFP's launcher ends at once, its container too.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from flashslm.infra.storage.object_store import ObjectStore
+from flashslm.infra.storage.s3 import StoreError
+
+BEAT_S = 60.0
+SILENCE_S = 1800.0  # time for a retry of the step to begin
+
+
+class Abandoned(RuntimeError):
+    """Nobody waits for this work."""
+
+
+@contextmanager
+def beating(store: ObjectStore, key: str, every_s: float = BEAT_S) -> Iterator[None]:
+    """Say now and every so often that somebody waits."""
+
+    def beat() -> None:
+        store.put_json(key, {"seen_s": time.time()})
+
+    beat()
+    with _every(every_s, beat):
+        yield
+
+
+@contextmanager
+def while_heard(store: ObjectStore, key: str, every_s: float = BEAT_S, silence_s: float = SILENCE_S) -> Iterator[None]:
+    """Send this process SIGTERM once nobody has said so for `silence_s`; raises Abandoned if that is the case now."""
+
+    def is_silent() -> bool:
+        found = store.get_json(key)
+        return found is None or time.time() - found[0]["seen_s"] > silence_s
+
+    def listen() -> None:
+        if is_silent():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if is_silent():
+        raise Abandoned(f"nobody has waited for this work for {silence_s:.0f} s: the step that began it is gone")
+    with _every(every_s, listen):
+        yield
+
+
+@contextmanager
+def _every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(seconds):
+            with suppress(StoreError):  # it is asked again
+                act()
+
+    thread = threading.Thread(target=loop, daemon=True, name="heartbeat")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()

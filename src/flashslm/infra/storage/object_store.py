@@ -1,0 +1,265 @@
+"""Content-addressed trees and small JSON objects in S3.
+
+A tree is a directory's files under `cas/ab/<sha256>/<path>`, where <sha256> is over the sorted lines "sha256  path" of
+its files. Its index, `cas/ab/<sha256>.index.json`, is written last, so a reader sees a whole tree or none. A `Manifest`
+names a tree and is what steps hand to each other.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import ClientError
+
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.s3 import (
+    MAX_ATTEMPTS,
+    ObjectCorrupt,
+    ObjectMissing,
+    PreconditionFailed,
+    StoreError,
+    StoreUnavailable,
+    http_status,
+    s3_client,
+    translated,
+)
+from flashslm.infra.storage.tree import (
+    MARKER,
+    FileEntry,
+    Manifest,
+    disk_errors,
+    hash_tree,
+    holds,
+    in_parallel,
+    locked,
+    tree_digest,
+)
+
+__all__ = [
+    "Manifest",
+    "ObjectCorrupt",
+    "ObjectMissing",
+    "ObjectStore",
+    "PreconditionFailed",
+    "StoreError",
+    "StoreUnavailable",
+    "hash_tree",
+    "tree_digest",
+]
+
+_TRANSFER = TransferConfig(
+    multipart_threshold=64 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=4, io_chunksize=2**20
+)
+
+
+class ObjectStore:
+    """Trees and JSON objects of one bucket. Safe to share between threads."""
+
+    def __init__(self, settings: Settings, max_attempts: int = MAX_ATTEMPTS):
+        self.bucket = settings.bucket
+        self.client = s3_client(settings, max_attempts)
+        self._where = f"S3 at {settings.endpoint_url}, bucket '{settings.bucket}'"
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket unless it is there."""
+        with translated(self._where, self.bucket):
+            try:
+                self.client.head_bucket(Bucket=self.bucket)
+            except ClientError as error:
+                if http_status(error) != 404:
+                    raise
+                with suppress(self.client.exceptions.BucketAlreadyOwnedByYou):
+                    self.client.create_bucket(Bucket=self.bucket)
+
+    def put_tree(self, directory: str | Path, kind: str, metadata: dict[str, Any] | None = None) -> Manifest:
+        """Store a directory's files; a tree that is already complete is not sent again.
+
+        Files are streamed. Empty sub-directories are not kept. Raises ValueError if there is no file.
+        """
+        root = Path(directory)
+        files = hash_tree(root)
+        if not files:
+            raise ValueError(f"directory '{root}' holds no files: a tree needs at least one")
+        digest = tree_digest(files)
+        prefix = f"cas/{digest[:2]}/{digest}"
+        if not self._is_complete(prefix, files):
+            self._upload(root, prefix, files)
+        size = sum(entry.bytes for entry in files.values())
+        uri = f"s3://{self.bucket}/{prefix}"
+        return Manifest(kind=kind, uri=uri, sha256=digest, bytes=size, metadata=metadata or {})
+
+    def get_tree(self, manifest: Manifest, directory: str | Path) -> Path:
+        """Fill a directory with a tree, or leave it as it was; a directory that already holds it is reused.
+
+        Every file's sha256 and the tree's digest are verified. Raises ObjectMissing, ObjectCorrupt, StoreUnavailable,
+        or StoreError when the disk is full or the directory holds files of somebody else.
+        """
+        target = Path(directory)
+        if not holds(target, manifest.sha256):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with locked(target.parent):
+                if not holds(target, manifest.sha256):  # nobody else filled it meanwhile, and may be reading it
+                    self._fill(manifest, target)
+        return target
+
+    def get_part(self, manifest: Manifest, beginnings: tuple[str, ...], directory: str | Path) -> Path:
+        """Copy the files of a tree whose path has one of the `beginnings` into a directory; raises as `get_tree` does.
+
+        Every one of them is verified. That there is none is no error.
+        """
+        target = Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        with disk_errors(target):
+            self._download(manifest, target, beginnings)
+        return target
+
+    def index_key(self, manifest: Manifest) -> str:
+        """The object whose presence makes a tree readable."""
+        return _index_key(self._prefix(manifest))
+
+    def verify_tree(self, manifest: Manifest) -> None:
+        """Read a whole tree and check every digest, keeping nothing; raises as `get_tree` does."""
+        self._download(manifest, None)
+
+    def delete_tree(self, manifest: Manifest) -> None:
+        """Remove a tree, its index first so that no reader starts on it."""
+        prefix = self._prefix(manifest)
+        self.delete([_index_key(prefix)])
+        self.delete(self.list(prefix + "/"))
+
+    def put_json(self, key: str, value: Any, *, if_absent: bool = False, if_match: str | None = None) -> str:
+        """Store a JSON value and return its etag.
+
+        With `if_absent` or an etag in `if_match` the put is conditional: PreconditionFailed if it lost.
+        """
+        condition = {"IfNoneMatch": "*"} if if_absent else {"IfMatch": if_match} if if_match else {}
+        body = json.dumps(value, sort_keys=True).encode()
+        try:
+            with translated(self._where, key):
+                answer = self.client.put_object(
+                    Bucket=self.bucket, Key=key, Body=body, ContentType="application/json", **condition
+                )
+        except ObjectMissing as error:  # some servers answer 404 to If-Match on an absent object
+            raise PreconditionFailed(str(error)) from error
+        return str(answer["ETag"])
+
+    def get_json(self, key: str) -> tuple[Any, str] | None:
+        """A JSON value and its etag, or None if the object is absent."""
+        try:
+            with translated(self._where, key):
+                answer = self.client.get_object(Bucket=self.bucket, Key=key)
+                return json.loads(answer["Body"].read()), str(answer["ETag"])
+        except ObjectMissing:
+            return None
+        except ValueError as error:
+            raise ObjectCorrupt(f"s3://{self.bucket}/{key} is not JSON: {error}") from error
+
+    def list(self, prefix: str) -> list[str]:
+        """All keys with a prefix, sorted."""
+        return sorted(self._sizes(prefix))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects; absent ones are no error."""
+        wanted = sorted(set(keys))
+        for start in range(0, len(wanted), 1000):  # the protocol's limit
+            objects = [{"Key": key} for key in wanted[start : start + 1000]]
+            with translated(self._where, wanted[start]):
+                answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
+            if failed := answer.get("Errors"):
+                raise StoreError(f"{self._where}: could not delete {failed[0]['Key']}: {failed[0].get('Message')}")
+
+    def _is_complete(self, prefix: str, files: dict[str, FileEntry]) -> bool:
+        if self.get_json(_index_key(prefix)) is None:
+            return False
+        return self._sizes(prefix + "/") == {f"{prefix}/{path}": entry.bytes for path, entry in files.items()}
+
+    def _fill(self, manifest: Manifest, target: Path) -> None:
+        if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
+            raise StoreError(f"directory '{target}' holds other files: give an empty or a new one for {manifest.uri}")
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+            tree = Path(temporary) / "tree"
+            with disk_errors(target):
+                self._download(manifest, tree)
+                (tree / MARKER).write_text(manifest.sha256, encoding="utf-8")
+            if (target / MARKER).is_file():  # a damaged copy, or another tree
+                target.rename(Path(temporary) / "replaced")
+            tree.rename(target)
+
+    def _upload(self, root: Path, prefix: str, files: dict[str, FileEntry]) -> None:
+        def send(path: str) -> None:
+            with translated(self._where, f"{prefix}/{path}"):
+                self.client.upload_file(str(root / path), self.bucket, f"{prefix}/{path}", Config=_TRANSFER)
+
+        in_parallel(send, files)
+        index = {"files": {path: entry.model_dump() for path, entry in files.items()}}
+        with suppress(PreconditionFailed):  # the same tree, put by somebody else meanwhile
+            self.put_json(_index_key(prefix), index, if_absent=True)
+
+    def _download(self, manifest: Manifest, tree: Path | None, beginnings: tuple[str, ...] = ("",)) -> None:
+        """Read and verify a tree, or a part of it, into a directory or into nothing."""
+        prefix = self._prefix(manifest)
+        found = self.get_json(_index_key(prefix))
+        if found is None:
+            raise ObjectMissing(f"{manifest.uri} ({manifest.kind}) is not in {self._where}: run the step that makes it")
+        files = {path: FileEntry.model_validate(entry) for path, entry in found[0]["files"].items()}
+        if tree_digest(files) != manifest.sha256:
+            raise _corrupt(f"the index of {manifest.uri}", manifest.sha256, tree_digest(files), prefix)
+
+        def fetch(path: str) -> None:
+            actual = self._fetch(prefix, tree, path)
+            if actual != files[path].sha256:
+                raise _corrupt(f"{manifest.uri}/{path}", files[path].sha256, actual, prefix)
+
+        in_parallel(fetch, [path for path in files if path.startswith(beginnings)])
+
+    def _fetch(self, prefix: str, tree: Path | None, path: str) -> str:
+        """Stream one file of a tree; returns the sha256 of what came."""
+        key = f"{prefix}/{path}"
+        if tree is None:
+            return self._stream(key, _HashingSink())
+        file = tree / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as opened:
+            return self._stream(key, _HashingSink(opened))
+
+    def _stream(self, key: str, sink: "_HashingSink") -> str:
+        with translated(self._where, key):
+            self.client.download_fileobj(self.bucket, key, sink, Config=_TRANSFER)
+        return sink.hash.hexdigest()
+
+    def _sizes(self, prefix: str) -> dict[str, int]:
+        with translated(self._where, prefix):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            return {entry["Key"]: entry["Size"] for page in pages for entry in page.get("Contents", [])}
+
+    def _prefix(self, manifest: Manifest) -> str:
+        parts = urlsplit(manifest.uri)
+        if parts.netloc != self.bucket:
+            raise StoreError(f"{manifest.uri} is in another bucket than '{self.bucket}' (FLASHSLM_BUCKET)")
+        return parts.path.strip("/")
+
+
+class _HashingSink:
+    """Hashes what is written to it and passes it on. Not seekable, so that ranges arrive in order."""
+
+    def __init__(self, file: IO[bytes] | None = None):
+        self.hash = hashlib.sha256()
+        self.file = file
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        return self.file.write(data) if self.file else len(data)
+
+
+def _corrupt(what: str, expected: str, actual: str, prefix: str) -> ObjectCorrupt:
+    return ObjectCorrupt(f"{what} is corrupt: expected sha256 {expected}, got {actual} (index {_index_key(prefix)})")
+
+
+def _index_key(prefix: str) -> str:
+    return f"{prefix}.index.json"

@@ -1,0 +1,115 @@
+"""One S3 client factory and the errors every use of it raises."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.session
+from boto3.exceptions import S3UploadFailedError
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from flashslm.infra.settings import Settings
+
+_session_lock = threading.Lock()  # threads may share a client, but not make clients of one session at once
+MAX_ATTEMPTS = 12  # exponential backoff to 20 s: a server that restarts on a busy machine took over half a minute
+
+
+class StoreError(RuntimeError):
+    """Base of every failure of the object store."""
+
+
+class ObjectMissing(StoreError):
+    """An object or bucket is not there."""
+
+
+class ObjectCorrupt(StoreError):
+    """Stored bytes are not those their digest promises."""
+
+
+class PreconditionFailed(StoreError):
+    """A conditional put lost: the object exists, or changed since its etag was read."""
+
+
+class StoreUnavailable(StoreError):
+    """The server did not answer, or failed, after all retries."""
+
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def s3_client(settings: Settings, max_attempts: int = MAX_ATTEMPTS) -> Any:
+    """The one place an S3 client is made: path-style addresses, standard retries, bounded waits."""
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path"},
+        retries={"mode": "standard", "total_max_attempts": max_attempts},
+        connect_timeout=5,
+        read_timeout=60,
+        max_pool_connections=20,  # files at once x parts at once, with room
+        request_checksum_calculation=settings.s3_checksums,
+        response_checksum_validation=settings.s3_checksums,
+        proxies={} if urlsplit(settings.endpoint_url).hostname in LOOPBACK else None,  # never by the user's proxy
+    )
+    with _session_lock:
+        return _session().client(
+            "s3",
+            endpoint_url=settings.endpoint_url,
+            aws_access_key_id=settings.access_key,
+            aws_secret_access_key=settings.secret_key,
+            region_name=settings.region,
+            config=config,
+        )
+
+
+@cache
+def _session() -> Any:
+    """One session: its first client costs 0.2 s (service descriptions are read), every other 0.01 s."""
+    # The keys come from the settings: a profile that AWS_PROFILE names for the user's own cloud must not be looked up.
+    own = botocore.session.Session(session_vars={"profile": (None, None, None, None)})
+    return boto3.session.Session(botocore_session=own)
+
+
+@contextmanager
+def translated(where: str, key: str) -> Iterator[None]:
+    """Turn the client's exceptions into this module's; `where` is "S3 at <endpoint>, bucket '<bucket>'"."""
+    try:
+        yield
+    except ClientError as error:
+        raise _translate(where, key, error) from error
+    except S3UploadFailedError as error:
+        cause = error.__context__
+        raise _translate(where, key, cause) if isinstance(cause, ClientError) else _unavailable(where, error) from error
+    except (BotoCoreError, ConnectionError, TimeoutError) as error:
+        raise _unavailable(where, error) from error
+
+
+def http_status(error: ClientError) -> int:
+    """The HTTP status of a refused request."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _translate(where: str, key: str, error: ClientError) -> StoreError:
+    status = http_status(error)
+    reply = error.response.get("Error", {})
+    reason = reply.get("Message") or reply.get("Code")
+    if reply.get("Code") == "NoSuchBucket":
+        return StoreError(f"{where}: there is no such bucket; make it or correct FLASHSLM_BUCKET")
+    if status == 404:
+        return ObjectMissing(f"'{key}' is not in {where}")
+    if status in (409, 412):
+        return PreconditionFailed(f"conditional put of '{key}' in {where} lost: {reason}")
+    if status in (401, 403):
+        return StoreError(f"{where} refused access to '{key}' ({reason}): check AWS_ACCESS_KEY_ID and its secret")
+    return _unavailable(where, error) if status >= 500 or status == 429 else StoreError(f"{where}: {error}")
+
+
+def _unavailable(where: str, error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"{where} does not answer after retries ({error}). Look with `flashslm stack status`; "
+        "`flashslm stack up` starts it again with the same data"
+    )

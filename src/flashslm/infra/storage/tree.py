@@ -1,0 +1,112 @@
+"""Directories as content: the digest of a tree of files, its manifest, and how a directory receives one."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flashslm.infra.storage.s3 import StoreError
+
+MARKER = ".flashslm-tree"  # in a downloaded directory: the digest of the tree it was filled with
+_FILES_AT_ONCE = 4
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Manifest(BaseModel):
+    """The identity of a stored tree: what a pipeline artifact file holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    uri: str = Field(pattern=r"^s3://[^/]+/.+")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+    metadata: dict[str, Any] = {}
+
+    def write(self, path: str | Path) -> Path:
+        """Write the manifest as JSON; parents are made."""
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+        return file
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Manifest":
+        """Read what `write` wrote."""
+        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+
+
+class FileEntry(BaseModel):
+    """One file of a tree."""
+
+    sha256: str
+    bytes: int
+
+
+def tree_digest(files: dict[str, FileEntry]) -> str:
+    """The sha256 over the sorted lines "sha256  path"."""
+    return hashlib.sha256("".join(sorted(f"{f.sha256}  {path}\n" for path, f in files.items())).encode()).hexdigest()
+
+
+def hash_tree(directory: Path) -> dict[str, FileEntry]:
+    """Every file below a directory by its relative path; the download marker does not count."""
+    paths = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MARKER)
+    entries = in_parallel(_hash_file, paths)
+    return {path.relative_to(directory).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
+
+
+def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Results in order; the first failure drops what has not begun."""
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        try:
+            return list(pool.map(function, items))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _hash_file(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(sha256=digest, bytes=file.tell())
+
+
+def holds(directory: Path, digest: str) -> bool:
+    """Whether a directory was filled with this tree and still holds exactly its bytes."""
+    marker = directory / MARKER
+    if not marker.is_file() or marker.read_text(encoding="utf-8") != digest:
+        return False
+    return tree_digest(hash_tree(directory)) == digest
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One process (or thread) at a time; leaves no file behind, and the kernel frees it if its holder dies."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(target.parent).free
+        raise StoreError(
+            f"disk full while writing '{target}' ({free:,} bytes free): nothing was kept; free some space"
+        ) from error

@@ -1,0 +1,1 @@
+"""Runs on a cluster: the cluster pass, the KFP client, submission, following, recurring runs."""

@@ -1,0 +1,1 @@
+"""Runs on this machine: the launcher, the runner process, single steps."""

@@ -1,0 +1,175 @@
+"""The process that runs a compiled pipeline with kfp.local, and says in the run's events what each task does.
+
+Started by the launcher as `python -m flashslm.launch.local.runner <job.json>`. kfp's local runner prints to one
+stream what parallel tasks write, does not say which iteration of a loop a task is, and replaces every "python3" in a
+task's arguments; the two classes it is extended with here (kfp >=2.17,<2.18) cure that.
+"""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flashslm.infra.events import Events
+from flashslm.infra.process.parent import PARENT_PID, die_with_parent
+
+_EXECUTOR = "kfp.dsl.executor_main"
+_COMMON_ARGUMENTS = {"config", "code_digest"}
+
+
+@dataclass
+class Job:
+    """What to run; the launcher writes it, the runner reads it."""
+
+    pipeline: Path
+    arguments: dict[str, Any]
+    run_dir: Path
+    home: Path
+
+    def write(self, path: Path) -> None:
+        values = {"pipeline": str(self.pipeline), "run_dir": str(self.run_dir), "home": str(self.home)}
+        path.write_text(json.dumps(values | {"arguments": self.arguments}), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "Job":
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(Path(values["pipeline"]), values["arguments"], Path(values["run_dir"]), Path(values["home"]))
+
+
+@dataclass
+class Task:
+    """One task of the DAG, or one iteration of it in a loop."""
+
+    step: str
+    label: str
+    log: Path
+    attempts: int = 0
+    events: Events = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.events = Events.from_env(self.step, self.label)
+
+    def emit(self, event: str, summary: str = "", **fields: Any) -> None:
+        self.events.emit(event, summary, task=self.log.stem, **fields)
+
+
+def main() -> None:
+    """Run the job named on the command line; exit code 1 if the pipeline fails."""
+    die_with_parent()
+    # The launcher turns Ctrl-C and hang-up into one TERM a step. "Ignore" is inherited by the steps, a handler is not;
+    # a TERM to the whole process group must reach the steps but leave the end of this process to the launcher.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    run(Job.read(Path(sys.argv[1])))
+
+
+def run(job: Job) -> None:
+    from kfp import components, local
+
+    warnings.filterwarnings("ignore", message=r"Task .* have no effect in the current local runner")
+    observe_tasks(job.run_dir / "logs")
+    cache = job.home / "kfp" / "cache"
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(job.home / "kfp" / "artifacts"),
+        enable_caching=True,
+        cache_root=str(cache),
+    )
+    try:
+        components.load_component_from_file(str(job.pipeline))(**job.arguments)
+    except RuntimeError as error:
+        sys.exit(str(error))
+
+
+def observe_tasks(logs: Path) -> None:
+    """Extend kfp.local: every task has a label, a log of its own, and events for its attempts and its end."""
+    from kfp import dsl
+    from kfp.local import status, subprocess_task_handler
+    from kfp.local.orchestrator import orchestrator_utils, task_executor
+
+    current = threading.local()
+    execute = task_executor.execute_single_task
+
+    def execute_observed(**call: Any) -> Any:
+        arguments = orchestrator_utils.OrchestratorUtils.make_task_arguments(call["task_spec"].inputs, call["io_store"])
+        task = current.task = make_task(call["task_name"], arguments, logs)
+        task.emit("task_start", log=str(task.log))
+        outputs, state = execute(**call)
+        made = {k: v.uri for k, v in outputs.items() if isinstance(v, dsl.Artifact) and not isinstance(v, dsl.Metrics)}
+        task.emit("task_end", state=state.name, cached=not task.attempts, artifacts=made)
+        return outputs, state
+
+    class Handler(subprocess_task_handler.SubprocessTaskHandler):
+        def validate_image(self, image: str) -> None:
+            """Every image runs in this interpreter."""
+
+        def run(self) -> Any:
+            exit_code = run_attempt(current.task, self.full_command, self.env_vars)
+            return status.Status.FAILURE if exit_code else status.Status.SUCCESS
+
+    task_executor.execute_single_task = execute_observed
+    subprocess_task_handler.SubprocessTaskHandler = Handler
+
+
+_names = threading.Lock()
+_taken: set[str] = set()
+
+
+def make_task(task_name: str, arguments: dict[str, Any], logs: Path) -> Task:
+    """Name a task after its step and the short text arguments that tell iterations of a loop apart."""
+    step = task_name.replace("-", "_")
+    texts = {k: v for k, v in arguments.items() if k not in _COMMON_ARGUMENTS and isinstance(v, str)}
+    short = {k: v for k, v in texts.items() if 0 < len(v) < 40}
+    label = " ".join([step, *(f"{key}={value}" for key, value in sorted(short.items()))])
+    name = re.sub(r"[^\w.=-]+", "-", label)
+    with _names:
+        unique = name
+        while unique in _taken:
+            unique = f"{name}-{sum(taken.startswith(name) for taken in _taken) + 1}"
+        _taken.add(unique)
+    return Task(step, label, logs / f"{unique}.log")
+
+
+def run_attempt(task: Task, command: list[str], env: dict[str, str]) -> int:
+    """Run the task's command once, its output into the task's log; return the exit code."""
+    task.attempts += 1
+    task.emit("task_attempt", attempt=task.attempts)
+    with task.log.open("ab") as log:
+        exit_code = subprocess.call(
+            [_in_this_interpreter(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | env | {PARENT_PID: str(os.getpid())},
+        )
+    if exit_code:
+        task.emit("task_exit", describe_exit(exit_code), attempt=task.attempts)
+    return exit_code
+
+
+def _in_this_interpreter(part: str) -> str:
+    """The shell becomes the interpreter (exec), so that the step is this process's own child and can watch it."""
+    if _EXECUTOR not in part:
+        return part
+    return part.replace("_KFP_RUNTIME=true python3", f"export _KFP_RUNTIME=true; exec {shlex.quote(sys.executable)}")
+
+
+def describe_exit(code: int) -> str:
+    number = -code if code < 0 else code - 128
+    if number not in set(signal.Signals):
+        return f"exit code {code}"
+    name = signal.Signals(number).name
+    return f"killed by {name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+
+
+if __name__ == "__main__":
+    main()

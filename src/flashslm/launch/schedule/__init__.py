@@ -1,0 +1,1 @@
+"""Schedules of this machine: records, cron expressions, the scheduler."""

@@ -1,0 +1,114 @@
+"""The gate's decision on every ground it can hold a candidate."""
+
+import pytest
+
+from flashslm.config import GateConfig
+from flashslm.infra.registry.gate import Comparison, Measured, decide, decide_retraining
+
+CHAMPION = Measured(sha256="a", perplexity=10.0, latency_ms=2.0, parameters=1000, device="cpu", dataset_sha256="data")
+
+
+def candidate(**changes: object) -> Measured:
+    return CHAMPION.model_copy(update={"sha256": "b", "perplexity": 9.0, **changes})
+
+
+def test_first_model_is_promoted_within_the_limits() -> None:
+    verdict = decide(candidate(), None, "", GateConfig(max_perplexity=9.5, max_latency_ms=2.5, max_parameters=1000))
+    assert verdict.decision == "promote" and not verdict.reasons
+    assert len(verdict.checks) == 4
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (GateConfig(max_perplexity=8.9), "perplexity 9, recipe's limit 8.9"),
+        (GateConfig(max_latency_ms=1.9), "latency 2 ms/token, recipe's limit 1.9 ms/token"),
+        (GateConfig(max_parameters=999), "parameters 1,000, recipe's limit 999"),
+    ],
+)
+def test_recipe_limits_hold_even_the_first_model(limits: GateConfig, reason: str) -> None:
+    verdict = decide(candidate(), None, "", limits)
+    assert verdict.decision == "hold" and verdict.reasons == [reason]
+
+
+def test_better_challenger_is_promoted() -> None:
+    assert decide(candidate(), CHAMPION, "1", GateConfig()).decision == "promote"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sha256": "a"}, "the same object"),
+        ({"perplexity": 10.0}, "must be under 10.0000"),
+        ({"latency_ms": 2.21}, "latency 2.2100 ms/token, at most 2.2000"),
+        ({"parameters": 1101}, "parameters 1,101, at most 1,100"),
+        ({"dataset_sha256": "other"}, "not comparable"),
+    ],
+)
+def test_challenger_is_held(changes: dict[str, object], reason: str) -> None:
+    verdict = decide(candidate(**changes), CHAMPION, "1", GateConfig())
+    assert verdict.decision == "hold"
+    assert len(verdict.reasons) == 1 and reason in verdict.reasons[0]
+
+
+def test_wanted_gain_raises_the_bar() -> None:
+    assert decide(candidate(perplexity=9.6), CHAMPION, "1", GateConfig(min_perplexity_gain=0.05)).decision == "hold"
+    assert decide(candidate(perplexity=9.4), CHAMPION, "1", GateConfig(min_perplexity_gain=0.05)).decision == "promote"
+
+
+def test_latency_of_another_device_is_not_compared() -> None:
+    verdict = decide(candidate(latency_ms=50.0, device="gpu"), CHAMPION, "1", GateConfig())
+    assert verdict.decision == "promote"
+    assert not any("latency" in check for check in verdict.checks)
+
+
+def compared(**changes: object) -> Comparison:
+    values = {"metric": "perplexity", "data": "first data", "challenger": 10.0, "champion": 10.0}
+    return Comparison.model_validate(values | {"higher_is_better": False} | changes)
+
+
+GAIN = compared(data="new data", challenger=8.0, must_gain=True)
+ACCURACY = compared(metric="accuracy", challenger=0.5, champion=0.5, higher_is_better=True)
+
+
+def test_challenger_that_gains_and_falls_nowhere_is_promoted_as_the_champions_child() -> None:
+    verdict = decide_retraining(candidate(), CHAMPION, "4", [GAIN, compared(), ACCURACY], GateConfig())
+    assert verdict.decision == "promote" and (verdict.parent, verdict.champion_version) == ("4", "4")
+    assert verdict.checks == [
+        "pass: perplexity on new data 8.0000, must be under 10.0000 (champion 10.0000)",
+        "pass: perplexity on first data 10.0000, at most 10.1000 (champion 10.0000)",
+        "pass: accuracy on first data 0.5000, at least 0.4800 (champion 0.5000)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("comparison", "limits", "passes"),
+    [
+        (compared(challenger=10.1), GateConfig(), True),
+        (compared(challenger=10.11), GateConfig(), False),
+        (compared(challenger=10.11), GateConfig(max_perplexity_increase=0.02), True),
+        (compared(challenger=float("nan")), GateConfig(), False),
+        (ACCURACY.model_copy(update={"challenger": 0.48}), GateConfig(), True),
+        (ACCURACY.model_copy(update={"challenger": 0.47}), GateConfig(), False),
+        (ACCURACY.model_copy(update={"challenger": 0.47}), GateConfig(max_accuracy_drop=0.1), True),
+        (GAIN.model_copy(update={"challenger": 10.0}), GateConfig(), False),
+        (GAIN, GateConfig(min_perplexity_gain=0.19), True),
+        (GAIN, GateConfig(min_perplexity_gain=0.21), False),
+    ],
+)
+def test_every_evaluation_has_its_tolerance(comparison: Comparison, limits: GateConfig, passes: bool) -> None:
+    verdict = decide_retraining(candidate(), CHAMPION, "1", [comparison, compared()], limits)
+    assert verdict.decision == ("promote" if passes else "hold")
+    assert len(verdict.reasons) == (not passes)
+
+
+def test_latency_budget_holds_a_challenger() -> None:
+    verdict = decide_retraining(candidate(latency_ms=2.6), CHAMPION, "1", [GAIN], GateConfig(max_latency_ms=2.5))
+    assert verdict.reasons == ["latency 2.6 ms/token, recipe's limit 2.5 ms/token"]
+
+
+def test_what_was_rolled_back_does_not_come_back_by_itself() -> None:
+    verdict = decide_retraining(candidate(), CHAMPION, "1", [GAIN], GateConfig(), former="b")
+    assert len(verdict.reasons) == 1 and "previous champion, which was rolled back" in verdict.reasons[0]
+    same = decide_retraining(candidate(sha256="a"), CHAMPION, "1", [GAIN], GateConfig(), former="z")
+    assert len(same.reasons) == 1 and "the challenger is the champion" in same.reasons[0]

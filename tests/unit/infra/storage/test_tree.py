@@ -1,0 +1,80 @@
+import errno
+import hashlib
+import threading
+
+import pytest
+from pydantic import ValidationError
+
+from flashslm.infra.storage.s3 import StoreError
+from flashslm.infra.storage.tree import (
+    MARKER,
+    FileEntry,
+    Manifest,
+    disk_errors,
+    hash_tree,
+    holds,
+    in_parallel,
+    tree_digest,
+)
+
+
+def test_digest_is_sha256_over_sorted_lines(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.txt").write_text("hello")
+    (tmp_path / "a").write_bytes(b"")
+    hello, empty = hashlib.sha256(b"hello").hexdigest(), hashlib.sha256(b"").hexdigest()
+    assert hello.startswith("2cf24dba") and empty.startswith("e3b0c442")
+    files = hash_tree(tmp_path)
+    assert files == {"a": FileEntry(sha256=empty, bytes=0), "b/x.txt": FileEntry(sha256=hello, bytes=5)}
+    assert tree_digest(files) == hashlib.sha256(f"{hello}  b/x.txt\n{empty}  a\n".encode()).hexdigest()
+
+
+def test_digest_depends_on_names_and_contents_only(tmp_path):
+    first = {"a": FileEntry(sha256="1" * 64, bytes=1), "b": FileEntry(sha256="2" * 64, bytes=1)}
+    assert tree_digest(first) == tree_digest(dict(reversed(first.items())))
+    assert tree_digest(first) != tree_digest({"a": first["b"], "b": first["a"]})
+
+
+def test_the_marker_is_no_part_of_the_tree_and_a_changed_file_is_noticed(tmp_path):
+    (tmp_path / "a").write_text("1")
+    digest = tree_digest(hash_tree(tmp_path))
+    assert not holds(tmp_path, digest)
+    (tmp_path / MARKER).write_text(digest)
+    assert holds(tmp_path, digest)
+    (tmp_path / "a").write_text("2")
+    assert not holds(tmp_path, digest)
+
+
+def test_manifest_round_trip(tmp_path):
+    manifest = Manifest(
+        kind="model", uri="s3://lab/cas/ab/x", sha256="ab" * 32, bytes=3, metadata={"loss": 0.5, "n": [1]}
+    )
+    assert Manifest.read(manifest.write(tmp_path / "deep" / "manifest.json")) == manifest
+
+
+@pytest.mark.parametrize("wrong", [{"sha256": "ab"}, {"uri": "/tmp/x"}, {"bytes": -1}, {"extra": 1}])
+def test_manifest_refuses_nonsense(wrong):
+    with pytest.raises(ValidationError):
+        Manifest.model_validate({"kind": "m", "uri": "s3://b/k", "sha256": "0" * 64, "bytes": 0} | wrong)
+
+
+def test_full_disk_is_said_clearly(tmp_path):
+    with pytest.raises(StoreError, match=r"disk full while writing .*nothing was kept"), disk_errors(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError), disk_errors(tmp_path / "x"):
+        raise PermissionError(errno.EACCES, "no")
+
+
+def test_parallel_keeps_order_and_drops_the_rest_after_a_failure():
+    assert in_parallel(lambda n: n * n, range(20)) == [n * n for n in range(20)]
+    begun, gate = [], threading.Event()
+
+    def work(n: int) -> None:
+        begun.append(n)
+        if n == 0:
+            raise ValueError("first")
+        gate.wait(0.2)
+
+    with pytest.raises(ValueError, match="first"):
+        in_parallel(work, range(1000))
+    assert len(begun) < 20

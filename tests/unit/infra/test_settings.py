@@ -1,0 +1,49 @@
+import pytest
+
+from flashslm.infra.settings import Settings, SettingsError
+
+ENV = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_ENDPOINT_URL_S3": "http://s3:8333",
+    "FLASHSLM_BUCKET": "lab",
+    "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+}
+
+
+def test_reads_the_contract_with_defaults():
+    settings = Settings.from_env(ENV)
+    assert (settings.access_key, settings.bucket, settings.tracking_uri) == ("key", "lab", "http://mlflow:5000")
+    assert (settings.region, settings.experiment, settings.parent_run_id) == ("us-east-1", "flashslm", "")
+    assert settings.s3_checksums == "when_supported"
+
+
+def test_one_error_names_every_missing_or_malformed_variable():
+    env = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "FLASHSLM_BUCKET": "",
+        "AWS_ENDPOINT_URL_S3": "s3:8333",
+        "FLASHSLM_S3_CHECKSUMS": "no",
+    }
+    with pytest.raises(SettingsError) as error:
+        Settings.from_env(env)
+    message = str(error.value)
+    for name in ("AWS_SECRET_ACCESS_KEY: missing", "FLASHSLM_BUCKET: missing", "MLFLOW_TRACKING_URI: missing"):
+        assert name in message
+    assert "AWS_ENDPOINT_URL_S3" in message and "'s3:8333'" in message and "FLASHSLM_S3_CHECKSUMS" in message
+    assert "AWS_ACCESS_KEY_ID" not in message
+
+
+def test_as_env_is_read_back_and_serves_the_libraries_too():
+    settings = Settings.from_env(ENV | {"FLASHSLM_PARENT_RUN_ID": "p1", "FLASHSLM_S3_CHECKSUMS": "when_required"})
+    env = settings.as_env()
+    assert Settings.from_env(env) == settings
+    assert env["MLFLOW_S3_ENDPOINT_URL"] == "http://s3:8333"
+    assert env["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
+    assert env["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert env["AWS_SESSION_TOKEN"] == ""
+
+
+def test_secret_is_not_printed():
+    assert "secret" not in repr(Settings.from_env(ENV | {"AWS_SECRET_ACCESS_KEY": "s3cr3t"})).replace("secret_key", "")
+    assert "s3cr3t" not in repr(Settings.from_env(ENV | {"AWS_SECRET_ACCESS_KEY": "s3cr3t"}))

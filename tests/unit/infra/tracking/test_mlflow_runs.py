@@ -1,0 +1,94 @@
+"""What needs no server; the rest is in tests/services."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import psutil
+import pytest
+
+from flashslm.infra.process import owners
+from flashslm.infra.process.interrupts import Terminated, deferred_signals, terminable
+from flashslm.infra.tracking import mlflow_runs
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (None, "FINISHED"),
+        (SystemExit(0), "FINISHED"),
+        (SystemExit(None), "FINISHED"),
+        (SystemExit(3), "FAILED"),
+        (SystemExit("message"), "FAILED"),
+        (ValueError("x"), "FAILED"),
+        (MemoryError(), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (Terminated(143), "KILLED"),
+    ],
+)
+def test_status_of_every_end(error, status):
+    assert mlflow_runs._status_of(error) == status
+
+
+def test_nested_params_become_dotted_names():
+    params = {"lr": 0.1, "data": {"source": "files", "paths": ["a", "b"]}, "flag": True}
+    assert dict(mlflow_runs._flatten(params)) == {
+        "lr": "0.1",
+        "data.source": "files",
+        "data.paths": '["a", "b"]',
+        "flag": "true",
+    }
+
+
+def test_sigterm_unwinds_and_the_handler_is_put_back():
+    before, cleaned = signal.getsignal(signal.SIGTERM), []
+    with pytest.raises(Terminated) as caught, terminable():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one does not interrupt this
+            cleaned.append(True)
+    assert caught.value.code == 143 and cleaned and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_deferred_signals_come_after_the_block():
+    done = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with it ignored
+    with pytest.raises(KeyboardInterrupt), deferred_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append(True)
+    signal.signal(signal.SIGINT, before)
+    assert done == [True]
+
+
+def test_signals_are_left_alone_outside_the_main_thread():
+    entered = []
+
+    def work() -> None:
+        with terminable(), deferred_signals():
+            entered.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert entered == [True]
+
+
+def test_owners():
+    own = owners.owner()
+    assert not owners.is_gone(own)
+    host = owners.machine()
+    started = psutil.Process().create_time()
+    assert owners.is_gone(f"{host} {os.getpid()} {started - 1000}")  # a recycled pid
+    assert owners.is_gone(f"{host} 4194305 {started}")  # above any pid
+    assert not owners.is_gone(f"elsewhere/pid:[1] 4194305 {started}")  # nothing is known of another machine
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    owner = f"{host} {child.pid} {psutil.Process(child.pid).create_time()}"
+    assert not owners.is_gone(owner)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert owners.is_gone(owner), "a zombie is dead, though nobody has reaped it yet"
+    child.communicate()
+    assert owners.is_gone(owner)
