@@ -151,6 +151,8 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(fake: FakeKfp, checkout: Path)
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")},
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline_s = time.monotonic() + 60
     while not fake.count("GET", "/runs/[^/]+") and time.monotonic() < deadline_s:
