@@ -3,17 +3,15 @@
 `PUSH=1 make images` puts what it pushed here, by digest. The local runner uses no image.
 """
 
+from flashslm.config import GPU_STEPS
+
 IMAGES = {
     "runtime": "ghcr.io/flashslm/runtime:0.1.0",
     "cuda": "ghcr.io/flashslm/cuda:0.1.0",
     "tensorrt-llm": "ghcr.io/flashslm/tensorrt-llm:0.1.0",  # serves what export_model writes; no step's
 }
-ON_GPU = (
-    *("profile_latency", "fit_scaling_law", "search_architecture", "pretrain", "evaluate", "export_model"),
-    *("continue_pretraining", "compare_with_champion"),
-)
 
 
 def image_of(step: str) -> str:
     """The image of a step; the one for GPUs runs on a CPU too."""
-    return IMAGES["cuda" if step in ON_GPU else "runtime"]
+    return IMAGES["cuda" if step in GPU_STEPS else "runtime"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components import images
-from flashslm.config import GPU_STEPS, PlatformConfig
+from flashslm.config import GPU_STEPS, STEP_SECTIONS, PlatformConfig
 from flashslm.launch.kfp.cluster_pass import for_cluster, step_of
 from tests.containers.build import ROOT
 
@@ -87,7 +87,9 @@ def test_errors_say_what_to_do(checkout: Path) -> None:
 
 
 def test_what_runs_on_a_gpu_has_the_gpu_image() -> None:
-    assert set(images.ON_GPU) == set(GPU_STEPS)  # config's: which steps ask for a GPU
+    """One list says which steps ask for a GPU and which run in its image."""
+    for step in STEP_SECTIONS:
+        assert images.image_of(step) == images.IMAGES["cuda" if step in GPU_STEPS else "runtime"]
     assert images.image_of("pretrain") == images.IMAGES["cuda"] and images.image_of("gate") == images.IMAGES["runtime"]
     assert set(images.IMAGES) == {file.parent.name for file in (ROOT / "images").glob("*/Containerfile")}
 

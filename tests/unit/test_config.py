@@ -1,11 +1,13 @@
 """Recipes: every problem in one message, overrides, the sections a step reads."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flashslm.config import STEP_SECTIONS, RunConfig, from_step_json
+from flashslm.config import STEP_SECTIONS, RunConfig, UndeclaredSection, digest, from_step_json
 from flashslm.config.file import ConfigError, dump, load
 from flashslm.steps.recipe import problems
 
@@ -76,9 +78,65 @@ def test_step_json_holds_only_the_sections_the_step_reads() -> None:
     config = RunConfig.model_validate({"name": "x", "training": {"steps": 3}, "gate": {"max_perplexity": 9}})
     for step, sections in STEP_SECTIONS.items():
         assert set(json.loads(config.for_step(step))) == set(sections)
-    assert from_step_json(config.for_step("pretrain")).training.steps == 3
+    assert from_step_json("pretrain", config.for_step("pretrain")).training.steps == 3
     other = config.model_copy(update={"gate": RunConfig(name="x").gate})
     assert other.for_step("pretrain") == config.for_step("pretrain")
+
+
+@pytest.mark.parametrize("step", sorted(STEP_SECTIONS))
+def test_a_step_reads_what_it_declares_and_nothing_else(step: str) -> None:
+    recipe = RunConfig.model_validate({"name": "x", "seed": 3, "gate": {"max_perplexity": 9}})
+    config = from_step_json(step, recipe.for_step(step))
+    for section in RunConfig.model_fields:
+        if section in STEP_SECTIONS[step]:
+            assert getattr(config, section) == getattr(recipe, section)
+        else:
+            with pytest.raises(UndeclaredSection, match=f"step '{step}' reads '{section}' .* config/steps.py"):
+                getattr(config, section)
+
+
+def test_an_undeclared_section_stays_out_of_copies_and_of_other_steps() -> None:
+    config = from_step_json("evaluate", RunConfig(name="x").for_step("evaluate"))
+    changed = config.model_copy(update={"seed": 5})
+    assert changed.seed == 5
+    with pytest.raises(UndeclaredSection, match="reads 'data'"):
+        changed.data  # noqa: B018
+    assert config.for_step("evaluate") == RunConfig(name="x").for_step("evaluate")
+    with pytest.raises(UndeclaredSection, match="reads 'model'"):
+        config.for_step("pretrain")
+
+
+@pytest.mark.parametrize("change", [{"gate": {}}, {"training": None}])
+def test_a_step_s_configuration_has_just_its_sections(change: dict[str, Any]) -> None:
+    values = json.loads(RunConfig(name="x").for_step("pretrain")) | change
+    text = json.dumps({name: value for name, value in values.items() if value is not None})
+    with pytest.raises(ValueError, match=r"step 'pretrain' has the sections .*must have kernels, model, training"):
+        from_step_json("pretrain", text)
+
+
+def test_digest_is_one_of_contents_and_not_of_their_order() -> None:
+    value = {"a": [1, 2.5, None, True], "b": {"c": "x"}}
+    assert digest(value) == digest({"b": {"c": "x"}, "a": (1, 2.5, None, True)})
+    assert digest({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # sha256 of "{}"
+    assert len({digest(v) for v in (value, {"a": [1, 2.5, None, False]}, "1", 1, 1.0, True, None, [], [[]])}) == 9
+
+
+@pytest.mark.parametrize(
+    ("unstable", "named"),
+    [
+        ({"paths": [Path("a")]}, r"value.paths\[0\] is PosixPath\('a'\) \(PosixPath\)"),
+        ({"kinds": {"x", "y"}}, r"value.kinds is \{.*\} \(set\)"),
+        ([object()], r"value\[0\] is <object object"),
+        (math.nan, "value is nan"),
+        ({"a": {"limit": math.inf}}, "value.a.limit is inf"),
+        ({1: "x"}, r"value has the key 1 \(int\)"),
+        (b"x", r"value is b'x' \(bytes\)"),
+        (RunConfig(name="x"), r"value is RunConfig"),
+    ],
+)
+def test_digest_refuses_what_has_no_stable_identity(unstable: Any, named: str) -> None:
+    with pytest.raises(TypeError, match=named):
+        digest(unstable)
 
 
 def test_dump_round_trips(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def load_recipe(path: Path, overrides: list[str] | None) -> RunConfig:
 def show(result: Any, as_json: bool) -> None:
     """One JSON object, or aligned lines for a person."""
     if as_json:
-        print(json.dumps(result, default=str))
+        print(json.dumps(result))
         return
     out = Console()
     width = max((len(key) for key in result), default=0)

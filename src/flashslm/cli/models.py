@@ -40,7 +40,7 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
     settings = resolve_settings(home)
     versions = [v.model_dump() for v in model_registry.list_versions(settings, name)]
     if as_json:
-        print(json.dumps({"model": name, "versions": versions}, default=str))
+        print(json.dumps({"model": name, "versions": versions}))
         return
     if not versions:
         known = ", ".join(model_registry.list_models(settings)) or "none"

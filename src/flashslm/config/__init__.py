@@ -17,7 +17,7 @@ from flashslm.config.design import (
     ScalingConfig,
     SearchConfig,
 )
-from flashslm.config.recipe import RunConfig, digest, from_step_json
+from flashslm.config.recipe import RunConfig, StepConfig, UndeclaredSection, digest, from_step_json
 from flashslm.config.retraining import PromotionHook, RetrainingConfig
 from flashslm.config.section import Section
 from flashslm.config.steps import DESIGN_STEPS, GPU_STEPS, MULTI_NODE_STEPS, STEP_SECTIONS
@@ -45,10 +45,12 @@ __all__ = [
     "ScalingConfig",
     "SearchConfig",
     "Section",
+    "StepConfig",
     "StepOverride",
     "StepResources",
     "Toleration",
     "TrainingConfig",
+    "UndeclaredSection",
     "digest",
     "from_step_json",
 ]

@@ -5,9 +5,10 @@ Only the standard library and pydantic are imported here, so that every part of 
 
 import hashlib
 import json
+import math
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from flashslm.config.cluster import PlatformConfig
 from flashslm.config.design import (
@@ -46,19 +47,74 @@ class RunConfig(Section):
 
     def for_step(self, step: str) -> str:
         """The sections a step reads, as canonical JSON: the step's configuration and part of its cache key."""
-        values = self.model_dump(mode="json", include=set(STEP_SECTIONS[step]))
-        return json.dumps({"name": self.name} | values if "name" in STEP_SECTIONS[step] else values, sort_keys=True)
+        return json.dumps(self.model_dump(mode="json", include=set(STEP_SECTIONS[step])), sort_keys=True)
 
     def variants(self) -> list[dict[str, str]]:
         """Every pretraining run of the recipe as strings (ints in lists reach a KFP task as floats)."""
         return [{"weight_norm": w, "seed": str(s)} for w in self.training.weight_norm for s in self.training.seeds]
 
 
-def from_step_json(text: str) -> RunConfig:
-    """Read what `RunConfig.for_step` wrote; sections the step does not read are at their defaults."""
-    return RunConfig.model_validate({"name": "step"} | json.loads(text))
+class UndeclaredSection(LookupError):
+    """A step reads a section of the recipe that is not part of its cache key."""
+
+
+class StepConfig(RunConfig):
+    """The part of a recipe that a step declares. Reading another section raises UndeclaredSection: the step would see
+    the section's defaults whatever the recipe says.
+    """
+
+    name: str = ""  # only some steps declare it
+    _step: str = PrivateAttr("")
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in RunConfig.model_fields and name not in self.model_fields_set:
+            declared = ", ".join(sorted(self.model_fields_set))
+            raise UndeclaredSection(
+                f"step '{self._step}' reads '{name}' of the recipe but declares only {declared}: add '{name}' to its "
+                "sections in config/steps.py"
+            )
+        return super().__getattribute__(name)
+
+    def for_step(self, step: str) -> str:
+        for section in STEP_SECTIONS[step]:
+            getattr(self, section)
+        return super().for_step(step)
+
+
+def from_step_json(step: str, text: str) -> StepConfig:
+    """Read what `RunConfig.for_step(step)` wrote. Raises ValueError where it holds other sections than `step` reads."""
+    values, declared = json.loads(text), set(STEP_SECTIONS[step])
+    if set(values) != declared:
+        raise ValueError(
+            f"the configuration of step '{step}' has the sections {', '.join(sorted(values)) or 'none'}: it must have "
+            f"{', '.join(sorted(declared))}, as RunConfig.for_step('{step}') writes them"
+        )
+    config = StepConfig.model_validate(values)
+    config._step = step
+    return config
 
 
 def digest(value: Any) -> str:
-    """A sha256 over a value's canonical JSON: the identity of configurations, architectures and runs."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    """A sha256 over a value's canonical JSON: the identity of configurations, architectures and runs.
+
+    Raises TypeError for a value that JSON cannot hold as it is, such as a path, a set or a NaN: its text may differ
+    between two processes, or be that of another value.
+    """
+    _refuse_unstable(value, "value")
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_unstable(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r} ({type(key).__name__}): a digest takes text as keys")
+            _refuse_unstable(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _refuse_unstable(item, f"{where}[{index}]")
+    elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
+        raise TypeError(
+            f"{where} is {value!r} ({type(value).__name__}), which has no stable identity: a digest takes text, finite "
+            "numbers, booleans, null, and lists and mappings of these"
+        )

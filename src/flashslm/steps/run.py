@@ -44,7 +44,7 @@ def run_step(
         with mlflow_runs.task(settings, label, tags={"step": name} | variant) as task:
             context = StepContext(
                 step=name,
-                config=from_step_json(config),
+                config=from_step_json(name, config),
                 settings=settings,
                 store=ObjectStore(settings),
                 task=task,
@@ -61,12 +61,15 @@ def run_step(
     return result
 
 
-def _decide_kernels(config: RunConfig) -> None:
-    """Take the recipe's setting; what cannot run on this machine is an error now and not after an hour."""
+def _decide_kernels(config: RunConfig, measures: bool) -> None:
+    """Take the recipe's setting; what cannot run on this machine is an error now and not after an hour.
+
+    A step that `measures` runs on the device that is profiled, another one on the best there is.
+    """
     from flashslm.hardware import pick_device
 
     kernels.configure(config.kernels)
-    kernels.preflight(pick_device(config.profiling.device))
+    kernels.preflight(pick_device(config.profiling.device if measures else "auto"))
 
 
 def _log_to_stderr() -> None:
@@ -76,9 +79,10 @@ def _log_to_stderr() -> None:
 
 
 def _execute(context: StepContext, outputs: Mapping[str, str]) -> dict[str, Any]:
-    if "kernels" in STEP_SECTIONS[context.step]:
-        _decide_kernels(context.config)
-    context.task.log_params(context.config.model_dump(mode="json", include=set(STEP_SECTIONS[context.step])))
+    sections = STEP_SECTIONS[context.step]
+    if "kernels" in sections:
+        _decide_kernels(context.config, measures="profiling" in sections)
+    context.task.log_params(context.config.model_dump(mode="json", include=set(sections)))
     result: dict[str, Any] = importlib.import_module(f"flashslm.steps.{context.step}").run(context)
     context.task.set_tags({f"kernel.{name}": form for name, form in kernels.decisions().items()})
     context.task.log_metrics({k: float(v) for k, v in result.items() if isinstance(v, int | float)}, step=0)

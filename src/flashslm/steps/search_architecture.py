@@ -1,5 +1,6 @@
 """search_architecture: one worker of the shared study."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -41,13 +42,18 @@ def open_study(context: StepContext) -> SearchStudy:
     """The study is named by the work: same configuration, inputs and code = same study."""
     if not context.settings.study_url:
         raise ValueError("FLASHSLM_STUDY_URL is not set: give an Optuna storage such as sqlite:///study.db")
+    return SearchStudy.open(context.settings.study_url, study_name(context))
+
+
+def study_name(context: StepContext) -> str:
+    """The study's identity: all that decides what is proposed and which loss it gets. It is the same in every worker
+    and in select_architecture; the number of workers is no part of it, so a search goes on with more or fewer.
+    """
+    sections = json.loads(context.config.for_step("search_architecture"))
+    del sections["search"]["workers"]
     inputs = {name: context.manifest(name).sha256 for name in ("dataset", "latency_table", "scaling_law")}
-    work = {
-        "config": context.config.for_step("search_architecture"),
-        "inputs": inputs,
-        "code": context.parameters["code_digest"],
-    }
-    return SearchStudy.open(context.settings.study_url, f"search-{digest(work)[:32]}")
+    work = {"config": sections, "inputs": inputs, "code": context.parameters["code_digest"]}
+    return f"search-{digest(work)[:32]}"
 
 
 def budget_ms(context: StepContext) -> float:

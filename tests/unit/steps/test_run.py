@@ -26,7 +26,7 @@ def make_context(**changes: Any) -> StepContext:
     nothing: Any = None
     context = StepContext(
         step="pretrain",
-        config=from_step_json(recipe.for_step("pretrain")),
+        config=from_step_json("pretrain", recipe.for_step("pretrain")),
         settings=nothing,
         store=nothing,
         task=nothing,

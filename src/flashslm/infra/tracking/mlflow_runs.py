@@ -329,4 +329,4 @@ def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
