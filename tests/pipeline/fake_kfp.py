@@ -27,6 +27,10 @@ _PREFIX = "/apis/v2beta1"
 _CODEC = api.ApiClient(api.Configuration())
 
 
+class Text(str):
+    """An answer that is not JSON."""
+
+
 class Refused(Exception):
     """An answer other than 200."""
 
@@ -72,7 +76,11 @@ class FakeKfp:
         self.runs: list[Any] = []
         self.recurring_runs: list[Any] = []
         self.specs: dict[str, dict[str, Any]] = {}  # pipeline version -> specification
-        self.script: list[tuple[str, list[dict[str, Any]]]] = []  # state and tasks that the next looks at a run show
+        self.script: list[
+            tuple[str, dict[str, Any] | None]
+        ] = []  # state and workflow that the next looks at a run show
+        self.workflows: dict[str, dict[str, Any]] = {}  # run -> Argo's workflow; without one KFP's older API has none
+        self.logs: dict[str, str] = {}  # pod -> its log
         self.requests: list[str] = []
         self.faults: list[Fault] = []
         self.slow_s = 1.0
@@ -106,7 +114,8 @@ class FakeKfp:
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> Any:
         for route, pattern, handler in ROUTES:
-            if method == route and (match := re.fullmatch(_PREFIX + pattern, path)):
+            whole = pattern if pattern.startswith("/apis/") else _PREFIX + pattern
+            if method == route and (match := re.fullmatch(whole, path)):
                 with self._lock:
                     return handler(self, query, body, *map(unquote, match.groups()))
         raise Refused(404, f"no route {method} {path}")
@@ -228,9 +237,25 @@ def create_run(fake: FakeKfp, query: dict[str, str], body: Any) -> Any:
 def get_run(fake: FakeKfp, query: dict[str, str], body: Any, run_id: str) -> Any:
     run = one(fake.runs, "run_id", run_id)
     if fake.script:
-        run.state, tasks = fake.script.pop(0)
-        run.run_details = api.V2beta1RunDetails(task_details=[read("V2beta1PipelineTaskDetail", t) for t in tasks])
+        run.state, workflow = fake.script.pop(0)
+        fake.workflows = {run_id: workflow} if workflow else {}
+    if run.pipeline_spec is None:
+        version = fake.version_of(run.pipeline_version_reference)
+        run.pipeline_spec = {"pipeline_spec": fake.specs[version.pipeline_version_id]}
     return run
+
+
+def get_run_v1beta1(fake: FakeKfp, query: dict[str, str], body: Any, run_id: str) -> Any:
+    if run_id not in fake.workflows:
+        raise Refused(404, "no such run")
+    return {"run": {"id": run_id}, "pipeline_runtime": {"workflow_manifest": json.dumps(fake.workflows[run_id])}}
+
+
+def get_log(fake: FakeKfp, query: dict[str, str], body: Any, run_id: str, pod: str) -> Any:
+    one(fake.runs, "run_id", run_id)
+    if pod not in fake.logs:
+        raise Refused(404, "no log")
+    return Text(fake.logs[pod])
 
 
 def list_runs(fake: FakeKfp, query: dict[str, str], body: Any) -> Any:
@@ -293,6 +318,8 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("POST", "/runs", create_run),
     ("GET", "/runs", list_runs),
     ("GET", "/runs/([^/:]+)", get_run),
+    ("GET", "/apis/v1beta1/runs/([^/:]+)", get_run_v1beta1),
+    ("GET", "/apis/v1alpha1/runs/([^/:]+)/nodes/([^/]+)/log", get_log),
     ("POST", "/runs/([^/:]+):terminate", terminate_run),
     ("POST", "/recurringruns", create_recurring_run),
     ("GET", "/recurringruns", list_recurring_runs),
@@ -336,6 +363,9 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "cut_after":
             self.close_connection = True
             return
+        if isinstance(answer, Text):
+            self._send(status, answer.encode(), {"Content-Type": "text/plain"})
+            return
         self._send(status, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _answer(self, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
@@ -343,7 +373,7 @@ class Handler(BaseHTTPRequestHandler):
             if self.fake.token and self.headers.get("authorization") != f"Bearer {self.fake.token}":
                 raise Refused(401, "Unauthenticated: the token is not valid")
             answer = self.fake.answer(self.command, path, query, body)
-            return 200, _CODEC.sanitize_for_serialization(answer)
+            return 200, answer if isinstance(answer, Text) else _CODEC.sanitize_for_serialization(answer)
         except Refused as error:
             return error.status, {"error": str(error), "code": 3, "message": str(error), "details": []}
 

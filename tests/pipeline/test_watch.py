@@ -1,4 +1,4 @@
-"""Following a run: KFP's task details become steps; the commands `submit` and `runs`."""
+"""Following a run: the workflow's nodes become steps; the commands `submit` and `runs`."""
 
 import io
 import json
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +20,56 @@ from typer.testing import CliRunner
 from flashslm.cli.app import app
 from flashslm.launch.kfp.api import Connection
 from flashslm.launch.kfp.client import KfpClient
+from flashslm.launch.kfp.run_steps import steps_of
 from flashslm.launch.kfp.watch import follow
 from flashslm.launch.processes import LaunchError
 from tests.pipeline.fake_kfp import FakeKfp
 from tests.pipeline.tiny import enter_checkout
 
 BEGIN = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
-NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+NAME = "retraining-x7k2p"
 
 
-def task(name: str, state: str, start_s: float = 0, end_s: float | None = None, **more: Any) -> dict[str, Any]:
-    """As the API writes it: what has not ended ended in 1970."""
-    start, end = (NEVER if s is None else BEGIN + timedelta(seconds=s) for s in (start_s, end_s))
-    times = {"create_time": start.isoformat(), "start_time": start.isoformat(), "end_time": end.isoformat()}
-    return {"task_id": more.pop("task_id", f"{name}-{start_s}"), "display_name": name, "state": state} | times | more
+def workflow(*tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Argo's workflow of a run with these tasks, as KFP 2.17 makes it: every template is wrapped in a Retry node."""
+    nodes = {f"{NAME}-{number}": {"id": f"{NAME}-{number}"} | node for number, node in enumerate(chain(*tasks))}
+    return {"metadata": {"name": NAME}, "status": {"nodes": nodes}}
 
 
-def executor(of: str, state: str, number: int = 0) -> dict[str, Any]:
-    return task(f"executor({number})", state, number, task_id=f"{of}-executor-{number}")
+def task(
+    name: str, phase: str, start_s: int = 0, end_s: int | None = None, attempts: int = 1, message: str = ""
+) -> list[dict[str, Any]]:
+    """The nodes of a task; without attempts it was cached, and its executor skipped."""
+    whole, inner = f"{NAME}(0).root(0).{name}", f"{NAME}(0).root(0).{name}(0).executor"
+    times = {"startedAt": at(start_s), "finishedAt": at(end_s)}
+    nodes = [node(whole, "Retry", phase, **times), node(f"{whole}(0)", "DAG", phase, **times)]
+    nodes.append(node(inner, "Retry" if attempts else "Skipped", phase if attempts else "Skipped", **times))
+    for attempt in range(attempts):
+        last = attempt == attempts - 1
+        state = phase if last else "Failed"
+        started = {"startedAt": at(start_s + attempt)}
+        nodes.append(node(f"{inner}({attempt})", "Pod", state, message=message if last else "lost", **started))
+    return nodes
 
 
-def children(of: str, count: int) -> dict[str, Any]:
-    return {"child_tasks": [{"task_id": f"{of}-executor-{n}"} for n in range(count)]}
+def node(name: str, kind: str, phase: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "type": kind, "phase": phase, "templateName": "impl"} | more
 
 
-INNER = [task("root", "RUNNING"), task("root-driver", "SUCCEEDED", 0, 1), task("for-loop-2", "RUNNING", 2)]
-SNAPSHOTS: list[tuple[str, list[dict[str, Any]]]] = [
-    ("PENDING", []),
-    ("RUNNING", [*INNER, task("prepare-data", "SUCCEEDED", 1, 2, **children("p", 1)), executor("p", "SKIPPED")]),
-    (
-        "RUNNING",
-        [
-            *INNER,
-            task("prepare-data", "SUCCEEDED", 1, 2, **children("p", 1)),
-            executor("p", "SKIPPED"),
-            task("pretrain", "RUNNING", 4, **children("b", 1)),
-            task("pretrain", "RUNNING", 3, **children("a", 1)),
-            task("evaluate", "PENDING", 9),
-            executor("a", "RUNNING"),
-            executor("b", "RUNNING"),
-        ],
-    ),
-    (
-        "FAILED",
-        [
-            *INNER,
-            task("prepare-data", "SUCCEEDED", 1, 2, **children("p", 1)),
-            executor("p", "SKIPPED"),
-            task("pretrain", "SUCCEEDED", 3, 13, **children("a", 1)),
-            task("pretrain", "FAILED", 4, 34, error={"code": 2, "message": "exit code 1"}, **children("b", 2)),
-            executor("a", "SUCCEEDED"),
-            executor("b", "FAILED", 0),
-            executor("b", "FAILED", 1),
-        ],
-    ),
+def at(time_s: int | None) -> str | None:
+    return None if time_s is None else (BEGIN + timedelta(seconds=time_s)).isoformat().replace("+00:00", "Z")
+
+
+Snapshot = tuple[str, dict[str, Any] | None]
+FAILED = workflow(
+    task("prepare-data", "Succeeded", 1, 2, attempts=0),
+    task("evaluate", "Failed", 4, 34, attempts=2, message="main: Error (exit code 1)"),
+)
+SNAPSHOTS: list[Snapshot] = [
+    ("PENDING", None),
+    ("RUNNING", workflow(task("prepare-data", "Succeeded", 1, 2, attempts=0))),
+    ("RUNNING", workflow(task("prepare-data", "Succeeded", 1, 2, attempts=0), task("evaluate", "Running", 4))),
+    ("FAILED", FAILED),
 ]
 
 
@@ -96,24 +93,44 @@ def submit(fake: FakeKfp, *arguments: str) -> Any:
 def test_steps_appear_as_they_begin_and_end(fake: FakeKfp) -> None:
     submit(fake)
     fake.script = [*SNAPSHOTS]
+    fake.logs[f"{NAME}-impl-7"] = "I1101 12:00:04 1 launcher_v2.go:90] starting\n" + "".join(
+        f"line {number}\n" for number in range(30)
+    )
     screen = io.StringIO()
     client = KfpClient(Connection(fake.url, environ={}), "")
-    state, steps = follow(client, fake.runs[0].run_id, Console(file=screen, width=200))
+    run_id = fake.runs[0].run_id
+    state, steps = follow(client, run_id, Console(file=screen, width=200))
     assert state == "FAILED"
-    assert [(s.label, s.state, s.cached, s.duration_s) for s in steps] == [
-        ("prepare-data", "SUCCESS", True, 1.0),
-        ("pretrain", "SUCCESS", False, 10.0),
-        ("pretrain (2)", "FAILURE", False, 30.0),
+    assert [(s.label, s.state, s.cached, s.duration_s, s.attempt) for s in steps] == [
+        ("prepare_data", "SUCCESS", True, 1.0, 0),
+        ("evaluate", "FAILURE", False, 30.0, 2),
     ]
     assert screen.getvalue().splitlines() == [
-        "prepare-data: cached",
-        "pretrain: started",
-        "pretrain (2): started",
-        "pretrain: done after 10.0 s",
-        "pretrain (2): started (attempt 2)",
-        "pretrain (2): FAILED after 30.0 s: exit code 1",
-        "pretrain (2) failed: exit code 1",
+        "prepare_data: cached",
+        "evaluate: started",
+        "evaluate: started (attempt 2)",
+        "evaluate: FAILED after 30.0 s: Error (exit code 1)",
+        "evaluate failed: Error (exit code 1)",
+        *(f"  line {number}" for number in range(10, 30)),
+        f"its whole log: flashslm runs logs {run_id} 'evaluate' --host {fake.url}",
     ]
+
+
+def test_waiting_steps_are_shown_and_results_read_once(fake: FakeKfp) -> None:
+    submit(fake)
+    done = task("prepare-data", "Succeeded", 1, 2)
+    running = ("RUNNING", workflow(done, task("evaluate", "Running", 3)))
+    fake.script = [("RUNNING", workflow(done)), running, running, ("SUCCEEDED", workflow(done))]
+    fake.logs[f"{NAME}-impl-3"] = "2026-11-01 12:00:02 INFO flashslm.steps.run: result: 12 documents\n"
+    client = KfpClient(Connection(fake.url, environ={}), "")
+    run = client.run(fake.runs[0].run_id)
+    waiting = [(step.label, step.state) for step in steps_of(client, run)]
+    assert waiting == [("prepare_data", "SUCCESS"), ("evaluate", "WAITING")]
+    screen = io.StringIO()
+    _, steps = follow(client, run.run_id, Console(file=screen, width=200))
+    assert "prepare_data: done after 1.0 s: 12 documents" in screen.getvalue()
+    assert [step.state for step in steps] == ["SUCCESS", "SKIPPED"] and steps[0].summary == "12 documents"
+    assert fake.count("GET", "/log") == 1
 
 
 def test_a_server_that_is_away_leaves_the_run_alone(fake: FakeKfp) -> None:
@@ -127,11 +144,13 @@ def test_a_server_that_is_away_leaves_the_run_alone(fake: FakeKfp) -> None:
 
 @pytest.mark.parametrize(("state", "exit_code"), [("SUCCEEDED", 0), ("FAILED", 1), ("CANCELED", 1)])
 def test_submit_waits_and_says_how_it_ended(fake: FakeKfp, state: str, exit_code: int) -> None:
-    fake.script = [("RUNNING", [task("evaluate", "RUNNING", 1)]), (state, [task("evaluate", state, 1, 3)])]
+    phase = "Succeeded" if state == "SUCCEEDED" else "Failed"
+    running, ended = task("evaluate", "Running", 1), task("evaluate", phase, 1, 3)
+    fake.script = [("RUNNING", workflow(running)), (state, workflow(ended))]
     result = submit(fake, "--wait", "--json", "--experiment", "ours", "training.steps=7")
     assert result.exit_code == exit_code, result.output
     facts = json.loads(result.stdout.splitlines()[-1])
-    assert (facts["state"], facts["steps"], facts["experiment"]) == (state, 1, "ours")
+    assert (facts["state"], facts["num_steps"], facts["experiment"]) == (state, 2, "ours")
     assert facts["failed_steps"] == (["evaluate"] if state == "FAILED" else [])
     assert facts["url"] == f"{fake.url}/#/runs/details/{fake.runs[0].run_id}" and facts["url"] in result.stderr
 
@@ -143,7 +162,7 @@ def test_submit_does_not_wait_unless_asked(fake: FakeKfp) -> None:
 
 
 def test_ctrl_c_ends_the_watching_and_not_the_run(fake: FakeKfp, checkout: Path) -> None:
-    fake.script = [("RUNNING", [task("evaluate", "RUNNING", 1)])] * 1000
+    fake.script = [("RUNNING", workflow(task("evaluate", "Running", 1)))] * 1000
     options = ["--config", "toy.yaml", "--host", fake.url, "--pipeline", "retraining", "--wait"]
     command = subprocess.Popen(
         [sys.executable, "-m", "flashslm", "submit", *options],
@@ -180,8 +199,8 @@ def test_runs_are_listed_shown_and_cancelled(fake: FakeKfp) -> None:
     run_id = fake.runs[0].run_id
     fake.script = [SNAPSHOTS[3]] * 2
     shown = CliRunner().invoke(app, ["runs", "show", run_id, "--host", fake.url, "--json"])
-    assert [step["state"] for step in json.loads(shown.stdout)["steps"]] == ["SUCCESS", "SUCCESS", "FAILURE"]
+    assert [step["state"] for step in json.loads(shown.stdout)["steps"]] == ["SUCCESS", "FAILURE"]
     person = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["runs", "show", run_id, "--host", fake.url])
-    assert "pretrain (2)" in person.stdout and "exit code 1" in person.stdout
+    assert "failure (2)" in person.stdout and "exit code 1" in person.stdout
     assert CliRunner().invoke(app, ["runs", "cancel", run_id, "--host", fake.url]).exit_code == 0
     assert fake.runs[0].state == "CANCELING"

@@ -12,6 +12,7 @@ from flashslm.cli.common import ConfigOption, JsonOption, Overrides, PipelineOpt
 
 if TYPE_CHECKING:
     from flashslm.launch.kfp.client import KfpClient
+    from flashslm.launch.progress import StepRecord
 
 HostOption = Annotated[
     str, typer.Option("--host", envvar="KF_PIPELINES_ENDPOINT", help="KFP's address, as in the browser.")
@@ -77,9 +78,14 @@ def _follow(kfp: "KfpClient", run_id: str, quiet: bool) -> tuple[str, dict[str, 
             soft_wrap=True,
         )
         raise typer.Exit(INTERRUPTED) from None
+    return state, {"state": state} | _counts(steps)
+
+
+def _counts(steps: "list[StepRecord]") -> dict[str, Any]:
+    from flashslm.launch.kfp.run_steps import cached_tasks
+
     failed = [step.label for step in steps if step.state == "FAILURE"]
-    cached = sum(step.cached for step in steps)
-    return state, {"state": state, "steps": len(steps), "cached_steps": cached, "failed_steps": failed}
+    return {"num_steps": len(steps), "cached_steps": cached_tasks(steps), "failed_steps": failed}
 
 
 @runs_app.command("list")
@@ -105,20 +111,48 @@ def runs_list(
 def runs_show(
     run_id: RunId, host: HostOption, namespace: NamespaceOption = "kubeflow", as_json: JsonOption = False
 ) -> None:
-    """One run: its state and its steps."""
+    """One run: its state, and every step with its result or the reason of its failure."""
     from flashslm.launch.display import table
-    from flashslm.launch.kfp.watch import steps_of
+    from flashslm.launch.kfp.run_steps import steps_of
+    from flashslm.launch.kfp.watch import with_results
 
     kfp = client(host, namespace)
     run = kfp.run(run_id)
-    steps = steps_of(run)
-    facts = _facts(run) | {"url": kfp.run_url(run_id)}
+    steps = with_results(kfp, run_id, steps_of(kfp, run), {})
+    facts = _facts(run) | {"url": kfp.run_url(run_id)} | _counts(steps)
     if as_json:
-        listed = [{"step": s.label, "state": s.state, "cached": s.cached, "duration_s": s.duration_s} for s in steps]
-        print(json.dumps(facts | {"steps": listed}))
+        print(json.dumps(facts | {"steps": [_step_facts(step) for step in steps]}))
         return
     show(facts, as_json)
     Console().print(table(steps))
+
+
+def _step_facts(step: "StepRecord") -> dict[str, Any]:
+    facts = {"step": step.label, "state": step.state, "cached": step.cached, "duration_s": step.duration_s}
+    return facts | {"attempts": step.attempt, "result": step.summary, "pod": step.pod}
+
+
+@runs_app.command("logs")
+def runs_logs(
+    run_id: RunId,
+    step: Annotated[str, typer.Argument(help="A step as `flashslm runs show` lists it, or the name of all its tasks.")],
+    host: HostOption,
+    namespace: NamespaceOption = "kubeflow",
+) -> None:
+    """The whole log of a step: that of its newest attempt."""
+    from flashslm.launch.kfp.logs import step_log
+    from flashslm.launch.kfp.run_steps import steps_of
+
+    kfp = client(host, namespace)
+    steps = steps_of(kfp, kfp.run(run_id))
+    found = [s for s in steps if step in (s.label, s.name)]
+    if not found:
+        raise ValueError(f"the run has no step '{step}'; it has: {', '.join(s.label for s in steps)}")
+    for record in found:
+        if len(found) > 1:
+            print(f"== {record.label}")
+        lines = step_log(kfp, run_id, record.pod)
+        print("\n".join(lines) if lines else f"no log of {record.label} ({record.state.lower()}) is there")
 
 
 @runs_app.command("cancel")
@@ -129,16 +163,18 @@ def runs_cancel(run_id: RunId, host: HostOption, namespace: NamespaceOption = "k
 
 
 def _facts(run: Any) -> dict[str, Any]:
+    from flashslm.launch.kfp.run_steps import state_of
+
     facts = {
         "run_id": run.run_id,
         "name": run.display_name,
-        "state": run.state or "PENDING",
-        "created": _time(run.created_at),
-        "finished": _time(run.finished_at),
+        "state": state_of(run),
+        "created": shown_time(run.created_at),
+        "finished": shown_time(run.finished_at),
     }
     return facts | ({"error": run.error.message} if run.error and run.error.message else {})
 
 
-def _time(when: datetime | None) -> str:
+def shown_time(when: datetime | None) -> str:
     """In this machine's zone; KFP writes 1970 for what has not happened."""
     return when.astimezone().isoformat(sep=" ", timespec="seconds") if when and when.year > 1970 else ""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from flashslm.cli.cluster import ExperimentOption, NamespaceOption, client
+from flashslm.cli.cluster import ExperimentOption, NamespaceOption, client, shown_time
 from flashslm.cli.common import (
     HOME,
     ConfigOption,
@@ -102,19 +102,26 @@ def list_command(
         Console().print("no schedules: `flashslm schedule create` makes one", highlight=False)
         return
     columns = ("name", "cron", "state", "next", "last")
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(*columns[:-1], Column("last", overflow="fold"), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(str(row.get(column, "")) for column in columns))
     Console().print(table)
 
 
 def _on_cluster(host: str, namespace: str) -> list[dict[str, Any]]:
-    rows = []
-    for schedule in client(host, namespace).schedules():
-        trigger = schedule.trigger.cron_schedule if schedule.trigger else None
-        state = "paused" if schedule.status == "DISABLED" else "on"
-        row = {"name": schedule.display_name, "schedule_id": schedule.recurring_run_id, "state": state}
-        rows.append(row | {"cron": trigger.cron if trigger else "", "about": schedule.description or ""})
+    from flashslm.launch.kfp.recurring_runs import times_of
+    from flashslm.launch.kfp.run_steps import state_of
+
+    kfp, rows = client(host, namespace), []
+    for schedule in kfp.schedules():
+        times, enabled, run = times_of(schedule), schedule.status != "DISABLED", kfp.latest_run_of(schedule)
+        row = {"name": schedule.display_name, "schedule_id": schedule.recurring_run_id}
+        row |= {"state": "on" if enabled else "paused", "about": schedule.description or ""}
+        row |= {"cron": schedule.trigger.cron_schedule.cron if schedule.trigger else ""}
+        row |= {"next": times.shown(times.next_after(time.time())) if times and enabled else "", "last": ""}
+        if run:
+            row["last"] = f"{shown_time(run.created_at)} {state_of(run).lower()} {kfp.run_url(run.run_id)}"
+        rows.append(row)
     return rows
 
 

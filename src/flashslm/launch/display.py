@@ -11,6 +11,7 @@ from rich.text import Text
 from flashslm.launch.progress import Change, StepRecord
 
 _STYLES = {"RUNNING": "yellow", "SUCCESS": "green", "FAILURE": "bold red", "CANCELLED": "magenta"}
+_STYLES |= {"WAITING": "dim", "SKIPPED": "dim"}
 _PROGRESS_EVERY_S = 10.0  # plain lines only
 
 
@@ -54,7 +55,7 @@ class Display:
 
 
 def table(steps: list[StepRecord]) -> Table:
-    """One row a task, in the order they started."""
+    """One row per task."""
     rows = Table(box=None, pad_edge=False)
     rows.add_column("step", no_wrap=True)
     rows.add_column("state", no_wrap=True)
@@ -64,9 +65,8 @@ def table(steps: list[StepRecord]) -> Table:
         duration_s = time.time() - step.started_s if step.state == "RUNNING" else step.duration_s
         state = "cached" if step.cached else step.state.lower()
         state += f" ({step.attempt})" if step.attempt > 1 else ""
-        rows.add_row(
-            Text(step.label), Text(state, style=_STYLES[step.state]), f"{duration_s:.1f} s", Text(step.summary)
-        )
+        shown = "" if step.cached or step.state in ("WAITING", "SKIPPED") else f"{duration_s:.1f} s"
+        rows.add_row(Text(step.label), Text(state, style=_STYLES[step.state]), shown, Text(step.summary))
     return rows
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 @dataclass
 class StepRecord:
-    """One task; an iteration of a loop is a task of its own. `state`: RUNNING, SUCCESS, FAILURE or CANCELLED."""
+    """One task; an iteration of a loop is a task of its own.
+
+    `state`: RUNNING, SUCCESS, FAILURE, CANCELLED; on a cluster also WAITING and, after the run's end, SKIPPED.
+    """
 
     name: str
     label: str
@@ -22,6 +25,7 @@ class StepRecord:
     attempt: int = 0
     error: str = ""  # of the present attempt, in the step's own words
     log: Path | None = None
+    pod: str = ""  # of the newest attempt, on a cluster
     artifacts: dict[str, Path] = field(default_factory=dict)
 
 

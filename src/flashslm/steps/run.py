@@ -15,6 +15,7 @@ from flashslm.infra.tracking import mlflow_runs
 from flashslm.ops import kernels
 from flashslm.steps.context import StepContext
 
+_log = logging.getLogger(__name__)
 PROVENANCE = {"code_digest", "config_digest", "image"}  # parameters that tell no two tasks of a run apart
 
 
@@ -57,7 +58,9 @@ def run_step(
         events.emit("fail", f"{type(error).__name__}: {error}")
         raise
     published = {name: manifest.model_dump() for name, manifest in context.outputs.items()}
-    events.emit("end", str(result.get("summary", "")), outputs=published)
+    summary = str(result.get("summary", ""))
+    events.emit("end", summary, outputs=published)
+    _log.info("result: %s", summary)  # what `flashslm runs show` reads from the log of a pod
     return result
 
 

@@ -114,6 +114,15 @@ class Connection:
                 self._wait(attempt, error)
         raise AssertionError("the last attempt returns or raises")
 
+    def get(self, path: str) -> Any:
+        """The JSON of a path that the generated client does not know (API versions before v2beta1)."""
+        return self.call(self.client.call_api, path, "GET", response_type="object", _return_http_data_only=True)
+
+    def get_text(self, path: str) -> str:
+        """The text of such a path, for example a pod's log."""
+        response = self.call(self.client.call_api, path, "GET", _preload_content=False, expects="text/plain")
+        return str(response.data.decode(errors="replace"))
+
     def create(self, find: Callable[[], T | None], method: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """A call that must have its effect once: whatever `find` finds before or after an attempt is the result."""
         for attempt in range(self._attempts):
@@ -134,7 +143,7 @@ class Connection:
             raise error
         self._sleep(min(max(error.wait_s, 0.5 * 2**attempt * random.uniform(0.75, 1.25)), _LONGEST_WAIT_S))
 
-    def _once(self, method: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    def _once(self, method: Callable[..., T], *arguments: Any, expects: str = "JSON", **options: Any) -> T:
         import kfp_server_api
         import urllib3
 
@@ -149,13 +158,18 @@ class Connection:
             raise Unavailable(
                 f"KFP at {self.host} did not answer: {error}: check the address, and a port-forward where there is one"
             ) from error
-        kind = self.client.last_response.urllib3_response.headers.get("Content-Type", "")
-        if "json" not in kind:  # the generated client makes an empty object of it
-            raise KfpError(
-                f"{self.host} answers with {kind or 'nothing'} instead of JSON: it is not the address of a KFP API, "
-                f"or it wants a login first: {_HOW_TO_AUTHENTICATE}"
-            )
+        self._check_kind(expects)
         return result
+
+    def _check_kind(self, expects: str) -> None:
+        """The generated client makes an empty object of an answer that is not JSON, such as a login page."""
+        response = self.client.last_response
+        kind = getattr(response, "urllib3_response", response).headers.get("Content-Type", "")
+        if expects.lower() not in kind:
+            raise KfpError(
+                f"{self.host} answers with {kind or 'nothing'} instead of {expects}: it is not the address of a KFP "
+                f"API, or it wants a login first: {_HOW_TO_AUTHENTICATE}"
+            )
 
     def _translated(self, error: Any) -> KfpError:
         status, said = int(error.status or 0), _message(error)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flashslm.launch.kfp.api import Connection, KfpError, NotFound
+from flashslm.launch.kfp.api import Connection, KfpError, NotFound, Unavailable
 from flashslm.launch.kfp.cluster_pass import ClusterPackage
 
 _PAGE = 100
@@ -109,6 +109,30 @@ class KfpClient:
         """One V2beta1Run with its tasks; NotFound if there is none."""
         return self.connection.call(self.runs.run_service_get_run, run_id)
 
+    def specification(self, run: Any) -> dict[str, Any]:
+        """The PipelineSpec that a V2beta1Run runs, from the run itself or from its version."""
+        found = run.pipeline_spec
+        if not found:
+            reference = run.pipeline_version_reference
+            method = self.pipelines.pipeline_service_get_pipeline_version
+            found = self.connection.call(method, reference.pipeline_id, reference.pipeline_version_id).pipeline_spec
+        return dict(found.get("pipeline_spec", found))
+
+    def workflow(self, run_id: str) -> dict[str, Any] | None:
+        """Argo's workflow of a run, which only the older API serves; None where that is not served or not allowed."""
+        try:
+            answer = self.connection.get(f"/apis/v1beta1/runs/{run_id}")
+        except Unavailable:
+            raise
+        except KfpError:
+            return None
+        manifest = (answer.get("pipeline_runtime") or {}).get("workflow_manifest")
+        return dict(json.loads(manifest)) if manifest else None
+
+    def pod_log(self, run_id: str, pod: str) -> str:
+        """What a pod of a run has written; also after the pod is gone, where KFP archives logs."""
+        return self.connection.get_text(f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log")
+
     def latest_runs(self, limit: int) -> list[Any]:
         """The newest runs first."""
         options = {"sort_by": "created_at desc", "page_size": limit} | self._in_namespace
@@ -129,6 +153,12 @@ class KfpClient:
     def schedule(self, name: str) -> Any:
         """The V2beta1RecurringRun of that name, or None."""
         return self._only("schedule", name, iter(self.schedules(name)))
+
+    def latest_run_of(self, schedule: Any) -> Any:
+        """The newest V2beta1Run that a V2beta1RecurringRun started, or None among the newest of its experiment."""
+        options = {"sort_by": "created_at desc", "page_size": _PAGE, "experiment_id": schedule.experiment_id}
+        runs = self.connection.call(self.runs.run_service_list_runs, **options).runs or []
+        return next((run for run in runs if run.recurring_run_id == schedule.recurring_run_id), None)
 
     def create_schedule(self, wanted: Any) -> Any:
         """The V2beta1RecurringRun of the wanted one's name, made unless it is there."""

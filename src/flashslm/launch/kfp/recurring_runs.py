@@ -1,5 +1,6 @@
 """Schedules on a cluster: KFP's recurring runs, of a pipeline's latest version, one at a time, without catching up."""
 
+import re
 from typing import Any
 
 from flashslm.config import RunConfig
@@ -9,10 +10,11 @@ from flashslm.launch.kfp.cluster_pass import ClusterPackage, for_cluster
 from flashslm.launch.kfp.submit import cluster_arguments
 from flashslm.launch.parity_lint import Compiled
 from flashslm.launch.processes import LaunchError
-from flashslm.launch.schedule.cron import Cron
+from flashslm.launch.schedule.cron import Cron, CronError
 
 # KFP puts the time in where its version knows the macro; nothing that is cached may depend on it (_check_fresh).
 _SOURCE = "[[ScheduledTime]]"
+_ZONE = re.compile(r" in ([A-Za-z_/+-]+[0-9]*)$")
 
 
 def create(client: KfpClient, name: str, config: RunConfig, pipeline: str, cron: Cron, experiment: str = "") -> Any:
@@ -46,6 +48,16 @@ def create(client: KfpClient, name: str, config: RunConfig, pipeline: str, cron:
     if other_account or _settings(found) != _settings(wanted):
         raise LaunchError(f"schedule '{name}' exists with other settings: delete it first, or choose another name")
     return found
+
+
+def times_of(schedule: Any) -> Cron | None:
+    """When a V2beta1RecurringRun is due, in the zone that `create` wrote into its description (UTC if it did not)."""
+    trigger = schedule.trigger.cron_schedule if schedule.trigger else None
+    zone = _ZONE.search(schedule.description or "")
+    try:
+        return Cron.parse(trigger.cron, zone[1] if zone else "UTC") if trigger else None
+    except CronError:  # made elsewhere, in a form that only KFP reads
+        return None
 
 
 def find(client: KfpClient, name: str) -> Any:

@@ -20,9 +20,9 @@ from typing import Any
 
 from flashslm.infra.events import Events
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
+from flashslm.launch.labels import step_label
 
 _EXECUTOR = "kfp.dsl.executor_main"
-_COMMON_ARGUMENTS = {"config", "code_digest"}
 
 
 @dataclass
@@ -127,9 +127,7 @@ _taken: set[str] = set()
 def make_task(task_name: str, arguments: dict[str, Any], logs: Path) -> Task:
     """Name a task after its step and the short text arguments that tell iterations of a loop apart."""
     step = task_name.replace("-", "_")
-    texts = {k: v for k, v in arguments.items() if k not in _COMMON_ARGUMENTS and isinstance(v, str)}
-    short = {k: v for k, v in texts.items() if 0 < len(v) < 40}
-    label = " ".join([step, *(f"{key}={value}" for key, value in sorted(short.items()))])
+    label = step_label(step, arguments)
     name = re.sub(r"[^\w.=-]+", "-", label)
     with _names:
         unique = name
