@@ -16,6 +16,7 @@ import psutil
 from pydantic import BaseModel
 
 from flashslm.infra.process.owners import is_running
+from flashslm.infra.process.private import private_directory, private_files
 from flashslm.infra.settings import FOREIGN_VARIABLES
 
 _MARK = "FLASHSLM_DAEMON"  # in a daemon's environment and so in its children's: how leftovers are recognised
@@ -47,8 +48,8 @@ class Daemon(BaseModel):
 
 def start(command: list[str], env: dict[str, str], mark: str, log: Path) -> Daemon:
     """Start a command in a session of its own, so that Ctrl-C of a run does not reach it."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    private_directory(log.parent)
+    with private_files(), log.open("ab") as output:
         process = subprocess.Popen(
             command,
             env={k: v for k, v in os.environ.items() if not _is_foreign(k)} | env | {_MARK: mark},

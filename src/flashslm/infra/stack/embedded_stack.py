@@ -12,8 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, computed_field
 
+from flashslm.infra.process.private import private_directory
 from flashslm.infra.settings import Settings
-from flashslm.infra.stack import daemons
+from flashslm.infra.stack import daemons, seaweedfs
 from flashslm.infra.stack.daemons import Daemon, StackError
 from flashslm.infra.storage.s3 import StoreError, s3_client, translated
 
@@ -34,7 +35,6 @@ DEFAULT_HOME = Path(".flashslm")
 BUCKET = "flashslm"
 Service = Literal["s3", "mlflow"]
 SERVICES: tuple[Service, ...] = ("s3", "mlflow")
-_WEED_PORTS = ("s3", "master", "volume", "filer", "admin")
 _START_TIMEOUT_S = {"s3": 60.0, "mlflow": 180.0}
 _PROBE_KEY = "probe/stack"
 
@@ -87,11 +87,11 @@ def up(home: str | Path = DEFAULT_HOME) -> Settings:
     end of the log of what failed.
     """
     home = Path(home).resolve()
-    home.mkdir(parents=True, exist_ok=True)
+    private_directory(home)
     with _lock(home):
         state = _load(home) or _new_state()
         for service in SERVICES:
-            if service not in state.daemons or not state.daemons[service].is_alive():
+            if service not in state.daemons or not state.daemons[service].is_alive() or _is_open(service, home):
                 _start(service, state, home)
         settings = state.settings(home)
         for service in SERVICES:  # both were started above and come up side by side
@@ -115,7 +115,7 @@ def down(home: str | Path = DEFAULT_HOME) -> None:
         for service in reversed(SERVICES):
             daemons.stop(_mark(home, service))
         if state := _load(home):
-            _remove_sockets(state)
+            seaweedfs.remove_sockets(state.ports)
             state.daemons.clear()
             _save(home, state)
 
@@ -158,7 +158,7 @@ def _service_status(service: Service, state: State, settings: Settings, home: Pa
 def _start(service: Service, state: State, home: Path) -> None:
     """Start one service and record it at once, so that an interrupted `up` leaves nothing unknown."""
     daemons.stop(_mark(home, service))  # workers of a killed daemon still hold its port
-    names = _WEED_PORTS if service == "s3" else ("mlflow",)
+    names = seaweedfs.PARTS if service == "s3" else ("mlflow",)
     if not all(daemons.is_free(state.ports[name]) for name in names):
         state.ports |= dict(zip(names, daemons.free_ports(len(names)), strict=True))
         state.daemons.pop("mlflow", None)  # a running one does not know S3's new address
@@ -168,33 +168,15 @@ def _start(service: Service, state: State, home: Path) -> None:
 
 
 def _weed(state: State, home: Path) -> tuple[list[str], dict[str, str]]:
-    data = home / "s3"
-    data.mkdir(exist_ok=True)
+    data = private_directory(home / "s3")
     (data / "mini.options").unlink(missing_ok=True)  # SeaweedFS would read the last start's options from it
-    options = {f"{name}.port": port for name, port in state.ports.items() if name in _WEED_PORTS} | {
-        "dir": data,
-        "ip": "127.0.0.1",
-        "ip.bind": "127.0.0.1",
-        "bucket": BUCKET,
-        "webdav": "false",
-        "admin.ui": "false",
-        "master.telemetry": "false",
-        "master.volumeSizeLimitMB": 256,  # a bucket opens several volumes: many small ones fit a laptop's disk
-        "s3.port.iceberg": 0,
-        "s3.port.lance": 0,
-    }
-    command = [daemons.executable("weed", "local"), "-logtostderr=true", "mini"]
-    # without credentials in its environment SeaweedFS is open to anybody
-    env = {"AWS_ACCESS_KEY_ID": state.access_key, "AWS_SECRET_ACCESS_KEY": state.secret_key}
-    return command + [f"-{name}={value}" for name, value in options.items()], env
+    env = seaweedfs.environment(state.access_key, state.secret_key, home / seaweedfs.CERTIFICATES)
+    return seaweedfs.command(data, BUCKET, state.ports), env
 
 
-def _remove_sockets(state: State) -> None:
-    """Remove the Unix sockets that SeaweedFS makes in /tmp for its ports and leaves there."""
-    for port in state.ports.values():
-        for number in (port, port + daemons.GRPC_OFFSET):
-            for socket in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
-                socket.unlink(missing_ok=True)
+def _is_open(service: Service, home: Path) -> bool:
+    """Whether a version that asked for no certificates started it."""
+    return service == "s3" and not (home / seaweedfs.CERTIFICATES).is_dir()
 
 
 def _mlflow(state: State, home: Path) -> tuple[list[str], dict[str, str]]:
@@ -235,7 +217,7 @@ def _answers_health(tracking_uri: str) -> bool:
 
 
 def _new_state() -> State:
-    names = (*_WEED_PORTS, "mlflow")
+    names = (*seaweedfs.PARTS, "mlflow")
     ports = dict(zip(names, daemons.free_ports(len(names)), strict=True))
     return State(access_key=secrets.token_hex(10), secret_key=secrets.token_hex(20), ports=ports)
 
