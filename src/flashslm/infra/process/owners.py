@@ -6,11 +6,17 @@ from pathlib import Path
 
 import psutil
 
+POD_UID = "FLASHSLM_POD_UID"  # in pods that KFP does not make, such as those of a TrainJob
 _START_TOLERANCE_S = 2.0  # psutil derives start times from the boot time, which clock adjustments move a little
 
 
 def machine() -> str:
-    """The host and, since pids are counted anew in a container, its pid namespace."""
+    """Where this process runs: its pod, or the host and, since a container counts pids from 1, its pid namespace.
+
+    A pod's host name is no identity: Kubernetes cuts it to 63 characters, which are equal for all steps of a run.
+    """
+    if uid := os.environ.get("KFP_POD_UID") or os.environ.get(POD_UID):
+        return f"{os.environ.get('KFP_POD_NAME') or socket.gethostname()}/{uid}"
     namespace = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()}/{os.readlink(namespace) if namespace.exists() else ''}"
 

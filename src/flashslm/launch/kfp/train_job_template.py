@@ -4,6 +4,7 @@ from typing import Any
 
 from flashslm.config import GpuType, PlatformConfig
 from flashslm.infra.kubernetes.train_job import API_VERSION, NODE
+from flashslm.infra.process.owners import POD_UID
 
 MANAGER = "flashslm.dev/pretrain"  # of our entry in runtimePatches, beside those of Kueue and others
 
@@ -33,7 +34,11 @@ def train_job_template(
         "numNodes": platform.nodes,
         "numProcPerNode": max(1, resources.gpus),
         "resourcesPerNode": {"requests": amounts, "limits": dict(amounts)},
-        "env": [*_references("secretKeyRef", secrets), *_references("configMapKeyRef", config_maps)],
+        "env": [
+            {"name": POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+            *_references("secretKeyRef", secrets),
+            *_references("configMapKeyRef", config_maps),
+        ],
     }
     pods = {"metadata": {"labels": labels}, "spec": {key: value for key, value in pod.items() if value}}
     nodes = {"name": NODE, "template": {"spec": {"template": pods}}}
