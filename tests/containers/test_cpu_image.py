@@ -49,6 +49,28 @@ def test_a_step_beyond_its_memory_is_killed(containers: Engine, runtime: str) ->
     assert done.returncode == 137
 
 
+CRASHES_ONCE = """
+import json, pathlib, sys
+from flashslm.steps.attempts import run_attempts
+child = '''
+import json, os, pathlib, signal, sys
+call = json.loads(pathlib.Path(sys.argv[1]).read_text())
+mark = pathlib.Path("/tmp/crashed")
+if not mark.exists():
+    mark.touch()
+    os.kill(os.getpid(), getattr(signal, call["signal"]))
+pathlib.Path(sys.argv[2]).write_text(json.dumps({"loss_nats": 1.5}))
+'''
+print(json.dumps(run_attempts({"signal": sys.argv[1]}, 1, (sys.executable, "-c", child))))
+"""
+
+
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGSEGV"])
+def test_a_worker_that_crashes_in_its_pod_is_tried_again(containers: Engine, runtime: str, signal: str) -> None:
+    printed = containers.output("run", *hardened(), runtime, "python3", "-c", CRASHES_ONCE, signal)
+    assert json.loads(printed.splitlines()[-1]) == {"loss_nats": 1.5}
+
+
 def test_the_container_is_restricted(containers: Engine, runtime: str) -> None:
     probe = json.loads(containers.output("run", *hardened(), runtime, "python3", "-c", PYTHON_PROBE))
     commit = call("git", "rev-parse", "HEAD").strip()

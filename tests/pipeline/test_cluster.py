@@ -16,7 +16,7 @@ from components.images import IMAGES
 from flashslm.cli.app import app
 from flashslm.config import DESIGN_STEPS, GPU_STEPS, PlatformConfig
 from flashslm.launch.compiling import code_digest, compile_pipeline, load_pipeline, project_root
-from flashslm.launch.kfp.cluster_pass import OWN_ARGUMENTS, ClusterPackage, for_cluster, step_of
+from flashslm.launch.kfp.cluster_pass import OWN_ARGUMENTS, STEP_RETRIES, ClusterPackage, for_cluster, step_of
 from flashslm.launch.parity_lint import Compiled, lint
 from flashslm.launch.processes import LaunchError
 
@@ -55,10 +55,16 @@ def without_resources(spec: Document) -> Document:
     for executor in bare["deploymentSpec"]["executors"].values():
         del executor["container"]["image"]
         executor["container"].pop("resources", None)
+        executor["container"].pop("env", None)
     for name in OWN_ARGUMENTS:
         for field in ("defaultValue", "isOptional"):
             bare["root"]["inputDefinitions"]["parameters"][name].pop(field, None)
     return bare
+
+
+def test_every_step_knows_its_retries(package: ClusterPackage) -> None:
+    for executor in package.spec["deploymentSpec"]["executors"].values():
+        assert {"name": STEP_RETRIES, "value": str(PLATFORM.retries)} in executor["container"]["env"]
 
 
 def test_dag_is_the_local_one(package: ClusterPackage, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.ops import kernels
+from flashslm.steps import attempts
 from flashslm.steps.context import StepContext
 
 _log = logging.getLogger(__name__)
@@ -29,13 +30,17 @@ def run_step(
 ) -> dict[str, Any]:
     """Run step `name` and write a manifest for each output.
 
-    `config` is what `RunConfig.for_step` wrote; `inputs` and `outputs` are paths of manifest files. Returns the step's
-    result: numbers with units in their names, `summary` (one line), and what the pipeline branches on.
+    `config` is what `RunConfig.for_step` wrote; `inputs` and `outputs` are paths of manifest files. In a pod the work
+    runs in a process of its own and is tried again after a crash (`attempts`). Returns the step's result: numbers with
+    units in their names, `summary` (one line), and what the pipeline branches on.
     """
     if name not in STEP_SECTIONS:
         raise ValueError(f"step '{name}' is unknown; allowed: {', '.join(STEP_SECTIONS)}")
-    die_with_parent()
     _log_to_stderr()
+    if repeated := attempts.retries():
+        call = {"config": config, "inputs": inputs, "outputs": outputs, "parameters": parameters}
+        return attempts.run_attempts({"name": name} | call, repeated)
+    die_with_parent()
     settings = Settings.from_env()
     variant = {k: v for k, v in (parameters or {}).items() if k not in PROVENANCE}
     label = " ".join([name, *(f"{k}={v}" for k, v in sorted(variant.items()))])

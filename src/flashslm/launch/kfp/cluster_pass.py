@@ -26,6 +26,7 @@ _API_VERSION = "pipelines.kubeflow.org/v2beta1"
 # the latest version under the digest of that version's code.
 OWN_ARGUMENTS = ("code_digest", "image")
 
+STEP_RETRIES = "FLASHSLM_STEP_RETRIES"  # read by flashslm.steps.attempts
 # The environment contract (infra/settings.py) by where it comes from; names of keys and of variables are the same.
 CONFIG_MAP_VARIABLES = ("AWS_ENDPOINT_URL_S3", "FLASHSLM_BUCKET", "MLFLOW_TRACKING_URI")
 CONFIG_MAP_OPTIONAL = ("AWS_REGION", "FLASHSLM_S3_CHECKSUMS", "MLFLOW_EXPERIMENT_NAME")
@@ -94,11 +95,12 @@ def for_cluster(pipeline: str, platform: PlatformConfig, root: Path | None = Non
         executor["container"] |= {"resources": _resources(resources, platform)}
         if image := resources.image or platform.image:
             executor["container"]["image"] = image
+        executor["container"]["env"] = [{"name": STEP_RETRIES, "value": str(platform.retries)}]
         if platform.has_train_job(step):
             job = train_job_template(
                 step, platform, executor["container"]["image"], _secrets(platform, step), _maps(platform)
             )
-            executor["container"]["env"] = [{"name": TRAIN_JOB, "value": json.dumps(job, separators=(",", ":"))}]
+            executor["container"]["env"].append({"name": TRAIN_JOB, "value": json.dumps(job, separators=(",", ":"))})
         executors[name] = _pod(step, resources, platform)
     _say_what_runs(spec)
     kubernetes: dict[str, Any] = {"deploymentSpec": {"executors": executors}}
