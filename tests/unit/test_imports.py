@@ -179,7 +179,7 @@ def test_checker_sees(tmp_path: Path, file: str, source: str, reason: str) -> No
 GOOD = [
     ("src/flashslm/models/hybrid.py", "import torch\nfrom flashslm.ops import ssd"),
     ("src/flashslm/training/a.py", "from flashslm.infra.storage.object_store import ObjectStore"),
-    ("src/flashslm/search/a.py", "from flashslm.training.proxy import train_proxy"),
+    ("src/flashslm/search/a.py", "from flashslm.training.proxy import proxy_training"),
     ("src/flashslm/steps/a.py", "from flashslm.search import study\nimport torch"),
     ("src/flashslm/launch/a.py", "import kfp\nfrom flashslm import config"),
     ("components/gate/component.py", "import json\nfrom kfp import dsl\nfrom components.images import RUNTIME_IMAGE"),

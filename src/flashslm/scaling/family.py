@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from flashslm.config import ModelConfig, ScalingConfig
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture, repeat_block
+from flashslm.models.hybrid import HybridLM
 from flashslm.scaling.law import ScalingPoint
-from flashslm.training.proxy import ProxySettings, train_proxy
+from flashslm.training.proxy import proxy_training
+from flashslm.training.spec import Fetch, FromArchitecture, TrainSpec
+from flashslm.training.trainer import train
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ def evaluation_steps(steps: int, checkpoints: int) -> tuple[int, ...]:
 def train_family(
     config: ScalingConfig,
     sizes: ModelConfig,
-    vocab_size: int,
-    dataset_dir: Path,
+    dataset: Manifest,
+    fetch: Fetch,
     *,
     seed: int,
     device: str,
@@ -41,27 +44,28 @@ def train_family(
 ) -> Family:
     """Train every (depth, width) of the grid and the held-out model; `on_model` gets a line about each.
 
-    All models see the same batches under the same settings, without learning-rate decay (`ProxySettings`), so that a
-    run's earlier points are what shorter runs would give.
+    All models see the same batches under the same settings, without learning-rate decay (`proxy_training`), so that a
+    run's earlier points are what shorter runs would give. The data set's metadata have `vocab_size`.
     """
-    settings = ProxySettings(
-        steps=config.steps,
-        batch_size=config.batch_size,
-        sequence_length=config.sequence_length,
-        learning_rate=config.learning_rate,
-        seed=seed,
-        evaluate_at=evaluation_steps(config.steps, config.checkpoints),
-        schedule="stable",
-        device=device,
-        threads=threads,
-    )
+    training = proxy_training(config, threads, decay=False)
+    validate_at = evaluation_steps(config.steps, config.checkpoints)
 
     def points(depth: int, width: int) -> list[ScalingPoint]:
-        architecture = build_architecture(repeat_block(config.block, depth), width, sizes, vocab_size)
+        operators = repeat_block(config.block, depth)
+        architecture = build_architecture(operators, width, sizes, dataset.metadata["vocab_size"])
+        spec = TrainSpec(
+            start=FromArchitecture(architecture=architecture),
+            dataset=dataset,
+            training=training,
+            weight_norm=False,  # as in the paper's depth-width study
+            seed=seed,
+            validate_at=validate_at,
+        )
+        outcome = train(spec, HybridLM.build(architecture, device, seed=seed), fetch)
         total = parameters(architecture)["total"]
-        result = train_proxy(architecture, dataset_dir, settings)
         if on_model:
-            on_model(f"depth {depth}, width {width}, {total:,} parameters: {result.loss_nats:.3f} nats")
+            loss_nats = outcome.validation_loss_nats
+            on_model(f"depth {depth}, width {width}, {total:,} parameters: {loss_nats:.3f} nats")
         return [
             ScalingPoint(
                 depth=depth,
@@ -70,7 +74,7 @@ def train_family(
                 loss_nats=loss_nats,
                 parameters=total,
             )
-            for step, loss_nats in result.losses_nats.items()
+            for step, loss_nats in outcome.validation_losses_nats().items()
         ]
 
     grid = [point for depth in config.depths for width in config.widths for point in points(depth, width)]

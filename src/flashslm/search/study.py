@@ -21,7 +21,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from flashslm.infra.process import owners
-from flashslm.search.trial import Candidate, FinishedTrial, TrialOutcome
+from flashslm.search.trial import Candidate, FinishedTrial
+from flashslm.training.spec import TrainOutcome
 
 HEARTBEAT_S = 20.0
 HEARTBEAT_TTL_S = 300.0  # silence after which a claim on another host counts as abandoned; allows for clock skew
@@ -78,10 +79,10 @@ class SearchStudy:
                     return claim
         return None
 
-    def complete(self, claim: Claim, outcome: TrialOutcome) -> bool:
+    def complete(self, claim: Claim, outcome: TrainOutcome) -> bool:
         """Record a finished training; False when the claim had been taken over meanwhile."""
         self._set_attribute(claim.trial_id, "train_time_s", outcome.train_time_s)
-        return self._finish(claim.trial_id, TrialState.COMPLETE, outcome.loss_nats)
+        return self._finish(claim.trial_id, TrialState.COMPLETE, outcome.validation_loss_nats)
 
     def fail(self, claim: Claim, reason: str) -> None:
         """Record a failed training; the last of its attempts ends the slot with a loss of infinity."""

@@ -1,4 +1,4 @@
-"""What the search passes around: a candidate to train, what its training gave, a finished trial."""
+"""What the search passes around: a candidate to train and a finished trial."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,14 +10,6 @@ from flashslm.models.architecture import Architecture
 
 class TrialFailed(RuntimeError):
     """One candidate's training failed for a reason that lies in the candidate, such as divergence or lack of memory."""
-
-
-@dataclass(frozen=True)
-class TrialOutcome:
-    """Proxy loss in nats a token, and how long the training took."""
-
-    loss_nats: float
-    train_time_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from flashslm.search.evolution import Proposer
 from flashslm.search.study import Claim, SearchStudy
-from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed, TrialOutcome
+from flashslm.search.trial import Candidate, TrialFailed
+from flashslm.training.spec import TrainOutcome
 
 POLL_S = (0.05, 5.0)  # first and longest pause while other workers hold all open slots
 
-Train = Callable[[Candidate], TrialOutcome]
-OnTrial = Callable[[Candidate, TrialOutcome], None]
+Train = Callable[[Candidate], TrainOutcome]
+OnTrial = Callable[[Candidate, TrainOutcome], None]
 
 
 @dataclass
@@ -64,13 +65,13 @@ def _work_off(
             on_trial(claim.candidate, outcome)
 
 
-def _train_claim(study: SearchStudy, claim: Claim, train: Train) -> TrialOutcome | None:
+def _train_claim(study: SearchStudy, claim: Claim, train: Train) -> TrainOutcome | None:
     """The outcome, recorded; None for a failure, recorded too."""
     try:
         with study.heartbeat(claim):
             outcome = train(claim.candidate)
-        if not math.isfinite(outcome.loss_nats):
-            raise TrialFailed(f"the proxy loss is {outcome.loss_nats}")
+        if not math.isfinite(outcome.validation_loss_nats):
+            raise TrialFailed(f"the proxy loss is {outcome.validation_loss_nats}")
     except (TrialFailed, MemoryError) as error:
         study.fail(claim, str(error))
         return None
@@ -79,6 +80,3 @@ def _train_claim(study: SearchStudy, claim: Claim, train: Train) -> TrialOutcome
         raise
     study.complete(claim, outcome)
     return outcome
-
-
-__all__ = ["Candidate", "FinishedTrial", "TrialFailed", "TrialOutcome", "WorkerSummary", "run_worker"]

@@ -5,9 +5,8 @@ from typing import Any
 from flashslm.config import RetrainingConfig, TrainingConfig
 from flashslm.steps.context import StepContext
 from flashslm.steps.fetch_champion import champions_data
-from flashslm.steps.training_run import run_order, summarized
-from flashslm.training.job import NonFiniteLoss
-from flashslm.training.pretraining import Order, Replay
+from flashslm.steps.pretrain import summarized, train_in_step
+from flashslm.training.spec import FromExport, NonFiniteLoss, Replay, TrainSpec
 from flashslm.training.workers import WorkerFailed
 
 
@@ -18,18 +17,18 @@ def run(context: StepContext) -> dict[str, Any]:
     """
     recipe, deployed = context.config, context.manifest("deployed")
     replayed = champions_data(context)[0]
-    order = Order(
-        run_key=context.run_key(),
+    spec = TrainSpec(
+        start=FromExport(exported=deployed),
         dataset=context.manifest("dataset"),
-        start=deployed,
         replay=Replay(dataset=replayed, fraction=recipe.retraining.replay_fraction),
         training=retraining_config(recipe.training, recipe.retraining),
-        kernels=recipe.kernels,
         weight_norm=deployed.metadata.get("weight_norm", "off") == "on",
         seed=recipe.seed,
+        kernels=recipe.kernels,
+        run_key=context.run_key(),
     )
     try:
-        outcome = run_order(context, order)
+        outcome = train_in_step(context, spec)
     except (NonFiniteLoss, WorkerFailed) as error:
         if not (divergence := why_diverged(error)):
             raise

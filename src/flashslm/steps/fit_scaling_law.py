@@ -22,8 +22,8 @@ def run(context: StepContext) -> dict[str, Any]:
     family = train_family(
         config.scaling,
         config.model,
-        vocab_size,
-        context.fetch("dataset"),
+        context.manifest("dataset"),
+        context.fetch_manifest,
         seed=config.seed,
         device=pick_device(config.profiling.device),
         threads=config.profiling.threads,

@@ -1,22 +1,144 @@
-"""pretrain: train the found architecture once, with or without weight normalisation, from one seed."""
+"""pretrain: train the found architecture once, with or without weight normalisation, from one seed.
+
+The training itself is also continue_pretraining's: in this process; with several GPUs, in as many processes under
+torchrun; with several nodes, in a Kubeflow TrainJob.
+"""
 
 from typing import Any
 
+import torch
+
+from flashslm.export.importing import load_export
+from flashslm.hardware import pick_device
+from flashslm.infra.kubernetes import train_job
+from flashslm.infra.kubernetes.client import Kubernetes
+from flashslm.infra.storage.heartbeat import beating
+from flashslm.infra.storage.object_store import ObjectStore
+from flashslm.models.hybrid import HybridLM
+from flashslm.models.serialization import load_architecture
 from flashslm.steps.context import StepContext
-from flashslm.steps.training_run import run_order, summarized
-from flashslm.training.pretraining import Order
+from flashslm.training.result import store_model
+from flashslm.training.spec import Fetch, FromArchitecture, FromExport, OnMetrics, TrainOutcome, TrainSpec
+from flashslm.training.trainer import train
+from flashslm.training.workers import WorkerFailed, WorkerOutput, run_workers
+
+WORKER = "flashslm.steps.pretrain_worker"
+WATCHED = "watched"  # tells workers to stop when the step that started them is gone
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Outputs `checkpoint`: model.safetensors, architecture.json, training.json, metrics.jsonl."""
     weight_norm, seed = context.parameters["weight_norm"] == "on", int(context.parameters["seed"])
-    order = Order(
-        run_key=context.run_key(weight_norm=str(weight_norm), seed=str(seed)),
+    spec = TrainSpec(
+        start=FromArchitecture(architecture=load_architecture(context.fetch("architecture"))),
         dataset=context.manifest("dataset"),
-        start=context.manifest("architecture"),
         training=context.config.training,
-        kernels=context.config.kernels,
         weight_norm=weight_norm,
         seed=seed,
+        kernels=context.config.kernels,
+        run_key=context.run_key(weight_norm=str(weight_norm), seed=str(seed)),
     )
-    return summarized(run_order(context, order), "validation loss")
+    return summarized(train_in_step(context, spec), "validation loss")
+
+
+def train_in_step(context: StepContext, spec: TrainSpec) -> TrainOutcome:
+    """Train where the recipe and the pod say and publish the output `checkpoint`; metrics and progress are the step's.
+
+    Checkpoints are keyed by the work itself, so a retry (or the same command after a kill) resumes where they end, on
+    any number of processes. Raises NonFiniteLoss or, where workers train, WorkerFailed.
+    """
+
+    def on_metrics(step: int, values: dict[str, float]) -> None:
+        context.task.log_metrics(values, step)
+        losses = ", ".join(f"{key} {value:.3f}" for key, value in values.items() if key.endswith("loss_nats"))
+        context.events.emit("progress", f"step {step} of {spec.training.steps}: {losses}", training_step=step)
+
+    template = train_job.template_from_environment()
+    processes = spec.training.processes or max(1, torch.cuda.device_count())
+    if template:
+        outcome = _train_on_nodes(context, spec, template, _worker_output(on_metrics))
+    elif processes > 1:
+        outcome = _train_on_gpus(context, spec, processes, _worker_output(on_metrics))
+    else:
+        outcome = train_in_process(spec, context.fetch_manifest, context.store, on_metrics)
+    assert outcome.checkpoint is not None  # rank 0 stored it
+    context.outputs["checkpoint"] = outcome.checkpoint
+    return outcome
+
+
+def train_in_process(spec: TrainSpec, fetch: Fetch, store: ObjectStore, on_metrics: OnMetrics) -> TrainOutcome:
+    """This process' part of the run, fp32 weights on its device; rank 0 stores the result."""
+    match spec.start:
+        case FromArchitecture(architecture=architecture):
+            model = HybridLM.build(architecture, device=pick_device("auto"), seed=spec.seed)
+        case FromExport(exported=exported):
+            model = load_export(fetch(exported) / "huggingface", pick_device("auto")).to(torch.float32).train()
+    return store_model(spec, model, train(spec, model, fetch, store, on_metrics), store)
+
+
+def _worker_output(on_metrics: OnMetrics) -> WorkerOutput:
+    return WorkerOutput(on_metrics, on_log=lambda line: print(line, flush=True))
+
+
+def _train_on_gpus(context: StepContext, spec: TrainSpec, processes: int, output: WorkerOutput) -> TrainOutcome:
+    spec.micro_batch_rows(processes)
+    run_workers(WORKER, _put_spec(context, spec), processes, output)
+    return _workers_outcome(context, spec, output)
+
+
+def _train_on_nodes(
+    context: StepContext, spec: TrainSpec, template: dict[str, Any], output: WorkerOutput
+) -> TrainOutcome:
+    """Train on other pods. The job's name is the work's, so a retry finds the job that an attempt before it left."""
+    trainer = template["spec"]["trainer"]
+    trainer["numProcPerNode"] = spec.training.processes or trainer["numProcPerNode"]
+    trainer["command"] = ["python", "-m", "torch.distributed.run", "-m", WORKER, spec.object_key("spec"), WATCHED]
+    template["metadata"]["name"] = f"flashslm-{spec.run_key}"
+    spec.micro_batch_rows(train_job.world_size(template))
+
+    def on_status(text: str) -> None:
+        context.task.set_tags({"train_job.status": text})
+        context.events.emit("progress", text)
+
+    _put_spec(context, spec)
+    job = train_job.TrainJob(Kubernetes.in_cluster(), template, output.line, on_status)
+    context.task.set_tags({"train_job.name": job.name})
+    try:
+        with beating(context.store, spec.object_key("heartbeat")):
+            job.run()
+    except train_job.TrainJobFailed as error:
+        raise WorkerFailed(f"{output.failure}\n{error}".strip(), output.failure) from error
+    return _workers_outcome(context, spec, output)
+
+
+def _put_spec(context: StepContext, spec: TrainSpec) -> str:
+    """The key under which workers find it."""
+    context.store.put_json(spec.object_key("spec"), spec.model_dump(mode="json"))
+    return spec.object_key("spec")
+
+
+def _workers_outcome(context: StepContext, spec: TrainSpec, output: WorkerOutput) -> TrainOutcome:
+    """What the workers stored; rows of metrics that did not come through their output are made up for."""
+    found = context.store.get_json(spec.object_key("outcome"))
+    if found is None:
+        raise WorkerFailed(f"the workers ended but left nothing at '{spec.object_key('outcome')}': run the step again")
+    outcome = TrainOutcome.model_validate(found[0])
+    for row in outcome.history:
+        output.row(row)
+    context.task.set_tags({f"kernel.{name}": form for name, form in outcome.kernels.items()})
+    return outcome
+
+
+def summarized(outcome: TrainOutcome, what: str) -> dict[str, Any]:
+    """The step's result; `what` names the loss."""
+    summary = f"{what} {outcome.validation_loss_nats:.3f} nats after {outcome.steps} steps"
+    if outcome.world_size > 1:
+        summary += f" on {outcome.world_size} processes"
+    if outcome.resumed_from_step:
+        summary += f" (resumed from step {outcome.resumed_from_step})"
+    return {
+        "validation_loss_nats": outcome.validation_loss_nats,
+        "resumed_from_step": outcome.resumed_from_step,
+        "train_tokens_per_s": outcome.tokens_per_s,
+        "summary": summary,
+    }

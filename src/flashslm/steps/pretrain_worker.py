@@ -1,4 +1,4 @@
-"""One process of a training run on several: python -m flashslm.steps.pretrain_worker <key of the order> [watched].
+"""One process of a training run on several: python -m flashslm.steps.pretrain_worker <key of the TrainSpec> [watched].
 
 torchrun starts it, on one node under the step or on each node of a TrainJob.
 """
@@ -13,32 +13,33 @@ from flashslm.infra.storage.heartbeat import while_heard
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.ops import kernels
 from flashslm.steps.context import tree_cache
-from flashslm.steps.training_run import WATCHED, starting_model
+from flashslm.steps.pretrain import WATCHED, train_in_process
 from flashslm.training.distributed import world_from_environment
-from flashslm.training.pretraining import Order, execute
+from flashslm.training.spec import TrainSpec
 from flashslm.training.workers import failure_told, tell_metrics
 
 
 def main(key: str, watched: bool) -> None:
-    """Carry out the order stored at `key`; rank 0 stores the outcome where the step looks for it, and listens whether
+    """Train by the spec stored at `key`; rank 0 stores the outcome where the step looks for it, and listens whether
     that step is still there if it is to be `watched`."""
     die_with_parent()
     store, cache = ObjectStore(Settings.from_env()), tree_cache()
     found = store.get_json(key)
     if found is None:
-        raise ValueError(f"there is no order at '{key}': the step writes it before it starts workers")
-    order = Order.model_validate(found[0])
-    kernels.configure(order.kernels)
+        raise ValueError(f"there is no TrainSpec at '{key}': the step writes it before it starts workers")
+    spec = TrainSpec.model_validate(found[0])
+    if spec.kernels:
+        kernels.configure(spec.kernels)
 
     def fetch(tree: Manifest) -> Path:
         return store.get_tree(tree, cache / tree.sha256)
 
     with world_from_environment() as world, ExitStack() as listening:
         if watched and world.is_main:
-            listening.enter_context(while_heard(store, order.heartbeat_key))
-        outcome = execute(order, starting_model(order, fetch), store, fetch, tell_metrics)
-        if outcome:
-            store.put_json(order.outcome_key, outcome.model_dump(mode="json"))
+            listening.enter_context(while_heard(store, spec.object_key("heartbeat")))
+        outcome = train_in_process(spec, fetch, store, tell_metrics)
+        if world.is_main:
+            store.put_json(spec.object_key("outcome"), outcome.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

@@ -11,23 +11,27 @@ from flashslm.config import digest
 from flashslm.hardware import pick_device
 from flashslm.infra.tracking.mlflow_runs import Task, end_lost
 from flashslm.models.architecture import InfeasibleArchitecture, parse_operators, repeat_block
+from flashslm.models.hybrid import HybridLM
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.search.evolution import Proposer
 from flashslm.search.space import SearchSpace
 from flashslm.search.study import SearchStudy
-from flashslm.search.worker import Candidate, TrialFailed, TrialOutcome, run_worker
+from flashslm.search.trial import Candidate, TrialFailed
+from flashslm.search.worker import run_worker
 from flashslm.steps.context import StepContext
-from flashslm.training.job import NonFiniteLoss
-from flashslm.training.proxy import ProxySettings, train_proxy
+from flashslm.training.proxy import proxy_training
+from flashslm.training.spec import FromArchitecture, NonFiniteLoss, TrainOutcome, TrainSpec
+from flashslm.training.trainer import train
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Work on the study until every trial is finished; any number of workers may do so at once."""
     study = open_study(context)
 
-    def on_trial(candidate: Candidate, outcome: TrialOutcome) -> None:
-        text = f"trial {candidate.slot}: {candidate.operators} at width {candidate.architecture.hidden_size}, "
-        context.events.emit("progress", text + f"loss {outcome.loss_nats:.3f}, {candidate.latency_ms:.3f} ms")
+    def on_trial(candidate: Candidate, outcome: TrainOutcome) -> None:
+        design = f"trial {candidate.slot}: {candidate.operators} at width {candidate.architecture.hidden_size}"
+        measured = f"loss {outcome.validation_loss_nats:.3f}, {candidate.latency_ms:.3f} ms"
+        context.events.emit("progress", f"{design}, {measured}")
 
     summary = run_worker(study, make_proposer(context), make_trainer(context, study), on_trial)
     return {
@@ -92,34 +96,33 @@ def law_designs(context: StepContext) -> tuple[str, ...]:
     return (notation,)
 
 
-def make_trainer(context: StepContext, study: SearchStudy) -> Callable[[Candidate], TrialOutcome]:
+def make_trainer(context: StepContext, study: SearchStudy) -> Callable[[Candidate], TrainOutcome]:
     """Short-train one candidate inside its own nested MLflow run."""
-    config = context.config
-    dataset = context.fetch("dataset")
-    settings = ProxySettings(
-        steps=config.search.steps,
-        batch_size=config.search.batch_size,
-        sequence_length=config.search.sequence_length,
-        learning_rate=config.search.learning_rate,
-        seed=config.seed,
-        validation_batches=config.search.validation_batches,
-        device=pick_device(config.profiling.device),
-        threads=config.profiling.threads,
-    )
+    config, device = context.config, pick_device(context.config.profiling.device)
+    training = proxy_training(config.search, config.profiling.threads, decay=True)
 
-    def train(candidate: Candidate) -> TrialOutcome:
+    def train_candidate(candidate: Candidate) -> TrainOutcome:
+        spec = TrainSpec(
+            start=FromArchitecture(architecture=candidate.architecture),
+            dataset=context.manifest("dataset"),
+            training=training,
+            weight_norm=False,  # as in the paper's search
+            seed=config.seed,
+        )
         name = f"trial {candidate.slot}"
         end_lost(context.settings, name, study.lost_workers(candidate.slot))
         with context.task.nested(name, params=candidate.attributes()) as trial:
+            log = partial(_log_row, trial)
             try:
-                result = train_proxy(candidate.architecture, dataset, settings, on_metrics=partial(_log_row, trial))
+                model = HybridLM.build(candidate.architecture, device, seed=config.seed)
+                outcome = train(spec, model, context.fetch_manifest, on_metrics=log)
             except (NonFiniteLoss, torch.OutOfMemoryError) as error:
                 raise TrialFailed(str(error)) from error
-            final = {"proxy_loss_nats": result.loss_nats, "latency_ms": candidate.latency_ms}
+            final = {"proxy_loss_nats": outcome.validation_loss_nats, "latency_ms": candidate.latency_ms}
             trial.log_metrics(final, step=config.search.steps)
-        return TrialOutcome(loss_nats=result.loss_nats, train_time_s=result.train_time_s)
+        return outcome
 
-    return train
+    return train_candidate
 
 
 def _log_row(trial: Task, step: int, values: dict[str, float]) -> None:

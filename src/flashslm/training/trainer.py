@@ -6,14 +6,17 @@ import statistics
 import torch
 from torch import Tensor
 
-from flashslm.config import TrainingConfig
 from flashslm.data.loader import IGNORE_INDEX, Batch, TokenLoader
+from flashslm.data.replay import ReplayLoader
 from flashslm.hardware import peak, pick_dtype
 from flashslm.infra.process.interrupts import Terminated
+from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.accounting import forward_flops_per_token
 from flashslm.models.hybrid import HybridLM
+from flashslm.ops import kernels
 from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import (
+    World,
     any_rank,
     broadcast_value,
     current_world,
@@ -21,74 +24,53 @@ from flashslm.training.distributed import (
     shard_model,
     sum_over_ranks,
 )
-from flashslm.training.job import NonFiniteLoss, OnMetrics, TrainingJob, TrainResult
 from flashslm.training.optimizer import build_optimizer, set_learning_rate
 from flashslm.training.runtime import StepClock, reproducible, sigterm_as_request
 from flashslm.training.schedule import learning_rate
+from flashslm.training.spec import Fetch, NonFiniteLoss, OnMetrics, TrainOutcome, TrainSpec
 from flashslm.training.state import capture, restore_
 from flashslm.training.weight_norm import mean_weight_norm, project_weights_
 
 
 def train(
+    spec: TrainSpec,
     model: HybridLM,
-    train_loader: TokenLoader,
-    validation_loader: TokenLoader,
-    config: TrainingConfig,
-    *,
-    weight_norm: bool,
-    seed: int,
-    checkpoints: CheckpointStore | None = None,
+    fetch: Fetch,
+    store: ObjectStore | None = None,
     on_metrics: OnMetrics | None = None,
-) -> TrainResult:
-    """Train the model in place on its own device; see `run_job`. `config.weight_norm` and `config.seeds`, which list
-    the variants of an ablation, are not read.
-    """
-    every = config.validate_every_steps
-    return run_job(
-        TrainingJob(
-            model=model,
-            train_loader=train_loader,
-            validation_loader=validation_loader,
-            config=config,
-            weight_norm=weight_norm,
-            seed=seed,
-            validate_at=frozenset(range(every, config.steps, every)),
-            checkpoints=checkpoints,
-            on_metrics=on_metrics,
-        )
-    )
+) -> TrainOutcome:
+    """Train the model, which is at the spec's start, in place on its own device to the spec's last step.
 
-
-def run_job(job: TrainingJob) -> TrainResult:
-    """Run a job to its last step, from its newest checkpoint if it has one.
-
-    A resumed run yields bit for bit the weights and the history of one that was never stopped; `on_metrics` then gets
-    the restored rows first, so that whoever records them has the whole curve. The loader gives micro-batches: its
-    batch size divides `config.batch_size`, and the quotient is the number of gradients accumulated in a step. Under
-    torchrun the model is sharded and rank 0 reports and saves.
+    With a store it saves checkpoints and goes on from the newest one. A resumed run yields bit for bit the weights and
+    the history of one that was never stopped; `on_metrics` then gets the restored rows first, so that whoever records
+    them has the whole curve. Under torchrun the model is sharded and rank 0 reports and saves.
 
     Raises NonFiniteLoss; Terminated (SystemExit 143) after SIGTERM, once the step is finished and saved.
     """
-    with reproducible(job.seed, job.config.threads):
-        return _Trainer(job).run()
+    with reproducible(spec.seed, spec.training.threads):
+        return _Trainer(spec, model, fetch, store, on_metrics).run()
 
 
 class _Trainer:
-    def __init__(self, job: TrainingJob) -> None:
-        self.job, self.model, self.config = job, job.model, job.config
+    def __init__(
+        self, spec: TrainSpec, model: HybridLM, fetch: Fetch, store: ObjectStore | None, on_metrics: OnMetrics | None
+    ) -> None:
+        self.spec, self.model, self.config, self.on_metrics = spec, model, spec.training, on_metrics
+        self.checkpoints = CheckpointStore(store, spec.run_key, self.config.keep_checkpoints) if store else None
         self.history: list[dict[str, float]] = []
         self.world = current_world()
-        self.device = next(job.model.parameters()).device
-        self.precision = pick_dtype(job.config.precision, "cuda" if self.device.type == "cuda" else "cpu")
-        self.micro_batches = _micro_batches(job.config, job.train_loader)
-        shard_model(job.model)
-        self.optimizer = build_optimizer(job.model, job.config)
+        self.device = next(model.parameters()).device
+        self.precision = pick_dtype(self.config.precision, "cuda" if self.device.type == "cuda" else "cpu")
+        self.train_loader, self.validation_loader = _loaders(spec, fetch, self.world)
+        self.micro_batches = self.config.batch_size // self.train_loader.batch_size
+        shard_model(model)
+        self.optimizer = build_optimizer(model, self.config)
         self.bad_step = torch.full((), -1, device=self.device)
         self.start, train_time_s = self._restore()
         self.saved_step = self.start
         self.clock = StepClock(train_time_s)
 
-    def run(self) -> TrainResult:
+    def run(self) -> TrainOutcome:
         config, model, optimizer = self.config, self.model, self.optimizer
         with sigterm_as_request() as stop:
             for step in range(self.start, config.steps):
@@ -97,7 +79,7 @@ class _Trainer:
                 gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                if self.job.weight_norm:
+                if self.spec.weight_norm:
                     project_weights_(model)
                 self._finish_step(step, loss, full_tensor(gradient_norm))
                 if self._is_due(step + 1, config.checkpoint_every_steps):
@@ -111,7 +93,7 @@ class _Trainer:
         """Backward over the step's micro-batches; returns this rank's mean loss, still on the device."""
         total = torch.zeros((), device=self.device)
         for index in range(self.micro_batches):
-            batch = self.job.train_loader.batch(step * self.micro_batches + index)
+            batch = self.train_loader.batch(step * self.micro_batches + index)
             loss = self._loss(batch) / self.micro_batches
             loss.backward()
             total += loss.detach()
@@ -129,7 +111,7 @@ class _Trainer:
         self.bad_step = torch.where((self.bad_step < 0) & ~finite, step + 1, self.bad_step)
         self.clock.step()
         done = step + 1
-        validate = done in self.job.validate_at or done == self.config.steps
+        validate = done in self.spec.validate_at or self._is_due(done, self.config.validate_every_steps)
         if validate or self._is_due(done, self.config.log_every_steps):
             self._log(done, loss, gradient_norm, validate)
 
@@ -152,17 +134,17 @@ class _Trainer:
             self._report(row)
 
     def _report(self, row: dict[str, float]) -> None:
-        if self.job.on_metrics and self.world.is_main:
-            self.job.on_metrics(int(row["step"]), {key: value for key, value in row.items() if key != "step"})
+        if self.on_metrics and self.world.is_main:
+            self.on_metrics(int(row["step"]), {key: value for key, value in row.items() if key != "step"})
 
     def _rates(self) -> dict[str, float]:
         """Speed since the last row; `mfu` only where the device's bf16 peak is known and bf16 is what runs."""
         step_time_s = self.clock.lap_s()
-        tokens_per_s = self.config.batch_size * self.job.train_loader.sequence_length / step_time_s
+        tokens_per_s = self.config.batch_size * self.train_loader.sequence_length / step_time_s
         rates = {"tokens_per_s": tokens_per_s, "step_time_ms": 1000 * step_time_s}
         known = peak(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
         if known and self.precision == "bfloat16":
-            flops = training_flops_per_token(self.model, self.job.train_loader.sequence_length)
+            flops = training_flops_per_token(self.model, self.train_loader.sequence_length)
             rates["mfu"] = flops * tokens_per_s / (known.flops_per_s * self.world.size)
         return rates
 
@@ -170,7 +152,7 @@ class _Trainer:
     def validation_loss(self) -> float:
         """Mean nats a target over the first `validation_batches` batches in stream order."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch in self.job.validation_loader.sequential(self.config.validation_batches):
+        for batch in self.validation_loader.sequential(self.config.validation_batches):
             targets = int((batch.targets_BT != IGNORE_INDEX).sum())
             sums += torch.stack([self._loss(batch).double() * targets, sums.new_tensor(targets)])
         nats, count = sum_over_ranks(sums).tolist()
@@ -194,23 +176,23 @@ class _Trainer:
             )
 
     def _save(self, done: int) -> None:
-        if self.job.checkpoints is None or done == self.saved_step:
+        if self.checkpoints is None or done == self.saved_step:
             return
         self._check_finite()
         with self.clock.paused():
             values = {"history": self.history, "train_time_s": self.clock.total_s}
             state = capture(self.model, self.optimizer, values)
             if self.world.is_main:
-                self.job.checkpoints.save(done, state)
+                self.checkpoints.save(done, state)
         self.saved_step = done
 
     def _restore(self) -> tuple[int, float]:
         """Start step and train time so far. Under weight normalisation a fresh run starts from projected weights, so
         that step 0 already sees the constraint every later step does."""
-        found = self.job.checkpoints.load_latest() if self.job.checkpoints and self.world.is_main else None
+        found = self.checkpoints.load_latest() if self.checkpoints and self.world.is_main else None
         step = broadcast_value(found[0] if found else 0)
         if not step:
-            if self.job.weight_norm:
+            if self.spec.weight_norm:
                 project_weights_(self.model)
             return 0, 0.0
         values = restore_(self.model, self.optimizer, found[1] if found else None)
@@ -219,12 +201,12 @@ class _Trainer:
             self._report(row)
         return step, values["train_time_s"]
 
-    def _result(self) -> TrainResult:
+    def _result(self) -> TrainOutcome:
         last = self.history[-1]
         steps = self.config.steps
-        return TrainResult(
+        return TrainOutcome(
             steps=steps,
-            tokens_seen=steps * self.config.batch_size * self.job.train_loader.sequence_length,
+            tokens_seen=steps * self.config.batch_size * self.train_loader.sequence_length,
             loss_nats=last["loss_nats"],
             validation_loss_nats=last["validation_loss_nats"],
             tokens_per_s=statistics.median(row["tokens_per_s"] for row in self.history),
@@ -234,6 +216,7 @@ class _Trainer:
             world_size=self.world.size,
             resumed_from_step=self.start,
             history=self.history,
+            kernels=kernels.decisions(),
         )
 
 
@@ -243,11 +226,11 @@ def training_flops_per_token(model: HybridLM, sequence_length: int) -> float:
     return 3 * forward_flops_per_token(a, round(a.num_meta_tokens + (sequence_length + 1) / 2))
 
 
-def _micro_batches(config: TrainingConfig, loader: TokenLoader) -> int:
-    wanted = config.micro_batch_size or config.batch_size
-    if loader.batch_size != wanted:
-        raise ValueError(
-            f"the training loader gives batches of {loader.batch_size}: make it with micro_batch_size, or batch_size "
-            f"where that is 0 ({wanted})"
-        )
-    return config.batch_size // wanted
+def _loaders(spec: TrainSpec, fetch: Fetch, world: World) -> tuple[TokenLoader, TokenLoader]:
+    """This rank's training rows, in micro-batches, and validation rows."""
+    dataset, length, rows = fetch(spec.dataset), spec.training.sequence_length, spec.micro_batch_rows(world.size)
+    validation = TokenLoader(dataset, "validation", length, rows, spec.seed, world.rank, world.size)
+    if spec.replay is None:
+        return TokenLoader(dataset, "train", length, rows, spec.seed, world.rank, world.size), validation
+    old, ranks = fetch(spec.replay.dataset), {"rank": world.rank, "world_size": world.size}
+    return ReplayLoader(dataset, old, length, rows, spec.seed, spec.replay.fraction, **ranks), validation

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
-from flashslm.training.job import OnMetrics
+from flashslm.training.spec import OnMetrics
 
 _METRICS, _FAILURE = "@metrics ", "@failure "
 _SAVE_S = 600  # after SIGTERM the workers finish their step and save

@@ -3,7 +3,9 @@ from pathlib import Path
 from flashslm.config import ScalingConfig
 from flashslm.models.hybrid import HybridLM
 from flashslm.scaling.family import evaluation_steps, train_family
-from flashslm.training.proxy import ProxySettings, train_proxy
+from flashslm.training.proxy import proxy_training
+from flashslm.training.spec import FromArchitecture
+from flashslm.training.trainer import train
 from tests.unit.training import tiny
 
 
@@ -28,18 +30,14 @@ def test_family_trains_the_grid_and_the_held_out_model(tmp_path: Path) -> None:
         learning_rate=1e-2,
     )
     lines: list[str] = []
-    family = train_family(
-        config, tiny.SIZES, tiny.VOCAB, dataset, seed=0, device="cpu", threads=1, on_model=lines.append
-    )
+    manifest, fetch = tiny.manifest(vocab_size=tiny.VOCAB), tiny.fetching(dataset)
+    family = train_family(config, tiny.SIZES, manifest, fetch, seed=0, device="cpu", threads=1, on_model=lines.append)
     grid = [(depth, width, steps * 64) for depth in (1, 2) for width in (8, 16) for steps in (1, 4)]
     assert [(p.depth, p.width, p.tokens) for p in family.points] == grid
     assert [(p.depth, p.width, p.tokens) for p in family.holdout] == [(3, 24, 64), (3, 24, 256)]
     architecture = tiny.architecture("AFAF", width=16)
     assert family.points[-1].parameters == sum(p.numel() for p in HybridLM.build(architecture).parameters())
-    alone = train_proxy(
-        architecture,
-        dataset,
-        ProxySettings(steps=4, batch_size=4, sequence_length=16, learning_rate=1e-2, schedule="stable"),
-    )
-    assert family.points[-1].loss_nats == alone.loss_nats
+    spec = tiny.spec(proxy_training(config, 1, decay=False), start=FromArchitecture(architecture=architecture))
+    alone = train(spec, HybridLM.build(architecture), fetch)
+    assert family.points[-1].loss_nats == alone.validation_loss_nats
     assert len(lines) == 5 and lines[-1].startswith("depth 3, width 24")

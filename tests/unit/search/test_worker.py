@@ -14,9 +14,11 @@ from optuna.trial import TrialState
 
 from flashslm.infra.process import owners
 from flashslm.search.study import ATTEMPTS, SearchStudy
-from flashslm.search.worker import TrialFailed, TrialOutcome, run_worker
+from flashslm.search.trial import TrialFailed
+from flashslm.search.worker import run_worker
 from tests.unit.search.synthetic import loss_nats, run_serially
 from tests.unit.search.worker_process import TRIALS, make_search
+from tests.unit.training.tiny import outcome
 
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 60.0
@@ -34,7 +36,7 @@ def expected():
 
 
 def train(candidate):
-    return TrialOutcome(loss_nats(candidate.operators), train_time_s=2.0)
+    return outcome(loss_nats(candidate.operators), train_time_s=2.0)
 
 
 def start_process(url: str, seconds_a_trial: float) -> subprocess.Popen:
@@ -55,7 +57,9 @@ def trials_in(url: str, state: TrialState):
 
 def test_one_worker_runs_the_whole_search(url, expected):
     study, seen = SearchStudy.open(url, "search"), []
-    summary = run_worker(study, make_search(), train, on_trial=lambda c, o: seen.append((c.slot, o.loss_nats)))
+    summary = run_worker(
+        study, make_search(), train, on_trial=lambda c, o: seen.append((c.slot, o.validation_loss_nats))
+    )
     assert study.finished() == expected
     assert seen == [(t.slot, t.loss_nats) for t in expected]
     assert (summary.trained, summary.failed, summary.completed) == (TRIALS, 0, TRIALS)
@@ -118,7 +122,7 @@ def test_a_failed_training_is_retried_twice_and_then_counts_as_infinite_loss(url
     def diverging(candidate):
         if "A" in candidate.operators:
             attempts.append(candidate.slot)
-            return TrialOutcome(math.nan)
+            return outcome(math.nan)
         return train(candidate)
 
     study = SearchStudy.open(url, "search")
@@ -195,7 +199,7 @@ def test_a_silent_worker_on_another_host_loses_its_claim_only_after_the_ttl(url)
     assert study.lost_workers(0) == []
     assert study.take_over_abandoned() == 1
     assert study.lost_workers(0) == ["elsewhere 1 0.0"] and study.lost_workers(1) == []
-    assert not study.complete(claim, TrialOutcome(1.0)), "the slot belongs to somebody else now"
+    assert not study.complete(claim, outcome(1.0)), "the slot belongs to somebody else now"
     assert study.finished() == []
 
 

@@ -4,8 +4,9 @@ import sys
 import time
 
 from flashslm.search.study import SearchStudy
-from flashslm.search.worker import TrialOutcome, run_worker
+from flashslm.search.worker import run_worker
 from tests.unit.search.synthetic import loss_nats, make_proposer
+from tests.unit.training.tiny import outcome
 
 TRIALS = 18
 
@@ -17,7 +18,7 @@ def make_search():
 def main(url: str, seconds_a_trial: float) -> None:
     def train(candidate):
         time.sleep(seconds_a_trial)
-        return TrialOutcome(loss_nats(candidate.operators))
+        return outcome(loss_nats(candidate.operators))
 
     run_worker(SearchStudy.open(url, "search"), make_search(), train)
 

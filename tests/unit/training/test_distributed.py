@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import World, any_rank, current_world
 from flashslm.training.trainer import train
 from tests.unit.training import tiny
@@ -37,24 +36,16 @@ def run_workers(arguments: list[dict], size: int) -> None:
 def test_two_ranks_give_the_single_process_run(tmp_path: Path) -> None:
     """Afresh, and resumed from a checkpoint that a single process left at step 3."""
     dataset = tiny.write_dataset(tmp_path / "dataset")
-    settings, model = tiny.config(**CHANGES), tiny.model()
-    single = train(model, *tiny.loaders(dataset, settings), settings, weight_norm=True, seed=0)
+    fetch, model = tiny.fetching(dataset), tiny.model()
+    spec = tiny.spec(tiny.config(**CHANGES, keep_checkpoints=1), weight_norm=True)
+    single = train(spec, model, fetch)
 
     def stop(step: int, metrics: dict[str, float]) -> None:
         if step == 4:
             raise KeyboardInterrupt
 
-    checkpoints = CheckpointStore(tiny.DirectoryStore(tmp_path / "stopped"), "run", keep=1)
     with pytest.raises(KeyboardInterrupt):
-        train(
-            tiny.model(),
-            *tiny.loaders(dataset, settings),
-            settings,
-            weight_norm=True,
-            seed=0,
-            checkpoints=checkpoints,
-            on_metrics=stop,
-        )
+        train(spec, tiny.model(), fetch, tiny.DirectoryStore(tmp_path / "stopped"), stop)
     runs = {"fresh": 0, "stopped": 3}
     arguments = [
         {"dataset": str(dataset), "store": str(tmp_path / name), "output": f"{tmp_path / name}-out", "changes": CHANGES}

@@ -1,10 +1,18 @@
+"""The protocol of the short runs: its schedules, and what one run says of shorter ones."""
+
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flashslm.training.proxy import ProxySettings, train_proxy
+from flashslm.config import ScalingConfig, SearchConfig, TrainingConfig
+from flashslm.training.proxy import proxy_training
 from flashslm.training.schedule import learning_rate
+from flashslm.training.spec import TrainOutcome
+from flashslm.training.trainer import train
 from tests.unit.training import tiny
+
+SIZES = {"batch_size": 4, "sequence_length": 16, "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -12,39 +20,45 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_dataset(tmp_path_factory.mktemp("dataset"))
 
 
-def settings(**changes: object) -> ProxySettings:
-    values: dict = {"steps": 12, "batch_size": 4, "sequence_length": 16, "learning_rate": 1e-2, "validation_batches": 2}
-    return ProxySettings(**values | changes)
+def family(steps: int) -> TrainingConfig:
+    return proxy_training(ScalingConfig(steps=steps, **SIZES), 1, decay=False)
+
+
+def candidate(steps: int) -> TrainingConfig:
+    return proxy_training(SearchConfig(steps=steps, validation_batches=2, **SIZES), 1, decay=True)
+
+
+def run(dataset: Path, settings: TrainingConfig, **changes: Any) -> TrainOutcome:
+    seed = changes.get("seed", 0)
+    return train(tiny.spec(settings, **changes), tiny.model(seed=seed), tiny.fetching(dataset))
 
 
 def test_a_stable_run_s_points_are_what_shorter_runs_reach(dataset: Path) -> None:
     """The model after 6 of 12 steps is the model after 6 of 6, once the warm-up is the same (here one step)."""
-    long = train_proxy(tiny.architecture(), dataset, settings(schedule="stable", evaluate_at=(6, 9, 12)))
-    short = train_proxy(tiny.architecture(), dataset, settings(schedule="stable", steps=6))
-    assert long.losses_nats[6] == short.loss_nats
-    assert long.losses_nats[6] > long.losses_nats[9] > long.losses_nats[12] == long.loss_nats
-    assert list(long.losses_nats) == [6, 9, 12]
+    long = run(dataset, family(12), validate_at=(6, 9, 12))
+    short = run(dataset, family(6))
+    losses = long.validation_losses_nats()
+    assert list(losses) == [6, 9, 12] and list(short.validation_losses_nats()) == [6]
+    assert losses[6] == short.validation_loss_nats
+    assert losses[6] > losses[9] > losses[12] == long.validation_loss_nats
     assert long.tokens_seen == 12 * 4 * 16 and long.train_time_s > 0
 
 
 def test_a_proxy_repeats_itself_and_depends_on_its_seed(dataset: Path) -> None:
-    losses = [train_proxy(tiny.architecture(), dataset, settings(steps=3, seed=s)).loss_nats for s in (0, 0, 1)]
+    losses = [run(dataset, candidate(3), seed=seed).validation_loss_nats for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_metrics_reach_the_caller(dataset: Path) -> None:
-    rows: dict[int, dict[str, float]] = {}
-    result = train_proxy(tiny.architecture("AF"), dataset, settings(steps=3), on_metrics=rows.__setitem__)
-    assert list(rows) == [1, 2, 3] and rows[3]["validation_loss_nats"] == result.loss_nats
+def test_a_long_proxy_is_validated_only_where_it_is_asked(dataset: Path) -> None:
+    """A thousand steps are past the 500 at which a pretraining run is validated by default."""
+    for training in (family(1000), candidate(1000)):
+        assert training.validate_every_steps == 1000 and training.log_every_steps == 20
+    assert list(run(dataset, candidate(6), validate_at=(2,)).validation_losses_nats()) == [2, 6]
 
 
 def test_schedules() -> None:
-    cosine, stable = settings(steps=200).training_config(), settings(steps=200, schedule="stable").training_config()
+    cosine, stable = candidate(200), family(200)
     assert learning_rate(199, cosine) == pytest.approx(1e-3)
     assert learning_rate(199, stable) == learning_rate(19, stable) == 1e-2
-    assert cosine.warmup_steps == 20
-
-
-def test_evaluation_beyond_the_run_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"evaluate_at is \(3, 13\)"):
-        settings(evaluate_at=(3, 13))
+    assert cosine.warmup_steps == 20 and candidate(5000).warmup_steps == 100
+    assert (cosine.validation_batches, stable.validation_batches) == (2, 16)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flashslm.training.checkpoint import CheckpointStore
-from flashslm.training.job import TrainResult
+from flashslm.training.spec import TrainOutcome
 from flashslm.training.trainer import train
 from tests.unit.training import tiny
 
@@ -36,12 +35,10 @@ class Reference:
 
 def run(
     dataset: Path, store: Path | None = None, on_metrics: Callable[[int, dict[str, float]], None] | None = None
-) -> tuple[dict[str, torch.Tensor], TrainResult]:
-    model, settings = tiny.model(), tiny.config()
-    checkpoints = CheckpointStore(tiny.DirectoryStore(store), "run", keep=2) if store else None
-    loaders = tiny.loaders(dataset, settings)
-    result = train(model, *loaders, settings, weight_norm=True, seed=0, checkpoints=checkpoints, on_metrics=on_metrics)
-    return model.state_dict(), result
+) -> tuple[dict[str, torch.Tensor], TrainOutcome]:
+    model, directory = tiny.model(), tiny.DirectoryStore(store) if store else None
+    outcome = train(tiny.spec(weight_norm=True), model, tiny.fetching(dataset), directory, on_metrics)
+    return model.state_dict(), outcome
 
 
 def curve(history: Rows) -> Rows:

@@ -7,8 +7,8 @@ import torch
 from flashslm.data.loader import IGNORE_INDEX
 from flashslm.models.hybrid import HybridLM
 from flashslm.training.checkpoint import CheckpointStore
-from flashslm.training.job import NonFiniteLoss, TrainResult
 from flashslm.training.runtime import reproducible
+from flashslm.training.spec import NonFiniteLoss, TrainOutcome
 from flashslm.training.trainer import train, training_flops_per_token
 from flashslm.training.weight_norm import weight_norms
 from tests.unit.training import tiny
@@ -19,9 +19,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_dataset(tmp_path_factory.mktemp("dataset"))
 
 
-def fit(dataset: Path, weight_norm: bool = False, **changes: object) -> tuple[HybridLM, TrainResult]:
-    model, settings = tiny.model(), tiny.config(**changes)
-    return model, train(model, *tiny.loaders(dataset, settings), settings, weight_norm=weight_norm, seed=0)
+def fit(dataset: Path, weight_norm: bool = False, **changes: object) -> tuple[HybridLM, TrainOutcome]:
+    model, spec = tiny.model(), tiny.spec(tiny.config(**changes), weight_norm=weight_norm)
+    return model, train(spec, model, tiny.fetching(dataset))
 
 
 def test_the_loss_falls_from_the_unigram_level(dataset: Path) -> None:
@@ -44,17 +44,11 @@ def test_micro_batches_give_the_whole_batch_s_steps(dataset: Path) -> None:
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4)
 
 
-def test_a_loader_of_another_batch_size_is_refused(dataset: Path) -> None:
-    settings = tiny.config(batch_size=4)
-    with pytest.raises(ValueError, match="batches of 2"):
-        train(tiny.model(), *tiny.loaders(dataset, tiny.config(batch_size=2)), settings, weight_norm=False, seed=0)
-
-
 def test_validation_is_the_mean_over_every_target(dataset: Path) -> None:
     """Also in the split's last batch, where some places have no target."""
     settings = tiny.config(steps=1, batch_size=7, validation_batches=10_000)
-    model, (training, validation) = tiny.model(), tiny.loaders(dataset, settings)
-    result = train(model, training, validation, settings, weight_norm=False, seed=0)
+    model, (_, validation) = tiny.model(), tiny.loaders(dataset, settings)
+    result = train(tiny.spec(settings), model, tiny.fetching(dataset))
     losses = []
     for batch in validation.sequential():
         log_p = model.logits(model(batch.tokens_BT)).double().log_softmax(-1)
@@ -67,9 +61,9 @@ def test_validation_is_the_mean_over_every_target(dataset: Path) -> None:
 def test_rows_come_at_log_and_validation_steps_and_at_the_end(dataset: Path) -> None:
     rows: list[tuple[int, dict[str, float]]] = []
     settings = tiny.config(steps=8, log_every_steps=3, validate_every_steps=5)
-    loaders = tiny.loaders(dataset, settings)
+    spec = tiny.spec(settings, weight_norm=True)
     result = train(
-        tiny.model(), *loaders, settings, weight_norm=True, seed=0, on_metrics=lambda step, m: rows.append((step, m))
+        spec, tiny.model(), tiny.fetching(dataset), on_metrics=lambda step, values: rows.append((step, values))
     )
     assert [step for step, _ in rows] == [3, 5, 6, 8]
     assert [step for step, row in rows if "validation_loss_nats" in row] == [5, 8]
@@ -111,18 +105,10 @@ def test_a_non_finite_step_is_named_with_the_last_good_checkpoint(dataset: Path,
     def poison(step: int, metrics: dict[str, float]) -> None:
         model.embedding.weight.data.fill_(torch.nan)
 
-    checkpoints = CheckpointStore(tiny.DirectoryStore(tmp_path), "run", keep=2)
+    store = tiny.DirectoryStore(tmp_path)
     with pytest.raises(NonFiniteLoss, match=r"at step 5; the last good checkpoint is step 3\..*learning_rate"):
-        train(
-            model,
-            *tiny.loaders(dataset, settings),
-            settings,
-            weight_norm=False,
-            seed=0,
-            checkpoints=checkpoints,
-            on_metrics=poison,
-        )
-    assert checkpoints.load_latest()[0] == 3
+        train(tiny.spec(settings), model, tiny.fetching(dataset), store, poison)
+    assert CheckpointStore(store, "run", keep=2).load_latest()[0] == 3
 
 
 def test_an_update_that_ruins_the_model_is_seen_in_the_step_that_made_it(dataset: Path) -> None:

@@ -2,8 +2,6 @@
 
 import pytest
 
-from flashslm.config import TrainingConfig
-from flashslm.training.pretraining import micro_batch_rows
 from flashslm.training.workers import WorkerOutput, failure_told, tell_metrics
 
 
@@ -44,10 +42,3 @@ def test_the_first_failure_is_kept_in_one_line(capfd: pytest.CaptureFixture[str]
     read.lines(capfd.readouterr().out)
     read.lines("@failure RuntimeError: connection closed by peer")
     assert read.output.failure == "ValueError: two lines"
-
-
-def test_ranks_must_divide_the_micro_batch() -> None:
-    assert micro_batch_rows(TrainingConfig(batch_size=8), 4) == 8
-    assert micro_batch_rows(TrainingConfig(batch_size=8, micro_batch_size=4), 4) == 4
-    with pytest.raises(ValueError, match=r"training.micro_batch_size is 4 and 8 processes .* multiple of 8"):
-        micro_batch_rows(TrainingConfig(batch_size=8, micro_batch_size=4), 8)

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from flashslm.data.shards import ShardWriter
 from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectMissing
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.hybrid import HybridLM
+from flashslm.training.spec import Fetch, FromArchitecture, TrainOutcome, TrainSpec
 
 VOCAB = 64
 SIZES = ModelConfig(head_dim=8, kv_group=2, ffn_ratio=2, mamba_state=8, mamba_head_dim=8, num_meta_tokens=4)
@@ -58,12 +60,32 @@ def config(**changes: object) -> TrainingConfig:
     return TrainingConfig.model_validate(values | changes)
 
 
-def loaders(dataset: Path, settings: TrainingConfig, rank: int = 0, world_size: int = 1) -> tuple[TokenLoader, ...]:
+def manifest(**metadata: object) -> Manifest:
+    """Of the data set that `fetching` gives, whatever it is."""
+    return Manifest(kind="dataset", uri="s3://bucket/cas/x", sha256="0" * 64, bytes=1, metadata=metadata)
+
+
+def spec(settings: TrainingConfig | None = None, **changes: Any) -> TrainSpec:
+    values = {"start": FromArchitecture(architecture=architecture()), "dataset": manifest(), "run_key": "run"}
+    training = {"training": settings or config(), "weight_norm": False, "seed": 0}
+    return TrainSpec(**values | training | changes)
+
+
+def outcome(loss_nats: float, **changes: Any) -> TrainOutcome:
+    """Of a run that did not take place."""
+    sizes = {"steps": 4, "tokens_seen": 256, "world_size": 1, "resumed_from_step": 0}
+    speed = {"tokens_per_s": 1e3, "train_time_s": 0.0, "precision": "float32", "device": "cpu"}
+    losses = {"loss_nats": loss_nats, "validation_loss_nats": loss_nats, "history": [], "kernels": {}}
+    return TrainOutcome(**sizes | speed | losses | changes)
+
+
+def fetching(dataset: Path) -> Fetch:
+    return lambda manifest: dataset
+
+
+def loaders(dataset: Path, settings: TrainingConfig) -> tuple[TokenLoader, ...]:
     rows = settings.micro_batch_size or settings.batch_size
-    return tuple(
-        TokenLoader(dataset, split, settings.sequence_length, rows, 0, rank, world_size)
-        for split in ("train", "validation")
-    )
+    return tuple(TokenLoader(dataset, split, settings.sequence_length, rows, 0) for split in ("train", "validation"))
 
 
 class DirectoryStore:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import World, gather_to_main, world_from_environment
 from flashslm.training.trainer import train
 from tests.unit.training import tiny
@@ -16,28 +15,20 @@ from tests.unit.training import tiny
 
 def run(world: World, dataset: str, store: str, output: str, changes: dict, kill_at_step: int = 0) -> None:
     """Train the tiny model from its newest checkpoint; at `kill_at_step` the process kills itself (SIGKILL)."""
-    settings = tiny.config(**changes)
 
     def on_metrics(step: int, metrics: dict[str, float]) -> None:
         if step == kill_at_step:
             os.kill(os.getpid(), signal.SIGKILL)
 
     model = tiny.model()
-    result = train(
-        model,
-        *tiny.loaders(Path(dataset), settings, world.rank, world.size),
-        settings,
-        weight_norm=True,
-        seed=0,
-        checkpoints=CheckpointStore(tiny.DirectoryStore(Path(store)), "run", keep=2),
-        on_metrics=on_metrics,
-    )
+    spec = tiny.spec(tiny.config(**changes), weight_norm=True)
+    outcome = train(spec, model, tiny.fetching(Path(dataset)), tiny.DirectoryStore(Path(store)), on_metrics)
     tensors = gather_to_main(model.state_dict().items())
     if world.is_main:
         directory = Path(output)
         directory.mkdir()
         save_file(tensors, directory / "model.safetensors")
-        (directory / "result.json").write_text(json.dumps(result.summary() | {"history": result.history}))
+        (directory / "result.json").write_text(json.dumps(outcome.summary() | {"history": outcome.history}))
 
 
 if __name__ == "__main__":

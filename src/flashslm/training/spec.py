@@ -1,0 +1,105 @@
+"""What a training run is made of and what it comes to: plain values, the same for a step, its workers and a proxy."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flashslm.config import KernelsConfig, TrainingConfig
+from flashslm.infra.storage.object_store import Manifest
+from flashslm.models.architecture import Architecture
+
+OnMetrics = Callable[[int, dict[str, float]], None]
+Fetch = Callable[[Manifest], Path]  # the directory of a stored tree
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient became NaN or infinite; the message names the step and the last good checkpoint."""
+
+
+class _Values(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FromArchitecture(_Values):
+    """A new model, whose weights are drawn with the run's seed."""
+
+    kind: Literal["architecture"] = "architecture"
+    architecture: Architecture
+
+
+class FromExport(_Values):
+    """The weights in `huggingface/` of an exported model's tree."""
+
+    kind: Literal["exported_model"] = "exported_model"
+    exported: Manifest
+
+
+class Replay(_Values):
+    """Old data whose rows are `fraction` of those of each batch."""
+
+    dataset: Manifest
+    fraction: float
+
+
+class TrainSpec(_Values):
+    """One training run. Of `training` the lists weight_norm and seeds, the variants of an ablation, are not read."""
+
+    start: Annotated[FromArchitecture | FromExport, Field(discriminator="kind")]
+    dataset: Manifest
+    replay: Replay | None = None
+    training: TrainingConfig
+    weight_norm: bool
+    seed: int
+    validate_at: tuple[int, ...] = ()  # step counts besides those of training.validate_every_steps and the last
+    kernels: KernelsConfig | None = None  # what worker processes run; None = nothing is set in this process
+    run_key: str = ""  # the identity of the work, under which its checkpoints are kept; "" = none are
+
+    @model_validator(mode="after")
+    def _validations_are_in_the_run(self) -> "TrainSpec":
+        if any(not 1 <= step <= self.training.steps for step in self.validate_at):
+            raise ValueError(f"validate_at is {self.validate_at}: step counts from 1 to steps ({self.training.steps})")
+        return self
+
+    def object_key(self, name: Literal["spec", "heartbeat", "outcome"]) -> str:
+        """The object by which the step and its workers exchange the spec, a sign of life, and the outcome."""
+        return f"pretraining/{self.run_key}/{name}.json"
+
+    def micro_batch_rows(self, world_size: int) -> int:
+        """Sequences in a micro-batch of all ranks together. Raises ValueError if the ranks do not divide it."""
+        name = "micro_batch_size" if self.training.micro_batch_size else "batch_size"
+        rows: int = getattr(self.training, name)
+        if rows % world_size:
+            raise ValueError(
+                f"training.{name} is {rows} and {world_size} processes train together: make it a multiple of "
+                f"{world_size}, or set training.processes (on each node) or platform.nodes"
+            )
+        return rows
+
+
+class TrainOutcome(_Values):
+    """What a run came to. `history` has one row per logged step: `step` and the metrics, units in their names."""
+
+    steps: int
+    tokens_seen: int
+    loss_nats: float
+    validation_loss_nats: float
+    tokens_per_s: float
+    train_time_s: float  # in steps alone: no validation, no checkpoints; over all attempts
+    precision: str
+    device: str
+    world_size: int
+    resumed_from_step: int  # 0 = it began at the first step
+    history: list[dict[str, int | float]]
+    kernels: dict[str, str]  # the implementation that each kernel took
+    checkpoint: Manifest | None = None  # the trained model, where it was stored
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the whole run, without its history."""
+        return self.model_dump(exclude={"history", "kernels", "checkpoint"})
+
+    def validation_losses_nats(self) -> dict[int, float]:
+        """By step count, wherever it was taken."""
+        name = "validation_loss_nats"
+        return {int(row["step"]): row[name] for row in self.history if name in row}

@@ -1,0 +1,57 @@
+"""The values of a training run: what a worker on another node reads, and what is refused."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from flashslm.config import KernelsConfig, TrainingConfig
+from flashslm.training.spec import FromArchitecture, FromExport, Replay, TrainOutcome, TrainSpec
+from tests.unit.training import tiny
+
+STARTS = {
+    "architecture": FromArchitecture(architecture=tiny.architecture()),
+    "exported_model": FromExport(exported=tiny.manifest(weight_norm="on")),
+}
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_a_spec_is_the_same_after_json(kind: str) -> None:
+    replay = Replay(dataset=tiny.manifest(), fraction=0.3)
+    spec = tiny.spec(start=STARTS[kind], replay=replay, kernels=KernelsConfig(default="torch"), validate_at=(1, 8))
+    text = json.dumps(spec.model_dump(mode="json"))
+    assert json.loads(text)["start"]["kind"] == kind
+    assert TrainSpec.model_validate_json(text) == spec
+
+
+def test_a_start_of_another_kind_is_refused_with_the_kinds_there_are() -> None:
+    values = tiny.spec().model_dump(mode="json") | {"start": {"kind": "checkpoint", "uri": "s3://x"}}
+    with pytest.raises(ValidationError, match=r"'checkpoint' .* expected tags: 'architecture', 'exported_model'"):
+        TrainSpec.model_validate(values)
+
+
+def test_validation_beyond_the_run_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"validate_at is \(3, 13\): step counts from 1 to steps \(8\)"):
+        tiny.spec(validate_at=(3, 13))
+
+
+def test_ranks_must_divide_the_micro_batch() -> None:
+    assert tiny.spec(TrainingConfig(batch_size=8)).micro_batch_rows(4) == 8
+    halved = tiny.spec(TrainingConfig(batch_size=8, micro_batch_size=4))
+    assert halved.micro_batch_rows(4) == 4
+    with pytest.raises(ValueError, match=r"training.micro_batch_size is 4 and 8 processes .* multiple of 8"):
+        halved.micro_batch_rows(8)
+
+
+def test_the_objects_of_one_run_lie_together() -> None:
+    keys = [tiny.spec(run_key="k").object_key(name) for name in ("spec", "heartbeat", "outcome")]
+    assert keys == ["pretraining/k/spec.json", "pretraining/k/heartbeat.json", "pretraining/k/outcome.json"]
+
+
+def test_an_outcome_keeps_its_rows_through_json() -> None:
+    rows = [{"step": 2, "loss_nats": 2.5}, {"step": 4, "loss_nats": 2.0, "validation_loss_nats": 2.25}]
+    outcome = tiny.outcome(2.25, history=rows)
+    assert TrainOutcome.model_validate_json(outcome.model_dump_json()) == outcome
+    assert [type(row["step"]) for row in outcome.history] == [int, int]
+    assert outcome.validation_losses_nats() == {4: 2.25}
+    assert set(outcome.summary()) == set(TrainOutcome.model_fields) - {"history", "kernels", "checkpoint"}
