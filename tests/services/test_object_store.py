@@ -1,14 +1,17 @@
 """The object store against a real S3 server, faults included."""
 
 import errno
+import hashlib
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from botocore.exceptions import ClientError
 
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.storage import object_store, s3
@@ -21,7 +24,7 @@ from flashslm.infra.storage.object_store import (
     StoreError,
     StoreUnavailable,
 )
-from flashslm.infra.storage.tree import MARKER, hash_tree
+from flashslm.infra.storage.tree import MARKER, FileEntry, hash_tree, tree_digest
 
 pytestmark = pytest.mark.services
 
@@ -151,6 +154,39 @@ def test_a_forged_index_is_refused(store, tree, tmp_path):
     store.put_json(key, index, if_match=etag)
     with pytest.raises(ObjectCorrupt, match=r"the index of s3://.*expected sha256"):
         store.get_tree(manifest, tmp_path / "out")
+
+
+@pytest.mark.parametrize("path", ["../escaped", "/ESCAPED", "deep/../../escaped", MARKER])
+def test_an_index_whose_paths_leave_the_tree_writes_nothing(path, store, tmp_path):
+    """Its digest is right: who may write to the bucket can make one."""
+    content = os.urandom(8)
+    entry = FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    path = path.replace("/ESCAPED", str(tmp_path / "escaped"))
+    digest = tree_digest({path: entry})
+    prefix = f"cas/{digest[:2]}/{digest}"
+    with suppress(ClientError):  # this server refuses some of these keys, others take them all
+        store.client.put_object(Bucket=store.bucket, Key=f"{prefix}/{path}", Body=content)
+    store.put_json(f"{prefix}.index.json", {"files": {path: entry.model_dump()}})
+    manifest = Manifest(kind="model", uri=f"s3://{store.bucket}/{prefix}", sha256=digest, bytes=len(content))
+    target = tmp_path / "in" / "out"
+    for attempt in (store.get_tree, lambda m, d: store.get_part(m, ("",), d), lambda m, _: store.verify_tree(m)):
+        with pytest.raises(ObjectCorrupt, match="no index of a tree: a tree cannot hold the path"):
+            attempt(manifest, target)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_manifest_with_another_address_than_its_digest_is_refused(store, tree):
+    manifest = store.put_tree(tree, "model")
+    for uri in (f"s3://{store.bucket}/schedules", manifest.uri + "/../..", manifest.uri[:-1]):
+        with pytest.raises(ObjectCorrupt, match="is not the address of a tree"):
+            store.delete_tree(manifest.model_copy(update={"uri": uri}))
+    store.verify_tree(manifest)
+
+
+def test_a_link_is_not_stored(store, tree):
+    (tree / "link").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match="link' is a link: a tree holds regular files only"):
+        store.put_tree(tree, "model")
 
 
 def test_a_directory_that_holds_the_tree_is_reused_and_a_changed_one_replaced(store, tree, tmp_path):

@@ -38,6 +38,7 @@ from flashslm.infra.storage.tree import (
     holds,
     in_parallel,
     locked,
+    read_index,
     tree_digest,
 )
 
@@ -80,14 +81,15 @@ class ObjectStore:
     def put_tree(self, directory: str | Path, kind: str, metadata: dict[str, Any] | None = None) -> Manifest:
         """Store a directory's files; a tree that is already complete is not sent again.
 
-        Files are streamed. Empty sub-directories are not kept. Raises ValueError if there is no file.
+        Files are streamed. Empty sub-directories are not kept. Raises ValueError if there is no file, or a link or a
+        special file.
         """
         root = Path(directory)
         files = hash_tree(root)
         if not files:
             raise ValueError(f"directory '{root}' holds no files: a tree needs at least one")
         digest = tree_digest(files)
-        prefix = f"cas/{digest[:2]}/{digest}"
+        prefix = _prefix_of(digest)
         if not self._is_complete(prefix, files):
             self._upload(root, prefix, files)
         size = sum(entry.bytes for entry in files.values())
@@ -207,7 +209,11 @@ class ObjectStore:
         found = self.get_json(_index_key(prefix))
         if found is None:
             raise ObjectMissing(f"{manifest.uri} ({manifest.kind}) is not in {self._where}: run the step that makes it")
-        files = {path: FileEntry.model_validate(entry) for path, entry in found[0]["files"].items()}
+        try:
+            files = read_index(found[0])
+        except ValueError as error:  # never written by put_tree: nothing of it is fetched
+            key = f"s3://{self.bucket}/{_index_key(prefix)}"
+            raise ObjectCorrupt(f"{key} is no index of a tree: {error}") from error
         if tree_digest(files) != manifest.sha256:
             raise _corrupt(f"the index of {manifest.uri}", manifest.sha256, tree_digest(files), prefix)
 
@@ -242,6 +248,8 @@ class ObjectStore:
         parts = urlsplit(manifest.uri)
         if parts.netloc != self.bucket:
             raise StoreError(f"{manifest.uri} is in another bucket than '{self.bucket}' (FLASHSLM_BUCKET)")
+        if parts.path != f"/{_prefix_of(manifest.sha256)}":
+            raise ObjectCorrupt(f"{manifest.uri} is not the address of a tree with the sha256 {manifest.sha256}")
         return parts.path.strip("/")
 
 
@@ -259,6 +267,10 @@ class _HashingSink:
 
 def _corrupt(what: str, expected: str, actual: str, prefix: str) -> ObjectCorrupt:
     return ObjectCorrupt(f"{what} is corrupt: expected sha256 {expected}, got {actual} (index {_index_key(prefix)})")
+
+
+def _prefix_of(digest: str) -> str:
+    return f"cas/{digest[:2]}/{digest}"
 
 
 def _index_key(prefix: str) -> str:

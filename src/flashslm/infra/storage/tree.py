@@ -5,10 +5,11 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,11 +46,19 @@ class Manifest(BaseModel):
         return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
 
 
+class UnsafeTree(ValueError):
+    """A tree would hold, or reach, what is no file inside its own directory."""
+
+
 class FileEntry(BaseModel):
     """One file of a tree."""
 
-    sha256: str
-    bytes: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class _Index(BaseModel):
+    files: dict[str, FileEntry] = Field(min_length=1)
 
 
 def tree_digest(files: dict[str, FileEntry]) -> str:
@@ -58,10 +67,50 @@ def tree_digest(files: dict[str, FileEntry]) -> str:
 
 
 def hash_tree(directory: Path) -> dict[str, FileEntry]:
-    """Every file below a directory by its relative path; the download marker does not count."""
-    paths = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MARKER)
-    entries = in_parallel(_hash_file, paths)
-    return {path.relative_to(directory).as_posix(): entry for path, entry in zip(paths, entries, strict=True)}
+    """Every file below a directory by its relative path; the download marker does not count.
+
+    Raises UnsafeTree for a link, for what is neither file nor directory, and for a name that no tree may hold.
+    """
+    paths = sorted(path for path in _files_below(directory) if path != directory / MARKER)
+    names = [path.relative_to(directory).as_posix() for path in paths]
+    for name in names:
+        check_path(name)
+    return dict(zip(names, in_parallel(_hash_file, paths), strict=True))
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    """Regular files alone; a pipe would be waited for without end, and a link leads to files outside the tree."""
+    for entry in directory.iterdir():
+        mode = entry.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            yield from _files_below(entry)
+        elif stat.S_ISREG(mode):
+            yield entry
+        else:
+            kind = "a link" if stat.S_ISLNK(mode) else "neither a file nor a directory"
+            raise UnsafeTree(
+                f"'{entry}' is {kind}: a tree holds regular files only; `cp -rL` copies what links lead to"
+            )
+
+
+def check_path(path: str) -> None:
+    """Raise UnsafeTree unless a path of a tree stays inside the directory that it is joined to."""
+    if not path or "\0" in path or "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise UnsafeTree(f"a tree cannot hold the path {path!r}: relative paths without '..', '.' and '\\' are allowed")
+    if path == MARKER:
+        raise UnsafeTree(f"a tree cannot hold the path {path!r}: it is the mark of a downloaded directory")
+
+
+def read_index(value: Any) -> dict[str, FileEntry]:
+    """The files that a tree's index names. Raises ValueError for what is no index, UnsafeTree for a path that leaves
+    the tree's directory.
+    """
+    files = _Index.model_validate(value).files
+    for path in files:
+        check_path(path)
+        if inside := next((str(parent) for parent in PurePosixPath(path).parents if str(parent) in files), ""):
+            raise UnsafeTree(f"a tree cannot hold the file {path!r} inside the file {inside!r}")
+    return files
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -85,7 +134,10 @@ def holds(directory: Path, digest: str) -> bool:
     marker = directory / MARKER
     if not marker.is_file() or marker.read_text(encoding="utf-8") != digest:
         return False
-    return tree_digest(hash_tree(directory)) == digest
+    try:
+        return tree_digest(hash_tree(directory)) == digest
+    except UnsafeTree:  # somebody put a link there
+        return False
 
 
 @contextmanager

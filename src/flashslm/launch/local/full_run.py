@@ -21,6 +21,7 @@ from flashslm.infra.process.interrupts import Terminated, terminable
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.storage.tree import check_path
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.infra.tracking.mlflow_api import MlflowUnavailable
 from flashslm.launch.compiling import PACKAGE, code_digest
@@ -175,6 +176,7 @@ def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
     }
     (run_dir / "artifacts").mkdir()
     for name, manifest in artifacts.items():
+        check_path(name)  # the manifest is the store's word
         manifest.write(run_dir / "artifacts" / f"{name}.json")
     _copy(store.get_tree(report, trees / report.sha256) / "report.html", run_dir / "report.html")
     if "exported" in artifacts:  # a retraining may end before: with nothing new, or with a challenger that diverged

@@ -1,5 +1,7 @@
 import errno
 import hashlib
+import os
+import socket
 import threading
 
 import pytest
@@ -10,10 +12,13 @@ from flashslm.infra.storage.tree import (
     MARKER,
     FileEntry,
     Manifest,
+    UnsafeTree,
+    check_path,
     disk_errors,
     hash_tree,
     holds,
     in_parallel,
+    read_index,
     tree_digest,
 )
 
@@ -78,3 +83,66 @@ def test_parallel_keeps_order_and_drops_the_rest_after_a_failure():
     with pytest.raises(ValueError, match="first"):
         in_parallel(work, range(1000))
     assert len(begun) < 20
+
+
+OUTSIDE = ["/etc/x", "../x", "a/../../x", "a/..", "..", "", ".", "a//b", "a/", "./a", "a/./b", "..\\x", "a\0b", MARKER]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_a_path_that_leaves_the_tree_is_refused_where_an_index_is_read(path):
+    with pytest.raises(UnsafeTree, match="a tree cannot hold the path"):
+        check_path(path)
+    with pytest.raises(UnsafeTree):
+        read_index({"files": {"good": {"sha256": "0" * 64, "bytes": 1}, path: {"sha256": "0" * 64, "bytes": 1}}})
+
+
+def test_odd_names_inside_the_tree_are_allowed():
+    for path in ("a", "..a", "a..", "...", "a/.hidden", "weights 1+2 é.bin", "a:b", "~", "-rf"):
+        check_path(path)
+
+
+def test_a_file_inside_a_file_is_no_tree():
+    entry = {"sha256": "0" * 64, "bytes": 1}
+    with pytest.raises(UnsafeTree, match="'a/b/c' inside the file 'a'"):
+        read_index({"files": {"a/b/c": entry, "a": entry}})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, [], "x", 3, {}, {"files": None}, {"files": []}, {"files": {}}, {"files": {"a": 1}}),
+        *({"files": {"a": {}}}, {"files": {"a": {"sha256": "../..", "bytes": 1}}}),
+        {"files": {"a": {"sha256": "0" * 64, "bytes": -1}}},
+    ],
+)
+def test_what_is_no_index_is_a_value_error(value):
+    with pytest.raises(ValueError):
+        read_index(value)
+
+
+def unix_socket(path):
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda path: path.symlink_to("/etc/passwd"), "a link"),
+        (lambda path: path.symlink_to("file"), "a link"),
+        (lambda path: path.symlink_to("/nowhere"), "a link"),
+        (lambda path: path.symlink_to("/etc", target_is_directory=True), "a link"),
+        (os.mkfifo, "neither a file nor a directory"),
+        (unix_socket, "neither a file nor a directory"),
+    ],
+    ids=["link", "inner link", "dangling link", "directory link", "fifo", "socket"],
+)
+def test_a_tree_is_made_of_regular_files_only(make, kind, tmp_path):
+    (tmp_path / "file").write_text("x")
+    digest = tree_digest(hash_tree(tmp_path))
+    (tmp_path / "deep").mkdir()
+    make(tmp_path / "deep" / "odd")
+    with pytest.raises(UnsafeTree, match=f"odd' is {kind}"):
+        hash_tree(tmp_path)
+    (tmp_path / MARKER).write_text(digest)
+    assert not holds(tmp_path, digest)
