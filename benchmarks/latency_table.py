@@ -27,6 +27,7 @@ from flashslm.profiling.compilation import compile_ahead
 from flashslm.profiling.depth_width import DepthWidthSweep, measure_depth_width
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.profiling.measure import measure_latency_table
+from flashslm.profiling.plan import ProfilingPlan
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("table", "calibration", "check", "sweep")
@@ -37,13 +38,12 @@ Stage = tuple[str, Callable[[], None]]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is measured. The sweep has contexts of its own."""
+class Plan(ProfilingPlan):
+    """What is measured, at Nemotron-Flash's sizes. The sweep has contexts of its own."""
 
-    profiling: ProfilingConfig
-    sweep_contexts: tuple[int, ...]
     sizes: ModelConfig = SIZES
     vocab_size: int = VOCAB_SIZE
+    sweep_contexts: tuple[int, ...] = ()
 
 
 class Session:
@@ -104,10 +104,9 @@ class Session:
         return found
 
     def stages_of_table(self) -> Iterator[Stage]:
-        yield "compilation", partial(compile_ahead, self.plan.profiling, self.plan.sizes, self.plan.vocab_size)
+        yield "compilation", partial(compile_ahead, self.plan)
         for batch in self.plan.profiling.batches:
-            config = self.plan.profiling.model_copy(update={"batches": (batch,), "compile_processes": 0})
-            yield f"table, batch {batch}", partial(self.extend_table, config)
+            yield f"table, batch {batch}", partial(self.extend_table, self.plan.changed(batches=(batch,)))
 
     def stages_of_calibration(self) -> Iterator[Stage]:
         if self.table:
@@ -119,11 +118,11 @@ class Session:
 
     def stages_of_sweep(self) -> Iterator[Stage]:
         for budget in self.plan.profiling.sweep_parameters:
-            update = {"sweep_parameters": (budget,), "contexts": self.plan.sweep_contexts}
-            yield f"sweep, {budget:,} parameters", partial(self.extend_sweep, update)
+            part = self.plan.changed(sweep_parameters=(budget,), contexts=self.plan.sweep_contexts)
+            yield f"sweep, {budget:,} parameters", partial(self.extend_sweep, part)
 
-    def extend_table(self, config: ProfilingConfig) -> None:
-        fresh = measure_latency_table(config, self.plan.sizes, self.plan.vocab_size)
+    def extend_table(self, part: ProfilingPlan) -> None:
+        fresh = measure_latency_table(part)
         if self.table:
             merged = {name: getattr(self.table, name) + getattr(fresh, name) for name in MERGED}
             fresh = LatencyTable.model_validate(fresh.model_dump() | merged)
@@ -131,15 +130,14 @@ class Session:
 
     def calibrate(self) -> None:
         assert self.table is not None
-        self.table = calibrate(self.table, self.plan.profiling, self.plan.sizes, self.plan.vocab_size)
+        self.table = calibrate(self.table, self.plan)
 
     def check_table(self) -> None:
         assert self.table is not None
-        self.check = check_additivity(self.table, self.plan.profiling, self.plan.sizes, self.plan.vocab_size)
+        self.check = check_additivity(self.table, self.plan)
 
-    def extend_sweep(self, update: dict[str, Any]) -> None:
-        config = self.plan.profiling.model_copy(update=update)
-        fresh = measure_depth_width(config, self.plan.sizes, self.plan.vocab_size)
+    def extend_sweep(self, part: ProfilingPlan) -> None:
+        fresh = measure_depth_width(part)
         if self.sweep:
             merged = {name: getattr(self.sweep, name) + getattr(fresh, name) for name in ("points", "skipped")}
             fresh = self.sweep.model_copy(update=merged)
@@ -183,7 +181,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def make_plan(given: argparse.Namespace) -> Plan:
     fields = {name: value for name, value in vars(given).items() if name in ProfilingConfig.model_fields}
-    return Plan(ProfilingConfig.model_validate(fields), tuple(given.sweep_contexts))
+    return Plan(ProfilingConfig.model_validate(fields), sweep_contexts=tuple(given.sweep_contexts))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.operator_step import ROOM, build_decode_steps, build_operator_step
 from flashslm.models.architecture import build_architecture
 from flashslm.profiling.measure import ModelPoint, measure_latency_table, measure_models
+from flashslm.profiling.plan import ProfilingPlan
 
 pytestmark = pytest.mark.gpu
 SIZES = ModelConfig(head_dim=64, num_meta_tokens=7)
@@ -60,7 +61,7 @@ def test_a_decode_step_keeps_near_its_context(monkeypatch):
 
 def test_a_table_and_a_growing_model_are_measured():
     config = ProfilingConfig(device="cuda", widths=(256, 384), contexts=(64, 512), batches=(1, 20), repeats=3)
-    table = measure_latency_table(config, SIZES, VOCAB_SIZE)
+    table = measure_latency_table(ProfilingPlan(config, SIZES, VOCAB_SIZE))
     assert len(table.entries) == 5 * 2 * 2 * 2 and not table.left_out
     assert table.dtype == "bfloat16" and table.device.kind == "cuda"
     architecture = build_architecture("DMAF", 256, SIZES, VOCAB_SIZE)

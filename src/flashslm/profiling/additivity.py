@@ -3,21 +3,15 @@
 import random
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from flashslm.config import ModelConfig, ProfilingConfig
-from flashslm.hardware import pick_device
-from flashslm.models.architecture import build_architecture
 from flashslm.profiling.latency_table import LatencyTable, StepOverhead
+from flashslm.profiling.measure import ModelPoint, available_bytes, measure_models, measure_together
 from flashslm.profiling.overhead import Sample, fit_overhead
-from flashslm.profiling.plan import resident_bytes
-
-if TYPE_CHECKING:
-    from flashslm.profiling.measure import ModelPoint
-    from flashslm.profiling.timing import Timing
+from flashslm.profiling.plan import ProfilingPlan, resident_bytes
+from flashslm.profiling.timing import Timing
 
 # The paper's two winners (table 2) and two plain designs, beside the random ones.
 CHECKED_DESIGNS = ("(DFMF AFMF)x2 (DFMF)x2", "(MFAFAFD)x3 MFAFDFF", "(DF)x12", "(AF)x12")
@@ -67,19 +61,14 @@ class AdditivityCheck(BaseModel):
     corrected_worst_relative: float
 
 
-def calibrate(table: LatencyTable, config: ProfilingConfig, sizes: ModelConfig, vocab_size: int) -> LatencyTable:
+def calibrate(table: LatencyTable, plan: ProfilingPlan) -> LatencyTable:
     """The table with the overhead of every batch, fitted on `calibration_models` whole models each, if it helps."""
-    from flashslm.profiling.measure import measure_models
-
-    if not config.calibration_models:
+    per_batch = plan.profiling.calibration_models
+    if not per_batch:
         return table
     rng = random.Random(CALIBRATION_SEED)
-    points = [
-        random_point(table, config, sizes, vocab_size, rng, (batch,))
-        for batch in table.batches
-        for _ in range(config.calibration_models)
-    ]
-    models = compared(points, measure_models(points, config), table, table)
+    points = [random_point(table, plan, rng, (batch,)) for batch in table.batches for _ in range(per_batch)]
+    models = compared(points, measure_models(points, plan.profiling), table, table)
     overheads = []
     for batch in table.batches:
         samples = [_sample(model) for model in models if model.batch == batch]
@@ -88,46 +77,33 @@ def calibrate(table: LatencyTable, config: ProfilingConfig, sizes: ModelConfig, 
     return table.model_copy(update={"overheads": tuple(overheads)})
 
 
-def check_additivity(
-    table: LatencyTable, config: ProfilingConfig, sizes: ModelConfig, vocab_size: int, seed: int = 0
-) -> AdditivityCheck:
+def check_additivity(table: LatencyTable, plan: ProfilingPlan, seed: int = 0) -> AdditivityCheck:
     """Measure `check_models` random whole models and the known designs, and compare them with the table's sums."""
-    from flashslm.profiling.measure import measure_together
-
     rng = random.Random(seed)
-    designs = [_random_operators(rng, config.operators) for _ in range(config.check_models)] + list(CHECKED_DESIGNS)
-    points = [random_point(table, config, sizes, vocab_size, rng, table.batches, design) for design in designs]
-    again = config
-    if pick_device(config.device) == "cuda":  # it keeps its clock: a few entries tell the drift
-        few = {"widths": table.widths[:1], "batches": table.batches[:1], "contexts": table.contexts[:1]}
-        again = config.model_copy(update=few)
-    fresh, timings = measure_together(again, sizes, vocab_size, points)
-    models = compared(points, timings, table, fresh if again is config else table)
+    letters, number = plan.profiling.operators, plan.profiling.check_models
+    designs = [_random_operators(rng, letters) for _ in range(number)] + list(CHECKED_DESIGNS)
+    points = [random_point(table, plan, rng, table.batches, design) for design in designs]
+    again = plan
+    if plan.device == "cuda":  # it keeps its clock: a few entries tell the drift
+        again = plan.changed(widths=table.widths[:1], batches=table.batches[:1], contexts=table.contexts[:1])
+    fresh, timings = measure_together(again, points)
+    models = compared(points, timings, table, fresh if again is plan else table)
     return summarize(models, drift_relative(table, fresh))
 
 
 def random_point(
-    table: LatencyTable,
-    config: ProfilingConfig,
-    sizes: ModelConfig,
-    vocab_size: int,
-    rng: random.Random,
-    batches: Sequence[int],
-    operators: str = "",
-) -> "ModelPoint":
+    table: LatencyTable, plan: ProfilingPlan, rng: random.Random, batches: Sequence[int], operators: str = ""
+) -> ModelPoint:
     """A model (random, if not given) at a random width, and one of the contexts and batches at which it fits."""
-    from flashslm.profiling.measure import ModelPoint, available_bytes, value_bytes
-
     width = rng.choice(table.widths)
-    letters = operators or _random_operators(rng, config.operators)
-    architecture = build_architecture(letters, width, sizes, vocab_size)
-    memory_bytes, each = available_bytes(pick_device(config.device)), value_bytes(config)
+    architecture = plan.architecture(operators or _random_operators(rng, plan.profiling.operators), width)
+    memory_bytes = available_bytes(plan.device)
     places = [
         (context, batch)
         for context in table.contexts
         for batch in batches
         if table.covers(architecture.operators, width, context, batch)
-        and resident_bytes(architecture, context, batch, each) <= memory_bytes
+        and resident_bytes(architecture, context, batch, plan.value_bytes) <= memory_bytes
     ]
     if not places:
         raise ValueError(
@@ -138,7 +114,7 @@ def random_point(
 
 
 def compared(
-    points: Sequence["ModelPoint"], timings: Sequence["Timing"], table: LatencyTable, sums: LatencyTable
+    points: Sequence[ModelPoint], timings: Sequence[Timing], table: LatencyTable, sums: LatencyTable
 ) -> list[CheckedModel]:
     """Measured models beside the table's predictions and the plain sums of `sums`."""
     return [

@@ -6,27 +6,24 @@ The projections in CUDA C++ compile in a fraction of a second each, in every pro
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
-from flashslm.config import ModelConfig, ProfilingConfig
-from flashslm.hardware import pick_device, pick_dtype
+from flashslm.hardware import pick_dtype
 from flashslm.models.architecture import EXPORTABLE_OPERATORS
 from flashslm.ops.kernels import chosen
+from flashslm.profiling.measure import available_bytes, build_table_steps
+from flashslm.profiling.plan import ProfilingPlan
 
 
-def compile_ahead(config: ProfilingConfig, sizes: ModelConfig, vocab_size: int) -> None:
-    """Compile what the table of this section will run, a process a width; nothing where no kernel is ours to compile.
+def compile_ahead(plan: ProfilingPlan) -> None:
+    """Compile what the plan's table will run, a process a width; nothing where no kernel is ours to compile.
 
     A table of nine widths and five batches has more than two hundred kernels of about two seconds each.
     """
-    from flashslm.profiling.measure import available_bytes, compile_kernels
-
-    device = pick_device(config.device)
+    config, device = plan.profiling, plan.device
     processes = min(config.compile_processes, len(config.widths))
     if device == "cpu" or not processes or chosen("decode", device, pick_dtype(config.dtype, device)) != "fused":
         return
     memory_bytes = available_bytes(device) / processes
-    fused = config.model_copy(update={"operators": EXPORTABLE_OPERATORS})
+    parts = [plan.changed(operators=EXPORTABLE_OPERATORS, widths=(width,)) for width in config.widths]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        parts = [fused.model_copy(update={"widths": (width,)}) for width in config.widths]
-        jobs = [pool.submit(compile_kernels, part, sizes, vocab_size, memory_bytes) for part in parts]
-        for job in jobs:
+        for job in [pool.submit(build_table_steps, part, memory_bytes) for part in parts]:
             job.result()

@@ -5,9 +5,10 @@ from contextlib import suppress
 
 from pydantic import BaseModel, ConfigDict
 
-from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.models.accounting import parameters
-from flashslm.models.architecture import Architecture, InfeasibleArchitecture, build_architecture, repeat_block
+from flashslm.models.architecture import Architecture, InfeasibleArchitecture, repeat_block
+from flashslm.profiling.measure import ModelPoint, measure_models
+from flashslm.profiling.plan import ProfilingPlan
 
 MAX_MISS = 0.25  # relative distance to the parameter budget beyond which models are not comparable
 
@@ -52,19 +53,18 @@ class DepthWidthSweep(BaseModel):
     skipped: tuple[SkippedPoint, ...]
 
 
-def measure_depth_width(config: ProfilingConfig, sizes: ModelConfig, vocab_size: int) -> DepthWidthSweep:
+def measure_depth_width(plan: ProfilingPlan) -> DepthWidthSweep:
     """Time every depth (token mixers) at the width nearest to each parameter budget, batch 1.
 
     Each decodes as many tokens as every one of `contexts`.
     """
-    from flashslm.profiling.measure import ModelPoint, measure_models
-
+    config = plan.profiling
     chosen: list[tuple[int, int, Architecture]] = []
     skipped = []
     for budget in config.sweep_parameters:
         for depth in config.sweep_depths:
             try:
-                architecture = nearest_width(repeat_block(config.sweep_block, depth), budget, sizes, vocab_size)
+                architecture = nearest_width(plan, repeat_block(config.sweep_block, depth), budget)
                 chosen.append((budget, depth, architecture))
             except InfeasibleArchitecture as error:
                 skipped.append(SkippedPoint(budget_parameters=budget, depth=depth, reason=str(error)))
@@ -88,13 +88,15 @@ def measure_depth_width(config: ProfilingConfig, sizes: ModelConfig, vocab_size:
     return DepthWidthSweep(block=config.sweep_block, points=tuple(points), skipped=tuple(skipped))
 
 
-def nearest_width(operators: str, budget_parameters: int, sizes: ModelConfig, vocab_size: int) -> Architecture:
+def nearest_width(plan: ProfilingPlan, operators: str, budget_parameters: int) -> Architecture:
     """The architecture whose total parameters come nearest to the budget; InfeasibleArchitecture if none comes near."""
     candidates: list[tuple[float, Architecture]] = []
-    widest = int((1 + MAX_MISS) * budget_parameters) // vocab_size  # the embedding alone is over the budget beyond it
-    for width in range(sizes.head_dim, widest + 1, sizes.head_dim):
+    head_dim = plan.sizes.head_dim
+    # Beyond it the embedding alone is over the budget.
+    widest = int((1 + MAX_MISS) * budget_parameters) // plan.vocab_size
+    for width in range(head_dim, widest + 1, head_dim):
         with suppress(InfeasibleArchitecture):
-            architecture = build_architecture(operators, width, sizes, vocab_size)
+            architecture = plan.architecture(operators, width)
             total = parameters(architecture)["total"]
             candidates.append((abs(total / budget_parameters - 1), architecture))
             if total > budget_parameters:
@@ -103,6 +105,6 @@ def nearest_width(operators: str, budget_parameters: int, sizes: ModelConfig, vo
     if nearest is None or miss > MAX_MISS:
         found = f"the nearest, {nearest.hidden_size}, misses it by {miss:.0%}" if nearest else "all are over it"
         raise InfeasibleArchitecture(
-            f"no multiple of head size {sizes.head_dim} as width gives {budget_parameters:,} parameters: {found}"
+            f"no multiple of head size {head_dim} as width gives {budget_parameters:,} parameters: {found}"
         )
     return nearest

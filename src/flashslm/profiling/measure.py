@@ -9,21 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from flashslm.config import ModelConfig, ProfilingConfig
+from flashslm.config import ProfilingConfig
 from flashslm.hardware import DeviceKind, device_fingerprint, pick_device, pick_dtype
 from flashslm.inference.operator_step import build_decode_steps, build_head_step, build_operator_step
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import Architecture
-from flashslm.profiling.compilation import compile_ahead
 from flashslm.profiling.latency_table import HEAD, LatencyEntry, LatencyTable
-from flashslm.profiling.plan import (
-    EntryKey,
-    Repetition,
-    entry_keys,
-    recorded_contexts,
-    repetition,
-    split_by_memory,
-)
+from flashslm.profiling.plan import EntryKey, ProfilingPlan, Repetition, repetition
 from flashslm.profiling.timing import Step, Timing, cpu_threads, measure_rounds
 
 # On a CPU three instances of every operator run in turns, each timed apart: a row of one kind of operator was 18 %
@@ -51,14 +43,13 @@ class _Group(NamedTuple):
     parameters: int
 
 
-def measure_latency_table(config: ProfilingConfig, sizes: ModelConfig, vocab_size: int) -> LatencyTable:
-    """Measure every operator at every width, context and batch of the recipe on the present device.
+def measure_latency_table(plan: ProfilingPlan) -> LatencyTable:
+    """Measure every operator at every width, context and batch of the plan on the present device.
 
     Operators other than attention, and the head, do not depend on the context: measured at the smallest, recorded at
-    all. An entry that does not fit in memory is in `left_out` with the reason.
+    all. An entry that does not fit in memory is in `left_out` with the reason. `compile_ahead` before it saves time.
     """
-    compile_ahead(config, sizes, vocab_size)
-    table, _ = measure_together(config, sizes, vocab_size, ())
+    table, _ = measure_together(plan, ())
     return table
 
 
@@ -69,42 +60,34 @@ def measure_models(points: Sequence[ModelPoint], config: ProfilingConfig) -> lis
     return [_point_timing(point, timings) for point in points]
 
 
-def measure_together(
-    config: ProfilingConfig, sizes: ModelConfig, vocab_size: int, points: Sequence[ModelPoint]
-) -> tuple[LatencyTable, list[Timing]]:
+def measure_together(plan: ProfilingPlan, points: Sequence[ModelPoint]) -> tuple[LatencyTable, list[Timing]]:
     """A latency table and whole models, interleaved so that both meet the machine in the same state."""
-    bench = _Bench(config)
-    memory_bytes, each = available_bytes(bench.device), value_bytes(config)
-    keys, left_out = split_by_memory(entry_keys(config), sizes, vocab_size, memory_bytes, each)
-    timings = bench.time([*bench.table_groups(keys, sizes, vocab_size), *bench.model_groups(points)])
+    config, bench = plan.profiling, _Bench(plan.profiling)
+    keys, left_out = plan.split_by_memory(available_bytes(bench.device))
+    timings = bench.time([*bench.table_groups(keys, plan), *bench.model_groups(points)])
     table = LatencyTable(
         device=device_fingerprint(bench.device),
         dtype=pick_dtype(config.dtype, bench.device),
         threads=config.threads,
         warmup=config.warmup,
         repeats=config.repeats,
-        sizes=sizes,
-        vocab_size=vocab_size,
-        entries=tuple(e for key in keys for e in bench.entries(key, timings[key], sizes, vocab_size)),
+        sizes=plan.sizes,
+        vocab_size=plan.vocab_size,
+        entries=tuple(entry for key in keys for entry in bench.entries(key, timings[key], plan)),
         left_out=tuple(left_out),
     )
     return table, [_point_timing(point, timings) for point in points]
 
 
-def compile_kernels(config: ProfilingConfig, sizes: ModelConfig, vocab_size: int, memory_bytes: float) -> None:
+def build_table_steps(plan: ProfilingPlan, memory_bytes: float) -> None:
     """Build one layer of every entry that takes at most this memory, and time nothing.
 
     What Triton compiles for this, another process finds on disk.
     """
-    bench = _Bench(config, rotate=False)
-    keys, _ = split_by_memory(entry_keys(config), sizes, vocab_size, memory_bytes, value_bytes(config))
-    for group in bench.table_groups(keys, sizes, vocab_size):
+    bench = _Bench(plan.profiling, rotate=False)
+    keys, _ = plan.split_by_memory(memory_bytes)
+    for group in bench.table_groups(keys, plan):
         group.build()
-
-
-def value_bytes(config: ProfilingConfig) -> int:
-    """Bytes of a weight in what this section measures."""
-    return _Bench(config).torch_dtype.itemsize
 
 
 def available_bytes(device: DeviceKind) -> float:
@@ -149,14 +132,14 @@ class _Bench:
         with cpu_threads(self.config.threads):
             return measure_rounds(builds, self.config.warmup, self.config.repeats, self.device, keep=keep)
 
-    def table_groups(self, keys: Sequence[EntryKey], sizes: ModelConfig, vocab_size: int) -> list[_Group]:
+    def table_groups(self, keys: Sequence[EntryKey], plan: ProfilingPlan) -> list[_Group]:
         """On a CPU all entries of a width and batch together, several instances of each operator; on a GPU one each."""
         together: dict[Hashable, list[EntryKey]] = {}
         for key in keys:
             instances = CPU_INSTANCES if self.device == "cpu" and key.operator != HEAD else 1
             group = (key.width, key.batch) if self.device == "cpu" else key
             together.setdefault(group, []).extend([key] * instances)
-        return [self._table_group(group, sizes, vocab_size) for group in together.values()]
+        return [self._table_group(group, plan) for group in together.values()]
 
     def model_groups(self, points: Iterable[ModelPoint]) -> list[_Group]:
         return [
@@ -164,13 +147,13 @@ class _Bench:
             for point in dict.fromkeys(points)
         ]
 
-    def entries(self, key: EntryKey, timing: Timing, sizes: ModelConfig, vocab_size: int) -> list[LatencyEntry]:
+    def entries(self, key: EntryKey, timing: Timing, plan: ProfilingPlan) -> list[LatencyEntry]:
         """The entry of one measurement, at every context if it depends on none."""
-        copies, passes = self._repetition(key, key.architecture(sizes, vocab_size))
+        copies, passes = self._repetition(key, plan.layer(key))
         layers = 1 if key.operator == HEAD else copies * passes
         times = {name: getattr(timing, name) / layers for name in TIMES}
-        contexts = recorded_contexts(key, self.config)
-        return [LatencyEntry.model_validate(key._asdict() | times | {"context": context}) for context in contexts]
+        measured = key._asdict() | times
+        return [LatencyEntry.model_validate(measured | {"context": c}) for c in plan.recorded_contexts(key)]
 
     def _repetition(self, key: EntryKey, layer: Architecture) -> Repetition:
         if self.device == "cpu" or not self.rotate:
@@ -178,8 +161,8 @@ class _Bench:
         l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
         return repetition(key, layer, l2_bytes, self.torch_dtype.itemsize)
 
-    def _table_group(self, keys: list[EntryKey], sizes: ModelConfig, vocab_size: int) -> _Group:
-        layers = [key.architecture(sizes, vocab_size) for key in keys]
+    def _table_group(self, keys: list[EntryKey], plan: ProfilingPlan) -> _Group:
+        layers = [plan.layer(key) for key in keys]
 
         def build() -> list[tuple[Hashable, Step]]:
             return [(key, self._build_entry(key, layer)) for key, layer in zip(keys, layers, strict=True)]

@@ -6,10 +6,11 @@ start of a call, which a model pays once, does not count as the layers'.
 """
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from flashslm.config import ModelConfig, ProfilingConfig
+from flashslm.hardware import DeviceKind, pick_device, pick_dtype
 from flashslm.models.accounting import kv_bytes_per_sequence, operator_parameters, parameters, state_bytes
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.profiling.latency_table import HEAD, LeftOut
@@ -32,12 +33,6 @@ class EntryKey(NamedTuple):
     context: int
     batch: int
 
-    def architecture(self, sizes: ModelConfig, vocab_size: int) -> Architecture:
-        """A model of one such layer; the head is a model without layers."""
-        built = build_architecture("F" if self.operator == HEAD else self.operator, self.width, sizes, vocab_size)
-        # An operator's step is a model without a head: it needs no embedding of its own in memory.
-        return built.model_copy(update={"operators": ""} if self.operator == HEAD else {"vocab_size": SMALL_VOCABULARY})
-
 
 class Repetition(NamedTuple):
     """How many layers with weights of their own one call runs, and how often."""
@@ -46,21 +41,64 @@ class Repetition(NamedTuple):
     passes: int = 1
 
 
-def entry_keys(config: ProfilingConfig) -> list[EntryKey]:
-    """Every entry that is measured: one that does not depend on the context only at the smallest."""
-    contexts = sorted(set(config.contexts))
-    return [
-        EntryKey(operator, width, context, batch)
-        for width in sorted(set(config.widths))
-        for batch in sorted(set(config.batches))
-        for operator in (*config.operators, HEAD)
-        for context in (contexts if operator in CONTEXT_DEPENDENT else contexts[:1])
-    ]
+@dataclass(frozen=True)
+class ProfilingPlan:
+    """What is measured: a recipe's profiling section, and the sizes and vocabulary that all models share."""
 
+    profiling: ProfilingConfig
+    sizes: ModelConfig
+    vocab_size: int
 
-def recorded_contexts(key: EntryKey, config: ProfilingConfig) -> list[int]:
-    """The contexts a measured entry stands for."""
-    return [key.context] if key.operator in CONTEXT_DEPENDENT else sorted(set(config.contexts))
+    def changed(self, **profiling: Any) -> "ProfilingPlan":
+        """The plan with these values in its profiling section."""
+        return replace(self, profiling=self.profiling.model_copy(update=profiling))
+
+    @property
+    def device(self) -> DeviceKind:
+        return pick_device(self.profiling.device)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a weight."""
+        return {"float32": 4, "bfloat16": 2}[pick_dtype(self.profiling.dtype, self.device)]
+
+    def architecture(self, operators: str, width: int) -> Architecture:
+        """Raises InfeasibleArchitecture as `build_architecture` does."""
+        return build_architecture(operators, width, self.sizes, self.vocab_size)
+
+    def layer(self, key: EntryKey) -> Architecture:
+        """A model of one layer of the entry; the head is a model without layers."""
+        if key.operator == HEAD:
+            return self.architecture("F", key.width).model_copy(update={"operators": ""})
+        # An operator's step is a model without a head: it needs no embedding of its own in memory.
+        return self.architecture(key.operator, key.width).model_copy(update={"vocab_size": SMALL_VOCABULARY})
+
+    def entry_keys(self) -> list[EntryKey]:
+        """Every entry that is measured: one that does not depend on the context only at the smallest."""
+        contexts = sorted(set(self.profiling.contexts))
+        return [
+            EntryKey(operator, width, context, batch)
+            for width in sorted(set(self.profiling.widths))
+            for batch in sorted(set(self.profiling.batches))
+            for operator in (*self.profiling.operators, HEAD)
+            for context in (contexts if operator in CONTEXT_DEPENDENT else contexts[:1])
+        ]
+
+    def recorded_contexts(self, key: EntryKey) -> list[int]:
+        """The contexts that a measured entry stands for."""
+        return [key.context] if key.operator in CONTEXT_DEPENDENT else sorted(set(self.profiling.contexts))
+
+    def split_by_memory(self, available_bytes: float) -> tuple[list[EntryKey], list[LeftOut]]:
+        """The entries whose layer fits in memory, and those left out with the reason."""
+        kept, left_out = [], []
+        for key in self.entry_keys():
+            needed = resident_bytes(self.layer(key), key.context, key.batch, self.value_bytes)
+            if needed <= available_bytes:
+                kept.append(key)
+            else:
+                reason = f"needs {needed / 1e9:.1f} GB of memory, {available_bytes / 1e9:.1f} GB are free"
+                left_out.append(LeftOut.model_validate(key._asdict() | {"reason": reason}))
+        return kept, left_out
 
 
 def resident_bytes(architecture: Architecture, context: int, batch: int, value_bytes: int) -> int:
@@ -71,7 +109,7 @@ def resident_bytes(architecture: Architecture, context: int, batch: int, value_b
 
 
 def repetition(key: EntryKey, layer: Architecture, l2_bytes: int, value_bytes: int) -> Repetition:
-    """Copies and passes of an entry on a GPU with this L2 cache; `layer` is `key.architecture`."""
+    """Copies and passes of an entry on a GPU with this L2 cache; `layer` is the plan's."""
     layer_bytes = resident_bytes(layer, key.context, key.batch, value_bytes)
     if key.operator == HEAD:
         copies = math.ceil(L2_MULTIPLE * l2_bytes / (parameters(layer)["embedding"] * value_bytes))
@@ -81,21 +119,6 @@ def repetition(key: EntryKey, layer: Architecture, l2_bytes: int, value_bytes: i
     copies = _between(1, copies, COPIES_BYTES // layer_bytes)
     layers = _between(1, LAYERS_A_CALL, CALL_BYTES // layer_bytes)
     return Repetition(copies, math.ceil(layers / copies))
-
-
-def split_by_memory(
-    keys: Iterable[EntryKey], sizes: ModelConfig, vocab_size: int, available_bytes: float, value_bytes: int
-) -> tuple[list[EntryKey], list[LeftOut]]:
-    """The entries whose layer fits in memory, and those left out with the reason."""
-    kept, left_out = [], []
-    for key in keys:
-        needed = resident_bytes(key.architecture(sizes, vocab_size), key.context, key.batch, value_bytes)
-        if needed <= available_bytes:
-            kept.append(key)
-        else:
-            reason = f"needs {needed / 1e9:.1f} GB of memory, {available_bytes / 1e9:.1f} GB are free"
-            left_out.append(LeftOut.model_validate(key._asdict() | {"reason": reason}))
-    return kept, left_out
 
 
 def _between(low: int, value: int, high: int) -> int:

@@ -3,20 +3,23 @@
 from typing import Any
 
 from flashslm.profiling.additivity import calibrate, check_additivity
+from flashslm.profiling.compilation import compile_ahead
 from flashslm.profiling.depth_width import measure_depth_width
 from flashslm.profiling.measure import measure_latency_table
+from flashslm.profiling.plan import ProfilingPlan
 from flashslm.steps.context import StepContext
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Outputs `latency_table`: latency_table.json, depth_width.json, check.json."""
-    config = context.config
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
-    table = measure_latency_table(config.profiling, config.model, vocab_size)
+    plan = ProfilingPlan(context.config.profiling, context.config.model, vocab_size)
+    compile_ahead(plan)
+    table = measure_latency_table(plan)
     context.events.emit("progress", f"{len(table.entries)} table entries measured, {len(table.left_out)} left out")
-    table = calibrate(table, config.profiling, config.model, vocab_size)
-    check = check_additivity(table, config.profiling, config.model, vocab_size)
-    sweep = measure_depth_width(config.profiling, config.model, vocab_size)
+    table = calibrate(table, plan)
+    check = check_additivity(table, plan)
+    sweep = measure_depth_width(plan)
     context.publish_json(
         "latency_table",
         {

@@ -7,7 +7,7 @@ import pytest
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import InfeasibleArchitecture, build_architecture
-from flashslm.profiling import measure
+from flashslm.profiling import additivity, measure
 from flashslm.profiling.additivity import (
     CheckedModel,
     calibrate,
@@ -18,8 +18,8 @@ from flashslm.profiling.additivity import (
 )
 from flashslm.profiling.depth_width import DepthWidthSweep, measure_depth_width, nearest_width
 from flashslm.profiling.latency_table import LatencyTable
-from flashslm.profiling.measure import ModelPoint, compile_kernels, measure_latency_table, measure_models
-from flashslm.profiling.plan import resident_bytes
+from flashslm.profiling.measure import ModelPoint, build_table_steps, measure_latency_table, measure_models
+from flashslm.profiling.plan import ProfilingPlan, resident_bytes
 from flashslm.profiling.timing import Timing
 
 SIZES = ModelConfig(head_dim=8, mamba_state=8, mamba_head_dim=8, num_meta_tokens=2)
@@ -36,11 +36,12 @@ CONFIG = ProfilingConfig(
     sweep_parameters=(40_000,),
     check_models=2,
 )
+PLAN = ProfilingPlan(CONFIG, SIZES, VOCAB_SIZE)
 
 
 @pytest.fixture(scope="module")
 def table():
-    return measure_latency_table(CONFIG, SIZES, VOCAB_SIZE)
+    return measure_latency_table(PLAN)
 
 
 def test_table_holds_every_operator_width_context_and_batch(table):
@@ -68,16 +69,14 @@ def test_cost_grows_with_the_context():
 
 
 def test_operators_beyond_the_search_are_measured_when_asked_for():
-    config = CONFIG.model_copy(update={"operators": "DMAFGLW", "widths": (16,), "batches": (1,)})
-    table = measure_latency_table(config, SIZES, VOCAB_SIZE)
+    table = measure_latency_table(PLAN.changed(operators="DMAFGLW", widths=(16,), batches=(1,)))
     assert {e.operator for e in table.entries} == {*"DMAFGLW", "head"}
     assert table.predict_ms(build_architecture("GLWF", 16, SIZES, VOCAB_SIZE), 20, 1) > 0
 
 
 def test_entries_beyond_the_memory_are_left_out(monkeypatch):
     monkeypatch.setattr(measure, "available_bytes", lambda device: 30_000)
-    config = CONFIG.model_copy(update={"widths": (32,)})
-    table = measure_latency_table(config, SIZES, VOCAB_SIZE)
+    table = measure_latency_table(PLAN.changed(widths=(32,)))
     assert {e.key for e in table.left_out} >= {("head", 32, 8, 1), ("head", 32, 8, 2)}
     assert {e.key for e in table.entries}.isdisjoint(e.key for e in table.left_out)
     assert ("A", 32, 8, 1) in {e.key for e in table.entries}
@@ -110,20 +109,19 @@ def test_kernels_are_compiled_by_building_every_entry(monkeypatch):
         measure, "build_operator_step", lambda layer, *rest: built.append((*rest[:3], layer.hidden_size))
     )
     monkeypatch.setattr(measure, "build_head_step", lambda *args, **kw: built.append("head"))
-    config = CONFIG.model_copy(update={"widths": (16,), "batches": (2,)})
-    compile_kernels(config, SIZES, VOCAB_SIZE, memory_bytes=1e6)
+    plan = PLAN.changed(widths=(16,), batches=(2,))
+    build_table_steps(plan, memory_bytes=1e6)
     assert {x for x in built if x != "head"} == {
         (o, 2, c, 16) for o, c in (("D", 8), ("M", 8), ("F", 8), ("A", 8), ("A", 32))
     }
     assert built.count("head") == 1
     built.clear()
-    compile_kernels(config.model_copy(update={"contexts": (8,)}), SIZES, VOCAB_SIZE, memory_bytes=15_000)
+    build_table_steps(plan.changed(contexts=(8,)), memory_bytes=15_000)
     assert {operator for operator, *_ in built} == set("DMA"), "FFN and head have weights of 25 and 19 kB"
 
 
 def test_calibration_fits_every_batch_on_other_models_than_the_checks(table, monkeypatch):
     """Whole models take 1 ms more than their sums at batch 1, and 0.1 ms a layer at batch 2."""
-    config = CONFIG.model_copy(update={"calibration_models": 6})
     seen = []
 
     def measured(points, config):
@@ -132,19 +130,19 @@ def test_calibration_fits_every_batch_on_other_models_than_the_checks(table, mon
         sums = [table.sum_ms(p.architecture, p.context, p.batch) for p in points]
         return [Timing(s + e, s, s, 3) for s, e in zip(sums, extra, strict=True)]
 
-    monkeypatch.setattr(measure, "measure_models", measured)
-    calibrated = calibrate(table, config, SIZES, VOCAB_SIZE)
+    monkeypatch.setattr(additivity, "measure_models", measured)
+    calibrated = calibrate(table, PLAN.changed(calibration_models=6))
     assert [(o.batch, o.models) for o in calibrated.overheads] == [(1, 6), (2, 6)]
     one, two = calibrated.overheads
     assert (one.step_ms, one.layer_ms) == pytest.approx((1.0, 0.0), abs=1e-6)
     assert (two.step_ms, two.layer_ms) == pytest.approx((0.0, 0.1), abs=1e-6)
     assert calibrated.entries == table.entries
-    checked = {m.operators for m in check_additivity(table, CONFIG, SIZES, VOCAB_SIZE).models}
+    checked = {m.operators for m in check_additivity(table, PLAN).models}
     assert checked.isdisjoint(p.architecture.operators for p in seen)
 
 
 def test_without_calibration_models_the_sum_is_the_prediction(table):
-    assert calibrate(table, CONFIG, SIZES, VOCAB_SIZE) is table and table.overheads == ()
+    assert calibrate(table, PLAN) is table and table.overheads == ()
 
 
 def test_random_models_fit_the_memory(table, monkeypatch):
@@ -152,18 +150,18 @@ def test_random_models_fit_the_memory(table, monkeypatch):
     operators = "A" * 40
     wide = build_architecture(operators, 32, SIZES, VOCAB_SIZE)
     few, many = (resident_bytes(wide, 32, batch, 4) for batch in (1, 2))
-    monkeypatch.setattr(measure, "available_bytes", lambda device: (few + many) / 2)
+    monkeypatch.setattr(additivity, "available_bytes", lambda device: (few + many) / 2)
     rng = random.Random(0)
-    points = [random_point(table, CONFIG, SIZES, VOCAB_SIZE, rng, (1, 2), operators) for _ in range(100)]
+    points = [random_point(table, PLAN, rng, (1, 2), operators) for _ in range(100)]
     assert {p[1:3] for p in points if p.architecture == wide} == {(8, 1), (32, 1), (8, 2)}
     assert {p[1:3] for p in points if p.architecture != wide} == {(8, 1), (32, 1), (8, 2), (32, 2)}
-    monkeypatch.setattr(measure, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(additivity, "available_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match=r"fits the memory at none of contexts \[8, 32\] and batches \[1, 2\]"):
-        random_point(table, CONFIG, SIZES, VOCAB_SIZE, rng, (1, 2))
+        random_point(table, PLAN, rng, (1, 2))
 
 
 def test_check_compares_random_models_and_known_designs(table):
-    check = check_additivity(table, CONFIG, SIZES, VOCAB_SIZE)
+    check = check_additivity(table, PLAN)
     assert len(check.models) == 2 + 4
     assert "DFMFAFMF" * 2 + "DFMFDFMF" in {m.operators for m in check.models}
     for model in check.models:
@@ -172,7 +170,7 @@ def test_check_compares_random_models_and_known_designs(table):
     assert check.worst_relative == max(abs(m.predicted_ms / m.measured_ms - 1) for m in check.models)
     assert check.worst_relative < 3.0, "the sum has the whole model's order of magnitude"
     assert set(check.median_relative_by_batch) == {model.batch for model in check.models}
-    again = check_additivity(table, CONFIG, SIZES, VOCAB_SIZE)
+    again = check_additivity(table, PLAN)
     assert [m.operators for m in again.models] == [m.operators for m in check.models]
 
 
@@ -221,7 +219,7 @@ def test_drift_is_the_entries_median_change(table):
 
 
 def test_sweep_measures_matched_models_and_explains_skips():
-    sweep = measure_depth_width(CONFIG, SIZES, VOCAB_SIZE)
+    sweep = measure_depth_width(PLAN)
     assert {(p.depth, p.context) for p in sweep.points} == {(2, 8), (2, 32), (5, 8), (5, 32)}
     for point in sweep.points:
         assert abs(point.parameters / 40_000 - 1) <= 0.25
@@ -234,7 +232,7 @@ def test_sweep_measures_matched_models_and_explains_skips():
 
 
 def test_nearest_width_is_the_nearest():
-    chosen = nearest_width("DFMF", 2_000_000, SIZES, VOCAB_SIZE)
+    chosen = nearest_width(PLAN, "DFMF", 2_000_000)
 
     def miss(width):
         return abs(parameters(build_architecture("DFMF", width, SIZES, VOCAB_SIZE))["total"] - 2_000_000)
@@ -245,4 +243,4 @@ def test_nearest_width_is_the_nearest():
 @pytest.mark.parametrize("budget", [100, 1_000])
 def test_a_budget_below_the_narrowest_model_has_no_width(budget):
     with pytest.raises(InfeasibleArchitecture, match="head size 8"):
-        nearest_width("DFMF", budget, SIZES, VOCAB_SIZE)
+        nearest_width(PLAN, "DFMF", budget)

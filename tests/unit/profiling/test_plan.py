@@ -1,5 +1,7 @@
 """What is measured and how often a layer is repeated, without a GPU."""
 
+from dataclasses import replace
+
 import pytest
 
 from flashslm.config import ModelConfig, ProfilingConfig
@@ -10,18 +12,17 @@ from flashslm.profiling.plan import (
     MAX_COPIES,
     MIN_COPIES,
     EntryKey,
+    ProfilingPlan,
     Repetition,
-    entry_keys,
-    recorded_contexts,
     repetition,
     resident_bytes,
-    split_by_memory,
 )
 
 SIZES = ModelConfig(head_dim=128, num_meta_tokens=256)
 VOCAB_SIZE = 131_072
 L2_BYTES = 60 << 20  # an H200's
 CONFIG = ProfilingConfig(widths=(2048, 1024), contexts=(8192, 1024), batches=(1, 256), operators="DMAFW")
+PLAN = ProfilingPlan(CONFIG, SIZES, VOCAB_SIZE)
 
 
 def of(operator: str, width: int = 2048, context: int = 1024, batch: int = 1) -> EntryKey:
@@ -29,16 +30,16 @@ def of(operator: str, width: int = 2048, context: int = 1024, batch: int = 1) ->
 
 
 def repeated(key: EntryKey, vocab_size: int = VOCAB_SIZE, sizes: ModelConfig = SIZES) -> Repetition:
-    return repetition(key, key.architecture(sizes, vocab_size), L2_BYTES, value_bytes=2)
+    return repetition(key, ProfilingPlan(CONFIG, sizes, vocab_size).layer(key), L2_BYTES, value_bytes=2)
 
 
 def test_only_attention_is_measured_at_every_context():
-    keys = entry_keys(CONFIG)
+    keys = PLAN.entry_keys()
     assert len(keys) == len(set(keys)) == 2 * 2 * (4 + 2 * 2)
     assert {key.context for key in keys if key.operator in "AW"} == {1024, 8192}
     assert {key.context for key in keys if key.operator not in "AW"} == {1024}
-    assert recorded_contexts(of("D"), CONFIG) == [1024, 8192]
-    assert recorded_contexts(of("W", context=8192), CONFIG) == [8192]
+    assert PLAN.recorded_contexts(of("D")) == [1024, 8192]
+    assert PLAN.recorded_contexts(of("W", context=8192)) == [8192]
 
 
 @pytest.mark.parametrize("operator", "DMAF")
@@ -46,7 +47,7 @@ def test_only_attention_is_measured_at_every_context():
 def test_copies_do_not_fit_the_l2_and_passes_fill_a_call(operator, width):
     key = of(operator, width)
     copies, passes = repeated(key)
-    layer = key.architecture(SIZES, VOCAB_SIZE)
+    layer = PLAN.layer(key)
     weights = copies * operator_parameters(layer, operator) * 2
     assert weights >= 2 * L2_BYTES and copies >= MIN_COPIES
     assert copies == MIN_COPIES or weights * (copies - 1) / copies < 2 * L2_BYTES, "no more than it takes"
@@ -60,11 +61,11 @@ def test_tiny_layers_stay_in_the_cache_as_they_do_in_a_model():
 
 def test_a_layer_with_large_caches_needs_no_copies_and_no_passes():
     large = of("A", context=32_768, batch=256)
-    assert resident_bytes(large.architecture(SIZES, 512), 32_768, 256, 2) > 16e9
+    assert resident_bytes(PLAN.layer(large), 32_768, 256, 2) > 16e9
     assert repeated(large) == (1, 1)
     medium = of("A", context=8192, batch=32)  # 0.55 GB a layer
     copies, passes = repeated(medium)
-    one = resident_bytes(medium.architecture(SIZES, 512), 8192, 32, 2)
+    one = resident_bytes(PLAN.layer(medium), 8192, 32, 2)
     assert copies >= MIN_COPIES and copies * passes * one < CALL_BYTES + copies * one
 
 
@@ -72,26 +73,39 @@ def test_the_head_is_alone_unless_it_fits_the_l2():
     assert repeated(of("head")) == (1, 1)
     small = of("head", 1024)
     copies, passes = repeated(small, vocab_size=4096)
-    embedding = parameters(small.architecture(SIZES, 4096))["embedding"] * 2
+    embedding = parameters(replace(PLAN, vocab_size=4096).layer(small))["embedding"] * 2
     assert (copies - 1) * embedding < 2 * L2_BYTES <= copies * embedding and passes == 1
 
 
 def test_layer_and_head_have_nothing_of_each_other():
-    layer, head = (of(o).architecture(SIZES, VOCAB_SIZE) for o in ("M", "head"))
+    layer, head = (PLAN.layer(of(o)) for o in ("M", "head"))
     assert (layer.operators, layer.vocab_size) == ("M", 16)
     assert (head.operators, head.vocab_size) == ("", VOCAB_SIZE)
 
 
 def test_memory_is_weights_caches_and_logits():
-    a = of("A", context=1000, batch=3).architecture(SIZES, VOCAB_SIZE)
+    a = PLAN.layer(of("A", context=1000, batch=3))
     caches = 2 * a.num_kv_heads * 128 * (1000 + 256) * 2
     assert resident_bytes(a, 1000, 3, 2) == parameters(a)["total"] * 2 + 3 * (caches + 2 * 4 * a.vocab_size)
 
 
+def test_a_changed_plan_differs_in_its_profiling_section_alone():
+    changed = PLAN.changed(widths=(512,), batches=(3,))
+    assert {(key.width, key.batch) for key in changed.entry_keys()} == {(512, 3)}
+    assert (changed.sizes, changed.vocab_size) == (SIZES, VOCAB_SIZE) and PLAN.profiling == CONFIG
+
+
+@pytest.mark.parametrize(("dtype", "value_bytes"), [("auto", 4), ("float32", 4), ("bfloat16", 2)])
+def test_a_weight_s_bytes_are_those_of_the_dtype_that_is_measured(dtype, value_bytes):
+    assert PLAN.changed(device="cpu", dtype=dtype).value_bytes == value_bytes
+
+
 def test_entries_beyond_the_memory_are_left_out_with_the_reason():
-    keys = [of("F"), of("A", context=32_768, batch=256)]
-    assert split_by_memory(keys, SIZES, VOCAB_SIZE, float("inf"), 2) == (keys, [])
-    kept, left_out = split_by_memory(keys, SIZES, VOCAB_SIZE, 8e9, 2)
-    assert kept == keys[:1]
-    assert [entry.key for entry in left_out] == [tuple(keys[1])]
+    plan = PLAN.changed(
+        device="cpu", dtype="bfloat16", operators="DMAF", widths=(2048,), contexts=(32_768,), batches=(1, 256)
+    )
+    assert plan.split_by_memory(float("inf")) == (plan.entry_keys(), [])
+    kept, left_out = plan.split_by_memory(8e9)
+    assert kept == [key for key in plan.entry_keys() if key != of("A", context=32_768, batch=256)]
+    assert [entry.key for entry in left_out] == [tuple(of("A", context=32_768, batch=256))]
     assert left_out[0].reason == "needs 17.3 GB of memory, 8.0 GB are free"

@@ -27,9 +27,14 @@ ARGUMENTS = [part for name, values in GRID.items() for part in (f"--{name}", *va
 def tiny(monkeypatch):
     make_plan = runner.make_plan
     sizes = ModelConfig(head_dim=8, mamba_state=8, mamba_head_dim=8, num_meta_tokens=2)
-    monkeypatch.setattr(
-        runner, "make_plan", lambda given: runner.Plan(make_plan(given).profiling, (8, 16), sizes, vocab_size=300)
-    )
+
+    def tiny_plan(given):
+        plan = make_plan(given)
+        assert (plan.sizes, plan.vocab_size) == (runner.SIZES, runner.VOCAB_SIZE)
+        assert plan.sweep_contexts == (1024, 8192)
+        return runner.Plan(plan.profiling, sizes, vocab_size=300, sweep_contexts=(8, 16))
+
+    monkeypatch.setattr(runner, "make_plan", tiny_plan)
     monkeypatch.setenv("FLASHSLM_COMMIT", "0123456789abcdef")
 
 
