@@ -157,12 +157,7 @@ def test_the_same_files_are_one_version_and_measured_once(
 ) -> None:
     directory = make()
     first = facts(register(directory))
-    blobs = shutil.copytree(directory, tmp_path / "blobs")
-    links = tmp_path / "links"
-    links.mkdir()
-    for file in blobs.iterdir():  # as the Hugging Face cache keeps a model
-        (links / file.name).symlink_to(file)
-    again = facts(register(links))
+    again = facts(register(shutil.copytree(directory, tmp_path / "copy")))
     assert again == first | {"new": False}
     champion = facts(register(directory, "--alias", "champion"))
     assert champion == first | {"new": False, "aliases": ["champion"]}
@@ -257,6 +252,59 @@ def test_a_recipe_with_longer_texts_does_not_retrain(
         retrain(name, config, tmp_path / "artifacts")
     for where in ("training.sequence_length is 256", "evaluation.needle_lengths is 300"):
         assert f"the recipe's {where}, the model has positions for 252 text tokens" in str(refused.value)
+
+
+def replace_by_link(directory: Path, name: str = "README.md") -> None:
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).symlink_to("/etc/passwd")
+
+
+def replace_by_pipe(directory: Path, name: str) -> None:
+    (directory / name).unlink(missing_ok=True)
+    os.mkfifo(directory / name)
+
+
+def change_code(directory: Path) -> None:
+    with (directory / "modeling_nemotron_flash.py").open("a") as file:
+        file.write("# and more\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (replace_by_link, "README.md' is a link or no file: register a copy"),
+        (lambda d: replace_by_link(d, "LICENSE"), "LICENSE' is a link or no file"),
+        (lambda d: replace_by_link(d, "tokenizer.json"), "tokenizer.json' is a link or no file"),
+        (lambda d: replace_by_link(d, "model.safetensors"), "model.safetensors' is a link or no file"),
+        (lambda d: replace_by_pipe(d, "README.md"), "README.md' is a link or no file"),
+        (lambda d: replace_by_pipe(d, "config.json"), "config.json' is a link or no file"),
+        (lambda d: replace_by_pipe(d, "model.safetensors"), "model.safetensors' is a link or no file"),
+        (lambda d: replace_by_pipe(d, "modeling_nemotron_flash.py"), "modeling_nemotron_flash.py: a link or no file"),
+        (change_code, "modeling_nemotron_flash.py: not this project's code"),
+        (lambda d: (d / "setup.py").write_text("import os"), "setup.py: no file of this format"),
+    ],
+)
+def test_links_pipes_and_other_code_are_refused(
+    damage: Any, expected: str, register: Any, make: Any, settings: Settings, name: str
+) -> None:
+    directory = make()
+    damage(directory)
+    refused = register(directory)
+    assert refused.exit_code == 1 and expected in str(refused.exception)
+    assert model_registry.list_versions(settings, name) == []
+
+
+def test_other_code_is_stored_where_a_person_says_so(
+    register: Any, make: Any, settings: Settings, store: ObjectStore, name: str, tmp_path: Path
+) -> None:
+    directory = make()
+    change_code(directory)
+    (directory / "notes.txt").write_text("of no format")
+    facts(register(directory, "--foreign-code"))
+    (version,) = model_registry.list_versions(settings, name)
+    stored = store.get_tree(version.manifest, tmp_path / "stored") / "huggingface"
+    assert (stored / "modeling_nemotron_flash.py").read_text().endswith("# and more\n")
+    assert not (stored / "notes.txt").exists()
 
 
 def damage_config(directory: Path, **fields: Any) -> None:

@@ -64,13 +64,16 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
 
 
 @models_app.command("register")
-def models_register(
+def models_register(  # noqa: PLR0913 - one parameter an option
     directory: Annotated[Path, typer.Argument(help="An exported or a published Nemotron-Flash directory.")],
     config: ConfigOption,
     overrides: Overrides = None,
     name: Annotated[str, typer.Option(help="The model; default: the recipe's gate.model_name.")] = "",
     alias: Annotated[Literal["challenger", "champion"], typer.Option()] = "challenger",
     replaces: Annotated[str, typer.Option(help="The version whose place as champion it takes; default: none.")] = "",
+    foreign_code: Annotated[
+        bool, typer.Option("--foreign-code", help="Store Python files that are not this project's, too.")
+    ] = False,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +84,7 @@ def models_register(
 
     recipe = load_recipe(config, overrides)
     embedded_stack.use_home(home)
-    found = register_imported(resolve_settings(home), directory, recipe, name, alias, replaces)
+    found = register_imported(resolve_settings(home), directory, recipe, name, alias, replaces, foreign_code)
     show(found, as_json)
     if found["hook"].startswith("failed"):
         _say_how_to_repeat(found["version"])

@@ -9,15 +9,12 @@ from pydantic import BaseModel, ConfigDict
 from flashslm.config import ExportConfig
 from flashslm.export.files import whole_directory, write_json
 from flashslm.export.hf_config import config_from_architecture
+from flashslm.export.model_code import CONFIGURATION_FILE, MODELING_FILE, TEMPLATES
 from flashslm.export.tokenizer import write_tokenizer
 from flashslm.export.weights import has_unit_rows, output_row_norms, write_weights
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
-
-TEMPLATES = Path(__file__).parent / "templates"
-CONFIGURATION_FILE = "configuration_nemotron_flash.py"
-MODELING_FILE = "modeling_nemotron_flash.py"
 
 
 class ExportSummary(BaseModel):

@@ -6,7 +6,8 @@ import yaml
 
 from flashslm.export.files import link_or_copy, read_json, whole_directory, write_json
 from flashslm.export.hf_config import CONFIG_CLASS, ConfigMismatch, architecture_from_config, config_problems
-from flashslm.export.huggingface import MODELING_FILE, ExportSummary, summarize
+from flashslm.export.huggingface import ExportSummary, summarize
+from flashslm.export.model_code import MODELING_FILE
 from flashslm.export.serving import RECIPE_FILE, serving_recipe
 from flashslm.models.architecture import Architecture
 

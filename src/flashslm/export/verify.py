@@ -4,6 +4,8 @@ import ast
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from flashslm.export.files import (
     INDEX_FILE,
     StoredTensor,
@@ -22,10 +24,12 @@ from flashslm.export.hf_config import (
     export_problems,
     shown,
 )
+from flashslm.export.model_code import foreign_code
 from flashslm.export.names import exported_shapes
 from flashslm.export.published import ignored_fields
 from flashslm.export.serving import RECIPE_FILE, read_recipe, recipe_problems
 from flashslm.export.tokenizer import USE, beginning_problems, special_token_ids, tokenizer_problems, unknown_tokens
+from flashslm.export.weights import read_tensor
 from flashslm.models.architecture import Architecture
 
 README = "README.md"
@@ -52,7 +56,8 @@ class Problem(NamedTuple):
 def verify_export(directory: Path) -> list[Problem]:
     """Check files, fields, every tensor's name, shape and dtype, the tokenizer, the recipe; empty = all right.
 
-    Serves the Hugging Face directory and the TensorRT-LLM bundle. Weights are not read, only their headers.
+    Serves the Hugging Face directory and the TensorRT-LLM bundle. Code must be this project's to the byte. Weights are
+    read one tensor at a time: every value must be finite, and no matrix constant.
     """
     if not directory.is_dir():
         return [Problem(str(directory), "no such directory: give an export such as runs/latest/export/huggingface")]
@@ -126,7 +131,7 @@ def _code_files(directory: Path) -> list[str]:
 
 
 def _code_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
-    """Whether each file that auto_map names defines the class that it names there."""
+    """Whether each file that auto_map names defines the class that it names there, and all code is this project's."""
     problems = []
     for reference in config["auto_map"].values():
         module, _, name = reference.rpartition(".")
@@ -141,7 +146,8 @@ def _code_problems(directory: Path, config: dict[str, Any]) -> list[Problem]:
             continue
         if name not in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
             problems.append(Problem(file, f"auto_map names class {name}, which it does not define"))
-    return problems
+    known = {problem.subject for problem in problems}
+    return problems + [Problem(file, said) for file, said in foreign_code(directory).items() if file not in known]
 
 
 def _weight_problems(directory: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> list[Problem]:
@@ -159,7 +165,18 @@ def _weight_problems(directory: Path, shapes: dict[str, tuple[int, ...]], dtype:
         for name, framework in frameworks
         if framework not in ("pt", None)
     ]
+    if not problems:
+        problems = [Problem(name, said) for name in shapes if (said := _value_problem(read_tensor(found[name], name)))]
     return problems + _index_problems(directory)
+
+
+def _value_problem(tensor: torch.Tensor) -> str:
+    """What is wrong with a tensor's values. A vector may be constant: a norm's weight begins as ones."""
+    if bad := int((~tensor.isfinite()).sum()):
+        return f"{bad} of {tensor.numel()} values are not finite"
+    if tensor.ndim > 1 and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+        return f"all {tensor.numel()} values are {tensor.flatten()[0].item():g}: the weights were never written"
+    return ""
 
 
 def _index_problems(directory: Path) -> list[Problem]:

@@ -4,6 +4,8 @@ What the gate compares is measured as the pipeline measures its own models. What
 the recipe's data stand for it, are replayed against forgetting, and are what later models are compared on.
 """
 
+import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +14,13 @@ import torch
 
 from flashslm.config import PromotionHook, RunConfig, digest
 from flashslm.data.loader import TokenLoader
-from flashslm.export.files import weight_files
+from flashslm.export.files import INDEX_FILE, link_or_copy, weight_files
 from flashslm.export.hf_config import export_problems
 from flashslm.export.importing import load_export
-from flashslm.export.tokenizer import write_tokenizer
+from flashslm.export.model_code import foreign_code, own_code
+from flashslm.export.serving import RECIPE_FILE
+from flashslm.export.tokenizer import TOKENIZER_FILES, write_tokenizer
+from flashslm.export.verify import README, REQUIRED_FILES
 from flashslm.export.weights import has_unit_rows
 from flashslm.hardware import pick_device
 from flashslm.infra.events import Events
@@ -36,7 +41,7 @@ from flashslm.steps.recipe import beyond_positions
 from flashslm.training.weight_norm import weight_norms
 
 STEP = "register_imported"
-_KEPT = ("*.json", "*.jinja", "*.md", "*.py", "*.yaml", "LICENSE*")  # of the directory, besides its weights
+_KNOWN_FILES = {*REQUIRED_FILES, *TOKENIZER_FILES, README, RECIPE_FILE, INDEX_FILE, "LICENSE", "LICENSE.md", "NOTICE"}
 _HEADLINE = ("validation_loss_nats", "perplexity", "bits_per_byte")
 
 
@@ -47,13 +52,15 @@ def register_imported(
     name: str = "",
     alias: Literal["challenger", "champion"] = "challenger",
     replaces: str = "",
+    foreign_allowed: bool = False,
 ) -> dict[str, Any]:
     """Register what `load_export` reads as a version of `name` (default: the recipe's gate.model_name).
 
     The same files are one version: a repetition measures nothing and only sets the alias. As champion it takes the
     place of version `replaces` and of no other ("" = there is none yet), and the recipe's promotion hook hears of it;
     a hook that fails is in the result's `hook` and undoes nothing. Raises as `load_export`, ValueError for what cannot
-    be retrained, PromotionConflict where another version is champion; nothing is registered then.
+    be retrained, for links, special files and (unless `foreign_allowed`) other code, PromotionConflict where another
+    version is champion; nothing is registered then.
     """
     if replaces and alias != CHAMPION:
         raise ValueError(
@@ -62,8 +69,8 @@ def register_imported(
     name = name or recipe.gate.model_name
     with tempfile.TemporaryDirectory(prefix="flashslm-register-") as temporary:
         tokenizer = Path(temporary) / "tokenizer"
+        tree = _gather(directory, Path(temporary) / "tree", foreign_allowed)
         model = _load_trainable(directory, recipe, tokenizer)
-        tree = _link_tree(directory, Path(temporary) / "tree")
         manifest = ObjectStore(settings).put_tree(tree, kind="exported")
         if alias == CHAMPION:
             _refuse_another_champion(settings, name, manifest, replaces)
@@ -103,13 +110,27 @@ def _load_trainable(directory: Path, recipe: RunConfig, tokenizer: Path) -> Hybr
     return model
 
 
-def _link_tree(directory: Path, tree: Path) -> Path:
-    """Links to the model's files, as the pipeline's `exported` object has them, and to nothing else that lies there."""
+def _gather(directory: Path, tree: Path, foreign_allowed: bool) -> Path:
+    """The model's files as the pipeline's `exported` object has them, and nothing else that lies there.
+
+    Raises ValueError for a link or a special file under one of their names, and for code that is not this project's
+    unless `foreign_allowed`: a retraining never runs it, but a loader of the stored model would.
+    """
+    foreign = foreign_code(directory)
+    if foreign and not foreign_allowed:
+        listed = "; ".join(f"{name}: {said}" for name, said in foreign.items())
+        raise ValueError(
+            f"'{directory}' carries other code ({listed}): read it, then register with --foreign-code, or remove it"
+        )
     target = tree / "huggingface"
     target.mkdir(parents=True)
-    kept = (file for pattern in _KEPT for file in directory.glob(pattern) if file.is_file())
-    for file in {*kept, *weight_files(directory)}:
-        (target / file.name).symlink_to(file.resolve())
+    names = {*_KNOWN_FILES, *own_code(), *foreign, *(file.name for file in weight_files(directory))}
+    for file in (directory / name for name in sorted(names)):
+        if os.path.lexists(file):
+            if not stat.S_ISREG(file.lstat().st_mode):
+                raise ValueError(f"'{file}' is a link or no file: register a copy of the directory (`cp -rL`)")
+            (target / file.relative_to(directory)).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(file, target / file.relative_to(directory))
     return tree
 
 

@@ -19,7 +19,7 @@ from flashslm.export.hf_config import (
     export_problems,
     ffn_ratio,
 )
-from flashslm.export.huggingface import CONFIGURATION_FILE, TEMPLATES
+from flashslm.export.model_code import CONFIGURATION_FILE, TEMPLATES
 from flashslm.models.architecture import InfeasibleArchitecture, build_architecture
 
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}

@@ -229,3 +229,34 @@ def test_default_export_config_is_accepted(model, tokenizer_dir, tmp_path):
 
     export_huggingface(model, tokenizer_dir, tmp_path / "new", ExportConfig())
     assert verify_export(tmp_path / "new") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: t[O_PROJ].view(-1).__setitem__(3, float("nan")), "1 of 1024 values are not finite"),
+        (lambda t: t[NORM].__setitem__(0, float("inf")), "1 of 32 values are not finite"),
+        (lambda t: t[O_PROJ].fill_(0.0), "all 1024 values are 0: the weights were never written"),
+        (lambda t: t[O_PROJ].fill_(0.5), "all 1024 values are 0.5"),
+    ],
+    ids=["nan", "infinity", "zeros", "constant"],
+)
+def test_weights_that_were_never_trained_are_found(change, expected, directory):
+    change_tensors(directory, change)
+    ((subject, message),) = verify_export(directory)
+    assert subject in (O_PROJ, NORM) and message.startswith(expected)
+
+
+@pytest.mark.parametrize("name", ["configuration_nemotron_flash.py", "modeling_nemotron_flash.py"])
+def test_code_that_is_not_this_projects_is_found(name, directory):
+    with (directory / name).open("a") as file:
+        file.write("\nimport os\n")
+    ((subject, message),) = verify_export(directory)
+    assert subject == name and "not this project's code" in message
+
+
+def test_a_further_python_file_is_found(directory):
+    (directory / "deep").mkdir()
+    (directory / "deep" / "more.py").write_text("import os")
+    ((subject, message),) = verify_export(directory)
+    assert subject == "deep/more.py" and "a loader may run it" in message
