@@ -3,9 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS := platform,train,evaluation,orchestrate,local,dev
+# Where PyTorch comes from. PyPI's wheel for Linux brings the CUDA libraries (some 4 GB); the CPU build does not.
+# `auto` takes PyTorch's CPU index unless there is an NVIDIA driver; an empty value takes pip's own index.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= auto
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test lint format test-unit test-gpu test-containers images pin-images golden clean
+.PHONY: setup demo test lint format test-portable test-unit test-gpu test-containers images pin-images golden clean
 
 setup: $(INSTALLED)
 
@@ -17,7 +21,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@if [ "$(TORCH_INDEX)" != auto ]; then index="$(TORCH_INDEX)"; why="TORCH_INDEX says so"; \
+	elif command -v nvidia-smi >/dev/null; then index=; why="this machine has an NVIDIA driver"; \
+	elif $(BIN)/python -c 'import urllib.request; urllib.request.urlopen("$(CPU_INDEX)/torch/", timeout=10)' 2>/dev/null; \
+	  then index=$(CPU_INDEX); why="no NVIDIA driver here, so the CPU build"; \
+	else index=; why="$(CPU_INDEX) does not answer"; fi; \
+	echo "PyTorch comes from $${index:-pip's own index}: $$why (set TORCH_INDEX to choose another)"; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  $${index:+--extra-index-url $$index} --editable ".[$(EXTRAS)]"
+	@$(BIN)/python -c 'import torch; print(f"installed PyTorch {torch.__version__}, built for", \
+	  f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs")'
 	touch $@
 
 demo: $(INSTALLED)
@@ -34,6 +47,12 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The numerics once more under the instruction set that every x86-64 processor has.
+NUMERICS := $(addprefix tests/unit/,ops models training inference export evaluation)
+PORTABLE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OMP_NUM_THREADS=1
+test-portable: $(INSTALLED)
+	$(PORTABLE) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(NUMERICS)
 
 test-unit: $(INSTALLED)
 	$(BIN)/python -m pytest -q tests/unit
