@@ -1,8 +1,9 @@
 """Imports go one way, and what is heavy stays where it belongs: read from the sources, nothing is imported."""
 
 import ast
+import graphlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,11 +49,12 @@ HEAVY = {"kfp", "matplotlib", "mlflow", "torch", "transformers"}
 
 @dataclass(frozen=True)
 class Import:
-    """`module` is dotted and absolute; `at_top` is false inside a function."""
+    """`module` is dotted and absolute; `at_top` is false inside a function; `names` are what is taken from it."""
 
     module: str
     line: int
     at_top: bool
+    names: tuple[str, ...] = ()
 
     @property
     def package(self) -> str:
@@ -80,7 +82,7 @@ def imports_of(file: Path) -> Iterator[Import]:
             if module == PACKAGE:
                 yield from (Import(f"{PACKAGE}.{alias.name}", node.lineno, at_top) for alias in node.names)
             else:
-                yield Import(module, node.lineno, at_top)
+                yield Import(module, node.lineno, at_top, tuple(alias.name for alias in node.names))
 
 
 def violations(root: Path) -> list[str]:
@@ -137,6 +139,44 @@ def _pipelines(file: str, item: Import) -> str:
 
 def test_imports_go_one_way() -> None:
     assert violations(ROOT) == []
+
+
+def module_of(file: Path, source: Path) -> str:
+    return ".".join(file.relative_to(source).with_suffix("").parts).removesuffix(".__init__")
+
+
+def circle(root: Path) -> list[str]:
+    """Modules of the package that import each other in a ring, also by an import inside a function; [] if none do."""
+    source = root / "src"
+    files = {module_of(file, source): file for file in source.rglob("*.py") if "templates" not in file.parts}
+    graph = {name: set(_modules(file, files.keys())) for name, file in files.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def _modules(file: Path, known: Set[str]) -> Iterator[str]:
+    """The modules that a file imports: of `from package import name` the one of that name, if there is one."""
+    for item in imports_of(file):
+        inner = [f"{item.module}.{name}" for name in item.names if f"{item.module}.{name}" in known]
+        yield from inner or ({item.module} & known)
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circle(ROOT) == []
+
+
+def test_a_circle_is_seen_also_inside_a_function(tmp_path: Path) -> None:
+    package = tmp_path / "src" / PACKAGE / "ops"
+    package.mkdir(parents=True)
+    (package / "a.py").write_text("from flashslm.ops import b")
+    (package / "b.py").write_text("def f():\n    from flashslm.ops.c import g")
+    (package / "c.py").write_text("import torch")
+    assert circle(tmp_path) == []
+    (package / "c.py").write_text("import flashslm.ops.a")
+    assert set(circle(tmp_path)) == {f"flashslm.ops.{name}" for name in "abc"}
 
 
 BAD = [

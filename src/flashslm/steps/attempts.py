@@ -21,6 +21,7 @@ from flashslm.infra.process.parent import PARENT_PID
 from flashslm.infra.storage.s3 import StoreUnavailable
 
 RETRIES = "FLASHSLM_STEP_RETRIES"  # set by the cluster pass from platform.retries
+ONE_ATTEMPT = "flashslm.steps"  # its __main__
 MAY_PASS = 75  # EX_TEMPFAIL of sysexits.h
 _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _DEVICE_FAULTS = ("CUDA error", "NCCL error", "NCCL Error", "CUBLAS_STATUS", "CUDNN_STATUS")
@@ -52,7 +53,7 @@ def run_attempts(call: dict[str, Any], retries: int, command: Sequence[str] = ()
     with tempfile.TemporaryDirectory(prefix="flashslm-step-") as directory:
         request, result = Path(directory) / "call.json", Path(directory) / "result.json"
         request.write_text(json.dumps(call), encoding="utf-8")
-        child = [*(command or (sys.executable, "-m", __name__)), str(request), str(result)]
+        child = [*(command or (sys.executable, "-m", ONE_ATTEMPT)), str(request), str(result)]
         for attempt in range(1, retries + 2):
             kills = _out_of_memory_kills()
             code = _exit_code(child)
@@ -100,21 +101,3 @@ def _out_of_memory_kills() -> int:
         return 0
     counts = dict(line.split() for line in _MEMORY_EVENTS.read_text().splitlines())
     return int(counts.get("oom_kill", 0))
-
-
-def _main(request: str, result: str) -> None:
-    from flashslm.steps.run import run_step
-
-    call = json.loads(Path(request).read_text(encoding="utf-8"))
-    try:
-        made = run_step(call.pop("name"), **call)
-    except Exception as error:
-        if not may_pass(error):
-            raise
-        _log.exception("this may pass")
-        raise SystemExit(MAY_PASS) from error
-    Path(result).write_text(json.dumps(made), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
