@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from flashslm.cli.app import app
+from flashslm.config.file import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +55,22 @@ def test_status_of_a_stack_that_never_ran(tmp_path: Path) -> None:
 def test_generate_from_a_directory_that_is_no_model(tmp_path: Path) -> None:
     result = flashslm("generate", "--model", str(tmp_path), "--prompt", "x")
     assert result.returncode == 1 and "Traceback" not in result.stderr and str(tmp_path) in result.stderr
+
+
+WITH_A_RECIPE = [
+    *(["prepare-data"], ["profile"], ["fit-scaling-law"], ["search"], ["pretrain"], ["compare-weight-norm"]),
+    *(["evaluate"], ["export"], ["run"], ["compile"], ["submit", "--host", "http://127.0.0.1:9"]),
+    ["schedule", "create", "nightly", "--cron", "0 2 * * *"],
+    ["models", "register", "somewhere"],
+]
+
+
+@pytest.mark.parametrize("command", WITH_A_RECIPE, ids=" ".join)
+def test_no_command_takes_an_inconsistent_recipe(tmp_path: Path, command: list[str]) -> None:
+    """Each field by itself is allowed: only the check of the whole recipe sees that the table lacks the width."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: x\nprofiling: {widths: [1024]}\nsearch: {widths: [1280]}\nlatency: {target_ms: 1}\n")
+    home = [] if command[0] in ("compile", "submit") else ["--home", str(tmp_path)]
+    result = CliRunner().invoke(app, [*command, "--config", str(recipe), *home])
+    assert result.exit_code == 1 and isinstance(result.exception, ConfigError), result.output
+    assert "search.widths: [1280] not in profiling.widths [1024]" in str(result.exception)

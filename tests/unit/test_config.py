@@ -9,7 +9,7 @@ import pytest
 
 from flashslm.config import STEP_SECTIONS, RunConfig, UndeclaredSection, digest, from_step_json
 from flashslm.config.file import ConfigError, dump, load
-from flashslm.steps.recipe import problems
+from flashslm.steps.recipe_checks import problems
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

@@ -7,9 +7,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flashslm.config import RunConfig
-from flashslm.config import file as config_file
-
 console = Console(stderr=True)
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The recipe, for example configs/demo.yaml.")]
@@ -27,12 +24,6 @@ KernelsOption = Annotated[
 
 HOME = Path(".flashslm")
 ARTIFACTS = Path("artifacts")
-
-
-def load_recipe(path: Path, overrides: list[str] | None) -> RunConfig:
-    from flashslm.steps.recipe import problems
-
-    return config_file.load(path, overrides, checks=problems)
 
 
 def show(result: Any, as_json: bool) -> None:

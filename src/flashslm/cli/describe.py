@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flashslm.cli.common import JsonOption, load_recipe
+from flashslm.cli.common import JsonOption
+from flashslm.config.file import load
+from flashslm.steps.recipe_checks import problems
 
 if TYPE_CHECKING:
     from flashslm.models.architecture import Architecture
@@ -74,7 +76,7 @@ def assumptions(source: str) -> tuple[str, ...]:
     path = Path(source)
     if not (path.is_file() and path.suffix in (".yaml", ".yml")):
         return ()
-    data = load_recipe(path, None).data
+    data = load(path, checks=problems).data
     if data.tokenizer == "train":
         return ()
     unknown = f"the vocabulary of '{data.tokenizer}' is not known before it is fetched"
@@ -84,7 +86,7 @@ def assumptions(source: str) -> tuple[str, ...]:
 def _recipe_reference(path: Path) -> "Architecture":
     from flashslm.models.architecture import build_architecture
 
-    recipe = load_recipe(path, None)
+    recipe = load(path, checks=problems)
     latency = recipe.latency
     return build_architecture(
         latency.reference_operators, latency.reference_width, recipe.model, recipe.data.vocab_size

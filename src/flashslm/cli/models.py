@@ -15,10 +15,11 @@ from flashslm.cli.common import (
     JsonOption,
     Overrides,
     console,
-    load_recipe,
     show,
 )
 from flashslm.config import GateConfig, PromotionHook
+from flashslm.config.file import load
+from flashslm.steps.recipe_checks import problems
 
 if TYPE_CHECKING:
     from flashslm.infra.registry.promotion import Event
@@ -35,7 +36,7 @@ models_app = typer.Typer(no_args_is_help=True, help="The model registry.")
 def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """List the versions of a model with their aliases and measures."""
     from flashslm.infra.registry import model_registry
-    from flashslm.launch.local.single_step import resolve_settings
+    from flashslm.infra.stack.services import resolve_settings
 
     settings = resolve_settings(home)
     versions = [v.model_dump() for v in model_registry.list_versions(settings, name)]
@@ -79,10 +80,10 @@ def models_register(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Register a model directory, measured by the recipe on its data, so that retraining can start from it."""
     from flashslm.infra.stack import embedded_stack
-    from flashslm.launch.local.single_step import resolve_settings
+    from flashslm.infra.stack.services import resolve_settings
     from flashslm.steps.register_imported import register_imported
 
-    recipe = load_recipe(config, overrides)
+    recipe = load(config, overrides, checks=problems)
     embedded_stack.use_home(home)
     found = register_imported(resolve_settings(home), directory, recipe, name, alias, replaces, foreign_code)
     show(found, as_json)
@@ -100,7 +101,7 @@ def models_promote(
 ) -> None:
     """Make a version champion; the present champion becomes previous."""
     from flashslm.infra.registry import model_registry
-    from flashslm.launch.local.single_step import resolve_settings
+    from flashslm.infra.stack.services import resolve_settings
 
     settings = resolve_settings(home)
     gate = _gate(settings, name, config, no_hook)
@@ -122,7 +123,7 @@ def models_rollback(
 ) -> None:
     """Make the previous champion champion again."""
     from flashslm.infra.registry import model_registry
-    from flashslm.launch.local.single_step import resolve_settings
+    from flashslm.infra.stack.services import resolve_settings
 
     settings = resolve_settings(home)
     gate = _gate(settings, name, config, no_hook)
@@ -135,7 +136,7 @@ def _gate(settings: "Settings", name: str, config: Path | None, no_hook: bool) -
     """The model that is meant, and the hook of its promotions: the recipe's, or none if the model has none."""
     from flashslm.infra.registry.promotion import refuse_silence
 
-    gate = load_recipe(config, None).gate if config else GateConfig()
+    gate = load(config, checks=problems).gate if config else GateConfig()
     if name:
         gate = gate.model_copy(update={"model_name": name})
     if no_hook:

@@ -15,9 +15,10 @@ from flashslm.cli.common import (
     Overrides,
     PipelineOption,
     console,
-    load_recipe,
     show,
 )
+from flashslm.config.file import load
+from flashslm.steps.recipe_checks import problems
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +37,7 @@ def run(
     """Run a whole pipeline on this machine, from the compiled YAML."""
     from flashslm.launch.local.full_run import run_pipeline
 
-    outcome = run_pipeline(load_recipe(config, overrides), home=home, quiet=as_json, pipeline=pipeline)
+    outcome = run_pipeline(load(config, overrides, checks=problems), home=home, quiet=as_json, pipeline=pipeline)
     show(outcome.facts(), as_json)
     raise typer.Exit(outcome.local.exit_code)
 
@@ -55,7 +56,7 @@ def compile_command(
     from flashslm.launch.kfp.cluster_pass import for_cluster
 
     if config:
-        platform = load_recipe(config, overrides).platform
+        platform = load(config, overrides, checks=problems).platform
         package = for_cluster(pipeline, platform)
         output.parent.mkdir(parents=True, exist_ok=True)
         text = package.manifests(platform.namespace) if kubernetes else package.text()
@@ -70,7 +71,7 @@ def compile_command(
 def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """Try every service with your settings: object store, MLflow, registry, disk."""
     from flashslm.infra.stack.doctor import diagnose
-    from flashslm.launch.local.single_step import resolve_settings
+    from flashslm.infra.stack.services import resolve_settings
 
     checks = diagnose(resolve_settings(home))
     if as_json:

@@ -18,10 +18,11 @@ from flashslm.cli.common import (
     Overrides,
     PipelineOption,
     console,
-    load_recipe,
     show,
 )
 from flashslm.config import RunConfig
+from flashslm.config.file import load
+from flashslm.steps.recipe_checks import problems
 
 if TYPE_CHECKING:
     from flashslm.launch.schedule.records import Schedules
@@ -38,8 +39,8 @@ schedule_app = typer.Typer(
 
 
 def local_schedules(home: Path) -> "Schedules":
+    from flashslm.infra.stack.services import resolve_settings
     from flashslm.infra.storage.object_store import ObjectStore
-    from flashslm.launch.local.single_step import resolve_settings
     from flashslm.launch.schedule.records import Schedules
 
     return Schedules(ObjectStore(resolve_settings(home)))
@@ -68,7 +69,7 @@ def create(  # noqa: PLR0913 - one parameter an option
     if experiment and not host:
         raise ValueError("--experiment is KFP's: it needs --host; MLflow's experiment is the environment's")
     times = Cron.parse(cron, time_zone)
-    recipe = load_recipe(config, overrides)
+    recipe = load(config, overrides, checks=problems)
     load_pipeline(pipeline, project_root())  # a name that is wrong is an error now, not at two in the morning
     now_s = time.time()
     if host:

@@ -9,7 +9,7 @@ from flashslm.infra.registry import model_registry
 from flashslm.infra.registry.model_registry import PREVIOUS, ModelVersion, RegistryError
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.context import StepContext
-from flashslm.steps.recipe import beyond_positions
+from flashslm.steps.recipe_checks import beyond_positions
 
 CONFIG = "huggingface/config.json"  # of the registered object
 

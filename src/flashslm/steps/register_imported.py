@@ -37,7 +37,7 @@ from flashslm.steps import prepare_data
 from flashslm.steps.context import StepContext
 from flashslm.steps.evaluate import evaluate_model
 from flashslm.steps.export_model import measure
-from flashslm.steps.recipe import beyond_positions
+from flashslm.steps.recipe_checks import beyond_positions
 from flashslm.training.weight_norm import weight_norms
 
 STEP = "register_imported"

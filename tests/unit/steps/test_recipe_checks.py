@@ -3,7 +3,7 @@
 import pytest
 
 from flashslm.config import RunConfig
-from flashslm.steps.recipe import problems
+from flashslm.steps.recipe_checks import problems
 
 
 @pytest.mark.parametrize(
