@@ -55,7 +55,7 @@ def test_everything_a_task_logs_arrives(platform_env, tmp_path):
     settings = settings.model_copy(update={"parent_run_id": parent})
     (tmp_path / "notes.txt").write_text("hello")
     params = {"training": {"lr": 0.1, "text": "x" * 7000}}
-    with mlflow_runs.task(settings, "pretrain", tags={"step": "pretrain"}, params=params) as run:
+    with mlflow_runs.open_run(settings, "pretrain", tags={"step": "pretrain"}, params=params) as run:
         for step in range(1200):
             run.log_metrics({"loss": 1 / (step + 1)}, step)
         run.log_metrics({"odd": float("nan")}, 7)
@@ -90,7 +90,7 @@ def test_everything_a_task_logs_arrives(platform_env, tmp_path):
 
 
 def test_metrics_are_visible_while_the_task_runs(platform_env):
-    with mlflow_runs.task(platform_env, "live") as run:
+    with mlflow_runs.open_run(platform_env, "live") as run:
         run.log_metrics({"loss": 1.0}, 1)
         deadline = time.monotonic() + 10
         while not history(platform_env, run.run_id, "loss"):
@@ -103,18 +103,18 @@ def test_attaches_to_an_injected_run(platform_env, monkeypatch):
     injected = mlflow_runs.start_parent_run(platform_env, "made by the cluster")
     mlflow_runs.finish_run(platform_env, injected, "FAILED")  # the first attempt
     monkeypatch.setenv("MLFLOW_RUN_ID", injected)
-    with mlflow_runs.task(platform_env, "ignored", params={"lr": 1}) as run:
+    with mlflow_runs.open_run(platform_env, "ignored", params={"lr": 1}) as run:
         assert run.run_id == injected and os.environ["MLFLOW_RUN_ID"] == injected
         assert run_of(platform_env, injected)["info"]["status"] == "RUNNING"
     attached = run_of(platform_env, injected)
     assert attached["info"]["status"] == "FINISHED" and params_of(attached) == {"cfg.lr": "1"}
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    with pytest.raises(MlflowError, match="RESOURCE_DOES_NOT_EXIST"), mlflow_runs.task(platform_env, "x"):
+    with pytest.raises(MlflowError, match="RESOURCE_DOES_NOT_EXIST"), mlflow_runs.open_run(platform_env, "x"):
         pytest.fail("a run that does not exist was attached to")
 
 
 def test_what_mlflow_refuses_is_a_warning(platform_env, caplog):
-    with mlflow_runs.task(platform_env, "refused", params={"lr": 1}) as run:
+    with mlflow_runs.open_run(platform_env, "refused", params={"lr": 1}) as run:
         run.log_params({"lr": 2})
         run.log_metrics({"loss": 1.0}, 0)
     assert "not logged" in caplog.text and "lr" in caplog.text
@@ -126,7 +126,7 @@ import os, signal, sys, time
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.infra.settings import Settings
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with it ignored
-with mlflow_runs.task(Settings.from_env(), sys.argv[1]) as run:
+with mlflow_runs.open_run(Settings.from_env(), sys.argv[1]) as run:
     run.log_metrics({"loss": 1.0}, 0)
     print("ready", flush=True)
     exec(sys.argv[2])
@@ -158,7 +158,7 @@ def test_every_end_is_a_true_status(platform_env):
     assert "bad shape" in tags_of(named(platform_env, f"{mark} exception"))["flashslm.error"]
 
     killed = named(platform_env, f"{mark} SIGKILL")["info"]["run_id"]
-    with mlflow_runs.task(platform_env, "alive") as alive:
+    with mlflow_runs.open_run(platform_env, "alive") as alive:
         swept = mlflow_runs.sweep(platform_env)
         assert killed in swept and alive.run_id not in swept
         assert run_of(platform_env, killed)["info"]["status"] == "KILLED"
@@ -176,9 +176,9 @@ def test_an_outage_costs_nothing(platform_env, stack_home, tmp_path, monkeypatch
     monkeypatch.setattr(mlflow_api, "_RETRIES", mlflow_api._RETRIES.new(total=1))
     (tmp_path / "late.txt").write_text("late")
     api.experiment_id  # noqa: B018
-    through = mlflow_runs.task(settings, "through the outage")
+    through = mlflow_runs.open_run(settings, "through the outage")
     across = through.__enter__()
-    with mlflow_runs.task(settings, "ends in the outage") as run:
+    with mlflow_runs.open_run(settings, "ends in the outage") as run:
         for step in range(100):
             run.log_metrics({"loss": float(step)}, step)
             across.log_metrics({"loss": float(step)}, step)
@@ -192,7 +192,7 @@ def test_an_outage_costs_nothing(platform_env, stack_home, tmp_path, monkeypatch
         run.set_tags({"during": "outage"})
         across.flush()
         (tmp_path / "late.txt").write_text("changed afterwards")
-    with mlflow_runs.task(settings, "born in the outage", params={"lr": 1}) as born:
+    with mlflow_runs.open_run(settings, "born in the outage", params={"lr": 1}) as born:
         born.log_metrics({"loss": 5.0, "odd": float("nan")}, 5)
         assert born.run_id == ""
         with born.nested("child of the unborn") as child:
@@ -247,7 +247,7 @@ def test_a_run_deleted_meanwhile_does_not_block_the_spool(platform_env, caplog):
 
 
 def test_what_a_lost_process_had_finished_counts_no_more(platform_env: Settings) -> None:
-    with mlflow_runs.task(platform_env, "search") as run:
+    with mlflow_runs.open_run(platform_env, "search") as run:
         for name in ("lost trial 3", "lost trial 4", "lost trial 3"):
             with run.nested(name) as trial:
                 owner = tags_of(run_of(platform_env, trial.run_id))[mlflow_runs.OWNER_TAG]

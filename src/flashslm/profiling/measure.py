@@ -16,7 +16,7 @@ from flashslm.models.accounting import parameters
 from flashslm.models.architecture import Architecture
 from flashslm.profiling.latency_table import HEAD, LatencyEntry, LatencyTable
 from flashslm.profiling.plan import EntryKey, ProfilingPlan, Repetition, repetition
-from flashslm.profiling.timing import Step, Timing, cpu_threads, measure_rounds
+from flashslm.profiling.timing import TimedCall, Timing, cpu_threads, measure_rounds
 
 # On a CPU three instances of every operator run in turns, each timed apart: a row of one kind of operator was 18 %
 # faster there than the same layers in a model.
@@ -39,7 +39,7 @@ class ModelPoint(NamedTuple):
 class _Group(NamedTuple):
     """Steps that are built together and run in turns."""
 
-    build: Callable[[], Sequence[tuple[Hashable, Step]]]
+    build: Callable[[], Sequence[tuple[Hashable, TimedCall]]]
     parameters: int
 
 
@@ -164,12 +164,12 @@ class _Bench:
     def _table_group(self, keys: list[EntryKey], plan: ProfilingPlan) -> _Group:
         layers = [plan.layer(key) for key in keys]
 
-        def build() -> list[tuple[Hashable, Step]]:
+        def build() -> list[tuple[Hashable, TimedCall]]:
             return [(key, self._build_entry(key, layer)) for key, layer in zip(keys, layers, strict=True)]
 
         return _Group(build, sum(parameters(layer)["total"] for layer in layers))
 
-    def _build_entry(self, key: EntryKey, layer: Architecture) -> Step:
+    def _build_entry(self, key: EntryKey, layer: Architecture) -> TimedCall:
         copies, passes = self._repetition(key, layer)
         if key.operator == HEAD:
             return build_head_step(layer, key.batch, self.device, self.torch_dtype, copies=copies)
@@ -177,7 +177,7 @@ class _Bench:
             layer, key.operator, key.batch, key.context, self.device, self.torch_dtype, copies, passes
         )
 
-    def _build_model(self, point: ModelPoint) -> list[tuple[Hashable, Step]]:
+    def _build_model(self, point: ModelPoint) -> list[tuple[Hashable, TimedCall]]:
         """The engine's decode step at the point's contexts, on one cache with room for the longest."""
         if self.device == "cuda":
             gc.collect()  # as in `available_bytes`

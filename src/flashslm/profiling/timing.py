@@ -19,7 +19,7 @@ CUDA_SETTLING_SAMPLES = 10  # not counted: a GPU that waited for a compiler has 
 CPU_ROUNDS = 3  # a CPU is shared and changes its clock: samples of one step are spread over the whole measurement
 CPU_ROUNDS_KEPT = 10
 
-Step = Callable[[], object]
+TimedCall = Callable[[], object]
 G = TypeVar("G", bound=Hashable)
 K = TypeVar("K", bound=Hashable)
 
@@ -34,13 +34,13 @@ class Timing:
     repeats: int
 
 
-def measure(step: Step, warmup: int, repeats: int, device: DeviceKind) -> Timing:
+def measure(step: TimedCall, warmup: int, repeats: int, device: DeviceKind) -> Timing:
     """Time one step: `warmup` calls that do not count, then `repeats` samples (CUDA events or the monotonic clock)."""
     return _summary(_samples_ms(step, warmup, repeats, device))
 
 
 def measure_rounds(
-    builds: Mapping[G, Callable[[], Sequence[tuple[K, Step]]]],
+    builds: Mapping[G, Callable[[], Sequence[tuple[K, TimedCall]]]],
     warmup: int,
     repeats: int,
     device: DeviceKind,
@@ -82,7 +82,7 @@ def cpu_threads(threads: int) -> Iterator[None]:
 
 
 def _group_samples_ms(
-    steps: list[tuple[K, Step]], warmup: int, repeats: int, device: DeviceKind, rng: random.Random
+    steps: list[tuple[K, TimedCall]], warmup: int, repeats: int, device: DeviceKind, rng: random.Random
 ) -> Iterator[tuple[K, list[float]]]:
     """Samples of every step of a group; on a CPU several steps are called once each a pass, in an order of its own."""
     if len(steps) == 1 or device == "cuda":
@@ -98,7 +98,7 @@ def _group_samples_ms(
                 yield key, values
 
 
-def _samples_ms(step: Step, warmup: int, repeats: int, device: DeviceKind) -> list[float]:
+def _samples_ms(step: TimedCall, warmup: int, repeats: int, device: DeviceKind) -> list[float]:
     """Milliseconds a call, one value a sample."""
     for _ in range(warmup):
         step()
@@ -109,11 +109,11 @@ def _samples_ms(step: Step, warmup: int, repeats: int, device: DeviceKind) -> li
     return clock(step, calls, repeats)
 
 
-def _samples_clock(device: DeviceKind) -> Callable[[Step, int, int], list[float]]:
+def _samples_clock(device: DeviceKind) -> Callable[[TimedCall, int, int], list[float]]:
     return _cuda_samples_ms if device == "cuda" else _cpu_samples_ms
 
 
-def _cpu_samples_ms(step: Step, calls: int, repeats: int) -> list[float]:
+def _cpu_samples_ms(step: TimedCall, calls: int, repeats: int) -> list[float]:
     """With one thread the clock is that thread's CPU time: what other processes take meanwhile is not the model's."""
     import torch
 
@@ -127,7 +127,7 @@ def _cpu_samples_ms(step: Step, calls: int, repeats: int) -> list[float]:
     return samples
 
 
-def _cuda_samples_ms(step: Step, calls: int, repeats: int) -> list[float]:
+def _cuda_samples_ms(step: TimedCall, calls: int, repeats: int) -> list[float]:
     """All samples are queued before the host waits, so that the device does not idle between them."""
     import torch
 

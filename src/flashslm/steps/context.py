@@ -13,7 +13,7 @@ from flashslm.config import RunConfig, digest
 from flashslm.infra.events import Events
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectStore
-from flashslm.infra.tracking.mlflow_runs import Task
+from flashslm.infra.tracking.mlflow_runs import TrackedRun
 
 
 def tree_cache() -> Path:
@@ -29,7 +29,7 @@ class StepContext:
     config: RunConfig
     settings: Settings
     store: ObjectStore
-    task: Task
+    mlflow_run: TrackedRun
     events: Events
     inputs: dict[str, Manifest | list[Manifest]]
     parameters: dict[str, str]

@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from flashslm.infra.registry.gate import Comparison, Measured, decide_retraining
+from flashslm.infra.registry.gate import Comparison, MeasuredModel, decide_retraining
 from flashslm.steps.context import StepContext
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Outputs `verdict`: verdict.json; the result's `decision` is "promote" or "hold"."""
     champion = context.read_json("champion", "champion.json")
-    candidate = Measured.of(context.manifest("exported"), context.manifest("evaluation"))
+    candidate = MeasuredModel.of(context.manifest("exported"), context.manifest("evaluation"))
     compared = context.read_json("evaluation", "evaluation.json")["comparisons"]
     verdict = decide_retraining(
         candidate,
-        Measured.model_validate(champion["facts"]),
+        MeasuredModel.model_validate(champion["facts"]),
         champion["version"],
         [Comparison.model_validate(entry) for entry in compared],
         context.config.gate,

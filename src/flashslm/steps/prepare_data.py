@@ -13,7 +13,7 @@ def run(context: StepContext) -> dict[str, Any]:
         summary = prepare_dataset(config.data, config.seed, directory, s3_client=context.store.client)
         facts = summary.model_dump(mode="json")
         manifest = context.publish("dataset", directory, facts)
-    context.task.log_dataset(config.data.source, manifest.uri, manifest.sha256)
+    context.mlflow_run.log_dataset(config.data.source, manifest.uri, manifest.sha256)
     return {
         "train_tokens": summary.train_tokens,
         "validation_tokens": summary.validation_tokens,

@@ -29,7 +29,7 @@ def run(context: StepContext) -> dict[str, Any]:
         if summary is None or reason:
             return _hold(context, counts, reason or f"nothing new: all {text.documents:,} documents were seen before")
         manifest = context.publish("dataset", directory, summary.model_dump(mode="json") | counts)
-    context.task.log_dataset(config.data.source, manifest.uri, manifest.sha256)
+    context.mlflow_run.log_dataset(config.data.source, manifest.uri, manifest.sha256)
     return counts | {
         "decision": "retrain",
         "train_tokens": summary.train_tokens,

@@ -17,8 +17,8 @@ from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_architecture
 from flashslm.steps.context import StepContext
-from flashslm.training.result import store_model
 from flashslm.training.spec import Fetch, FromArchitecture, FromExport, OnMetrics, TrainOutcome, TrainSpec
+from flashslm.training.trained_model import store_model
 from flashslm.training.trainer import train
 from flashslm.training.workers import WorkerFailed, WorkerOutput, run_workers
 
@@ -49,7 +49,7 @@ def train_in_step(context: StepContext, spec: TrainSpec) -> TrainOutcome:
     """
 
     def on_metrics(step: int, values: dict[str, float]) -> None:
-        context.task.log_metrics(values, step)
+        context.mlflow_run.log_metrics(values, step)
         losses = ", ".join(f"{key} {value:.3f}" for key, value in values.items() if key.endswith("loss_nats"))
         context.events.emit("progress", f"step {step} of {spec.training.steps}: {losses}", training_step=step)
 
@@ -97,12 +97,12 @@ def _train_on_nodes(
     spec.micro_batch_rows(train_job.world_size(template))
 
     def on_status(text: str) -> None:
-        context.task.set_tags({"train_job.status": text})
+        context.mlflow_run.set_tags({"train_job.status": text})
         context.events.emit("progress", text)
 
     _put_spec(context, spec)
     job = train_job.TrainJob(Kubernetes.in_cluster(), template, output.line, on_status)
-    context.task.set_tags({"train_job.name": job.name})
+    context.mlflow_run.set_tags({"train_job.name": job.name})
     try:
         with beating(context.store, spec.object_key("heartbeat")):
             job.run()
@@ -125,7 +125,7 @@ def _workers_outcome(context: StepContext, spec: TrainSpec, output: WorkerOutput
     outcome = TrainOutcome.model_validate(found[0])
     for row in outcome.history:
         output.row(row)
-    context.task.set_tags({f"kernel.{name}": form for name, form in outcome.kernels.items()})
+    context.mlflow_run.set_tags({f"kernel.{name}": form for name, form in outcome.kernels.items()})
     return outcome
 
 

@@ -25,7 +25,7 @@ from flashslm.export.weights import has_unit_rows
 from flashslm.hardware import pick_device
 from flashslm.infra.events import Events
 from flashslm.infra.registry import model_registry
-from flashslm.infra.registry.gate import Measured
+from flashslm.infra.registry.gate import MeasuredModel
 from flashslm.infra.registry.model_registry import CHAMPION, IMPORTED, Lineage, ModelVersion, PromotionConflict
 from flashslm.infra.registry.promotion import announce
 from flashslm.infra.settings import Settings
@@ -160,10 +160,10 @@ def _measure_and_register(
     tokenizer: Path,
     directory: Path,
 ) -> str:
-    with mlflow_runs.task(settings, f"register {directory.name}", tags={"step": STEP}) as task:
+    with mlflow_runs.open_run(settings, f"register {directory.name}", tags={"step": STEP}) as mlflow_run:
         own = recipe.model_copy(update={"data": recipe.data.model_copy(update={"tokenizer": str(tokenizer)})})
         store, events = ObjectStore(settings), Events.from_env(STEP, STEP)
-        context = StepContext(STEP, own, settings, store, task, events, inputs={}, parameters={})
+        context = StepContext(STEP, own, settings, store, mlflow_run, events, inputs={}, parameters={})
         quality, facts = _measure(context, model)
         dataset = context.outputs["dataset"]
         measured = {"perplexity": quality["perplexity"], "dataset_sha256": dataset.sha256, "sha256": manifest.sha256}
@@ -172,8 +172,8 @@ def _measure_and_register(
             settings,
             name,
             manifest.model_copy(update={"metadata": facts}),
-            settings.parent_run_id or task.run_id,
-            Measured.model_validate(facts | measured).model_dump(),
+            settings.parent_run_id or mlflow_run.run_id,
+            MeasuredModel.model_validate(facts | measured).model_dump(),
             {"recipe": recipe.name, "architecture": facts["operators"], "directory": str(directory.resolve())},
             Lineage(
                 data=(dataset,),
@@ -201,7 +201,7 @@ def _measure(context: StepContext, model: HybridLM) -> tuple[dict[str, Any], dic
     context.events.emit("progress", f"{facts['latency_ms']:.3f} ms/token, weight norm {facts['weight_norm']}")
     quality = evaluate_model(model.to(torch.float32).eval(), dataset, recipe)
     numbers = {key: value for key, value in (quality | facts).items() if isinstance(value, int | float)}
-    context.task.log_metrics(numbers, step=0)
+    context.mlflow_run.log_metrics(numbers, step=0)
     return quality, facts
 
 

@@ -23,7 +23,7 @@ def run(context: StepContext) -> dict[str, Any]:
         context.settings,
         name,
         exported,
-        run_id=context.settings.parent_run_id or context.task.run_id,
+        run_id=context.settings.parent_run_id or context.mlflow_run.run_id,
         facts=verdict["candidate"],
         tags={"recipe": context.config.name, "architecture": exported.metadata["operators"]},
         lineage=lineage(context, verdict, current),

@@ -15,9 +15,9 @@ def run(context: StepContext) -> dict[str, Any]:
     with context.scratch() as directory:
         page = directory / "report.html"
         page.write_text(render(artifacts, drawn), encoding="utf-8")
-        context.task.log_file(page)
+        context.mlflow_run.log_file(page)
         for name, figure in drawn.items():
-            context.task.log_figure(figure, f"plots/{name}.png")
+            context.mlflow_run.log_figure(figure, f"plots/{name}.png")
         metadata = {"inputs": lineage(context), "decision": artifacts.verdict["decision"]}
         manifest = context.publish("report", directory, metadata)
     return {"report_bytes": manifest.bytes, "summary": f"report.html, {manifest.bytes / 1e3:.0f} kB"}

@@ -13,7 +13,7 @@ def run(context: StepContext) -> dict[str, Any]:
     with context.scratch() as directory:
         page = directory / "report.html"
         page.write_text(render_retraining(artifacts), encoding="utf-8")
-        context.task.log_file(page)
+        context.mlflow_run.log_file(page)
         metadata = {"inputs": lineage(context), "decision": artifacts.decision, "reasons": artifacts.reasons}
         context.publish("report", directory, metadata)
     why = "; ".join(artifacts.reasons) or "all checks pass"

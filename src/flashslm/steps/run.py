@@ -47,13 +47,13 @@ def run_step(
     events = Events.from_env(name, label)
     events.emit("start")
     try:
-        with mlflow_runs.task(settings, label, tags={"step": name} | variant) as task:
+        with mlflow_runs.open_run(settings, label, tags={"step": name} | variant) as mlflow_run:
             context = StepContext(
                 step=name,
                 config=from_step_json(name, config),
                 settings=settings,
                 store=ObjectStore(settings),
-                task=task,
+                mlflow_run=mlflow_run,
                 events=events,
                 inputs=_read_manifests(inputs or {}),
                 parameters=dict(parameters or {}),
@@ -90,11 +90,11 @@ def _execute(context: StepContext, outputs: Mapping[str, str]) -> dict[str, Any]
     sections = STEP_SECTIONS[context.step]
     if "kernels" in sections:
         _decide_kernels(context.config, measures="profiling" in sections)
-    context.task.log_params(context.config.model_dump(mode="json", include=set(sections)))
+    context.mlflow_run.log_params(context.config.model_dump(mode="json", include=set(sections)))
     result: dict[str, Any] = importlib.import_module(f"flashslm.steps.{context.step}").run(context)
-    context.task.set_tags({f"kernel.{name}": form for name, form in kernels.decisions().items()})
-    context.task.log_metrics({k: float(v) for k, v in result.items() if isinstance(v, int | float)}, step=0)
-    context.task.set_tags({f"artifact.{name}": manifest.uri for name, manifest in context.outputs.items()})
+    context.mlflow_run.set_tags({f"kernel.{name}": form for name, form in kernels.decisions().items()})
+    context.mlflow_run.log_metrics({k: float(v) for k, v in result.items() if isinstance(v, int | float)}, step=0)
+    context.mlflow_run.set_tags({f"artifact.{name}": manifest.uri for name, manifest in context.outputs.items()})
     for name, path in outputs.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         context.outputs[name].write(Path(path))

@@ -9,7 +9,7 @@ import torch
 
 from flashslm.config import digest
 from flashslm.hardware import pick_device
-from flashslm.infra.tracking.mlflow_runs import Task, end_lost
+from flashslm.infra.tracking.mlflow_runs import TrackedRun, end_lost
 from flashslm.models.architecture import InfeasibleArchitecture, parse_operators, repeat_block
 from flashslm.models.hybrid import HybridLM
 from flashslm.profiling.latency_table import LatencyTable
@@ -111,7 +111,7 @@ def make_trainer(context: StepContext, study: SearchStudy) -> Callable[[Candidat
         )
         name = f"trial {candidate.slot}"
         end_lost(context.settings, name, study.lost_workers(candidate.slot))
-        with context.task.nested(name, params=candidate.attributes()) as trial:
+        with context.mlflow_run.nested(name, params=candidate.attributes()) as trial:
             log = partial(_log_row, trial)
             try:
                 model = HybridLM.build(candidate.architecture, device, seed=config.seed)
@@ -125,5 +125,5 @@ def make_trainer(context: StepContext, study: SearchStudy) -> Callable[[Candidat
     return train_candidate
 
 
-def _log_row(trial: Task, step: int, values: dict[str, float]) -> None:
+def _log_row(trial: TrackedRun, step: int, values: dict[str, float]) -> None:
     trial.log_metrics(values, step)

@@ -24,9 +24,9 @@ from flashslm.training.distributed import (
     shard_model,
     sum_over_ranks,
 )
+from flashslm.training.learning_rate import learning_rate
 from flashslm.training.optimizer import build_optimizer, set_learning_rate
 from flashslm.training.runtime import StepClock, reproducible, sigterm_as_request
-from flashslm.training.schedule import learning_rate
 from flashslm.training.spec import Fetch, NonFiniteLoss, OnMetrics, TrainOutcome, TrainSpec
 from flashslm.training.state import capture, restore_
 from flashslm.training.weight_norm import mean_weight_norm, project_weights_

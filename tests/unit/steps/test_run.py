@@ -29,7 +29,7 @@ def make_context(**changes: Any) -> StepContext:
         config=from_step_json("pretrain", recipe.for_step("pretrain")),
         settings=nothing,
         store=nothing,
-        task=nothing,
+        mlflow_run=nothing,
         events=Events("pretrain", "pretrain", None),
         inputs={"dataset": manifest("a"), "architecture": manifest("b")},
         parameters={"code_digest": "code"},
@@ -68,7 +68,7 @@ def run_with_kernels(monkeypatch: pytest.MonkeyPatch, **setting: str) -> dict[st
     step = SimpleNamespace(run=lambda context: {"form": kernels.chosen("ssd", "cuda", "bfloat16")})
     monkeypatch.setattr(run_module.importlib, "import_module", lambda name: step)
     recorder: Any = Recorder()
-    run_module._execute(make_context(task=recorder, recipe={"kernels": setting}), {})
+    run_module._execute(make_context(mlflow_run=recorder, recipe={"kernels": setting}), {})
     kernels.configure(KernelsConfig())
     return recorder.tags
 

@@ -29,7 +29,7 @@ def make_context(recipe: dict[str, Any] | None = None, step: str = "search_archi
         config=from_step_json(step, config.for_step(step)),
         settings=nothing,
         store=nothing,
-        task=nothing,
+        mlflow_run=nothing,
         events=Events(step, step, None),
         inputs={name: manifest(content) for name, content in zip(INPUTS, "abc", strict=True)},
         parameters=CODE,

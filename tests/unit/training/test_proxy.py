@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from flashslm.config import ScalingConfig, SearchConfig, TrainingConfig
+from flashslm.training.learning_rate import learning_rate
 from flashslm.training.proxy import proxy_training
-from flashslm.training.schedule import learning_rate
 from flashslm.training.spec import TrainOutcome
 from flashslm.training.trainer import train
 from tests.unit.training import tiny

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flashslm.infra.storage.object_store import Manifest
 
 
-class Measured(BaseModel):
+class MeasuredModel(BaseModel):
     """What the gate compares, of the candidate and of the champion alike."""
 
     sha256: str  # of the exported object
@@ -21,7 +21,7 @@ class Measured(BaseModel):
     dataset_sha256: str  # of the data the perplexity was measured on
 
     @classmethod
-    def of(cls, exported: "Manifest", evaluation: "Manifest") -> "Measured":
+    def of(cls, exported: "Manifest", evaluation: "Manifest") -> "MeasuredModel":
         """A candidate, by what its export and its evaluation say."""
         quality = {name: evaluation.metadata[name] for name in ("perplexity", "dataset_sha256")}
         size = {name: exported.metadata[name] for name in ("latency_ms", "parameters", "device")}
@@ -45,13 +45,15 @@ class Verdict(BaseModel):
     decision: Literal["promote", "hold"]
     reasons: list[str]
     checks: list[str]
-    candidate: Measured
-    champion: Measured | None
+    candidate: MeasuredModel
+    champion: MeasuredModel | None
     champion_version: str  # "" when there was none: registration aborts if it changed since
     parent: str = ""  # the version whose weights the candidate was trained from
 
 
-def decide(candidate: Measured, champion: Measured | None, champion_version: str, limits: GateConfig) -> Verdict:
+def decide(
+    candidate: MeasuredModel, champion: MeasuredModel | None, champion_version: str, limits: GateConfig
+) -> Verdict:
     """Hold the candidate to the recipe's limits and, if there is a champion, to the champion."""
     results = _within_limits(candidate, limits)
     if champion is None:
@@ -64,8 +66,8 @@ def decide(candidate: Measured, champion: Measured | None, champion_version: str
 
 
 def decide_retraining(
-    candidate: Measured,
-    champion: Measured,
+    candidate: MeasuredModel,
+    champion: MeasuredModel,
     champion_version: str,
     comparisons: list[Comparison],
     limits: GateConfig,
@@ -88,7 +90,11 @@ Result = tuple[bool, str]  # passed, what was compared
 
 
 def _verdict(
-    results: list[Result], candidate: Measured, champion: Measured | None, champion_version: str, parent: str = ""
+    results: list[Result],
+    candidate: MeasuredModel,
+    champion: MeasuredModel | None,
+    champion_version: str,
+    parent: str = "",
 ) -> Verdict:
     reasons = [text for passed, text in results if not passed]
     return Verdict(
@@ -102,7 +108,7 @@ def _verdict(
     )
 
 
-def _within_limits(candidate: Measured, limits: GateConfig) -> list[Result]:
+def _within_limits(candidate: MeasuredModel, limits: GateConfig) -> list[Result]:
     limited = (
         ("perplexity", candidate.perplexity, limits.max_perplexity, ""),
         ("latency", candidate.latency_ms, limits.max_latency_ms, " ms/token"),
@@ -129,7 +135,7 @@ def _compare(c: Comparison, limits: GateConfig) -> Result:
     return c.challenger <= bound, f"{where}, at most {bound:.4f} (champion {c.champion:.4f})"
 
 
-def _against(candidate: Measured, champion: Measured, limits: GateConfig) -> list[Result]:
+def _against(candidate: MeasuredModel, champion: MeasuredModel, limits: GateConfig) -> list[Result]:
     """Quality, latency and size relative to the champion; a latency of another device is left out."""
     if candidate.dataset_sha256 != champion.dataset_sha256:
         text = (

@@ -1,7 +1,7 @@
-"""`task()`: every step is one MLflow run, with its true end whatever ends it.
+"""`open_run()`: every step is one MLflow run, with its true end whatever ends it.
 
-A task attaches to the run a cluster injects (MLFLOW_RUN_ID) or makes one nested under the pipeline's parent run. MLflow
-being away never stops a task: what it could not send is spooled (see `spool`) and sent later.
+A step attaches to the run that a cluster injects (MLFLOW_RUN_ID) or makes one nested under the pipeline's parent run.
+MLflow being away never stops a step: what it could not send is spooled (see `spool`) and sent later.
 """
 
 import json
@@ -27,15 +27,15 @@ from flashslm.infra.tracking.spool import Request, RunRef, backfill
 
 __all__ = [
     "Status",
-    "Task",
+    "TrackedRun",
     "attach_file",
     "backfill",
     "finish_run",
     "log_dataset_to_run",
     "log_to_run",
+    "open_run",
     "start_parent_run",
     "sweep",
-    "task",
 ]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -49,7 +49,7 @@ _MAX_PARAM_CHARACTERS, _MAX_TAG_CHARACTERS, _MAX_DIGEST_CHARACTERS = 6000, 8000,
 _log = logging.getLogger(__name__)
 
 
-class Task:
+class TrackedRun:
     """One MLflow run, open inside its `with`. Its methods never raise because of MLflow; threads may share it."""
 
     def __init__(self, api: MlflowApi, run: RunRef, spooled: bool):
@@ -70,7 +70,7 @@ class Task:
         return self._run.run_id
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Note metrics of a step; they are sent about once a second, and in full when the task ends."""
+        """Note metrics of a step; they are sent about once a second, and in full when the run ends."""
         points = [metric_point(key, value, step) for key, value in metrics.items()]
         with self._points_lock:
             self._points += points
@@ -107,9 +107,9 @@ class Task:
 
     def nested(
         self, name: str, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None
-    ) -> "Task":
+    ) -> "TrackedRun":
         """A child run, for a trial: `with run.nested("trial-3") as trial`."""
-        return _new_task(self._api, name, dict(tags or {}), dict(params or {}), self._run)
+        return _new_run(self._api, name, dict(tags or {}), dict(params or {}), self._run)
 
     def flush(self) -> None:
         """Send the noted metrics now."""
@@ -118,7 +118,7 @@ class Task:
         for start in range(0, len(points), _MAX_POINTS):
             self._post("runs/log-batch", {"metrics": points[start : start + _MAX_POINTS]})
 
-    def __enter__(self) -> "Task":
+    def __enter__(self) -> "TrackedRun":
         self._flusher.start()
         return self
 
@@ -177,9 +177,9 @@ class Task:
 
 
 @contextmanager
-def task(
+def open_run(
     settings: Settings, name: str, *, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None
-) -> Iterator[Task]:
+) -> Iterator[TrackedRun]:
     """Open the run of a step; it ends FINISHED, FAILED (an exception, a non-zero exit) or KILLED (SIGTERM, SIGINT).
 
     Raises MlflowError at the start if MLflow answers but refuses (wrong credentials, no such injected run).
@@ -191,7 +191,7 @@ def task(
             run = _attach(api, injected, dict(tags or {}), dict(params or {}))
         else:
             parent = settings.parent_run_id and RunRef.of(settings, settings.parent_run_id)
-            run = _new_task(api, name, dict(tags or {}), dict(params or {}), parent or None)
+            run = _new_run(api, name, dict(tags or {}), dict(params or {}), parent or None)
         with run:
             yield run
 
@@ -268,23 +268,25 @@ def _end_request(status: Status) -> Request:
     return Request(endpoint="runs/update", body={"status": status, "end_time": int(time.time() * 1000)})
 
 
-def _new_task(api: MlflowApi, name: str, tags: dict[str, str], params: dict[str, Any], parent: RunRef | None) -> Task:
+def _new_run(
+    api: MlflowApi, name: str, tags: dict[str, str], params: dict[str, Any], parent: RunRef | None
+) -> TrackedRun:
     experiment, create = api.settings.experiment, _creation(name, tags)
     run = RunRef(key=f"new-{uuid.uuid4().hex}", experiment=experiment, create=create, parent=parent)
     try:
         if parent and not parent.run_id:
             raise MlflowUnavailable(f"MLflow has not seen the parent of run '{name}' yet")
         run_id = spool.create_run(api, run)
-        opened = Task(api, RunRef.of(api.settings, run_id), spooled=False)
+        opened = TrackedRun(api, RunRef.of(api.settings, run_id), spooled=False)
     except MlflowUnavailable as error:
         _log.warning("%s; the run '%s' is spooled and created when it is back", error, name)
-        opened = Task(api, run, spooled=True)
+        opened = TrackedRun(api, run, spooled=True)
     opened.log_params(params)
     return opened
 
 
-def _attach(api: MlflowApi, run_id: str, tags: dict[str, str], params: dict[str, Any]) -> Task:
-    opened = Task(api, RunRef.of(api.settings, run_id), spooled=False)
+def _attach(api: MlflowApi, run_id: str, tags: dict[str, str], params: dict[str, Any]) -> TrackedRun:
+    opened = TrackedRun(api, RunRef.of(api.settings, run_id), spooled=False)
     with suppress(MlflowUnavailable):
         api.get("runs/get", run_id=run_id)  # a wrong id must be an error now, not a warning for every metric
     opened._post("runs/update", {"status": "RUNNING"})  # a retried step reopens its run

@@ -3,12 +3,14 @@
 import pytest
 
 from flashslm.config import GateConfig
-from flashslm.infra.registry.gate import Comparison, Measured, decide, decide_retraining
+from flashslm.infra.registry.gate import Comparison, MeasuredModel, decide, decide_retraining
 
-CHAMPION = Measured(sha256="a", perplexity=10.0, latency_ms=2.0, parameters=1000, device="cpu", dataset_sha256="data")
+CHAMPION = MeasuredModel(
+    sha256="a", perplexity=10.0, latency_ms=2.0, parameters=1000, device="cpu", dataset_sha256="data"
+)
 
 
-def candidate(**changes: object) -> Measured:
+def candidate(**changes: object) -> MeasuredModel:
     return CHAMPION.model_copy(update={"sha256": "b", "perplexity": 9.0, **changes})
 
 

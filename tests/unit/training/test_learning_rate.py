@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from flashslm.training.schedule import learning_rate
+from flashslm.training.learning_rate import learning_rate
 from tests.unit.training.tiny import config
 
 
