@@ -24,14 +24,14 @@ Document = dict[str, Any]
 
 @contextmanager
 def two_nodes(pipeline: str, step: str, directory: Path) -> Iterator[FakeKubernetes]:
-    """Its API server, its service account, and what the cluster pass puts into the step's pod."""
+    """Its API server, its service account, and the TrainJob that the cluster pass puts into the step's pod."""
     spec = for_cluster(pipeline, PlatformConfig.model_validate({"nodes": 2, "gpu_steps": {"gpus": 0}})).spec
     state = FakeKubernetes()
     with pytest.MonkeyPatch.context() as patch, serving(state, directory / "account") as address:
         for executor in spec["deploymentSpec"]["executors"].values():
             if step_of(executor["container"]) == step:
-                (variable,) = executor["container"]["env"]
-                patch.setenv(variable["name"], variable["value"])
+                variables = {entry["name"]: entry["value"] for entry in executor["container"]["env"]}
+                patch.setenv(train_job.VARIABLE, variables[train_job.VARIABLE])
         patch.setattr(train_job, "TrainJob", partial(train_job.TrainJob, poll_s=0.1))
         patch.setattr(Kubernetes, "in_cluster", lambda: Kubernetes(address, directory / "account"))
         yield state
