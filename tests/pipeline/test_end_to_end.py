@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -42,7 +43,13 @@ class Project:
     def start(self) -> subprocess.Popen[str]:
         log = (self.directory / "run.log").open("a")
         return subprocess.Popen(
-            self.command(), cwd=self.directory, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            self.command(),
+            cwd=self.directory,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            umask=0,  # of a user whose files everybody may write
         )
 
     def finish(self) -> dict[str, Any]:
@@ -203,6 +210,13 @@ def test_run_directory_holds_what_a_person_looks_for(project: Project, runs: dic
     report = (latest / "report.html").read_text()
     assert "Gate: hold" in report and report.count('src="data:image/svg+xml;base64,') == 9
     assert json.loads((latest / "environment.json").read_text())["packages"]["torch"]
+
+
+def test_home_and_runs_are_the_owners_alone(project: Project, runs: dict[str, Any]) -> None:
+    paths = [p for root in (project.home, project.directory / "runs") for p in (root, *root.rglob("*"))]
+    assert len(paths) > 100 and project.home / "s3" in paths
+    paths = [p for p in paths if p.suffix != ".vif"]  # SeaweedFS sets the mode of these itself, below s3/ (0700)
+    assert [p for p in paths if not p.is_symlink() and stat.S_IMODE(p.stat().st_mode) & 0o077] == []
 
 
 def test_mlflow_shows_parent_steps_and_trials(settings: Settings, runs: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 three times: diverging, promoting, and on schedule with nothing new.
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -20,6 +21,7 @@ from typing import Any, ClassVar
 
 import psutil
 import pytest
+import yaml
 
 from flashslm.config import ModelConfig, RunConfig
 from flashslm.config.file import load
@@ -29,6 +31,7 @@ from flashslm.infra.registry.model_registry import ModelVersion
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.launch.schedule import kept_hook
 from flashslm.launch.schedule.records import Schedule, Schedules
 from flashslm.launch.schedule.scheduler import Scheduler, launch_in
 from flashslm.models.architecture import build_architecture
@@ -38,6 +41,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "retraining-demo.yaml"
 NAME = "flashslm-demo"
 SECRET = "a key of the test"
+TOKEN = "t0ken-of-the-webhook"
 DESIGN = (
     "data.vocab_size=512",
     "data.tokenizer_bytes=200000",
@@ -72,6 +76,7 @@ class Project:
         self.directory, self.home, self.text = directory, directory / ".flashslm", directory / "text"
         self.text.mkdir()
         self.started: subprocess.Popen[str] | None = None
+        self.seen_commands: set[str] = set()
         self.overrides = [
             "data.source=files",
             f"data.paths=[{self.text}/*.jsonl]",
@@ -89,21 +94,36 @@ class Project:
             "profiling.repeats=5",
             "latency.context=64",
             "gate.max_accuracy_drop=0.3",  # one of four needles
-            f"gate.promotion_hook.url=http://127.0.0.1:{hook_port}/promoted?token=hidden",
         ]
+        hook = {"url": f"http://127.0.0.1:{hook_port}/promoted?token={TOKEN}"}
+        values = yaml.safe_load(RECIPE.read_text())
+        values["gate"] = values.get("gate", {}) | {"promotion_hook": hook}
+        self.file = directory / "recipe.yaml"
+        self.file.write_text(yaml.safe_dump(values))
 
     def recipe(self, *overrides: str) -> RunConfig:
-        return load(RECIPE, [*self.overrides, *overrides])
+        return load(self.file, [*self.overrides, *overrides])
 
     def start(self, *overrides: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "flashslm", "run", "--pipeline", "retraining", "--config", str(RECIPE)]
+        command = [sys.executable, "-m", "flashslm", "run", "--pipeline", "retraining", "--config", str(self.file)]
         command += ["--json", "--home", str(self.home), *self.overrides, *overrides]
         log = (self.directory / "run.log").open("a")
         env = os.environ | {"FLASHSLM_HOOK_SECRET": SECRET}
         self.started = subprocess.Popen(
             command, cwd=self.directory, stdout=subprocess.PIPE, stderr=log, text=True, env=env
         )
+        threading.Thread(target=self.watch_commands, args=(self.started,), daemon=True).start()
         return self.started
+
+    def watch_commands(self, process: subprocess.Popen[str]) -> None:
+        """Note the arguments of the run and of every process below it, as any user of the machine sees them."""
+        while process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                root = psutil.Process(process.pid)
+                for each in (root, *root.children(recursive=True)):
+                    with contextlib.suppress(psutil.Error):
+                        self.seen_commands.add(" ".join(each.cmdline()))
+            time.sleep(0.1)
 
     def finish(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         output, _ = process.communicate(timeout=300)
@@ -247,14 +267,14 @@ def runs(project: Project, settings: Settings, champion: ModelVersion) -> dict[s
 
 def scheduled(project: Project, settings: Settings) -> dict[str, Any]:
     """One run of the schedule that was due at the last full minute."""
-    schedules, recipe = Schedules(ObjectStore(settings)), project.recipe().model_dump(mode="json")
+    schedules = Schedules(ObjectStore(settings))
     due = Schedule(
         name="nightly",
         pipeline="retraining",
         cron="* * * * *",
         time_zone="UTC",
-        recipe=recipe,
         settled_s=time.time() - 59.9,
+        **kept_hook.apart(project.home, "nightly", project.recipe()),
     )
     schedules.create(due)
     scheduler = Scheduler(schedules, launch_in(project.home), print)
@@ -363,6 +383,17 @@ def test_nothing_new_is_held_without_training(project: Project, runs: dict[str, 
     seen = Manifest.read(nothing["directory"] / "artifacts" / "dataset.json").metadata["seen_documents"]
     assert ended(nothing)["prepare_new_data"] == f"nothing new: all {seen} documents were seen before"
     assert "nothing new: all" in (nothing["directory"] / "report.html").read_text()
+
+
+def test_the_hooks_token_is_in_no_file_and_no_argument(project: Project, runs: dict[str, Any]) -> None:
+    assert runs["promoted"]["decision"] == "promote"
+    kept = list((project.home / "schedules").rglob("hook-*.json"))
+    files = {p for root in (project.home, project.directory / "runs") for p in root.rglob("*") if p.is_file()}
+    assert len(files) > 100 and len(kept) == 1 and TOKEN in kept[0].read_text()
+    assert [path for path in files - set(kept) if TOKEN.encode() in path.read_bytes()] == []
+    assert TOKEN not in (project.directory / "run.log").read_text() + json.dumps(runs, default=str)
+    assert any("register_model" in command for command in project.seen_commands)
+    assert not any(TOKEN in command for command in project.seen_commands)
 
 
 def test_the_hook_got_one_signed_message_in_its_second_attempt(settings: Settings, runs: dict[str, Any]) -> None:

@@ -59,17 +59,17 @@ def test_a_cluster_takes_it_with_what_its_steps_need() -> None:
 def holders(pipeline: str, platform: PlatformConfig, secret: str) -> dict[str, list[str]]:
     """Executor -> the variables that it has from a secret."""
     pods = for_cluster(pipeline, platform).platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    return {
-        name: [key["envVar"] for key in source["keyToEnv"]]
-        for name, pod in pods.items()
-        for source in pod["secretAsEnv"]
-        if source["secretName"] == secret
-    }
+    found: dict[str, list[str]] = {}
+    for name, pod in pods.items():
+        for source in pod["secretAsEnv"]:
+            if source["secretName"] == secret:
+                found.setdefault(name, []).extend(key["envVar"] for key in source["keyToEnv"])
+    return found
 
 
 def test_only_registration_gets_the_hooks_secret() -> None:
     found = holders("retraining", PlatformConfig(hook_secret="flashslm-hook"), "flashslm-hook")
-    assert found == {"exec-register-model": ["FLASHSLM_HOOK_SECRET"]}
+    assert found == {"exec-register-model": ["FLASHSLM_HOOK_SECRET", "FLASHSLM_HOOK_URL"]}
 
 
 def test_only_the_search_gets_the_databases_secret() -> None:

@@ -62,6 +62,7 @@ def create(  # noqa: PLR0913 - one parameter an option
     """Run a pipeline at fixed times: its latest version, one run at a time, missed times are not caught up."""
     from flashslm.launch.compiling import load_pipeline, project_root
     from flashslm.launch.kfp import recurring_runs
+    from flashslm.launch.schedule import kept_hook
     from flashslm.launch.schedule.cron import Cron
     from flashslm.launch.schedule.records import Schedule, check_name
 
@@ -77,9 +78,10 @@ def create(  # noqa: PLR0913 - one parameter an option
         identity = recurring_runs.create(kfp, name, recipe, pipeline, times, experiment).recurring_run_id
         made = {"schedule_id": identity, "url": f"{kfp.connection.host}/#/recurringrun/details/{identity}"}
     else:
-        stored = _from_anywhere(recipe).model_dump(mode="json")
-        values = {"cron": cron, "time_zone": time_zone, "recipe": stored, "settled_s": now_s}
-        local_schedules(home).create(Schedule.model_validate({"name": name, "pipeline": pipeline} | values))
+        values = {"name": name, "pipeline": pipeline, "cron": cron, "time_zone": time_zone, "settled_s": now_s}
+        schedules = local_schedules(home)
+        own = kept_hook.apart(home.resolve(), name, _from_anywhere(recipe))
+        schedules.create(Schedule.model_validate(values | own))
         made = {"fires": "while `flashslm schedule run` goes on"}
     show({"name": name, "pipeline": pipeline, "next": times.shown(times.next_after(now_s))} | made, as_json)
 
@@ -171,12 +173,14 @@ def delete(
 ) -> None:
     """Remove it; its runs stay."""
     from flashslm.launch.kfp import recurring_runs
+    from flashslm.launch.schedule import kept_hook
 
     if host:
         kfp = client(host, namespace)
         kfp.delete_schedule(recurring_runs.find(kfp, name).recurring_run_id)
     else:
         local_schedules(home).delete(name)
+        kept_hook.forget(home.resolve(), name)
     console.print(f"{name} is gone", highlight=False, markup=False)
 
 

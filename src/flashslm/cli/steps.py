@@ -17,7 +17,7 @@ from flashslm.cli.common import (
     Overrides,
     show,
 )
-from flashslm.config import RunConfig
+from flashslm.config import STEP_SECTIONS, RunConfig
 from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems
 
@@ -134,6 +134,8 @@ def run_single(
     directory = artifacts / recipe.name
     embedded_stack.use_home(home)
     os.environ.update(resolve_settings(home).as_env())
+    if "gate" in STEP_SECTIONS[step]:
+        os.environ.update(recipe.gate.promotion_hook.environment(os.environ))
     named = outputs if isinstance(outputs, Mapping) else {name: name for name in outputs}
     result = run_step(
         step,

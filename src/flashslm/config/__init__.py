@@ -18,7 +18,7 @@ from flashslm.config.design import (
     SearchConfig,
 )
 from flashslm.config.recipe import RunConfig, StepConfig, UndeclaredSection, digest, from_step_json
-from flashslm.config.retraining import PromotionHook, RetrainingConfig
+from flashslm.config.retraining import HOOK_URL_VARIABLE, PromotionHook, RetrainingConfig
 from flashslm.config.section import Section
 from flashslm.config.steps import DESIGN_STEPS, GPU_STEPS, MULTI_NODE_STEPS, STEP_SECTIONS
 from flashslm.config.training import EvaluationConfig, ExportConfig, GateConfig, TrainingConfig
@@ -26,6 +26,7 @@ from flashslm.config.training import EvaluationConfig, ExportConfig, GateConfig,
 __all__ = [
     "DESIGN_STEPS",
     "GPU_STEPS",
+    "HOOK_URL_VARIABLE",
     "MULTI_NODE_STEPS",
     "STEP_SECTIONS",
     "DataConfig",

@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from flashslm.config import RunConfig
+from flashslm.config.secret import MISPLACED, SECRET_FIELDS, leaves, places_of_secrets, without_secrets
 
 
 class ConfigError(ValueError):
@@ -37,6 +38,7 @@ def load(
     """
     values = _read_mapping(Path(path))
     problems = [p for p in (_apply_override(values, text) for text in overrides or []) if p]
+    problems += [f"{where}: {MISPLACED}" for where in places_of_secrets(values) if where not in SECRET_FIELDS]
     config, found, dropped = _validate(values)
     problems += found
     problems += [p for p in (checks(config) if config else []) if not any(name in p for name in dropped)]
@@ -52,7 +54,7 @@ def _read_mapping(file: Path) -> dict[str, Any]:
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe '{file}' is not valid YAML: {error}") from error
+        raise ConfigError(f"recipe '{file}' is not valid YAML: {without_secrets(str(error))}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"recipe '{file}' holds {type(values).__name__}: it must be a mapping of sections")
     return values
@@ -114,7 +116,10 @@ def _apply_override(values: dict[str, Any], text: str) -> str:
     try:
         node[leaf] = yaml.safe_load(raw)
     except yaml.YAMLError as error:
-        return f"override '{text}': the value is not valid YAML ({error})"
+        return without_secrets(f"override '{text}': the value is not valid YAML ({error})")
+    for where, _ in leaves(node[leaf], key.strip()):
+        if where in SECRET_FIELDS:
+            return f"override '{where}': every user of the machine sees a command's arguments: write it in the recipe"
     return ""
 
 
@@ -125,9 +130,9 @@ def _describe(error: Any) -> str:
         allowed = ", ".join(_fields_at(error["loc"][:-1]))
         return f"{where}: unknown key; allowed here: {allowed}"
     message = error["msg"].removeprefix("Value error, ")
-    silent = isinstance(error.get("input"), dict) or error["type"] == "missing"
+    silent = isinstance(error.get("input"), dict) or error["type"] == "missing" or where in SECRET_FIELDS
     given = "" if silent else f" (given: {error['input']!r})"
-    return f"{where}: {message}{given}"
+    return without_secrets(f"{where}: {message}{given}")
 
 
 def _fields_at(location: tuple[Any, ...]) -> list[str]:

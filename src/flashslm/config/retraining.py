@@ -1,8 +1,14 @@
 """Sections that say how a champion is trained on, and who hears of a promotion."""
 
-from pydantic import Field, model_validator
+import re
+from collections.abc import Mapping
 
+from pydantic import Field, field_validator, model_validator
+
+from flashslm.config.secret import STARS, Secret
 from flashslm.config.section import Section
+
+HOOK_URL_VARIABLE = "FLASHSLM_HOOK_URL"  # the webhook's address for a process that has only a written recipe
 
 
 class RetrainingConfig(Section):
@@ -18,13 +24,36 @@ class RetrainingConfig(Section):
 
 
 class PromotionHook(Section):
-    """What is told of a promotion: a command (JSON on its standard input) or a signed webhook; neither = nothing."""
+    """What is told of a promotion: a command (JSON on its standard input) or a signed webhook; neither = nothing.
+
+    The address may hold a token, so it is written nowhere: a step takes it from $FLASHSLM_HOOK_URL.
+    """
 
     command: tuple[str, ...] = ()
-    url: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    url: Secret = Secret("")
     secret_variable: str = "FLASHSLM_HOOK_SECRET"  # the environment variable that holds the webhook's key
     timeout_s: float = Field(default=10.0, gt=0)
     attempts: int = Field(default=3, ge=1)
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, url: Secret) -> Secret:
+        if not re.fullmatch(r"(https?://\S+)?", url.get_secret_value()) and not url.is_hidden:
+            raise ValueError("an address begins with http:// or https:// and has no blanks")
+        return url
+
+    def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The variables by which the hook's address reaches steps. Raises ValueError if it is known from nowhere."""
+        if self.url.is_hidden and not environ.get(HOOK_URL_VARIABLE):
+            raise ValueError(
+                f"gate.promotion_hook.url is '{STARS}', as a written recipe has it: set ${HOOK_URL_VARIABLE} to the "
+                "address, or write it into the recipe"
+            )
+        return {HOOK_URL_VARIABLE: self.address(environ)} if self.url else {}
+
+    def address(self, environ: Mapping[str, str]) -> str:
+        """Where the webhook is; "" where there is none or it is not known."""
+        return environ.get(HOOK_URL_VARIABLE, "") if self.url.is_hidden else self.url.get_secret_value()
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "PromotionHook":

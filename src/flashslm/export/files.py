@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,10 +32,10 @@ def whole_directory(directory: Path) -> Iterator[Path]:
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"'{directory}' already has files: give a new directory, or remove it first")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
+    temporary.mkdir()  # as the umask says: mkdtemp's would be the owner's alone
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes it private to the user
         temporary.replace(directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from flashslm.config.secret import holds_secret
+
 # Steps that act on something outside the run, or look at what changes there; tasks without outputs and exit tasks count
 # as such anyway.
 SIDE_EFFECT_COMPONENTS = {
@@ -28,9 +30,6 @@ _EXECUTOR = "kfp.dsl.executor_main"
 _YAML_BOOLEAN = re.compile(r"y|n|yes|no|on|off|true|false", re.IGNORECASE)
 _UNRESOLVED = re.compile(r"\{\{\$\.pipeline_job_(create_time_utc|schedule_time_utc|resource_name)\}\}")
 _SECRET_NAME = re.compile(r"secret|passw|credential|(private|access|api)_?key|(^|_)(auth|token)$", re.IGNORECASE)
-_SECRET_VALUE = re.compile(
-    r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|\b(hf|ghp|gho)_[A-Za-z0-9]{30,}|://[^/\s:@]+:[^/\s@]+@"
-)
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ def no_secrets(compiled: Compiled) -> Iterator[Finding]:
         if value and _SECRET_NAME.search(where.rpartition("/")[2]):
             yield where, "a secret in the pipeline: read it from the environment (use_secret_as_env)"
     for where, text in _strings(compiled.spec):
-        if _SECRET_VALUE.search(text):
+        if holds_secret(text):
             yield where, "holds what looks like a credential"
 
 

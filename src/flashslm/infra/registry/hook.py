@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from flashslm.config import PromotionHook
+from flashslm.config import HOOK_URL_VARIABLE, PromotionHook
 
 SIGNATURE_HEADER = "X-Flashslm-Signature"
 DELIVERY_HEADER = "X-Flashslm-Delivery"  # the same in every attempt: who has seen it may drop the message
@@ -67,12 +67,15 @@ def _post(hook: PromotionHook, body: bytes, delivery: str, variables: Mapping[st
     secret = variables.get(hook.secret_variable, "")
     if not secret:
         raise HookFailed(f"${hook.secret_variable} is empty: it must hold the key that signs the message", final=True)
-    host = urlsplit(hook.url).hostname or ""
+    address = hook.address(variables)
+    if not address:
+        raise HookFailed(f"${HOOK_URL_VARIABLE} is empty: it must hold the webhook's address", final=True)
+    host = urlsplit(address).hostname or ""
     headers = {"Content-Type": "application/json", SIGNATURE_HEADER: sign(secret, body), DELIVERY_HEADER: delivery}
     try:
         with urllib3.PoolManager() as pool:
             answer = pool.request(
-                "POST", hook.url, body=body, headers=headers, timeout=hook.timeout_s, retries=False, redirect=False
+                "POST", address, body=body, headers=headers, timeout=hook.timeout_s, retries=False, redirect=False
             )
     except urllib3.exceptions.HTTPError as error:
         raise HookFailed(f"{host}: {type(error).__name__}") from error

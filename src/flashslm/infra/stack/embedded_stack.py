@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, computed_field
 
-from flashslm.infra.process.private import private_directory
+from flashslm.infra.process.private import PRIVATE_UMASK, private_directory
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import daemons, seaweedfs
 from flashslm.infra.stack.daemons import Daemon, StackError
@@ -101,7 +101,10 @@ def up(home: str | Path = DEFAULT_HOME) -> Settings:
 
 
 def use_home(home: str | Path) -> None:
-    """Have this process and its children keep fetched trees and spooled metrics under `home`, unless told otherwise."""
+    """Have this process and its children keep fetched trees and spooled metrics under `home`, unless told otherwise,
+    and make files of the owner alone.
+    """
+    os.umask(PRIVATE_UMASK)
     os.environ.setdefault("FLASHSLM_CACHE", str(Path(home).resolve() / "trees"))
     os.environ.setdefault("FLASHSLM_SPOOL", str(Path(home).resolve() / "spool"))
 

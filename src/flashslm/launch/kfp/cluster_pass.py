@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from flashslm.config import MULTI_NODE_STEPS, GpuType, PlatformConfig, StepResources, digest
+from flashslm.config import HOOK_URL_VARIABLE, MULTI_NODE_STEPS, GpuType, PlatformConfig, StepResources, digest
 from flashslm.infra.kubernetes.train_job import VARIABLE as TRAIN_JOB
 from flashslm.launch.compiling import code_digest, compile_pipeline
 from flashslm.launch.kfp.train_job_template import Source, step_labels, train_job_template
@@ -35,10 +35,11 @@ MLFLOW_SECRET_OPTIONAL = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "
 # What only some steps may read: their names, the key of `platform` that names the secret, the variables.
 DATABASE_SECRET_VARIABLES = ("FLASHSLM_STUDY_URL",)
 HOOK_SECRET_VARIABLES = ("FLASHSLM_HOOK_SECRET",)
+HOOK_SECRET_OPTIONAL = (HOOK_URL_VARIABLE,)  # a hook that is a command has none
 OWN_SECRETS = {
-    "search_architecture": ("database_secret", DATABASE_SECRET_VARIABLES),
-    "select_architecture": ("database_secret", DATABASE_SECRET_VARIABLES),
-    "register_model": ("hook_secret", HOOK_SECRET_VARIABLES),
+    "search_architecture": (("database_secret", DATABASE_SECRET_VARIABLES, False),),
+    "select_architecture": (("database_secret", DATABASE_SECRET_VARIABLES, False),),
+    "register_model": (("hook_secret", HOOK_SECRET_VARIABLES, False), ("hook_secret", HOOK_SECRET_OPTIONAL, True)),
 }
 
 
@@ -179,9 +180,8 @@ def _secrets(platform: PlatformConfig, step: str) -> list[Source]:
         (platform.s3_secret, S3_SECRET_VARIABLES, False),
         (platform.mlflow_secret, MLFLOW_SECRET_OPTIONAL, True),
     ]
-    if step in OWN_SECRETS:
-        field, variables = OWN_SECRETS[step]
-        sources.append((getattr(platform, field), variables, False))
+    for field, variables, optional in OWN_SECRETS.get(step, ()):
+        sources.append((getattr(platform, field), variables, optional))
     return [source for source in sources if source[0]]
 
 

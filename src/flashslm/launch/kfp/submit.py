@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flashslm.config import DataConfig, GpuType, PlatformConfig, RunConfig, digest
+from flashslm.config import HOOK_URL_VARIABLE, DataConfig, GpuType, PlatformConfig, RunConfig, digest
 from flashslm.data.sources import reads_s3, source_digest
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.s3 import s3_client
@@ -44,6 +44,12 @@ def submit(client: KfpClient, config: RunConfig, pipeline: str, experiment: str 
 
 def cluster_arguments(package: ClusterPackage, config: RunConfig, source: str) -> dict[str, Any]:
     """The package's arguments from a recipe, but for its own; the same from whichever machine they are sent."""
+    if config.gate.promotion_hook.url and not config.platform.hook_secret:
+        raise LaunchError(
+            f"gate.promotion_hook.url is a secret and does not travel with a pipeline: put the address as "
+            f"{HOOK_URL_VARIABLE} and its key as {config.gate.promotion_hook.secret_variable} into a Secret of the "
+            "namespace, and give its name as platform.hook_secret"
+        )
     known = pipeline_arguments(config, "", source, device_digest(config.platform))
     return arguments_for(package.spec, {name: value for name, value in known.items() if name not in OWN_ARGUMENTS})
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from flashslm.config import RunConfig
 from flashslm.config import file as config_file
 from flashslm.infra.process.interrupts import Terminated, terminable
+from flashslm.infra.process.private import private_files
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
@@ -92,13 +93,14 @@ def run_pipeline(
     pipeline: str = "design_and_train",
 ) -> RunOutcome:
     """Run a pipeline from its compiled YAML; leave `runs/<run id>/` and, if it succeeded, `runs/latest`."""
-    with terminable():
+    with terminable(), private_files():
         return _run_pipeline(config, home, runs, quiet, pipeline)
 
 
 def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeline: str) -> RunOutcome:
     console = Console(stderr=True, quiet=quiet)
     started = time.monotonic()
+    secrets = config.gate.promotion_hook.environment(os.environ)
     with exclusive(home / "kfp" / "lock"):
         pass  # refused before anything is made for this run; run_local holds the lock while steps run
     console.print(f"[bold]{config.name}[/]: embedded S3 and MLflow …")
@@ -113,7 +115,7 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
     status: mlflow_runs.Status = "FAILED"
     try:
         drop_lost_artifacts(ObjectStore(settings), home)
-        env = settings.as_env() | {"FLASHSLM_PARENT_RUN_ID": parent}
+        env = settings.as_env() | secrets | {"FLASHSLM_PARENT_RUN_ID": parent}
         local = run_local(config, run_dir, env, home, pipeline=pipeline, quiet=quiet)
         url, duration_s = embedded_stack.run_url(settings, parent), time.monotonic() - started
         outcome = RunOutcome(run_id, local.state, run_dir, url, duration_s, local)

@@ -39,7 +39,8 @@ class Schedule(BaseModel):
     pipeline: str
     cron: str
     time_zone: str
-    recipe: dict[str, Any]
+    recipe: dict[str, Any]  # without its promotion hook, which the store must not decide
+    hook_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")  # of the hook's file in the maker's home
     enabled: bool = True
     settled_s: float  # nothing that was due up to here will be done any more
     running: Running | None = None
@@ -55,7 +56,11 @@ class Schedule(BaseModel):
 
     @property
     def config(self) -> RunConfig:
-        return RunConfig.model_validate(self.recipe)
+        """The recipe. Raises ValueError where the record itself names a hook, which `flashslm` never writes."""
+        config = RunConfig.model_validate(self.recipe)
+        if config.gate.promotion_hook.command or config.gate.promotion_hook.url:
+            raise ValueError("its record in the store names a promotion hook, which only a recipe of this home may")
+        return config
 
 
 def check_name(name: str) -> None:
@@ -87,7 +92,7 @@ class Schedules:
             self.store.put_json(_key(schedule.name), schedule.model_dump(), if_absent=True)
         except PreconditionFailed as error:
             there = self.find(schedule.name)
-            same = {"pipeline", "cron", "time_zone", "recipe"}
+            same = {"pipeline", "cron", "time_zone", "recipe", "hook_sha256"}
             if there is None or there.model_dump(include=same) != schedule.model_dump(include=same):
                 raise LaunchError(
                     f"schedule '{schedule.name}' exists with other settings: delete it first, or choose another name"

@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from flashslm.config import RunConfig
 from flashslm.config import file as config_file
+from flashslm.infra.process.private import private_directory, private_files
 from flashslm.infra.storage import lease
 from flashslm.infra.storage.s3 import StoreError
 from flashslm.launch.processes import LaunchError, StopSignals
+from flashslm.launch.schedule import kept_hook
 from flashslm.launch.schedule.cron import Cron
 from flashslm.launch.schedule.records import Outcome, Running, Schedule, Schedules
 
@@ -177,14 +180,16 @@ def launch_in(home: Path) -> Launch:
     """Runs are `flashslm run` in processes of their own; recipe and log are below `home`."""
 
     def launch(schedule: Schedule, due_s: float) -> tuple[Process, Path]:
+        config, secrets = _with_hook(schedule, home)
         directory = home / "schedules" / schedule.name / time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(due_s))
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "recipe.yaml").write_text(config_file.dump(schedule.config), encoding="utf-8")
+        private_directory(directory)
         command = [sys.executable, "-m", "flashslm", "run", "--pipeline", schedule.pipeline]
         command += ["--config", str(directory / "recipe.yaml"), "--home", str(home)]
-        with (directory / "run.log").open("ab") as log:
+        with private_files(), (directory / "run.log").open("ab") as log:
+            (directory / "recipe.yaml").write_text(config_file.dump(config), encoding="utf-8")
             process = subprocess.Popen(
                 command,
+                env=os.environ | secrets,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -193,6 +198,16 @@ def launch_in(home: Path) -> Launch:
         return process, directory / "run.log"
 
     return launch
+
+
+def _with_hook(schedule: Schedule, home: Path) -> tuple[RunConfig, dict[str, str]]:
+    """The recipe with the hook that is kept in this home, and the environment that holds the hook's secrets."""
+    config = schedule.config
+    if not schedule.hook_sha256:
+        return config, {}
+    hook = kept_hook.read(home, schedule.name, schedule.hook_sha256)
+    gate = config.gate.model_copy(update={"promotion_hook": hook})
+    return config.model_copy(update={"gate": gate}), hook.environment(os.environ)
 
 
 def serve(scheduler: Scheduler, say: Callable[[str], None]) -> int:
