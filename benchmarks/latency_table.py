@@ -21,6 +21,7 @@ from typing import Any
 from flashslm.benchmarking.record import Provenance, provenance, result_name
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.hardware import device_fingerprint, pick_device
+from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
 from flashslm.ops import kernels
 from flashslm.profiling.additivity import AdditivityCheck, calibrate, check_additivity
 from flashslm.profiling.compilation import compile_ahead
@@ -165,7 +166,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", type=Path, metavar="RECORD")
     parser.add_argument("--compile-processes", type=int, default=8)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--operators", default="DMAF")
+    parser.add_argument("--operators", default=EXPORTABLE_OPERATORS)
     parser.add_argument("--widths", nargs="+", type=int, default=list(range(1024, 3073, 256)))
     parser.add_argument("--contexts", nargs="+", type=int, default=[1024, 2048, 4096, 8192, 16_384, 32_768])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 128, 256])

@@ -14,10 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLORS = {"D": "#2563eb", "M": "#d97706", "A": "#dc2626", "F": "#059669", "G": "#1e3a8a", "L": "#7c3aed"}
-COLORS |= {"W": "#f87171", "head": "#6b7280"}
-NAMES = {"D": "DeltaNet", "M": "Mamba-2", "A": "attention", "F": "FFN", "G": "gated DeltaNet", "L": "GLA"}
-NAMES |= {"W": "window attention", "head": "head"}
+from flashslm.models.operator_spec import COLORS, LABELS
 
 
 def plot(record: dict[str, Any]) -> Figure:
@@ -50,7 +47,7 @@ def over_width(axes: Axes, table: dict[str, Any]) -> None:
         if (e["batch"], e["context"]) == (batch, context):
             lines[e["operator"]].append((e["width"], 1e3 * e["median_ms"]))
     for operator, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", color=COLORS[operator], label=NAMES[operator])
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", color=COLORS[operator], label=LABELS[operator])
     axes.set_yscale("log")
     axes.set_xlabel(f"width (batch {batch}, context {context})")
     axes.set_ylabel("microseconds a step")

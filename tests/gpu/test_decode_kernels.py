@@ -67,7 +67,7 @@ def test_gated_projection(size, rows, form, batch):
 @few_or_many
 @every_size
 def test_projection_onto_the_stream(size, rows, form, batch):
-    from flashslm.inference.fused.projection import Stream
+    from flashslm.inference.fused.stream import Stream
 
     x, weight, before = normal(batch, size), normal(rows, size) * size**-0.5, normal(batch, rows, dtype=torch.float32)
     stream = Stream(before.clone(), torch.full((batch, rows), torch.nan, device="cuda", dtype=torch.bfloat16))
@@ -117,7 +117,7 @@ def test_greedy_choice_takes_the_first_of_the_best(rows):
 
 
 def test_embedding():
-    from flashslm.inference.fused.projection import Stream
+    from flashslm.inference.fused.stream import Stream
     from flashslm.inference.fused.tokens import embed
 
     table, tokens = normal(11, 384), torch.tensor([3, 0, 10], device="cuda")

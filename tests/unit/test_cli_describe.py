@@ -38,7 +38,7 @@ def test_json_has_every_number() -> None:
     assert found["decode_bytes_per_token"] == moved
     assert found["floor_ms_per_token"] == pytest.approx(moved / 3.35e9)
     assert found["flops_per_token"] > 2 * 965e6
-    assert found["exportable"] is True and found["export_obstacles"] == []
+    assert found["exportable"] is True and found["export_blockers"] == []
 
 
 def test_a_person_sees_readable_sizes() -> None:
@@ -55,7 +55,7 @@ def test_a_person_sees_readable_sizes() -> None:
 def test_why_it_cannot_be_exported() -> None:
     found = json.loads(describe("qwen3-0.6b", "--json"))
     assert found["exportable"] is False
-    assert found["export_obstacles"] == [
+    assert found["export_blockers"] == [
         "16 heads of head_dim 128 are 2048 channels: hidden_size, 1024, must be as many"
     ]
     assert "no: 16 heads of head_dim 128" in describe("qwen3-0.6b")
@@ -131,6 +131,6 @@ def test_built_architectures_have_the_same_description_as_their_file(tmp_path: P
     found = json.loads(describe(str(file), "--json", "--context", "100"))
     assert found["kv_bytes_per_token"] == 0
     assert found["kv_bytes_per_sequence"] == 64 * 2 * built.num_kv_heads * 64 * 2
-    assert found["export_obstacles"] == [
+    assert found["export_blockers"] == [
         "operator W (window_attention): the class reads any sliding window as a window of one token"
     ]

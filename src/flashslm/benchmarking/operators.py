@@ -5,7 +5,8 @@ import torch
 from flashslm.benchmarking.case import Case
 from flashslm.inference.operator_step import build_head_step, build_operator_step
 from flashslm.models.accounting import decode_bytes_per_token
-from flashslm.models.architecture import OPERATOR_KINDS, Architecture
+from flashslm.models.architecture import Architecture
+from flashslm.models.operator_spec import OPERATOR_SPECS
 from flashslm.profiling.timing import measure
 
 HEAD = "head"
@@ -20,7 +21,7 @@ def operator_times_ms(case: Case) -> dict[str, float]:
     Every kind runs as a model of its own layers alone, each with weights of its own, at the mean context.
     """
     without_head = case.architecture.model_copy(update={"vocab_size": 2})
-    counts = {letter: case.architecture.operators.count(letter) for letter in OPERATOR_KINDS}
+    counts = {letter: case.architecture.operators.count(letter) for letter in OPERATOR_SPECS}
     times = {}
     for letter, count in counts.items():
         if count:
@@ -29,7 +30,7 @@ def operator_times_ms(case: Case) -> dict[str, float]:
                 without_head, letter, case.batch, case.mean_context, case.device, case.torch_dtype, copies
             )
             median_ms = measure(step, WARM_UP, REPEATS, case.device).median_ms
-            times[OPERATOR_KINDS[letter].name] = median_ms * count / copies
+            times[OPERATOR_SPECS[letter].name] = median_ms * count / copies
             del step
     head = build_head_step(case.architecture, case.batch, case.device, case.torch_dtype)
     return times | {HEAD: measure(head, WARM_UP, REPEATS, case.device).median_ms}

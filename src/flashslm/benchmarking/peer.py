@@ -88,7 +88,7 @@ class TransformersDecoder:
         self.captures = case.device == "cuda"
         if self.captures:
             # The full graph, so that a break is an error and not a slow peer. It is captured here and not by
-            # mode="reduce-overhead", which leaves CUDA graphs out without an error where it sees an obstacle.
+            # mode="reduce-overhead", which leaves CUDA graphs out without an error where it cannot use them.
             self.step = torch.compile(self._step, dynamic=False, fullgraph=True)
             how = "torch.compile, one CUDA graph a step"
         self.engine = f"transformers {transformers.__version__} (static cache, {how})"

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from flashslm.cli.common import JsonOption
 from flashslm.config.file import load
+from flashslm.models.operator_spec import OPERATOR_SPECS
 from flashslm.steps.recipe_checks import problems
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def _stored_architecture(file: Path) -> "Architecture":
 def show_description(found: "Description") -> None:
     sizes, counts = found.sizes, found.parameters
     heads = f"{sizes['num_heads']} heads of {sizes['head_dim']}, {sizes['num_kv_heads']} for keys and values"
-    window = f", window {sizes['window']}" if "W" in found.operators else ""
+    windowed = any(OPERATOR_SPECS[operator].keys == "window" for operator in found.operators)
+    window = f", window {sizes['window']}" if windowed else ""
     kv = readable(found.kv_bytes_per_sequence, "B")
     floor = "no memory bandwidth is known for it: name a GPU with --device"
     if found.floor_ms_per_token is not None:
@@ -128,7 +130,7 @@ def show_description(found: "Description") -> None:
         "states": f"{readable(found.state_bytes_per_sequence, 'B')} a sequence",
         "device": found.device,
         "floor": floor,
-        "export": "yes" if found.exportable else "no: " + "; ".join(found.export_obstacles),
+        "export": "yes" if found.exportable else "no: " + "; ".join(found.export_blockers),
     }
     if found.assumptions:
         lines["assumed"] = "; ".join(found.assumptions)

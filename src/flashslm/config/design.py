@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from flashslm.config.section import Positive, Section
+from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, OPERATORS
 
 
 class DataConfig(Section):
@@ -77,7 +78,8 @@ class ProfilingConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
     threads: int = Field(default=1, ge=1)  # CPU only
     compile_processes: int = Field(default=4, ge=0)  # CUDA only: they compile a table's kernels before it is measured
-    operators: str = Field(default="DMAF", pattern=r"^[ADFGLMW]+$")  # letters; D, M, A and F are always among them
+    # Letters; the exportable ones, which the search uses, are always among them.
+    operators: str = Field(default=EXPORTABLE_OPERATORS, pattern=rf"^[{OPERATORS}]+$")
     widths: tuple[int, ...] = (1024, 1280, 1536, 1792, 2048, 2304, 2560)
     contexts: tuple[int, ...] = (1024, 8192)
     batches: tuple[int, ...] = (1,)
@@ -91,8 +93,12 @@ class ProfilingConfig(Section):
 
     @model_validator(mode="after")
     def _operators_are_those_of_the_search(self) -> "ProfilingConfig":
-        if not set("DMAF") <= set(self.operators) or len(set(self.operators)) < len(self.operators):
-            raise ValueError(f"operators is '{self.operators}': each letter once, and D, M, A and F among them")
+        required = set(EXPORTABLE_OPERATORS)
+        if not required <= set(self.operators) or len(set(self.operators)) < len(self.operators):
+            *most, last = list(EXPORTABLE_OPERATORS)
+            raise ValueError(
+                f"operators is '{self.operators}': each letter once, and {', '.join(most)} and {last} among them"
+            )
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from flashslm.export.names import LAYER_TYPES
-from flashslm.models.architecture import CONV_SIZE, Architecture, InfeasibleArchitecture, export_obstacles
+from flashslm.models.architecture import Architecture, InfeasibleArchitecture
+from flashslm.models.operator_spec import CONV_SIZE, export_blockers
 
 CLASS_NAME = "NemotronFlashForCausalLM"
 MODEL_TYPE = "nemotron_flash"
@@ -89,7 +90,7 @@ class ConfigMismatch(ValueError):
 def export_problems(architecture: Architecture) -> list[str]:
     """Why an export cannot hold this architecture, one line a reason; empty: it can. Cheap: ask before a run."""
     a = architecture
-    problems = [f"operator {obstacle}" for obstacle in export_obstacles(a.operators)]
+    problems = [f"operator {blocker}" for blocker in export_blockers(a.operators)]
     if a.heads_size != a.hidden_size:
         problems.append(
             f"{a.num_heads} heads of head_dim {a.head_dim} are {a.heads_size} channels: "

@@ -4,7 +4,8 @@ The exported names are those TensorRT-LLM's Nemotron-Flash class reads. Its load
 leaves random weights), so this table is the one place where a name is written and `verify.py` holds a directory to it.
 """
 
-from flashslm.models.architecture import CONV_SIZE, Architecture
+from flashslm.models.architecture import Architecture
+from flashslm.models.operator_spec import CONV_SIZE
 
 EMBEDDING = "model.embed_tokens.weight"
 MEMORY_TOKENS = "model.memory_tokens"

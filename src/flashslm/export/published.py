@@ -12,7 +12,7 @@ from flashslm.export.hf_config import (
     SIZES,
     model_problems,
 )
-from flashslm.models.architecture import CONV_SIZE
+from flashslm.models.operator_spec import CONV_SIZE
 
 # What a file may leave out: no such field means this to the runtime, or the tensors' shapes would tell.
 _DEFAULTS: dict[str, Any] = {

@@ -1,53 +1,23 @@
 """Architecture: an operator sequence plus the sizes all its layers share. No torch here.
 
-Notation: one letter an operator (`OPERATOR_KINDS`). Blanks are free, `(DFMF AFMF)x2` repeats, `|` separates stages and
+Notation: one letter per operator (`operator_spec`). Blanks are free, `(DFMF AFMF)x2` repeats, `|` separates stages and
 carries no meaning for the model.
 """
 
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flashslm.config import ModelConfig, digest
-
-
-class OperatorKind(NamedTuple):
-    """What the rest of the project must know of an operator without building it."""
-
-    name: str
-    is_mixer: bool
-    obstacle: str = ""  # why TensorRT-LLM's Nemotron-Flash class cannot hold it; empty: it can be exported
-
-
-OPERATOR_KINDS = {
-    "D": OperatorKind("deltanet", True),
-    "M": OperatorKind("mamba2", True),
-    "A": OperatorKind("attention", True),
-    "F": OperatorKind("ffn", False),
-    "G": OperatorKind("gated_deltanet", True, "the class has no gated DeltaNet layer"),
-    "L": OperatorKind("gla", True, "the class has no gated linear attention layer"),
-    "W": OperatorKind("window_attention", True, "the class reads any sliding window as a window of one token"),
-}
-OPERATORS = "".join(OPERATOR_KINDS)
-MIXERS = "".join(letter for letter, kind in OPERATOR_KINDS.items() if kind.is_mixer)
-EXPORTABLE_OPERATORS = "".join(letter for letter, kind in OPERATOR_KINDS.items() if not kind.obstacle)
-EXPORTABLE_MIXERS = "".join(letter for letter in EXPORTABLE_OPERATORS if letter in MIXERS)
-CONV_SIZE = 4  # the delta rules' and Mamba-2's causal convolution; the export contract fixes DeltaNet's at 4
-GLA_GATE_RANK = 16  # of the projection to GLA's decays
+from flashslm.models.operator_spec import MIXERS, OPERATOR_SPECS, OPERATORS
 
 
 class InfeasibleArchitecture(ValueError):
     """An architecture that cannot be built, priced or exported; the message says why."""
 
 
-def export_obstacles(operators: str) -> list[str]:
-    """Why these operators cannot be exported, one line an operator that cannot; empty: they can."""
-    kinds = ((letter, OPERATOR_KINDS[letter]) for letter in dict.fromkeys(operators) if letter in OPERATOR_KINDS)
-    return [f"{letter} ({kind.name}): {kind.obstacle}" for letter, kind in kinds if kind.obstacle]
-
-
-_LEGEND = ", ".join(f"{letter} ({kind.name})" for letter, kind in OPERATOR_KINDS.items())
+_LEGEND = ", ".join(f"{letter} ({spec.name})" for letter, spec in OPERATOR_SPECS.items())
 
 
 def parse_operators(notation: str) -> str:

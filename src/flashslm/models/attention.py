@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
-from flashslm.models.cache import AttentionState, DecodePosition, State, WindowState
 from flashslm.models.interface import Operator, Sequence
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.models.rope import Rotary, rotate
+from flashslm.models.states import AttentionState, DecodePosition, State, WindowState
 from flashslm.ops.attention import attention_step
 from flashslm.ops.dispatch import attention
 
@@ -23,6 +23,7 @@ class Attention(Operator):
     window: int | None = None  # keys that a query sees, its own among them; None: all
     reads: ClassVar = ("q_proj", "k_proj", "v_proj")
     writes: ClassVar = ("o_proj",)
+    state_type: ClassVar[type[State]] = AttentionState
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
@@ -62,8 +63,9 @@ class Attention(Operator):
 
 
 class WindowAttention(Attention):
-    """Attention to the last `architecture.window` tokens, itself among them; it remembers no more than their keys."""
+    """Attention to the last `architecture.window` tokens, the present one included; older keys are dropped."""
 
+    state_type = WindowState
     window: int
 
     def __init__(self, architecture: Architecture) -> None:

@@ -1,66 +1,18 @@
-"""What a layer remembers of earlier tokens, and the static cache a decode step writes in place.
-
-A state is a NamedTuple of tensors. In training it is a value: the state after the meta tokens goes in, the state after
-the last token comes out. In a `Cache` the same tuples hold preallocated tensors at fixed addresses.
-"""
+"""The static cache that a decode step writes in place: every layer's state at fixed addresses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from flashslm.models.architecture import CONV_SIZE, Architecture
+from flashslm.models.architecture import Architecture
+from flashslm.models.operator_spec import CONV_SIZE, OPERATOR_SPECS
+from flashslm.models.operators import layer_class
 from flashslm.models.rope import Rotary, rotary
-
-
-class AttentionState(NamedTuple):
-    keys: Tensor  # [B, S, G, K], rotated
-    values: Tensor  # [B, S, G, K]
-
-
-class WindowState(NamedTuple):
-    """The keys and values of the last `window` tokens, in their order; in a `Cache` position p is in slot p mod S."""
-
-    keys: Tensor  # [B, S <= window, G, K], rotated
-    values: Tensor  # [B, S <= window, G, K]
-
-
-class DeltaNetState(NamedTuple):
-    """Of DeltaNet and of Gated DeltaNet."""
-
-    conv: Tensor  # [B, 3·H·K, CONV_SIZE - 1], of q, k and v
-    delta: Tensor  # [B, H, K, V], at least fp32
-
-
-class Mamba2State(NamedTuple):
-    conv: Tensor  # [B, channels, CONV_SIZE - 1]
-    ssm: Tensor  # [B, H, P, N], at least fp32
-
-
-class GLAState(NamedTuple):
-    memory: Tensor  # [B, H, K, V], at least fp32
-
-
-class DecodePosition(NamedTuple):
-    """Where in their sequences the tokens of a decode step stand."""
-
-    angles: Rotary
-    lengths_B: Tensor  # int64: tokens before them
-
-
-class NoState(NamedTuple):
-    """An FFN remembers nothing."""
-
-
-State = AttentionState | WindowState | DeltaNetState | Mamba2State | GLAState | NoState
-
-
-def expand_state(state: State, batch: int) -> State:
-    """Give a batch-1 state to `batch` sequences without a copy; its gradient is the sum over them."""
-    return type(state)._make(tensor.expand(batch, *tensor.shape[1:]) for tensor in state)
+from flashslm.models.states import AttentionState, DecodePosition, State, WindowState, make_state
 
 
 def empty_state(
@@ -71,22 +23,16 @@ def empty_state(
     def zeros(*shape: int, of: torch.dtype = dtype) -> Tensor:
         return torch.zeros(batch, *shape, dtype=of, device=device)
 
+    spec, fields = OPERATOR_SPECS[operator], {}
+    if spec.keys != "none":
+        places = slots if spec.keys == "all" else min(slots, a.window)
+        # Stored as [B, G, S, K], so that one head's keys are one matrix.
+        fields = {name: zeros(a.num_kv_heads, places, a.head_dim).transpose(1, 2) for name in ("keys", "values")}
+    if channels := spec.conv_channels(a):
+        fields["conv"] = zeros(channels, CONV_SIZE - 1)
     recurrent = torch.promote_types(dtype, torch.float32)
-    match operator:
-        case "A" | "W":
-            places = slots if operator == "A" else min(slots, a.window)
-            # Stored as [B, G, S, K], so that one head's keys are one matrix.
-            keys, values = (zeros(a.num_kv_heads, places, a.head_dim).transpose(1, 2) for _ in range(2))
-            return AttentionState(keys, values) if operator == "A" else WindowState(keys, values)
-        case "D" | "G":
-            delta = zeros(a.num_heads, a.head_dim, a.head_dim, of=recurrent)
-            return DeltaNetState(zeros(3 * a.heads_size, CONV_SIZE - 1), delta)
-        case "L":
-            return GLAState(zeros(a.num_heads, a.gla_key_dim, a.head_dim, of=recurrent))
-        case "M":
-            ssm = zeros(a.mamba_heads, a.mamba_head_dim, a.mamba_state, of=recurrent)
-            return Mamba2State(zeros(a.mamba_conv_channels, CONV_SIZE - 1), ssm)
-    return NoState()
+    fields |= {name: zeros(*shape, of=recurrent) for name, shape in spec.state_shapes(a).items()}
+    return cast(State, cast(Any, layer_class(operator).state_type)(**fields))
 
 
 @dataclass
@@ -119,7 +65,7 @@ class Cache:
 
     def first(self, batch: int) -> Cache:
         """The cache of the first `batch` sequences, without a copy."""
-        layers = [type(state)._make(tensor[:batch] for tensor in state) for state in self.layers]
+        layers = [make_state(type(state), (tensor[:batch] for tensor in state)) for state in self.layers]
         return Cache(layers, self.lengths_B[:batch], self.angles)
 
     def reset_from_prefix(self, prefix: list[State], length: int) -> None:

@@ -5,10 +5,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from flashslm.models.architecture import CONV_SIZE, Architecture
-from flashslm.models.cache import DecodePosition, DeltaNetState, State
+from flashslm.models.architecture import Architecture
 from flashslm.models.interface import Operator, Sequence
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
+from flashslm.models.operator_spec import CONV_SIZE
+from flashslm.models.states import DecodePosition, DeltaNetState, State
 from flashslm.ops.causal_conv import causal_conv_step
 from flashslm.ops.dispatch import causal_conv, delta_rule, delta_rule_step
 from flashslm.ops.precision import at_least_fp32
@@ -29,6 +30,7 @@ class DeltaNet(Operator):
 
     reads: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "b_proj")
     writes: ClassVar = ("o_proj",)
+    state_type = DeltaNetState
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)

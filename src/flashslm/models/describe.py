@@ -45,12 +45,12 @@ class Description(BaseModel):
     device: str
     floor_ms_per_token: float | None
     exportable: bool
-    export_obstacles: list[str]
+    export_blockers: list[str]
     assumptions: tuple[str, ...] = ()  # what the source leaves open, or the model has not
 
 
 def describe(
-    architecture: Architecture, context: int, batch: int, device: Device, export_obstacles: Sequence[str]
+    architecture: Architecture, context: int, batch: int, device: Device, export_blockers: Sequence[str]
 ) -> Description:
     a = architecture
     moved_bytes = decode_bytes_per_token(a, context, batch)
@@ -68,8 +68,8 @@ def describe(
         state_bytes_per_sequence=state_bytes(a),
         device=device.name,
         floor_ms_per_token=1e3 * moved_bytes / device.bytes_per_s if device.bytes_per_s else None,
-        exportable=not export_obstacles,
-        export_obstacles=list(export_obstacles),
+        exportable=not export_blockers,
+        export_blockers=list(export_blockers),
         assumptions=_beyond_positions(context, a.max_position_embeddings),
     )
 

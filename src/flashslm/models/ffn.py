@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
-from flashslm.models.cache import DecodePosition, NoState, State
 from flashslm.models.interface import Operator, Sequence
+from flashslm.models.states import DecodePosition, NoState, State
 
 
 class FFN(Operator):

@@ -5,10 +5,11 @@ from typing import ClassVar, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashslm.models.architecture import GLA_GATE_RANK, Architecture
-from flashslm.models.cache import DecodePosition, GLAState, State
+from flashslm.models.architecture import Architecture
 from flashslm.models.interface import Operator, Sequence
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
+from flashslm.models.operator_spec import GLA_GATE_RANK
+from flashslm.models.states import DecodePosition, GLAState, State
 from flashslm.ops.dispatch import gla
 from flashslm.ops.gla import gla_step
 from flashslm.ops.precision import at_least_fp32
@@ -25,6 +26,7 @@ class GLA(Operator):
 
     reads: ClassVar = ("q_proj", "k_proj", "v_proj", "g_proj", "decay_down")
     writes: ClassVar = ("o_proj",)
+    state_type = GLAState
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)

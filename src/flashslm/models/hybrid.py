@@ -12,12 +12,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from flashslm.models.architecture import MIXERS, Architecture
-from flashslm.models.cache import Cache, DecodePosition, State, empty_state, expand_state
+from flashslm.models.architecture import Architecture
+from flashslm.models.cache import Cache, empty_state
 from flashslm.models.interface import Operator, Sequence
 from flashslm.models.norm import RMSNorm
+from flashslm.models.operator_spec import MIXERS
 from flashslm.models.operators import build_operator
 from flashslm.models.rope import Rotary, rotary
+from flashslm.models.states import DecodePosition, State, expand_state
 from flashslm.ops.cross_entropy import linear_cross_entropy
 from flashslm.ops.documents import positions_in_document
 

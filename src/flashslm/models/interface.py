@@ -5,15 +5,15 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
-from flashslm.models.cache import DecodePosition, State
 from flashslm.models.rope import Rotary
+from flashslm.models.states import DecodePosition, NoState, State
 
 
 class Sequence(NamedTuple):
     """What an operator must know of the tokens it is given besides their features."""
 
     angles: Rotary  # of their positions
-    documents_BT: Tensor | None = None  # int, non-decreasing along T; None: one document a row
+    documents_BT: Tensor | None = None  # int, non-decreasing along T; None: one document per row
 
 
 class Operator(nn.Module):
@@ -21,6 +21,7 @@ class Operator(nn.Module):
 
     reads: ClassVar[tuple[str, ...]] = ()  # linear layers whose rows meet the stream
     writes: ClassVar[tuple[str, ...]] = ()  # linear layers whose columns are added to the stream
+    state_type: ClassVar[type[State]] = NoState
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashslm.models.architecture import CONV_SIZE, Architecture
-from flashslm.models.cache import DecodePosition, Mamba2State, State
+from flashslm.models.architecture import Architecture
 from flashslm.models.interface import Operator, Sequence
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
+from flashslm.models.operator_spec import CONV_SIZE
+from flashslm.models.states import DecodePosition, Mamba2State, State
 from flashslm.ops.causal_conv import causal_conv_step
 from flashslm.ops.dispatch import causal_conv, ssd, ssd_step
 from flashslm.ops.precision import at_least_fp32
@@ -27,6 +28,7 @@ class BiasedConvolution(nn.Module):
 class Mamba2(Operator):
     reads: ClassVar = ("in_proj",)
     writes: ClassVar = ("out_proj",)
+    state_type = Mamba2State
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)

@@ -1,25 +1,21 @@
-"""Letter to operator class."""
+"""From an operator's letter to its layer."""
+
+from functools import cache
+from importlib import import_module
+from typing import cast
 
 from flashslm.models.architecture import Architecture
-from flashslm.models.attention import Attention, WindowAttention
-from flashslm.models.deltanet import DeltaNet
-from flashslm.models.ffn import FFN
-from flashslm.models.gated_deltanet import GatedDeltaNet
-from flashslm.models.gla import GLA
 from flashslm.models.interface import Operator
-from flashslm.models.mamba2 import Mamba2
+from flashslm.models.operator_spec import OPERATOR_SPECS
 
-OPERATOR_CLASSES: dict[str, type[Operator]] = {
-    "D": DeltaNet,
-    "M": Mamba2,
-    "A": Attention,
-    "F": FFN,
-    "G": GatedDeltaNet,
-    "L": GLA,
-    "W": WindowAttention,
-}
+
+@cache
+def layer_class(operator: str) -> type[Operator]:
+    """The class of an operator's layer, as its row in `operator_spec` names it."""
+    module, _, name = OPERATOR_SPECS[operator].layer.partition(":")
+    return cast(type[Operator], getattr(import_module(module), name))
 
 
 def build_operator(architecture: Architecture, operator: str) -> Operator:
     """Make one operator without its norm; weights are uninitialised."""
-    return OPERATOR_CLASSES[operator](architecture)
+    return layer_class(operator)(architecture)

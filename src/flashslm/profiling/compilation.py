@@ -7,7 +7,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 from flashslm.hardware import pick_dtype
-from flashslm.models.architecture import EXPORTABLE_OPERATORS
+from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
 from flashslm.ops.kernels import chosen
 from flashslm.profiling.measure import available_bytes, build_table_steps
 from flashslm.profiling.plan import ProfilingPlan

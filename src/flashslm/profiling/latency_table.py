@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from flashslm.config import ModelConfig
 from flashslm.hardware import DeviceFingerprint
-from flashslm.models.architecture import EXPORTABLE_OPERATORS, Architecture, build_architecture
+from flashslm.models.architecture import Architecture, build_architecture
+from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, HEAD, OPERATOR_SPECS
 
-HEAD = "head"  # token embedding, final norm, logits and sampling: once a step
 OPERATOR_SIZES = ("num_heads", "num_kv_heads", "head_dim", "ffn_size", "mamba_state", "mamba_head_dim", "mamba_expand")
 
 Key = tuple[str, int, int, int]  # operator, width, context, batch
@@ -22,13 +22,20 @@ class LatencyEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    operator: Literal["D", "M", "A", "F", "G", "L", "W", "head"]
+    operator: str
     width: int
     context: int
     batch: int
     median_ms: float = Field(gt=0)
     p10_ms: float
     p90_ms: float
+
+    @field_validator("operator")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in (*OPERATOR_SPECS, HEAD):
+            raise ValueError(f"operator '{value}' is unknown: allowed are {', '.join(OPERATOR_SPECS)} and {HEAD}")
+        return value
 
     @property
     def key(self) -> Key:
@@ -162,7 +169,8 @@ class LatencyTable(BaseModel):
                 "choose one of these or add it to profiling.widths"
             )
         given = _operator_sizes(architecture)
-        free = () if "W" in architecture.operators else ("window",)
+        keeps_window = any(OPERATOR_SPECS[operator].keys == "window" for operator in architecture.operators)
+        free = () if keeps_window else ("window",)
         different = [name for name in given if given[name] != expected[name] and name not in free]
         if different:
             pairs = ", ".join(f"{name} {given[name]} (table: {expected[name]})" for name in different)

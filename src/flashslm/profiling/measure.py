@@ -14,7 +14,8 @@ from flashslm.hardware import DeviceKind, device_fingerprint, pick_device, pick_
 from flashslm.inference.operator_step import build_decode_steps, build_head_step, build_operator_step
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import Architecture
-from flashslm.profiling.latency_table import HEAD, LatencyEntry, LatencyTable
+from flashslm.models.operator_spec import HEAD
+from flashslm.profiling.latency_table import LatencyEntry, LatencyTable
 from flashslm.profiling.plan import EntryKey, ProfilingPlan, Repetition, repetition
 from flashslm.profiling.timing import TimedCall, Timing, cpu_threads, measure_rounds
 

@@ -13,9 +13,9 @@ from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.hardware import DeviceKind, pick_device, pick_dtype
 from flashslm.models.accounting import kv_bytes_per_sequence, operator_parameters, parameters, state_bytes
 from flashslm.models.architecture import Architecture, build_architecture
-from flashslm.profiling.latency_table import HEAD, LeftOut
+from flashslm.models.operator_spec import HEAD, OPERATOR_SPECS
+from flashslm.profiling.latency_table import LeftOut
 
-CONTEXT_DEPENDENT = ("A", "W")
 SMALL_VOCABULARY = 16  # kernels are compiled for multiples of 16 and for others: the head's are used again
 L2_MULTIPLE = 2  # the copies' weights exceed the L2 cache by this factor
 MIN_COPIES = 6  # recurrent states are to find as much of the L2 taken by others as in a model
@@ -81,12 +81,12 @@ class ProfilingPlan:
             for width in sorted(set(self.profiling.widths))
             for batch in sorted(set(self.profiling.batches))
             for operator in (*self.profiling.operators, HEAD)
-            for context in (contexts if operator in CONTEXT_DEPENDENT else contexts[:1])
+            for context in (contexts if depends_on_context(operator) else contexts[:1])
         ]
 
     def recorded_contexts(self, key: EntryKey) -> list[int]:
         """The contexts that a measured entry stands for."""
-        return [key.context] if key.operator in CONTEXT_DEPENDENT else sorted(set(self.profiling.contexts))
+        return [key.context] if depends_on_context(key.operator) else sorted(set(self.profiling.contexts))
 
     def split_by_memory(self, available_bytes: float) -> tuple[list[EntryKey], list[LeftOut]]:
         """The entries whose layer fits in memory, and those left out with the reason."""
@@ -99,6 +99,11 @@ class ProfilingPlan:
                 reason = f"needs {needed / 1e9:.1f} GB of memory, {available_bytes / 1e9:.1f} GB are free"
                 left_out.append(LeftOut.model_validate(key._asdict() | {"reason": reason}))
         return kept, left_out
+
+
+def depends_on_context(operator: str) -> bool:
+    """Whether an entry of the table is measured at each context; the head's is not."""
+    return operator != HEAD and OPERATOR_SPECS[operator].depends_on_context
 
 
 def resident_bytes(architecture: Architecture, context: int, batch: int, value_bytes: int) -> int:

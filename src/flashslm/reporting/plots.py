@@ -7,8 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLORS = {"D": "#2563eb", "M": "#d97706", "A": "#dc2626", "F": "#059669", "head": "#6b7280"}
-NAMES = {"D": "DeltaNet", "M": "Mamba-2", "A": "attention", "F": "FFN", "head": "embedding + head"}
+from flashslm.models.operator_spec import COLORS, LABELS
+
 VARIANT_COLORS = {"on": "#2563eb", "off": "#d97706"}
 
 
@@ -38,7 +38,7 @@ def latency_by_width(table: dict[str, Any], context: int, batch: int) -> Figure:
             )
             if rows:
                 widths, medians, low, high = zip(*rows, strict=True)
-                axes.plot(widths, medians, marker="o", color=color, label=NAMES[operator])
+                axes.plot(widths, medians, marker="o", color=color, label=LABELS[operator])
                 axes.fill_between(widths, low, high, color=color, alpha=0.15, linewidth=0)
         axes.set_ylim(bottom=0)
 
@@ -57,7 +57,7 @@ def latency_by_context(table: dict[str, Any], batch: int) -> Figure:
                 if e["operator"] == operator and e["width"] == width and e["batch"] == batch
             )
             if rows:
-                axes.plot(*zip(*rows, strict=True), marker="o", color=color, label=NAMES[operator])
+                axes.plot(*zip(*rows, strict=True), marker="o", color=color, label=LABELS[operator])
         axes.set_ylim(bottom=0)
 
     return _figure(draw, f"context (width {width})", "ms per token")

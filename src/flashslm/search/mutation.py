@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations, permutations
 
-from flashslm.models.architecture import EXPORTABLE_MIXERS
+from flashslm.models.operator_spec import EXPORTABLE_MIXERS
 from flashslm.search.space import MAX_FFNS, MAX_STAGES, BlockType, Design, SearchSpace, Stage, canonical, ratios
 
 BlockChange = Callable[[BlockType, SearchSpace], Iterator[BlockType]]

@@ -13,12 +13,8 @@ from functools import cached_property
 from itertools import groupby, product
 from typing import TypeVar
 
-from flashslm.models.architecture import (
-    EXPORTABLE_MIXERS,
-    EXPORTABLE_OPERATORS,
-    InfeasibleArchitecture,
-    export_obstacles,
-)
+from flashslm.models.architecture import InfeasibleArchitecture
+from flashslm.models.operator_spec import EXPORTABLE_MIXERS, EXPORTABLE_OPERATORS, export_blockers
 
 MAX_STAGES = 3
 MAX_INTERLEAVED = 2  # block types in a stage's unit
@@ -194,8 +190,8 @@ def _parse_stage(text: str) -> Stage:
 
 def _parse_blocks(word: str) -> list[BlockType]:
     """One block type, or its repeats written out (`DFMFDFMF`)."""
-    if obstacles := export_obstacles(word):
-        raise InfeasibleArchitecture(f"block '{word}' cannot be exported: {'; '.join(obstacles)}")
+    if blockers := export_blockers(word):
+        raise InfeasibleArchitecture(f"block '{word}' cannot be exported: {'; '.join(blockers)}")
     if not word.startswith(tuple(EXPORTABLE_MIXERS)) or set(word) - set(EXPORTABLE_OPERATORS):
         raise InfeasibleArchitecture(
             f"block '{word}' must begin with a mixer (D, M or A) and hold only D, M, A and F (FFN)"

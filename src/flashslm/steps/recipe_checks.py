@@ -4,14 +4,8 @@ from collections.abc import Iterator
 
 from flashslm.config import RunConfig
 from flashslm.export.hf_config import export_problems
-from flashslm.models.architecture import (
-    EXPORTABLE_OPERATORS,
-    Architecture,
-    InfeasibleArchitecture,
-    build_architecture,
-    export_obstacles,
-    parse_operators,
-)
+from flashslm.models.architecture import Architecture, InfeasibleArchitecture, build_architecture, parse_operators
+from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, export_blockers
 from flashslm.search.space import SearchSpace
 
 
@@ -28,13 +22,13 @@ def _operators(config: RunConfig) -> Iterator[str]:
     }
     for where, text in notations.items():
         try:
-            obstacles = export_obstacles(parse_operators(text))
+            blockers = export_blockers(parse_operators(text))
         except InfeasibleArchitecture as error:
             yield f"{where}: {error}"
             continue
-        if obstacles:
+        if blockers:
             yield (
-                f"{where}: '{text}' has operators that cannot be exported: {'; '.join(obstacles)}; the latency table "
+                f"{where}: '{text}' has operators that cannot be exported: {'; '.join(blockers)}; the latency table "
                 f"measures only those that can: {', '.join(EXPORTABLE_OPERATORS)}"
             )
     space = SearchSpace(config.search.max_operators, config.search.max_mixer_types)

@@ -17,11 +17,11 @@ from flashslm.models.accounting import (
     parameters,
     state_bytes,
 )
-from flashslm.models.architecture import OPERATOR_KINDS
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
+from flashslm.models.operator_spec import OPERATOR_SPECS
 
-LETTERS = pytest.mark.parametrize("operator", OPERATOR_KINDS)
+LETTERS = pytest.mark.parametrize("operator", OPERATOR_SPECS)
 SIZES = pytest.mark.parametrize(
     "changes",
     [

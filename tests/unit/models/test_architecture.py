@@ -5,7 +5,6 @@ import pytest
 from flashslm.config import ModelConfig
 from flashslm.models.accounting import state_bytes
 from flashslm.models.architecture import (
-    MIXERS,
     Architecture,
     InfeasibleArchitecture,
     build_architecture,
@@ -13,6 +12,7 @@ from flashslm.models.architecture import (
     parse_operators,
     repeat_block,
 )
+from flashslm.models.operator_spec import MIXERS
 
 FLASH = ModelConfig(head_dim=128, kv_group=4, mamba_state=128, mamba_head_dim=64, num_meta_tokens=256)
 

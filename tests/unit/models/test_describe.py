@@ -8,8 +8,9 @@ import pytest
 
 from flashslm import hardware
 from flashslm.models import accounting
-from flashslm.models.architecture import OPERATORS, parse_operators
+from flashslm.models.architecture import parse_operators
 from flashslm.models.describe import Device, describe, find_device, fold_operators
+from flashslm.models.operator_spec import OPERATORS
 from flashslm.models.presets import preset
 
 
@@ -23,7 +24,7 @@ def test_costs_are_the_account_s(make_architecture):
     assert found.kv_bytes_per_sequence == (200 + 100) * 64
     assert found.state_bytes_per_sequence == accounting.state_bytes(a)
     assert found.floor_ms_per_token == pytest.approx(found.decode_bytes_per_token / 2e9 * 1000)
-    assert (found.exportable, found.export_obstacles) == (False, ["one reason"])
+    assert (found.exportable, found.export_blockers) == (False, ["one reason"])
     assert found.sizes["hidden_size"] == 32 and "operators" not in found.sizes
 
 

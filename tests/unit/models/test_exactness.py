@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashslm.models.architecture import OPERATORS
-from flashslm.models.cache import Cache, WindowState
+from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
+from flashslm.models.operator_spec import OPERATORS
+from flashslm.models.states import WindowState
 
 LENGTH = 300
 CHUNKS = (1, 2, 37, 64, 5)  # the window of 23 fits into a chunk, is spread over several, and wraps within one

@@ -106,6 +106,6 @@ def test_every_part_is_plotted(place, capsys):
     assert [label.split(" (")[0] for label in labels] == ["width", "context", "measured ms a step", "depth"]
     widths = plot_latency.plot(record).axes[0]
     drawn = {line.get_label(): list(line.get_xdata()) for line in widths.lines}
-    assert drawn == {name: [16, 32] for name in ("DeltaNet", "Mamba-2", "attention", "FFN", "head")}
+    assert drawn == {name: [16, 32] for name in ("DeltaNet", "Mamba-2", "attention", "FFN", "embedding + head")}
     with pytest.raises(ValueError, match="nothing to plot"):
         plot_latency.plot(record | {"table": None, "check": None, "sweep": None})

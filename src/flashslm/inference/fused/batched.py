@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashslm.inference.fused.projection import Norm, Ring, Stream
+from flashslm.inference.fused.projection import Norm, Ring
+from flashslm.inference.fused.stream import Stream
 
 BLOCK = 1024
 

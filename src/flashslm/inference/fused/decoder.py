@@ -6,7 +6,7 @@ projection + residual), attention three or four, an FFN two. Nothing waits for t
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,17 +14,22 @@ from torch import Tensor
 from flashslm.inference.fused.attention import Rotation, Splits, attention_decode
 from flashslm.inference.fused.batched import project_batch
 from flashslm.inference.fused.mixers import delta_rule_decode, ssd_decode
-from flashslm.inference.fused.projection import MAX_BATCH, VALUES_A_LOAD, Best, Norm, Ring, Stream, project
+from flashslm.inference.fused.projection import MAX_BATCH, VALUES_A_LOAD, Best, Norm, Ring, project
+from flashslm.inference.fused.stream import Stream, step_unfused
 from flashslm.inference.fused.tokens import choose, embed
 from flashslm.inference.fused.weights import pack_rows
-from flashslm.models.architecture import CONV_SIZE, OPERATOR_KINDS, Architecture
+from flashslm.models.architecture import Architecture
 from flashslm.models.attention import Attention
-from flashslm.models.cache import AttentionState, Cache, DeltaNetState, Mamba2State, State
+from flashslm.models.cache import Cache
 from flashslm.models.deltanet import L2_EPS, DeltaNet
 from flashslm.models.ffn import FFN
 from flashslm.models.hybrid import HybridLM, Layer
+from flashslm.models.interface import Operator
 from flashslm.models.mamba2 import Mamba2
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
+from flashslm.models.operator_spec import CONV_SIZE, OPERATOR_SPECS
+from flashslm.models.operators import layer_class
+from flashslm.models.states import AttentionState, DeltaNetState, Mamba2State, NoState, State
 from flashslm.ops.kernels import MissingKernel, note
 
 Step = Callable[[], None]
@@ -32,10 +37,11 @@ CAPABILITIES = (9, 10)
 LARGEST_SIZE = 256  # of a head or a state, one tile of which is in registers
 
 
-def obstacles(architecture: Architecture) -> list[str]:
+def size_blockers(architecture: Architecture) -> list[str]:
     """Sizes that the kernels cannot take, one line each; empty: they can."""
     a = architecture
-    heads, mamba = set("DA") & set(a.operators), "M" in a.operators
+    used = {layer_class(operator) for operator in a.operators}
+    heads, mamba = bool(used & {DeltaNet, Attention}), Mamba2 in used
     sizes = {"head_dim": (a.head_dim, 32, heads), "mamba_state": (a.mamba_state, 16, mamba)}
     sizes["mamba_head_dim"] = (a.mamba_head_dim, 16, mamba)
     return [
@@ -60,7 +66,7 @@ class FusedDecoder:
 
     def __init__(self, model: HybridLM, cache: Cache) -> None:
         weight = model.embedding.weight
-        if found := _too_small(weight.device) + obstacles(model.architecture):
+        if found := _too_small(weight.device) + size_blockers(model.architecture):
             raise MissingKernel(f"kernels.decode: form 'fused' cannot run: {'; '.join(found)}; or set it to torch")
         self.model, self.cache = model, cache
         batch, vocabulary = cache.lengths_B.shape[0], weight.shape[0]
@@ -108,16 +114,15 @@ class FusedDecoder:
 
     def _layer(self, letter: str, layer: Layer, state: State) -> list[Step]:
         norm = Norm(layer.norm.weight, layer.norm.eps)
-        match letter:
-            case "D":
-                return self._deltanet(cast(DeltaNet, layer.operator), norm, cast(DeltaNetState, state))
-            case "M":
-                return self._mamba2(cast(Mamba2, layer.operator), norm, cast(Mamba2State, state))
-            case "A":
-                return self._attention(cast(Attention, layer.operator), norm, cast(AttentionState, state))
-            case "F":
-                return self._ffn(cast(FFN, layer.operator), norm)
-        note(f"decode of {OPERATOR_KINDS[letter].name}", "torch")
+        fused: dict[type[Operator], Callable[..., list[Step]]] = {
+            DeltaNet: self._deltanet,
+            Mamba2: self._mamba2,
+            Attention: self._attention,
+            FFN: self._ffn,
+        }
+        if build := fused.get(type(layer.operator)):
+            return build(layer.operator, norm, state)
+        note(f"decode of {OPERATOR_SPECS[letter].name}", "torch")
         return [partial(self._unfused, layer, state)]
 
     def _deltanet(self, operator: DeltaNet, norm: Norm, state: DeltaNetState) -> list[Step]:
@@ -163,7 +168,7 @@ class FusedDecoder:
             self._project(mixed, operator.o_proj.weight, self.stream),
         ]
 
-    def _ffn(self, operator: FFN, norm: Norm) -> list[Step]:
+    def _ffn(self, operator: FFN, norm: Norm, _: NoState) -> list[Step]:
         packed = pack_rows(operator, ("gate_proj", "up_proj"))
         hidden = self._buffer(packed.shape[0] // 2)
         return [
@@ -172,10 +177,7 @@ class FusedDecoder:
         ]
 
     def _unfused(self, layer: Layer, state: State) -> None:
-        """An operator without fused kernels: by the forms of `ops.dispatch`, inside the same graph."""
-        y_BD = layer.step(self.stream.rounded, state, self.cache.next_position())
-        for copy_BD in self.stream:
-            copy_BD.copy_(y_BD)
+        step_unfused(layer, self.stream, state, self.cache.next_position())
 
     def _few(self, weight_RD: Tensor) -> bool:
         """Whether the kernel for few inputs takes a product with this weight."""

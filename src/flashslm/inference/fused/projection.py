@@ -12,19 +12,13 @@ import torch
 from torch import Tensor
 
 from flashslm.inference.fused.cuda_kernel import Kernel, load
+from flashslm.inference.fused.stream import Stream
 from flashslm.inference.fused.tilings import TILE, Tiling, tiling
 
 MAX_BATCH = 4  # above it a matrix product is faster
 VALUES_A_LOAD = 8  # 16 bytes, to which rows are aligned
 REGISTERS, LEAST_REGISTERS = 65_536, 40  # of an SM; of a thread, beside the weights that it holds
 MOST_BLOCKS = 16  # of an SM
-
-
-class Stream(NamedTuple):
-    """The residual stream [B, D], fp32, and a rounded copy of it, which the next operator reads."""
-
-    exact: Tensor
-    rounded: Tensor
 
 
 class Ring(NamedTuple):

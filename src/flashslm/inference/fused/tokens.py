@@ -5,7 +5,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from flashslm.inference.fused.projection import Best, Stream
+from flashslm.inference.fused.projection import Best
+from flashslm.inference.fused.stream import Stream
 
 
 @triton.jit

@@ -1,0 +1,42 @@
+"""A toy token mixer: a learned combination of the token and an exponential moving average of those before it."""
+
+from typing import ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from flashslm.models.architecture import Architecture
+from flashslm.models.interface import Operator, Sequence
+from flashslm.models.states import DecodePosition, State
+
+DECAY = 0.9
+
+
+class MovingAverageState(NamedTuple):
+    average: Tensor  # [B, D]
+
+
+class MovingAverage(Operator):
+    reads: ClassVar = ("in_proj",)
+    writes: ClassVar = ("out_proj",)
+    state_type = MovingAverageState
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        self.in_proj = nn.Linear(architecture.hidden_size, architecture.hidden_size, bias=False)
+        self.out_proj = nn.Linear(architecture.hidden_size, architecture.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
+        y_BTD = self.in_proj(x_BTD)
+        average_BD = torch.zeros_like(y_BTD[:, 0]) if state is None else cast(MovingAverageState, state).average
+        averages = []
+        for y_BD in y_BTD.unbind(dim=1):
+            average_BD = DECAY * average_BD + (1 - DECAY) * y_BD
+            averages.append(average_BD)
+        return self.out_proj(torch.stack(averages, dim=1)), MovingAverageState(average_BD)
+
+    def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
+        average_BD = cast(MovingAverageState, state).average
+        average_BD.mul_(DECAY).add_(self.in_proj(x_BD), alpha=1 - DECAY)
+        output: Tensor = self.out_proj(average_BD.to(x_BD.dtype))
+        return output
