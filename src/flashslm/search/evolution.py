@@ -8,9 +8,8 @@ killed or not. The first slots are seed designs, then random ones; the others ar
 import random
 from collections.abc import Iterable, Sequence
 
-from flashslm.config import LatencyConfig, ModelConfig, SearchConfig
+from flashslm.config import SearchConfig
 from flashslm.models.architecture import InfeasibleArchitecture
-from flashslm.profiling.latency_table import LatencyTable
 from flashslm.search.fit import WidthFitter
 from flashslm.search.mutation import mutate
 from flashslm.search.space import KNOWN_DESIGNS, Design, SearchSpace, parse_design
@@ -29,18 +28,12 @@ class Proposer:
     def __init__(
         self,
         config: SearchConfig,
-        sizes: ModelConfig,
-        vocab_size: int,
-        *,
-        table: LatencyTable,
-        latency: LatencyConfig,
-        budget_ms: float,
+        fitter: WidthFitter,
         seed: int,
         extra_seed_designs: Iterable[str] = (),
     ) -> None:
-        self.config, self.seed = config, seed
+        self.config, self.fitter, self.seed = config, fitter, seed
         self.space = SearchSpace(config.max_operators, config.max_mixer_types)
-        self.fitter = WidthFitter(table, latency, budget_ms, config.widths, sizes, vocab_size)
         self.infeasible: dict[str, str] = {}  # notation -> why it fits at no width
         self.seed_designs = self._feasible_seeds([*extra_seed_designs, *config.seed_designs])
 

@@ -14,6 +14,7 @@ from flashslm.models.architecture import InfeasibleArchitecture, parse_operators
 from flashslm.models.hybrid import HybridLM
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.search.evolution import Proposer
+from flashslm.search.fit import WidthFitter
 from flashslm.search.space import SearchSpace
 from flashslm.search.study import SearchStudy
 from flashslm.search.trial import Candidate, TrialFailed
@@ -68,17 +69,15 @@ def budget_ms(context: StepContext) -> float:
 def make_proposer(context: StepContext) -> Proposer:
     """The pure function from finished trials to the next candidates; the law's choice is one of the seed designs."""
     config = context.config
-    table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
-    return Proposer(
-        config.search,
-        config.model,
-        context.manifest("dataset").metadata["vocab_size"],
-        table=table,
+    fitter = WidthFitter(
+        table=LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json")),
         latency=config.latency,
         budget_ms=budget_ms(context),
-        seed=config.seed,
-        extra_seed_designs=law_designs(context),
+        widths=config.search.widths,
+        sizes=config.model,
+        vocab_size=context.manifest("dataset").metadata["vocab_size"],
     )
+    return Proposer(config.search, fitter, config.seed, law_designs(context))
 
 
 def law_designs(context: StepContext) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from flashslm.config import LatencyConfig, ModelConfig, SearchConfig
 from flashslm.hardware import DeviceFingerprint
 from flashslm.profiling.latency_table import LatencyEntry, LatencyTable
 from flashslm.search.evolution import Proposer
+from flashslm.search.fit import WidthFitter
 from flashslm.search.space import parse_design
 from flashslm.search.trial import Candidate, FinishedTrial
 
@@ -49,15 +50,8 @@ def make_table() -> LatencyTable:
 
 def make_proposer(seed: int = 0, budget_ms: float = BUDGET_MS, **search: Any) -> Proposer:
     values = {"trials": 40, "population": 10, "sample": 4, "candidates_per_cycle": 5, "widths": WIDTHS}
-    return Proposer(
-        SearchConfig.model_validate(values | search),
-        ModelConfig(),
-        512,
-        table=make_table(),
-        latency=LatencyConfig(context=1024),
-        budget_ms=budget_ms,
-        seed=seed,
-    )
+    fitter = WidthFitter(make_table(), LatencyConfig(context=1024), budget_ms, WIDTHS, ModelConfig(), 512)
+    return Proposer(SearchConfig.model_validate(values | search), fitter, seed)
 
 
 def loss_nats(operators: str) -> float:
