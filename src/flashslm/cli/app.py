@@ -11,6 +11,7 @@ from flashslm.cli.common import console
 from flashslm.cli.models import models_app
 from flashslm.cli.schedule import schedule_app
 from flashslm.cli.stack import stack_app
+from flashslm.config.secret import without_secrets
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,5 +37,5 @@ def main() -> None:
         if os.environ.get("FLASHSLM_DEBUG"):
             raise
         console.print("[bold red]error:[/]", end=" ")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        console.print(without_secrets(str(error)), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flashslm.config.secret import without_secrets
+
 
 @dataclass(frozen=True)
 class Events:
@@ -28,6 +30,7 @@ class Events:
             if event == "progress":
                 print(f"{self.label}: {summary}", file=sys.stderr, flush=True)
             return
+        summary = without_secrets(summary)  # an error may quote what it was given
         line = {"step": self.step, "label": self.label, "event": event, "time_s": time.time(), "summary": summary}
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line | fields) + "\n")

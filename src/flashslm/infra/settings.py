@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 # field -> variable; the launcher (or the cluster's secrets) sets them, every step reads them
 VARIABLES = {
@@ -46,6 +46,17 @@ class Settings(BaseModel):
     # "when_required" for S3 servers that refuse the CRC trailers newer clients send (some MinIO, Ceph, B2)
     s3_checksums: Literal["when_supported", "when_required"] = "when_supported"
 
+    @field_validator("endpoint_url", "tracking_uri")
+    @classmethod
+    def _holds_no_credentials(cls, address: str) -> str:
+        """An address is shown in messages, in the UI and to `stack status`."""
+        if "@" in address.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "an address with a user or password would be shown in messages: S3 has its keys, and MLflow takes "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return address
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
         """Read the contract's variables; an empty one counts as missing.
@@ -81,5 +92,6 @@ def _describe(error: object) -> str:
     field = str(error["loc"][0])
     if error["type"] == "missing":
         return f"{VARIABLES[field]}: missing"
-    given = "" if field == "secret_key" else f" (given: {error['input']!r})"
+    silent = field in ("secret_key", "study_url") or "@" in str(error["input"])
+    given = "" if silent else f" (given: {error['input']!r})"
     return f"{VARIABLES[field]}: {error['msg']}{given}"

@@ -28,3 +28,10 @@ def test_without_a_launcher_progress_goes_to_stderr(
     events.emit("progress", "trial 3 of 16")
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err == "search worker=0: trial 3 of 16\n"
+
+
+def test_a_secret_in_a_message_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASHSLM_EVENTS", str(tmp_path / "events.jsonl"))
+    Events.from_env("search", "search").emit("fail", "cannot reach postgresql://flashslm:hunter2@db/studies")
+    (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert json.loads(line)["summary"].startswith("cannot reach postgresql") and "hunter2" not in line

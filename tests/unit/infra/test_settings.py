@@ -47,3 +47,12 @@ def test_as_env_is_read_back_and_serves_the_libraries_too():
 def test_secret_is_not_printed():
     assert "secret" not in repr(Settings.from_env(ENV | {"AWS_SECRET_ACCESS_KEY": "s3cr3t"})).replace("secret_key", "")
     assert "s3cr3t" not in repr(Settings.from_env(ENV | {"AWS_SECRET_ACCESS_KEY": "s3cr3t"}))
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI"])
+@pytest.mark.parametrize("login", ["user:hunter2", "hunter2", ":hunter2"])
+def test_an_address_holds_no_credentials_and_the_message_does_not_quote_them(variable, login):
+    with pytest.raises(SettingsError, match=rf"{variable}: .*MLFLOW_TRACKING_PASSWORD") as error:
+        Settings.from_env(ENV | {variable: f"https://{login}@host:5000/path"})
+    assert "hunter2" not in str(error.value)
+    assert Settings.from_env(ENV | {variable: "https://host:5000/a@b"})

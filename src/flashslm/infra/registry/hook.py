@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import urllib3
 
 from flashslm.config import HOOK_URL_VARIABLE, PromotionHook
+from flashslm.config.secret import without_secrets
 
 SIGNATURE_HEADER = "X-Flashslm-Signature"
 DELIVERY_HEADER = "X-Flashslm-Delivery"  # the same in every attempt: who has seen it may drop the message
@@ -102,6 +103,6 @@ def _execute(hook: PromotionHook, body: bytes) -> str:
     except OSError as error:
         raise HookFailed(f"{name}: {error}", final=True) from error
     if done.returncode:
-        end = done.stdout.decode(errors="replace").strip()[-_OUTPUT_CHARACTERS:]
+        end = without_secrets(done.stdout.decode(errors="replace").strip())[-_OUTPUT_CHARACTERS:]
         raise HookFailed(f"{name} exited with {done.returncode}: {end or '(no output)'}")
     return f"{name} exited with 0"

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from flashslm.config.secret import without_secrets
 from flashslm.infra.process import owners
 from flashslm.infra.process.interrupts import Terminated, deferred_signals, terminable
 from flashslm.infra.settings import Settings
@@ -307,7 +308,7 @@ def _status_of(error: BaseException | None) -> Status:
 
 
 def _tags(tags: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [{"key": key, "value": str(value)[:_MAX_TAG_CHARACTERS]} for key, value in tags.items()]
+    return [{"key": key, "value": without_secrets(str(value))[:_MAX_TAG_CHARACTERS]} for key, value in tags.items()]
 
 
 def _param_batches(params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -141,6 +141,18 @@ def test_a_failing_command_is_told_with_its_last_words() -> None:
     assert deliver(slow, {})[0].endswith("took longer than 0.2 s")
 
 
+def test_a_token_among_a_commands_last_words_is_not_kept() -> None:
+    code = "import sys; print('posting to https://hooks.slack.com/services/T0/B0/xyz failed'); sys.exit(1)"
+    outcome, _ = deliver(PromotionHook(command=python(code), attempts=1), {})
+    assert "xyz" not in outcome and outcome.endswith(" failed")
+
+
+def test_an_address_that_only_the_environment_has(server: Server) -> None:
+    written = PromotionHook.model_validate(PromotionHook(url=server.url).model_dump(mode="json"))
+    assert deliver(written, KEY | {"FLASHSLM_HOOK_URL": server.url})[0].startswith("delivered")
+    assert deliver(written)[0].startswith("failed in attempt 1 of 3: $FLASHSLM_HOOK_URL is empty")
+
+
 def test_one_of_command_and_webhook() -> None:
     with pytest.raises(ValidationError, match="choose one"):
         PromotionHook(command=("true",), url="http://x")
