@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import os
 import socket
 import ssl
 import stat
@@ -179,8 +180,12 @@ def test_a_page_of_another_origin_cannot_write_to_mlflow(stack_home, settings):
 
 def test_a_store_that_an_older_version_left_open_is_started_again_with_its_data(tmp_path):
     home = tmp_path / "home"
-    settings = embedded_stack.up(home)
+    home.mkdir(mode=0o755)  # as such a version made it
+    umask = os.umask(0)  # of a user whose files everybody may write
     try:
+        settings = embedded_stack.up(home)
+        made = [p for p in (home, *home.rglob("*")) if p.suffix != ".vif"]  # SeaweedFS sets their mode itself
+        assert len(made) > 10 and [p for p in made if stat.S_IMODE(p.stat().st_mode) & 0o077] == []
         ObjectStore(settings).put_json("kept.json", {"n": 1})
         before = {service.name: service.pid for service in embedded_stack.status(home).services}
         for file in (home / "certificates").iterdir():
@@ -191,4 +196,5 @@ def test_a_store_that_an_older_version_left_open_is_started_again_with_its_data(
         assert after["s3"] != before["s3"] and after["mlflow"] == before["mlflow"]
         assert ObjectStore(settings).get_json("kept.json")[0] == {"n": 1}
     finally:
+        os.umask(umask)
         embedded_stack.down(home)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 OFFSETS_FILE = "documents.bin"
 
@@ -21,7 +21,7 @@ class Record(BaseModel):
 
 
 class Shard(Record):
-    file: str
+    file: str = Field(pattern=r"^shard-[0-9]{5,}\.bin$")  # beside the index, nowhere else
     tokens: int
     sha256: str
 

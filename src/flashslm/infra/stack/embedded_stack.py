@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, computed_field
 
-from flashslm.infra.process.private import PRIVATE_UMASK, private_directory
+from flashslm.infra.process.private import PRIVATE_UMASK, private_directory, private_files
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import daemons, seaweedfs
 from flashslm.infra.stack.daemons import Daemon, StackError
@@ -88,7 +88,7 @@ def up(home: str | Path = DEFAULT_HOME) -> Settings:
     """
     home = Path(home).resolve()
     private_directory(home)
-    with _lock(home):
+    with private_files(), _lock(home):
         state = _load(home) or _new_state()
         for service in SERVICES:
             if service not in state.daemons or not state.daemons[service].is_alive() or _is_open(service, home):
