@@ -7,7 +7,8 @@ does). In hand are the section itself, the recipe, a step's JSON, the TrainSpec,
 one of them among its attributes.
 
 Not on the walk are files whose functions look at the section and keep it to themselves, such as those that check the
-recipe, log its values or build the optimizer. They are counted too, so that nothing is moved out of sight.
+recipe, keep secrets out of it, log its values or build the optimizer. They are counted too, so that nothing is moved
+out of sight.
 
 By this measure the walk had 11 files, and 16 with those that look at the section, when Order and TrainingJob handed
 each other's fields on. A count by hand that also took in what the trainer calls had come to 26.
@@ -37,7 +38,7 @@ from tests.unit.training import tiny
 pytestmark = pytest.mark.services
 PACKAGE = Path(flashslm.__file__).parent
 WALK_LIMIT = 8
-SEEN_LIMIT = 13
+SEEN_LIMIT = 16  # 14 today
 
 
 class FirstStep(BaseException):
@@ -114,7 +115,7 @@ def test_the_section_passes_through_few_files(
     training = tiny.config(processes=1, weight_norm=("on",)).model_dump(mode="json")
     recipe.write_text(yaml.safe_dump({"name": "walk", "training": training}))
     with watched(monkeypatch) as walk:
-        steps.pretrain(recipe, ["training.steps=9"], artifacts, tmp_path / "home", as_json=True)
+        steps.command(steps.pretrain)(recipe, ["training.steps=9"], artifacts, tmp_path / "home", as_json=True)
     assert {"cli/steps.py", "config/file.py", "steps/run.py", "training/trainer.py"} <= walk.passed_on.keys()
     assert {"training/optimizer.py", "infra/tracking/mlflow_runs.py"} <= walk.seen.keys() - walk.passed_on.keys()
     assert len(walk.passed_on) <= WALK_LIMIT, walk.passed_on

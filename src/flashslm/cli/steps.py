@@ -1,7 +1,8 @@
 """Commands that run one step (or one stage) of the pipeline."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,129 +23,146 @@ from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems
 
 
-def register(app: typer.Typer) -> None:
-    app.command("prepare-data", help="Text to tokenizer and token shards.")(
-        step_command("prepare_data", {}, ("dataset",))
-    )
-    app.command("profile", help="Measure the latency table on this device.")(
-        step_command("profile_latency", {"dataset": "prepare-data"}, ("latency_table",))
-    )
-    app.command("fit-scaling-law", help="Fit the depth-width law and choose under the latency budget.")(
-        step_command("fit_scaling_law", {"dataset": "prepare-data", "latency_table": "profile"}, ("scaling_law",))
-    )
-    app.command("evaluate", help="Perplexity, bits per byte, needle retrieval, lm-eval tasks.")(
-        step_command("evaluate", {"dataset": "prepare-data", "chosen": "compare-weight-norm"}, ("evaluation",))
-    )
-    app.command("export", help="Hugging Face directory, TensorRT-LLM bundle, parity proof, measured latency.")(
-        step_command(
-            "export_model",
-            {"dataset": "prepare-data", "chosen": "compare-weight-norm", "latency_table": "profile"},
-            ("exported",),
+@dataclass(frozen=True)
+class StepRunner:
+    """A recipe, and where its commands keep the manifests of inputs and outputs and the services' data."""
+
+    recipe: RunConfig
+    artifacts: Path
+    home: Path
+
+    def run(
+        self,
+        step: str,
+        inputs: Mapping[str, str | tuple[str, Sequence[str]]],
+        outputs: Sequence[str] | Mapping[str, str],
+        parameters: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Run `step` with manifests from `artifacts/<recipe name>/<name>.json`.
+
+        `inputs` maps an input to the command that makes it, or to (command, file names) where the step collects
+        several; `outputs` maps an output to its file name, or names both at once. Raises ValueError if one is missing.
+        """
+        from flashslm.infra.stack import embedded_stack
+        from flashslm.infra.stack.services import resolve_settings
+        from flashslm.launch.compiling import code_digest
+        from flashslm.steps.run import run_step
+
+        directory = self.artifacts / self.recipe.name
+        embedded_stack.use_home(self.home)
+        os.environ.update(resolve_settings(self.home).as_env())
+        if "gate" in STEP_SECTIONS[step]:
+            os.environ.update(self.recipe.gate.promotion_hook.environment(os.environ))
+        named = outputs if isinstance(outputs, Mapping) else {name: name for name in outputs}
+        written = {name: str(directory / f"{file}.json") for name, file in named.items()}
+        result = run_step(
+            step,
+            config=self.recipe.for_step(step),
+            inputs={name: _input(directory, name, source) for name, source in inputs.items()},
+            outputs=written,
+            parameters=dict(parameters or {}) | {"code_digest": code_digest()},
         )
-    )
-    app.command()(search)
-    app.command()(pretrain)
-    app.command("compare-weight-norm")(compare_weight_norm)
+        return result | written
 
 
-def step_command(step: str, inputs: dict[str, str], outputs: tuple[str, ...]) -> Any:
-    """Make the command of a step whose inputs and outputs are single manifests (input name -> producing command)."""
+Work = Callable[[StepRunner], dict[str, Any]]
 
-    def command(
+
+def register(app: typer.Typer) -> None:
+    for name, work, text in COMMANDS:
+        app.command(name, help=text)(command(work))
+
+
+def command(work: Work) -> Callable[..., None]:
+    """The command that does this work for a recipe and shows what came of it."""
+
+    def run(
         config: ConfigOption,
         overrides: Overrides = None,
         artifacts: ArtifactsOption = ARTIFACTS,
         home: HomeOption = HOME,
         as_json: JsonOption = False,
     ) -> None:
-        show(run_single(step, load(config, overrides, checks=problems), inputs, outputs, artifacts, home), as_json)
+        show(work(StepRunner(load(config, overrides, checks=problems), artifacts, home)), as_json)
 
-    return command
+    return run
 
 
-def search(
-    config: ConfigOption,
-    overrides: Overrides = None,
-    artifacts: ArtifactsOption = ARTIFACTS,
-    home: HomeOption = HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Search the architecture. Start it in several shells to add workers: they share the study."""
-    recipe = load(config, overrides, checks=problems)
+def one_step(step: str, inputs: Mapping[str, str], output: str) -> Work:
+    """The work of a step whose inputs and output are single manifests (input name -> producing command)."""
+    return lambda runner: runner.run(step, inputs, (output,))
+
+
+def search(runner: StepRunner) -> dict[str, Any]:
+    """Work on the study until it is finished, and read off its result."""
     inputs = {"dataset": "prepare-data", "latency_table": "profile", "scaling_law": "fit-scaling-law"}
-    run_single("search_architecture", recipe, inputs, (), artifacts, home)
-    show(run_single("select_architecture", recipe, inputs, ("architecture",), artifacts, home), as_json)
+    runner.run("search_architecture", inputs, ())
+    return runner.run("select_architecture", inputs, ("architecture",))
 
 
-def pretrain(
-    config: ConfigOption,
-    overrides: Overrides = None,
-    artifacts: ArtifactsOption = ARTIFACTS,
-    home: HomeOption = HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Train every variant of the recipe (weight norm on and off, each seed), resuming what was begun."""
-    recipe = load(config, overrides, checks=problems)
+def pretrain(runner: StepRunner) -> dict[str, Any]:
+    """The result of each variant by the name of its checkpoint."""
     inputs = {"dataset": "prepare-data", "architecture": "search"}
-    results = {}
-    for variant in recipe.variants():
-        name = checkpoint_name(variant)
-        outputs = {"checkpoint": name}
-        results[name] = run_single("pretrain", recipe, inputs, outputs, artifacts, home, parameters=variant)
-    show(results, as_json)
+    return {
+        name: runner.run("pretrain", inputs, {"checkpoint": name}, variant)
+        for name, variant in _checkpoints(runner.recipe).items()
+    }
 
 
-def compare_weight_norm(
-    config: ConfigOption,
-    overrides: Overrides = None,
-    artifacts: ArtifactsOption = ARTIFACTS,
-    home: HomeOption = HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare the pretraining runs; choose the checkpoint that goes on."""
-    recipe = load(config, overrides, checks=problems)
-    names = [checkpoint_name(variant) for variant in recipe.variants()]
-    inputs: dict[str, Any] = {"dataset": "prepare-data", "checkpoints": ("pretrain", names)}
-    show(run_single("compare_weight_norm", recipe, inputs, ("ablation", "chosen"), artifacts, home), as_json)
+def compare_weight_norm(runner: StepRunner) -> dict[str, Any]:
+    """The comparison of all variants."""
+    checkpoints = ("pretrain", list(_checkpoints(runner.recipe)))
+    inputs: dict[str, Any] = {"dataset": "prepare-data", "checkpoints": checkpoints}
+    return runner.run("compare_weight_norm", inputs, ("ablation", "chosen"))
 
 
-def checkpoint_name(variant: Mapping[str, str]) -> str:
-    return f"checkpoint-{variant['weight_norm']}-{variant['seed']}"
+COMMANDS: tuple[tuple[str, Work, str], ...] = (
+    ("prepare-data", one_step("prepare_data", {}, "dataset"), "Text to tokenizer and token shards."),
+    (
+        "profile",
+        one_step("profile_latency", {"dataset": "prepare-data"}, "latency_table"),
+        "Measure the latency table on this device.",
+    ),
+    (
+        "fit-scaling-law",
+        one_step("fit_scaling_law", {"dataset": "prepare-data", "latency_table": "profile"}, "scaling_law"),
+        "Fit the depth-width law and choose under the latency budget.",
+    ),
+    (
+        "evaluate",
+        one_step("evaluate", {"dataset": "prepare-data", "chosen": "compare-weight-norm"}, "evaluation"),
+        "Perplexity, bits per byte, needle retrieval, lm-eval tasks.",
+    ),
+    (
+        "export",
+        one_step(
+            "export_model",
+            {"dataset": "prepare-data", "chosen": "compare-weight-norm", "latency_table": "profile"},
+            "exported",
+        ),
+        "Hugging Face directory, TensorRT-LLM bundle, parity proof, measured latency.",
+    ),
+    (
+        "search",
+        search,
+        "Search the architecture. Start it in several shells to add workers: they share the study.",
+    ),
+    (
+        "pretrain",
+        pretrain,
+        "Train every variant of the recipe (weight norm on and off, each seed), resuming what was begun.",
+    ),
+    (
+        "compare-weight-norm",
+        compare_weight_norm,
+        "Compare the pretraining runs; choose the checkpoint that goes on.",
+    ),
+)
 
 
-def run_single(
-    step: str,
-    recipe: RunConfig,
-    inputs: Mapping[str, str | tuple[str, Sequence[str]]],
-    outputs: Sequence[str] | Mapping[str, str],
-    artifacts: Path,
-    home: Path,
-    parameters: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Run `step` with manifests from `artifacts/<recipe name>/<name>.json`.
-
-    `inputs` maps an input to the command that makes it, or to (command, file names) where the step collects several;
-    `outputs` maps an output to its file name, or names both at once. Raises ValueError for a missing input.
-    """
-    from flashslm.infra.stack import embedded_stack
-    from flashslm.infra.stack.services import resolve_settings
-    from flashslm.launch.compiling import code_digest
-    from flashslm.steps.run import run_step
-
-    directory = artifacts / recipe.name
-    embedded_stack.use_home(home)
-    os.environ.update(resolve_settings(home).as_env())
-    if "gate" in STEP_SECTIONS[step]:
-        os.environ.update(recipe.gate.promotion_hook.environment(os.environ))
-    named = outputs if isinstance(outputs, Mapping) else {name: name for name in outputs}
-    result = run_step(
-        step,
-        config=recipe.for_step(step),
-        inputs={name: _input(directory, name, source) for name, source in inputs.items()},
-        outputs={name: str(directory / f"{file}.json") for name, file in named.items()},
-        parameters=dict(parameters or {}) | {"code_digest": code_digest()},
-    )
-    return result | {name: str(directory / f"{file}.json") for name, file in named.items()}
+def _checkpoints(recipe: RunConfig) -> dict[str, dict[str, str]]:
+    """The file name of each variant's checkpoint, and the variant."""
+    return {f"checkpoint-{variant['weight_norm']}-{variant['seed']}": variant for variant in recipe.variants()}
 
 
 def _input(directory: Path, name: str, source: str | tuple[str, Sequence[str]]) -> str | list[str]:
