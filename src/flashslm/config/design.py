@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from flashslm.config.section import Positive, Section
+from flashslm.config.section import Depth, Distinct, Positive, Section, Width
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, OPERATORS
 
 
@@ -38,7 +38,7 @@ class ModelConfig(Section):
 
     head_dim: int = Field(default=64, ge=4, le=256)  # attention and DeltaNet
     kv_group: int = Field(default=4, ge=1)  # query heads per key/value head (as far as the head count divides)
-    ffn_ratio: float = Field(default=3.0, gt=0)
+    ffn_ratio: float = Field(default=3.0, gt=0, le=1024)
     mamba_state: int = Field(default=128, ge=4)
     mamba_head_dim: int = Field(default=64, ge=4)
     mamba_expand: int = Field(default=2, ge=1)
@@ -80,14 +80,14 @@ class ProfilingConfig(Section):
     compile_processes: int = Field(default=4, ge=0)  # CUDA only: they compile a table's kernels before it is measured
     # Letters; the exportable ones, which the search uses, are always among them.
     operators: str = Field(default=EXPORTABLE_OPERATORS, pattern=rf"^[{OPERATORS}]+$")
-    widths: tuple[int, ...] = (1024, 1280, 1536, 1792, 2048, 2304, 2560)
-    contexts: tuple[int, ...] = (1024, 8192)
-    batches: tuple[int, ...] = (1,)
+    widths: Distinct[Width] = Field(default=(1024, 1280, 1536, 1792, 2048, 2304, 2560), min_length=1)
+    contexts: Distinct[Positive] = Field(default=(1024, 8192), min_length=1)
+    batches: Distinct[Positive] = Field(default=(1,), min_length=1)
     warmup: int = Field(default=3, ge=0)
     repeats: int = Field(default=20, ge=3)
     sweep_block: str = "DFMF"
-    sweep_depths: tuple[int, ...] = (6, 12, 18, 24, 30)  # blocks, whole models at matched parameters
-    sweep_parameters: tuple[int, ...] = (300_000_000, 500_000_000, 1_000_000_000)
+    sweep_depths: Distinct[Depth] = Field(default=(6, 12, 18, 24, 30), min_length=1)  # of models of equal parameters
+    sweep_parameters: Distinct[Positive] = Field(default=(300_000_000, 500_000_000, 1_000_000_000), min_length=1)
     calibration_models: int = Field(default=0, ge=0)  # whole models a batch that a step's overhead is fitted on
     check_models: int = Field(default=8, ge=1)  # random whole models the table's prediction is compared with
 
@@ -101,14 +101,6 @@ class ProfilingConfig(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _grids_not_empty(self) -> "ProfilingConfig":
-        for name in ("widths", "contexts", "batches", "sweep_depths", "sweep_parameters"):
-            values = getattr(self, name)
-            if not values or min(values) < 1:
-                raise ValueError(f"{name} is {list(values)}: give at least one positive integer")
-        return self
-
 
 class LatencyConfig(Section):
     """The latency budget per decoded token, absolute or relative to a reference architecture on the same device."""
@@ -117,7 +109,7 @@ class LatencyConfig(Section):
     batch: int = Field(default=1, ge=1)
     target_ms: float = Field(default=0.0, ge=0)  # 0 = use the reference below
     reference_operators: str = "DFMF AFMF DFMF AFMF DFMF DFMF"
-    reference_width: int = Field(default=2048, ge=8)
+    reference_width: int = Field(default=2048, ge=8, le=65_536)
     reference_factor: float = Field(default=1.0, gt=0)
 
 
@@ -125,17 +117,17 @@ class ScalingConfig(Section):
     """The small (depth, width) family of the law L0 + a·D^-alpha + b·W^-beta + c·N^-gamma."""
 
     block: str = "DFMF"  # the block whose repeats make the depth
-    depths: tuple[Positive, ...] = Field(default=(6, 12, 18), min_length=1)
-    widths: tuple[Positive, ...] = Field(default=(512, 768, 1024), min_length=1)
-    holdout_depth: int = Field(default=24, ge=1)
-    holdout_width: int = Field(default=1536, ge=8)
-    checkpoints: int = Field(default=4, ge=2)  # points in N read off each run
+    depths: Distinct[Depth] = Field(default=(6, 12, 18), min_length=1)
+    widths: Distinct[Width] = Field(default=(512, 768, 1024), min_length=1)
+    holdout_depth: Depth = 24
+    holdout_width: int = Field(default=1536, ge=8, le=65_536)
+    checkpoints: int = Field(default=4, ge=2, le=1000)  # points in N read off each run
     steps: int = Field(default=1000, ge=4)
     batch_size: int = Field(default=32, ge=1)
     sequence_length: int = Field(default=1024, ge=8)
     learning_rate: float = Field(default=1e-3, gt=0)
     bootstrap: int = Field(default=100, ge=10)
-    choice_depths: tuple[Positive, ...] = Field(default=(6, 12, 18, 24, 30), min_length=1)
+    choice_depths: Distinct[Depth] = Field(default=(6, 12, 18, 24, 30), min_length=1)
 
 
 class SearchConfig(Section):
@@ -146,10 +138,10 @@ class SearchConfig(Section):
     population: int = Field(default=32, ge=2)
     sample: int = Field(default=8, ge=1)
     candidates_per_cycle: int = Field(default=10, ge=1)
-    max_operators: int = Field(default=30, ge=1)
+    max_operators: int = Field(default=30, ge=1, le=1024)
     max_mixer_types: int = Field(default=2, ge=1, le=3)  # mixer types per block type
-    seed_designs: tuple[str, ...] = ()  # known designs, one operator string each, stages separated by "|"
-    widths: tuple[Positive, ...] = Field(default=(1024, 1280, 1536, 1792, 2048, 2304, 2560), min_length=1)
+    seed_designs: Distinct[str] = ()  # known designs, one operator string each, stages separated by "|"
+    widths: Distinct[Width] = Field(default=(1024, 1280, 1536, 1792, 2048, 2304, 2560), min_length=1)
     steps: int = Field(default=500, ge=1)
     batch_size: int = Field(default=32, ge=1)
     sequence_length: int = Field(default=1024, ge=8)

@@ -1,6 +1,6 @@
-"""A recipe's file: YAML plus dotted overrides to a RunConfig and back, with every problem in one message."""
+"""A recipe's file: YAML plus dotted overrides to a RunConfig and back, with all problems and places in one message."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,25 +8,38 @@ import yaml
 from pydantic import ValidationError
 
 from flashslm.config import RunConfig
+from flashslm.config.recipe_text import MAX_BYTES, UnreadableText, decode, read_values
 from flashslm.config.secret import MISPLACED, SECRET_FIELDS, leaves, places_of_secrets, without_secrets
+
+_MAX_PROBLEMS = 50  # that one message lists
+_MAX_SHOWN = 200  # characters of a value that is quoted
 
 
 class ConfigError(ValueError):
-    """A recipe that cannot be used: the message names every problem and what is allowed."""
+    """A recipe that cannot be used: the message names every problem, its place and what is allowed."""
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML forbids a key twice in a mapping; PyYAML would take the last one."""
+class _Places:
+    """Where each value was given: a line of the file, or an override."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key '{key.value}' is there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    def __init__(self, file: Path, lines: dict[tuple[str | int, ...], int]):
+        self._file = file
+        self._lines = {".".join(map(str, path)): line for path, line in lines.items()}
+        self._overrides: set[str] = set()
+
+    def override(self, where: str) -> None:
+        self._overrides.add(where)
+
+    def of(self, problem: str) -> str:
+        """The place of `where: what is wrong`: that of the value, or of the nearest section around it that is given."""
+        where = problem.split(": ", 1)[0].split(",")[0].replace("[", ".").replace("]", "").split(" ")[0]
+        while where:
+            if where in self._overrides:
+                return f"override {where}"
+            if where in self._lines:
+                return f"{self._file}:{self._lines[where]}"
+            where = where.rpartition(".")[0]
+        return f"{self._file}:{self._lines.get('', 1)}"
 
 
 def load(
@@ -34,30 +47,41 @@ def load(
 ) -> RunConfig:
     """Read a recipe and apply overrides such as `training.steps=50`; `checks` may add problems of their own.
 
-    Raises ConfigError that names all problems: unknown keys, wrong types, values out of range, malformed overrides.
+    Raises ConfigError that names all problems with the file's line: text that is not YAML, unknown keys, wrong types,
+    values out of range, malformed overrides.
     """
-    values = _read_mapping(Path(path))
-    problems = [p for p in (_apply_override(values, text) for text in overrides or []) if p]
-    problems += [f"{where}: {MISPLACED}" for where in places_of_secrets(values) if where not in SECRET_FIELDS]
-    config, found, dropped = _validate(values)
-    problems += found
-    problems += [p for p in (checks(config) if config else []) if not any(name in p for name in dropped)]
+    values, places = _read_mapping(Path(path))
+    problems = [p for p in (_apply_override(values, text, places) for text in overrides or []) if p]
+    found = [f"{where}: {MISPLACED}" for where in places_of_secrets(values) if where not in SECRET_FIELDS]
+    config, invalid, dropped = _validate(values)
+    found += invalid
+    found += [p for p in (checks(config) if config else []) if not any(name in p for name in dropped)]
+    problems += [f"{places.of(problem)}: {problem}" for problem in found]
     if problems or not config:
-        listed = "\n".join(f"  {i}. {p}" for i, p in enumerate(problems, start=1))
-        raise ConfigError(f"recipe '{path}' has {len(problems)} problem(s):\n{listed}")
+        raise ConfigError(f"recipe '{path}' has {len(problems)} problem(s):\n{_listed(problems)}")
     return config
 
 
-def _read_mapping(file: Path) -> dict[str, Any]:
+def _listed(problems: list[str]) -> str:
+    lines = [f"  {number}. {problem}" for number, problem in enumerate(problems[:_MAX_PROBLEMS], start=1)]
+    if len(problems) > _MAX_PROBLEMS:
+        lines.append(f"  … and {len(problems) - _MAX_PROBLEMS} more")
+    return "\n".join(lines)
+
+
+def _read_mapping(file: Path) -> tuple[dict[str, Any], _Places]:
     if not file.is_file():
         raise ConfigError(f"recipe '{file}' not found: give the path of a YAML file such as configs/demo.yaml")
+    with file.open("rb") as stream:
+        raw = stream.read(MAX_BYTES + 1)
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe '{file}' is not valid YAML: {without_secrets(str(error))}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"recipe '{file}' holds {type(values).__name__}: it must be a mapping of sections")
-    return values
+        read = read_values(decode(raw))
+    except UnreadableText as error:
+        raise ConfigError(f"{file}:{error.line}: {without_secrets(error.problem)}") from None
+    if not isinstance(read.root, dict):
+        line, kind = read.lines.get((), 1), "nothing" if read.root is None else type(read.root).__name__
+        raise ConfigError(f"{file}:{line}: the recipe holds {kind}: it must be a mapping of sections")
+    return read.root, _Places(file, read.lines)
 
 
 def _validate(values: dict[str, Any]) -> tuple[RunConfig | None, list[str], set[str]]:
@@ -71,21 +95,31 @@ def _validate(values: dict[str, Any]) -> tuple[RunConfig | None, list[str], set[
         try:
             return RunConfig.model_validate(values), problems, dropped
         except ValidationError as error:
-            errors = error.errors()
-        problems += [_describe(e) for e in errors]
+            errors = error.errors(include_url=False, include_context=False)
+        inner = {e["loc"][:-1] for e in errors}  # items that are wrong themselves: their list is not also too short
+        problems += [_describe(e) for e in errors if e["type"] != "too_short" or e["loc"] not in inner]
         dropped |= {".".join(str(part) for part in e["loc"][:2]) for e in errors}
-        if not all([_drop(values, e["loc"]) for e in errors]):
+        if not _drop_all(values, (e["loc"] for e in errors)):
             return None, problems, dropped
 
 
-def _drop(values: dict[str, Any], location: tuple[Any, ...]) -> bool:
-    """Remove the value at `location` (a whole section where the section itself is inconsistent); False if it cannot."""
+def _drop_all(values: dict[str, Any], locations: Iterable[tuple[Any, ...]]) -> bool:
+    """Remove the values there; False if one of them cannot be removed, or nothing was left to remove."""
+    results = [_drop(values, location) for location in locations]
+    return None not in results and any(results)
+
+
+def _drop(values: dict[str, Any], location: tuple[Any, ...]) -> bool | None:
+    """Remove the value at `location` (a whole section where the section itself is inconsistent): whether it was there.
+
+    None for what no removal mends.
+    """
     if location == ("name",):
-        values["name"] = "unnamed"
-        return True
+        former, values["name"] = values.get("name"), "unnamed"
+        return bool(former != "unnamed")
     keys = [part for part in location[:2] if isinstance(part, str)]
     if not keys:
-        return False
+        return None
     node: Any = values
     for part in keys[:-1]:
         node = node.get(part)
@@ -93,33 +127,35 @@ def _drop(values: dict[str, Any], location: tuple[Any, ...]) -> bool:
             keys = keys[:1]
             node = values
             break
-    node.pop(keys[-1], None)  # gone already where one value had two mistakes
-    return True
+    missing = object()
+    return node.pop(keys[-1], missing) is not missing  # gone already where one value had two mistakes
 
 
 def dump(config: RunConfig) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply_override(values: dict[str, Any], text: str) -> str:
+def _apply_override(values: dict[str, Any], text: str, places: _Places) -> str:
     """Set one `a.b=value` (value read as YAML) in place; return the problem, or an empty string."""
     key, separator, raw = text.partition("=")
+    shown = without_secrets(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
     if not separator or not key.strip():
-        return f"override '{text}': expected section.key=value, for example training.steps=50"
+        return f"override '{shown}': expected section.key=value, for example training.steps=50"
     *parents, leaf = key.strip().split(".")
     node = values
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            return f"override '{text}': '{parent}' is a value, not a section"
+            return f"override '{shown}': '{parent}' is a value, not a section"
     try:
-        node[leaf] = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        return without_secrets(f"override '{text}': the value is not valid YAML ({error})")
+        node[leaf] = read_values(raw).root
+    except UnreadableText as error:
+        return f"override '{shown}': {without_secrets(error.problem)}"
     for where, _ in leaves(node[leaf], key.strip()):
         if where in SECRET_FIELDS:
             return f"override '{where}': every user of the machine sees a command's arguments: write it in the recipe"
+    places.override(key.strip())
     return ""
 
 
@@ -128,11 +164,16 @@ def _describe(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "recipe"
     if error["type"] == "extra_forbidden":
         allowed = ", ".join(_fields_at(error["loc"][:-1]))
-        return f"{where}: unknown key; allowed here: {allowed}"
+        return without_secrets(f"{where}: unknown key; allowed here: {allowed}")
     message = error["msg"].removeprefix("Value error, ")
     silent = isinstance(error.get("input"), dict) or error["type"] == "missing" or where in SECRET_FIELDS
-    given = "" if silent else f" (given: {error['input']!r})"
+    given = "" if silent else f" (given: {_shown(error['input'])})"
     return without_secrets(f"{where}: {message}{given}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}… ({len(text):,} characters)"
 
 
 def _fields_at(location: tuple[Any, ...]) -> list[str]:

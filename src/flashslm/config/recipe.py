@@ -21,7 +21,7 @@ from flashslm.config.design import (
     SearchConfig,
 )
 from flashslm.config.retraining import RetrainingConfig
-from flashslm.config.section import DNS_LABEL, Section
+from flashslm.config.section import DNS_LABEL, Section, Seed
 from flashslm.config.steps import STEP_SECTIONS
 from flashslm.config.training import EvaluationConfig, ExportConfig, GateConfig, TrainingConfig
 
@@ -30,7 +30,7 @@ class RunConfig(Section):
     """A whole recipe."""
 
     name: str = Field(pattern=DNS_LABEL)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     kernels: KernelsConfig = KernelsConfig()

@@ -1,14 +1,31 @@
 """What every section of a recipe has in common."""
 
-from typing import Annotated
+from collections import Counter
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+DNS_SUBDOMAIN_OR_NONE = r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$"  # a Kubernetes object's name
+MAX_LIST = 1000  # values in a list that each cost a measurement or a training
+T = TypeVar("T")
+
 Positive = Annotated[int, Field(ge=1)]
+Depth = Annotated[int, Field(ge=1, le=1024)]  # token mixers
+Width = Annotated[int, Field(ge=1, le=65_536)]  # hidden size
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy, torch and Python all take
+
+
+def _each_once(values: tuple[T, ...]) -> tuple[T, ...]:
+    if twice := [str(value) for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"{', '.join(twice)} is there more than once: each value stands for a run or row of its own")
+    return values
+
+
+Distinct = Annotated[tuple[T, ...], Field(max_length=MAX_LIST), AfterValidator(_each_once)]
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, unknown keys refused."""
+    """Base of every section: frozen, unknown keys refused, numbers finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

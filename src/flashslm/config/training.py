@@ -5,13 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from flashslm.config.retraining import PromotionHook
-from flashslm.config.section import Section
+from flashslm.config.section import Distinct, Section, Seed
 
 
 def _switch(value: Any) -> Any:
     """YAML 1.1 reads a bare on or off as a boolean."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
+
+MODEL_NAME = r"^\w([\w. -]{0,126}\w)?$"  # MLflow takes no slash and no colon, its searches no quotation mark
 
 Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 
@@ -33,8 +35,8 @@ class TrainingConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(default=1, ge=1)  # CPU only
     processes: int = Field(default=0, ge=0)  # that pretrain together on each node; 0 = one a GPU, one on a CPU
-    weight_norm: tuple[Switch, ...] = ("on", "off")
-    seeds: tuple[int, ...] = (0,)
+    weight_norm: Distinct[Switch] = ("on", "off")
+    seeds: Distinct[Seed] = (0,)
     deploy: Literal["best", "on", "off"] = "best"  # which variant goes on to evaluation and export
     isolate_documents: bool = False  # attention, convolution and states start afresh at a document's first token
     validation_batches: int = Field(default=16, ge=1)
@@ -60,9 +62,9 @@ class EvaluationConfig(Section):
     sequence_length: int = Field(default=1024, ge=8)
     batch_size: int = Field(default=16, ge=1)
     max_tokens: int = Field(default=0, ge=0)  # 0 = the whole validation split
-    needle_lengths: tuple[Annotated[int, Field(ge=18)], ...] = (1024, 4096)  # key, value and some text
+    needle_lengths: Distinct[Annotated[int, Field(ge=18)]] = (1024, 4096)  # key, value and some text
     needle_samples: int = Field(default=32, ge=1)
-    lm_eval_tasks: tuple[str, ...] = ()
+    lm_eval_tasks: Distinct[str] = ()
     lm_eval_limit: int = Field(default=0, ge=0)  # documents a task; 0 = all
 
 
@@ -78,7 +80,7 @@ class ExportConfig(Section):
 class GateConfig(Section):
     """When a model may become champion. A limit of 0 is no limit."""
 
-    model_name: str = "flashslm"
+    model_name: str = Field(default="flashslm", pattern=MODEL_NAME)  # in MLflow's registry
     max_perplexity: float = Field(default=0.0, ge=0)
     max_latency_ms: float = Field(default=0.0, ge=0)
     max_parameters: int = Field(default=0, ge=0)

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flashslm.config import ModelConfig, digest
 from flashslm.models.operator_spec import MIXERS, OPERATOR_SPECS, OPERATORS
 
+MAX_OPERATORS = 4096  # of a model
+
 
 class InfeasibleArchitecture(ValueError):
     """An architecture that cannot be built, priced or exported; the message says why."""
@@ -22,12 +24,14 @@ _LEGEND = ", ".join(f"{letter} ({spec.name})" for letter, spec in OPERATOR_SPECS
 
 def parse_operators(notation: str) -> str:
     """Expand notation such as `(DFMF AFMF)x2 | (DFMF)x2` to the plain operator string `DFMFAFMF…`."""
-    text = re.sub(r"[\s|]", "", notation)
+    text = re.sub(r"[\s|]", "", notation[: MAX_OPERATORS + 1])
     repeated = re.compile(r"\(([A-Z]+)\)(?:x(\d+))?")
-    while "(" in text:
-        text, count = repeated.subn(lambda m: m[1] * int(m[2] or 1), text)
+    while "(" in text and len(text) <= MAX_OPERATORS:
+        text, count = repeated.subn(lambda m: m[1] * _repeats(m[2] or "1"), text)
         if not count:
             break
+    if max(len(text), len(notation)) > MAX_OPERATORS:
+        raise InfeasibleArchitecture(f"operators '{notation[:40]}…': more than {MAX_OPERATORS} of them")
     wrong = sorted(set(text) - set(OPERATORS))
     if wrong or not text:
         raise InfeasibleArchitecture(
@@ -35,6 +39,11 @@ def parse_operators(notation: str) -> str:
             f"allowed are {_LEGEND}, e.g. '(DFMF AFMF)x2 | (DFMF)x2'; sizes are the model's, not a layer's"
         )
     return text
+
+
+def _repeats(digits: str) -> int:
+    """At most one more than a model may have: what is too long is not made first."""
+    return min(int(digits[:5]), MAX_OPERATORS + 1)
 
 
 def repeat_block(block: str, depth: int) -> str:

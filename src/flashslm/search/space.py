@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import groupby, product
 from typing import TypeVar
 
-from flashslm.models.architecture import InfeasibleArchitecture
+from flashslm.models.architecture import MAX_OPERATORS, InfeasibleArchitecture
 from flashslm.models.operator_spec import EXPORTABLE_MIXERS, EXPORTABLE_OPERATORS, export_blockers
 
 MAX_STAGES = 3
@@ -167,6 +167,8 @@ def canonical(stages: Sequence[Stage]) -> Design:
 
 def parse_design(notation: str) -> Design:
     """Read `(DFMF AFMF)x2 | (DFMF)x2`: blanks part block types, `|` parts stages; plain repeats are folded."""
+    if len(notation) > MAX_OPERATORS:
+        raise InfeasibleArchitecture(f"design '{notation[:40]}…': more than {MAX_OPERATORS} characters")
     try:
         return canonical([_parse_stage(text) for text in notation.upper().replace("X", "x").split("|")])
     except InfeasibleArchitecture as error:
@@ -174,7 +176,7 @@ def parse_design(notation: str) -> Design:
 
 
 def _parse_stage(text: str) -> Stage:
-    match = re.fullmatch(r"\s*(?:\(([A-Z\s]+)\)\s*(?:x\s*(\d+))?|([A-Z\s]+))\s*", text)
+    match = re.fullmatch(r"\s*(?:\(([A-Z\s]+)\)\s*(?:x\s*(\d{1,4}))?|([A-Z\s]+))\s*", text)
     words = ((match[1] or match[3]) if match else "").split()
     repeats = int(match[2] or 1) if match else 0
     if not words or repeats < 1:
