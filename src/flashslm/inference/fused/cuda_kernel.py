@@ -69,9 +69,12 @@ def _load(
 
 @cache
 def _compiled(file: str, architecture: str, macros: tuple[tuple[str, int], ...]) -> bytes:
-    source = files(__package__).joinpath(file).read_bytes()
+    package = files(__package__)
+    source = package.joinpath(file).read_bytes()
+    headers = [header for header in package.iterdir() if header.name.endswith(".cuh")]
+    included = [header.read_bytes() for header in headers], [header.name.encode() for header in headers]
     options = [f"--gpu-architecture={architecture}", "-std=c++17", *(f"-D{name}={value}" for name, value in macros)]
-    program = _checked(nvrtc.nvrtcCreateProgram(source, file.encode(), 0, [], []), file)
+    program = _checked(nvrtc.nvrtcCreateProgram(source, file.encode(), len(headers), *included), file)
     (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         log = bytes(bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program), file)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from flashslm.inference.fused.attention import Rotation, Splits, attention_decode
 from flashslm.inference.fused.batched import project_batch
 from flashslm.inference.fused.mixers import delta_rule_decode, ssd_decode
-from flashslm.inference.fused.projection import MAX_BATCH, VALUES_A_LOAD, Best, Norm, Ring, project
+from flashslm.inference.fused.projection import MAX_BATCH, VALUES_PER_LOAD, Best, Norm, Ring, project
 from flashslm.inference.fused.stream import Stream, step_unfused
 from flashslm.inference.fused.tokens import choose, embed
 from flashslm.inference.fused.weights import pack_rows
@@ -181,7 +181,7 @@ class FusedDecoder:
 
     def _few(self, weight_RD: Tensor) -> bool:
         """Whether the kernel for few inputs takes a product with this weight."""
-        return self.batch <= MAX_BATCH and weight_RD.shape[1] % VALUES_A_LOAD == 0
+        return self.batch <= MAX_BATCH and weight_RD.shape[1] % VALUES_PER_LOAD == 0
 
     def _project(self, x_BD: Tensor, weight_RD: Tensor, *arguments: Any, **options: Any) -> Step:
         form = project if self._few(weight_RD) else project_batch

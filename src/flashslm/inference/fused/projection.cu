@@ -1,26 +1,48 @@
 // out = weight norm(x) for a few inputs x, with what comes before and after the product fused in.
 //
-// A step of a warp is one row by 256 columns, 16 bytes a lane, in the order in which they lie in memory. A lane multiplies
-// its columns with the same columns of x, on the tensor core, whose operands' "rows" are then the eight groups of four
-// lanes: of their products the diagonal counts. The first IN_REGISTERS steps are asked for into registers, the next
-// IN_SHARED into shared memory, all before the wait for the kernel that computes x; others follow as registers become free.
+// Shapes (SIZE input columns, `rows` output rows, BATCH inputs):
+//   block    ROW_WARPS x COLUMN_WARPS warps compute BLOCK_N outputs: each of the ROW_WARPS strips has TILE weight rows
+//            (with SWIGLU half of them gate, half up), each of the COLUMN_WARPS warps of a strip has a part of the columns
+//   warp     TILE rows x K_TILES_PER_WARP tiles of 256 columns: LOADS_PER_WARP loads of one row and one tile each
+//   lane     8 consecutive columns (16 bytes) of each load, so that a warp reads 512 consecutive bytes
+//
+// The tensor core as a vector unit: mma.m16n8k16 multiplies a 16x16 matrix A by a 16x8 matrix B. Its fragments give lane
+// l = 4 g + t the elements of A's rows g and g + 8 and of B's column g. Each lane puts its own 8 columns of x into A and the
+// same 8 columns of the weight row into B, 2 instructions with 4 columns each:
+//
+//            B: weights of lanes 0-3, 4-7, ..., 28-31           The product of group g's x with group g's weights is
+//          +--------------------------------------+             element (g, g): the diagonal. The other elements mix
+//   A: x   | lanes 0-3   *  .  .  .  .  .  .  .   |             the columns of different lanes and are dropped.
+//   of     | lanes 4-7   .  *  .  .  .  .  .  .   |             Rows 8 to 15 of A hold a second input at no extra cost.
+//   lanes  | ...                                  |             The sum of the 8 diagonal elements is the warp's part
+//          | lanes 28-31 .  .  .  .  .  .  .  *   |             of the row's product.
+//          +--------------------------------------+
+//
+// Phases: load (weights, norm) | wait for the kernel that computes x | prologue (x, its norm) | main loop | epilogue.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned short u16;
 
+#ifndef EMULATED  // a test compiles the rest for a CPU and has its own forms of these
+#include "ptx.cuh"
+extern __shared__ __align__(128) unsigned char shared[];
+#endif
+
 constexpr int WARPS = COLUMN_WARPS * ROW_WARPS;
 constexpr int THREADS = WARPS * 32;
-constexpr int PIECES = (SIZE + 255) / 256;                               // of 256 columns
-constexpr int MINE = (PIECES + COLUMN_WARPS - 1) / COLUMN_WARPS;         // of them, a warp
-constexpr int STEPS = MINE * TILE;                                       // of a warp
-constexpr int AHEAD = IN_REGISTERS + IN_SHARED;
-constexpr int FILLED = STEPS < AHEAD ? STEPS : AHEAD;
-constexpr int OUTPUTS = SWIGLU ? TILE / 2 : TILE;                        // a warp
-constexpr int ROWS = OUTPUTS * ROW_WARPS;                                // of the output, a block
-constexpr int FINISHED = (ROWS * BATCH + THREADS - 1) / THREADS;
-constexpr int PAIRS = (BATCH + 1) / 2;
-constexpr bool SCALED_FIRST = HALF && NORM && !HEAD;
+constexpr int K_TILE = 256;                                             // columns of a load
+constexpr int K_TILES = (SIZE + K_TILE - 1) / K_TILE;
+constexpr int K_TILES_PER_WARP = (K_TILES + COLUMN_WARPS - 1) / COLUMN_WARPS;
+constexpr int LOADS_PER_WARP = K_TILES_PER_WARP * TILE;
+constexpr int PREFETCHED_LOADS = IN_REGISTERS + IN_SHARED;              // before the wait for x, where there are as many
+constexpr int ISSUED_LOADS = LOADS_PER_WARP < PREFETCHED_LOADS ? LOADS_PER_WARP : PREFETCHED_LOADS;
+constexpr int OUTPUTS_PER_WARP = SWIGLU ? TILE / 2 : TILE;
+constexpr int BLOCK_N = OUTPUTS_PER_WARP * ROW_WARPS;                   // output rows of a block
+constexpr int OUTPUTS_PER_THREAD = (BLOCK_N * BATCH + THREADS - 1) / THREADS;
+constexpr int INPUT_PAIRS = (BATCH + 1) / 2;
+constexpr int CONV_SIZE = 4;                                            // taps of the convolution that reads the ring
+constexpr bool SCALED_FIRST = HALF && NORM && !HEAD_DIM;
 
 struct Arguments {
     const u16* x;
@@ -38,89 +60,7 @@ struct Arguments {
     int ring_rows;
 };
 
-#ifndef EMULATED  // a test runs the rest on a CPU, with these in C++
-extern __shared__ __align__(128) unsigned char shared[];
-
-__device__ __forceinline__ float2 unpack(u32 pair) {
-#if HALF
-    float2 v;
-    asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}" : "=f"(v.x), "=f"(v.y) : "r"(pair));
-    return v;
-#else
-    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
-#endif
-}
-
-__device__ __forceinline__ u32 pack(float low, float high) {
-    u32 pair;
-#if HALF
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-#else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-#endif
-    return pair;
-}
-
-// Weights are read once a step: the L2 cache is for what is read again.
-__device__ __forceinline__ u64 read_once() {
-    u64 policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
-__device__ __forceinline__ uint4 load_weights(const u16* from, bool inside, u64 policy) {
-    uint4 v;
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %6, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
-        "@p ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;}"
-        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from), "l"(policy), "r"((int)inside));
-    return v;
-}
-
-__device__ __forceinline__ void copy_weights(u32 to, const u16* from, bool inside, u64 policy) {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3; cp.async.commit_group;"
-                 :: "r"(to), "l"(from), "r"(inside ? 16 : 0), "l"(policy) : "memory");
-}
-
-__device__ __forceinline__ u32 shared_address(const void* of) { return (u32)__cvta_generic_to_shared(of); }
-
-// Waits until at most `pending` copies of this thread are under way.
-__device__ __forceinline__ void wait_copies(int pending) {
-    if (pending >= 24) asm volatile("cp.async.wait_group 24;" ::: "memory");
-    else if (pending >= 16) asm volatile("cp.async.wait_group 16;" ::: "memory");
-    else if (pending >= 12) asm volatile("cp.async.wait_group 12;" ::: "memory");
-    else if (pending >= 8) asm volatile("cp.async.wait_group 8;" ::: "memory");
-    else if (pending >= 4) asm volatile("cp.async.wait_group 4;" ::: "memory");
-    else asm volatile("cp.async.wait_group 0;" ::: "memory");
-}
-
-// What another kernel has just written: from L2, not from a line of L1 that is older.
-__device__ __forceinline__ uint4 load_input(const u16* from) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
-    return v;
-}
-
-// Two inputs at once: rows 0 to 7 of the first operand are one, rows 8 to 15 the other.
-__device__ __forceinline__ void multiply(float (&sum)[4], u32 x0, u32 y0, u32 x1, u32 y1, u32 w0, u32 w1) {
-#if HALF
-#define OPERANDS "f32.f16.f16.f32"
-#else
-#define OPERANDS "f32.bf16.bf16.f32"
-#endif
-    asm("mma.sync.aligned.m16n8k16.row.col." OPERANDS " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) : "r"(x0), "r"(y0), "r"(x1), "r"(y1), "r"(w0), "r"(w1));
-}
-
-// Lets the next kernel begin, and waits for the one before: it has written x.
-__device__ __forceinline__ void wait_for_inputs() {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-#endif
-
-// Sums over the lanes of TILE values: lane l has that of value l TILE / 32.
+// The sums over all lanes of TILE values: lane l returns that of value l TILE / 32.
 __device__ __forceinline__ float summed(float (&v)[TILE], int lane) {
     int bit = 16;
 #pragma unroll
@@ -170,17 +110,17 @@ __device__ __forceinline__ float squares_in(uint4 x) {
     return sum;
 }
 
-// Sixteen bytes of an input, times the norm's weight. Without HEAD the squares are summed as well, and the scale is left to
-// the end: but float16 cannot hold what is not scaled yet, and takes one that is known before.
+// Sixteen bytes of an input times the norm's weight. Without HEAD_DIM the squares are summed as well, and the epilogue
+// scales; float16 cannot hold values that are not scaled yet, so there the scale is known before (SCALED_FIRST).
 __device__ __forceinline__ uint4 normalised(uint4 x, const Norms& norms, float eps, float& squares, float scale = 1) {
     float2 v[4] = {unpack(x.x), unpack(x.y), unpack(x.z), unpack(x.w)};
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < 4; i++) sum += v[i].x * v[i].x + v[i].y * v[i].y;
-    if (HEAD) {
+    if (HEAD_DIM) {
 #pragma unroll
-        for (int lanes = HEAD / 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-        scale = rsqrtf(sum * (1.0f / (HEAD ? HEAD : 1)) + eps);
+        for (int lanes = HEAD_DIM / 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+        scale = rsqrtf(sum * (1.0f / (HEAD_DIM ? HEAD_DIM : 1)) + eps);
     }
     squares += sum;
     u32 out[4];
@@ -200,16 +140,16 @@ __device__ __forceinline__ float scale_of(const float (&squares_of)[COLUMN_WARPS
     return rsqrtf(total * (1.0f / SIZE) + eps);
 }
 
-// A row's product with input b: all warps' shares added, scaled and gated.
+// A row's product with input b: the sum of all warps' parts, scaled and gated.
 __device__ __forceinline__ float product(
     const float (&sums)[COLUMN_WARPS][BATCH][TILE], const float (&squares_of)[COLUMN_WARPS][BATCH], float eps, int b, int r) {
     float y = 0, up = 0, scale = 1;
 #pragma unroll
     for (int w = 0; w < COLUMN_WARPS; w++) {
         y += sums[w][b][r];
-        if (SWIGLU) up += sums[w][b][OUTPUTS + r];
+        if (SWIGLU) up += sums[w][b][OUTPUTS_PER_WARP + r];
     }
-    if (NORM && !HEAD && !SCALED_FIRST) scale = scale_of(squares_of, eps, b);
+    if (NORM && !HEAD_DIM && !SCALED_FIRST) scale = scale_of(squares_of, eps, b);
     y *= scale;
     return SWIGLU ? __fdividef(y, 1.0f + __expf(-y)) * (up * scale) : y;
 }
@@ -226,10 +166,10 @@ __device__ __forceinline__ void store(const Arguments& a, float y, int b, int ro
         static_cast<u16*>(a.out)[to] = narrow;
 }
 
-// The highest of the block's outputs for input b, the first among equals; ROWS lanes together.
+// The highest of the block's outputs for input b, the first among equals; BLOCK_N lanes together.
 __device__ __forceinline__ void store_best(const Arguments& a, float score, int row, int b, bool writes) {
 #pragma unroll
-    for (int lanes = ROWS / 2; lanes > 0; lanes /= 2) {
+    for (int lanes = BLOCK_N / 2; lanes > 0; lanes /= 2) {
         const float other = __shfl_xor_sync(0xffffffffu, score, lanes);
         const int other_row = __shfl_xor_sync(0xffffffffu, row, lanes);
         if (other > score || (other == score && other_row < row)) score = other, row = other_row;
@@ -245,58 +185,62 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
     __shared__ float squares_of[ROW_WARPS][COLUMN_WARPS][BATCH];
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int strip = warp / COLUMN_WARPS, part = warp % COLUMN_WARPS;
-    const int first = blockIdx.x * ROWS, mine = first + strip * OUTPUTS, column = part * 256 + lane * 8;
+    const int first = blockIdx.x * BLOCK_N, mine = first + strip * OUTPUTS_PER_WARP, column = part * K_TILE + lane * 8;
     const u64 policy = read_once();
-    auto row_of = [&](int r) { return mine + (SWIGLU && r >= OUTPUTS ? r - OUTPUTS : r); };
-    auto inside = [&](int i) { return row_of(i / MINE) < a.rows && column + i % MINE * COLUMN_WARPS * 256 < SIZE; };
+    auto row_of = [&](int r) { return mine + (SWIGLU && r >= OUTPUTS_PER_WARP ? r - OUTPUTS_PER_WARP : r); };
+    auto inside = [&](int i) {
+        return row_of(i / K_TILES_PER_WARP) < a.rows && column + i % K_TILES_PER_WARP * COLUMN_WARPS * K_TILE < SIZE;
+    };
     auto place = [&](int i) {
-        const int r = i / MINE;
-        const size_t row = row_of(r) + (SWIGLU && r >= OUTPUTS ? a.rows : 0);
-        return a.weight + row * SIZE + column + i % MINE * COLUMN_WARPS * 256;
+        const int r = i / K_TILES_PER_WARP;
+        const size_t row = row_of(r) + (SWIGLU && r >= OUTPUTS_PER_WARP ? a.rows : 0);
+        return a.weight + row * SIZE + column + i % K_TILES_PER_WARP * COLUMN_WARPS * K_TILE;
     };
 
+    // Load: the first IN_REGISTERS loads of weights go to registers, the next IN_SHARED to shared memory, before the wait.
     uint4 held[IN_REGISTERS];
     // The shuffle keeps the base out of uniform registers: ptxas 13.0 encodes a copy with base and policy there wrongly.
     const u32 slot = __shfl_sync(0xffffffffu, shared_address(shared) + thread * 16, lane);
 #pragma unroll
     for (int i = 0; i < IN_REGISTERS; i++)
-        if (i < STEPS) held[i] = load_weights(place(i), inside(i), policy);
+        if (i < LOADS_PER_WARP) held[i] = load_weights(place(i), inside(i), policy);
 #pragma unroll
-    for (int i = IN_REGISTERS; i < FILLED; i++)
+    for (int i = IN_REGISTERS; i < ISSUED_LOADS; i++)
         copy_weights(slot + (i - IN_REGISTERS) * THREADS * 16, place(i), inside(i), policy);
-    Norms norms[NORM ? MINE : 1];
+    Norms norms[NORM ? K_TILES_PER_WARP : 1];
     if (NORM) {
 #pragma unroll
-        for (int p = 0; p < MINE; p++) {
-            const int at = column + p * COLUMN_WARPS * 256;
-            norms[p].load(a.norm, at < SIZE ? (HEAD ? at % (HEAD ? HEAD : 1) : at) : 0);
+        for (int p = 0; p < K_TILES_PER_WARP; p++) {
+            const int at = column + p * COLUMN_WARPS * K_TILE;
+            norms[p].load(a.norm, at < SIZE ? (HEAD_DIM ? at % (HEAD_DIM ? HEAD_DIM : 1) : at) : 0);
         }
     }
-    int turn[FINISHED];  // where a sequence's ring takes the present token
+    int turn[OUTPUTS_PER_THREAD];  // where a sequence's ring takes the present token
     if (RING) {
 #pragma unroll
-        for (int f = 0; f < FINISHED; f++) {
-            const int b = (f * THREADS + thread) / ROWS;
-            turn[f] = b < BATCH ? b * 4 + (int)(a.lengths[b] % 4) : 0;
+        for (int f = 0; f < OUTPUTS_PER_THREAD; f++) {
+            const int b = (f * THREADS + thread) / BLOCK_N;
+            turn[f] = b < BATCH ? b * CONV_SIZE + (int)(a.lengths[b] % CONV_SIZE) : 0;
         }
     }
     wait_for_inputs();
 
-    uint4 x[2 * PAIRS][MINE];
+    // Prologue: x, the stream that the outputs are added to, and the norm of x.
+    uint4 x[2 * INPUT_PAIRS][K_TILES_PER_WARP];
 #pragma unroll
-    for (int b = 0; b < 2 * PAIRS; b++)
+    for (int b = 0; b < 2 * INPUT_PAIRS; b++)
 #pragma unroll
-        for (int p = 0; p < MINE; p++) {
-            const int at = column + p * COLUMN_WARPS * 256;
+        for (int p = 0; p < K_TILES_PER_WARP; p++) {
+            const int at = column + p * COLUMN_WARPS * K_TILE;
             x[b][p] = b < BATCH && at < SIZE ? load_input(a.x + b * SIZE + at) : make_uint4(0, 0, 0, 0);
         }
-    float old[FINISHED];
+    float old[OUTPUTS_PER_THREAD];
     if (RESIDUAL) {
 #pragma unroll
-        for (int f = 0; f < FINISHED; f++) {
-            const int at = f * THREADS + thread, row = first + at % ROWS;
-            old[f] = at < ROWS * BATCH && row < a.rows
-                         ? __ldcg(static_cast<const float*>(a.out) + at / ROWS * a.rows + row)
+        for (int f = 0; f < OUTPUTS_PER_THREAD; f++) {
+            const int at = f * THREADS + thread, row = first + at % BLOCK_N;
+            old[f] = at < BLOCK_N * BATCH && row < a.rows
+                         ? __ldcg(static_cast<const float*>(a.out) + at / BLOCK_N * a.rows + row)
                          : 0.0f;
         }
     }
@@ -305,13 +249,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
         for (int b = 0; b < BATCH; b++) {
             float squares = 0;
 #pragma unroll
-            for (int p = 0; p < MINE; p++) {
+            for (int p = 0; p < K_TILES_PER_WARP; p++) {
                 if (SCALED_FIRST)
                     squares += squares_in(x[b][p]);
                 else
                     x[b][p] = normalised(x[b][p], norms[p], a.eps, squares);
             }
-            if (!HEAD) {
+            if (!HEAD_DIM) {
 #pragma unroll
                 for (int lanes = 16; lanes > 0; lanes /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, lanes);
                 if (lane == 0) squares_of[strip][part][b] = squares;
@@ -326,30 +270,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
             const float scale = scale_of(squares_of[strip], a.eps, b);
             float squares = 0;
 #pragma unroll
-            for (int p = 0; p < MINE; p++) x[b][p] = normalised(x[b][p], norms[p], a.eps, squares, scale);
+            for (int p = 0; p < K_TILES_PER_WARP; p++) x[b][p] = normalised(x[b][p], norms[p], a.eps, squares, scale);
         }
     }
 
+    // Main loop over the weights: those that wait in registers and in shared memory, then the others, which are loaded as
+    // registers become free.
     float products[BATCH][TILE];
 #pragma unroll
     for (int r = 0; r < TILE; r++) {
-        float sum[PAIRS][4] = {};
+        float sum[INPUT_PAIRS][4] = {};
 #pragma unroll
-        for (int p = 0; p < MINE; p++) {
-            const int i = r * MINE + p;
+        for (int p = 0; p < K_TILES_PER_WARP; p++) {
+            const int i = r * K_TILES_PER_WARP + p;
             uint4 w;
-            if (i >= IN_REGISTERS && i < AHEAD) {
-                if (i == IN_REGISTERS || (FILLED - 1 - i) % 4 == 3)
-                    wait_copies(i == IN_REGISTERS ? (FILLED - 1 - i) / 4 * 4 : FILLED - 1 - i - 3);
+            if (i >= IN_REGISTERS && i < PREFETCHED_LOADS) {
+                if (i == IN_REGISTERS || (ISSUED_LOADS - 1 - i) % 4 == 3)
+                    wait_copies(i == IN_REGISTERS ? (ISSUED_LOADS - 1 - i) / 4 * 4 : ISSUED_LOADS - 1 - i - 3);
                 w = *reinterpret_cast<uint4*>(shared + ((i - IN_REGISTERS) * THREADS + thread) * 16);
             } else {
-                const int s = i < IN_REGISTERS ? i : (i - AHEAD) % IN_REGISTERS;
+                const int s = i < IN_REGISTERS ? i : (i - PREFETCHED_LOADS) % IN_REGISTERS;
                 w = held[s];
-                const int next = i < IN_REGISTERS ? i + AHEAD : i + IN_REGISTERS;
-                if (next < STEPS) held[s] = load_weights(place(next), inside(next), policy);
+                const int next = i < IN_REGISTERS ? i + PREFETCHED_LOADS : i + IN_REGISTERS;
+                if (next < LOADS_PER_WARP) held[s] = load_weights(place(next), inside(next), policy);
             }
 #pragma unroll
-            for (int q = 0; q < PAIRS; q++) {
+            for (int q = 0; q < INPUT_PAIRS; q++) {
                 const uint4 u = x[2 * q][p], v = x[2 * q + 1][p];
                 multiply(sum[q], u.x, v.x, u.y, v.y, w.x, w.y);
                 multiply(sum[q], u.z, v.z, u.w, v.w, w.z, w.w);
@@ -369,16 +315,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
     }
     __syncthreads();
 
+    // Epilogue: the warps' parts added, scaled, gated, added to the stream, stored.
 #pragma unroll
-    for (int f = 0; f < FINISHED; f++) {
-        const int at = f * THREADS + thread, b = at / ROWS, r = at % ROWS, row = first + r, from = r / OUTPUTS;
-        const bool finished = at < ROWS * BATCH && row < a.rows;
+    for (int f = 0; f < OUTPUTS_PER_THREAD; f++) {
+        const int at = f * THREADS + thread, b = at / BLOCK_N, r = at % BLOCK_N;
+        const int row = first + r, from = r / OUTPUTS_PER_WARP;
+        const bool finished = at < BLOCK_N * BATCH && row < a.rows;
         float y = 0;
         if (finished) {
-            y = product(sums[from], squares_of[from], a.eps, b, r % OUTPUTS);
+            y = product(sums[from], squares_of[from], a.eps, b, r % OUTPUTS_PER_WARP);
             if (RESIDUAL) y += old[f];
             store(a, y, b, row, RING ? turn[f] : 0);
         }
-        if (BEST) store_best(a, finished ? y : -__int_as_float(0x7f800000), row, b, r == 0 && at < ROWS * BATCH);
+        if (BEST) store_best(a, finished ? y : -__int_as_float(0x7f800000), row, b, r == 0 && at < BLOCK_N * BATCH);
     }
 }

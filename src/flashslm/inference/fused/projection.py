@@ -16,9 +16,9 @@ from flashslm.inference.fused.stream import Stream
 from flashslm.inference.fused.tilings import TILE, Tiling, tiling
 
 MAX_BATCH = 4  # above it a matrix product is faster
-VALUES_A_LOAD = 8  # 16 bytes, to which rows are aligned
-REGISTERS, LEAST_REGISTERS = 65_536, 40  # of an SM; of a thread, beside the weights that it holds
-MOST_BLOCKS = 16  # of an SM
+VALUES_PER_LOAD = 8  # 16 bytes, to which rows are aligned
+REGISTERS, MIN_REGISTERS = 65_536, 40  # per SM; per thread, besides the weights that it holds
+MAX_BLOCKS = 16  # per SM
 
 
 class Ring(NamedTuple):
@@ -45,11 +45,11 @@ class Best(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """RMS normalisation of the input; over each `head` channels (a power of two, 32 to 256) if that is not 0."""
+    """RMS normalisation of the input; over each `head_dim` channels (a power of two, 32 to 256) if that is not 0."""
 
     weight: Tensor
     eps: float
-    head: int = 0
+    head_dim: int = 0
 
 
 def project(
@@ -65,7 +65,7 @@ def project(
     """out = weight norm(x), for at most MAX_BATCH inputs; a stream is added to.
 
     `swiglu`: the weight is [2R, D], gate over up, and out is silu(gate x) · up x. `ring`: the rows that a convolution
-    follows go there instead. D is a multiple of VALUES_A_LOAD.
+    follows go there instead. D is a multiple of VALUES_PER_LOAD.
     """
     batch, size = x_BD.shape
     rows = weight_RD.shape[0] // (2 if swiglu else 1)
@@ -77,7 +77,7 @@ def project(
         "HALF": x_BD.dtype == torch.float16,
         "NORM": norm is not None,
         "NORM_FLOAT": norm is not None and norm.weight.dtype == torch.float32,
-        "HEAD": norm.head if norm else 0,
+        "HEAD_DIM": norm.head_dim if norm else 0,
         "SWIGLU": swiglu,
         "RESIDUAL": isinstance(out_BR, Stream),
         "RING": ring is not None,
@@ -113,13 +113,13 @@ def _address(tensor: Tensor | None) -> int | None:
 
 @cache
 def _kernel(device: int, tile: Tiling, macros: tuple[tuple[str, int], ...]) -> Kernel:
-    """The kernel of a shape, with as many blocks an SM as registers allow without spilling."""
+    """The kernel of a shape, with as many blocks per SM as registers allow without spilling."""
     sizes = dict(macros)
     shared_bytes = 16 * tile.threads * tile.in_shared
     sizes |= {"TILE": TILE, "COLUMN_WARPS": tile.columns, "ROW_WARPS": tile.strips}
     sizes |= {"IN_REGISTERS": tile.in_registers, "IN_SHARED": tile.in_shared}
-    most = REGISTERS // (tile.threads * (4 * tile.in_registers + LEAST_REGISTERS))
-    for blocks in range(max(1, min(most, MOST_BLOCKS)), 0, -1):
+    most = REGISTERS // (tile.threads * (4 * tile.in_registers + MIN_REGISTERS))
+    for blocks in range(max(1, min(most, MAX_BLOCKS)), 0, -1):
         kernel = load("projection.cu", "project", sizes | {"BLOCKS": blocks}, tile.threads, shared_bytes, device)
         if not kernel.spills:
             break
