@@ -54,7 +54,7 @@ class Tuner:
         self.asked: Shape = (0, 0, False)
         projection.tiling = self.tiling
         self.engine = DecodeEngine(random_model(architecture, "cuda", torch.bfloat16), 1, CONTEXT + 2 * STEPS)
-        self.decoder = self.engine.lane.decoder
+        self.decoder = self.engine.decode_graph.decoder
         self.pool = ThreadPoolExecutor(16, initializer=lambda: torch.zeros(1, device="cuda"))
 
     def tiling(self, rows: int, size: int, gated: bool = False) -> Tiling:
@@ -83,7 +83,7 @@ class Tuner:
     @torch.inference_mode()
     def _step(self) -> None:
         self.engine.cache.lengths_B.fill_(CONTEXT)
-        self.engine.lane._step()
+        self.engine.decode_graph._step()
 
     def step_us(self) -> float:
         """Capture the step with the present tilings and time it."""
@@ -92,7 +92,7 @@ class Tuner:
         self._step()
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.graph(graph):
-            self.engine.lane._step()
+            self.engine.decode_graph._step()
         times = []
         for _ in range(SETS):
             self.engine.cache.lengths_B.fill_(CONTEXT)

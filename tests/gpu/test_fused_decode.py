@@ -102,7 +102,7 @@ def test_engine_in_a_graph_continues_the_prefill(sampling):
     """Greedy tokens are those of a full forward wherever that has a clear favourite; sampling runs inside the graph."""
     model = build("DFMFAF")
     engine = DecodeEngine(model, batch_size=2, max_context=120, sampling=sampling)
-    assert engine.form == "fused" and engine.graph is not None
+    assert engine.backend == "fused" and engine.cuda_graph is not None
     prompts = torch.randint(1003, (2, 65), device="cuda")
     tokens = engine.generate(prompts, 40)
     assert tokens.shape == (2, 40) and tokens.min() >= 0 and tokens.max() < 1003

@@ -104,7 +104,7 @@ def test_prefill_and_decode_are_the_forward_in_bf16_at_every_position(chunk, mon
     exact.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
     tokens_BT = torch.randint(VOCABULARY, (1, LENGTH), device="cuda")
     engine = DecodeEngine(model, batch_size=1, max_context=LENGTH)
-    assert engine.form == "fused"
+    assert engine.backend == "fused"
     with torch.inference_mode():
         kernels.configure(PORTABLE)
         expected = exact.logits(exact(tokens_BT))[0]

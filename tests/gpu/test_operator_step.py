@@ -6,7 +6,7 @@ import torch
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.inference import operator_step
 from flashslm.inference.engine import DecodeEngine
-from flashslm.inference.operator_step import ROOM, build_decode_steps, build_operator_step
+from flashslm.inference.operator_step import STEPS_BETWEEN_RESETS, build_decode_steps, build_operator_step
 from flashslm.models.architecture import build_architecture
 from flashslm.profiling.measure import ModelPoint, measure_latency_table, measure_models
 from flashslm.profiling.plan import ProfilingPlan
@@ -53,9 +53,9 @@ def test_a_decode_step_keeps_near_its_context(monkeypatch):
     near, far = build_decode_steps(architecture, [10, 200], 2, "cuda", torch.bfloat16)
     (engine,) = engines
     for step, length in ((near, 17), (far, 207)):
-        for call in range(2 * ROOM):
+        for call in range(2 * STEPS_BETWEEN_RESETS):
             step()
-            assert engine.cache.lengths_B.tolist() == [length + call % ROOM + 1] * 2
+            assert engine.cache.lengths_B.tolist() == [length + call % STEPS_BETWEEN_RESETS + 1] * 2
     assert engine.tokens_B.min() >= 0 and engine.tokens_B.max() < VOCAB_SIZE
 
 

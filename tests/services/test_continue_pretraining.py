@@ -77,17 +77,17 @@ def test_a_challenger_that_diverges_is_a_decision_with_its_reason(
 
 
 def test_on_nodes_a_divergence_is_told_from_a_failure(inputs: dict[str, str], tmp_path: Path) -> None:
-    def fail(server, job, told: str) -> None:
+    def fail(server, job, reported: str) -> None:
         name = job["metadata"]["name"]
         pod = server.add_pod(name)
-        server.log(pod, told)
+        server.log(pod, reported)
         server.end_pod(pod, 1, "Error")
         server.end_job(name, "Failed", "FailedJobs", "jobset failed")
 
     first, second = (continue_call(inputs, tmp_path / "x.json", 0, steps=steps) for steps in (6, 7))
     with two_nodes("retraining", NAME, tmp_path) as server:
-        server.on_create = partial(fail, told="@failure NonFiniteLoss: loss is not finite at step 3")
+        server.on_create = partial(fail, reported="@failure NonFiniteLoss: loss is not finite at step 3")
         assert run_step(NAME, **first)["summary"] == "the challenger diverged: loss is not finite at step 3"
-        server.on_create = partial(fail, told="@failure RuntimeError: NCCL lost a peer")
+        server.on_create = partial(fail, reported="@failure RuntimeError: NCCL lost a peer")
         with pytest.raises(WorkerFailed, match="NCCL lost a peer"):
             run_step(NAME, **second)

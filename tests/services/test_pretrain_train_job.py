@@ -83,7 +83,7 @@ def test_the_failure_of_a_worker_and_of_its_pod_are_told(
 def test_nobody_trains_for_a_step_that_is_gone(
     server: FakeKubernetes, platform_env: Settings, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrain, "beating", lambda *_: nullcontext())
+    monkeypatch.setattr(pretrain, "send_heartbeats", lambda *_: nullcontext())
     server.on_create = partial(run_pods, tmp_path / "pod-cache")
     arguments = call(write_inputs(store, tmp_path), tmp_path / "x.json", processes=0, steps=STEPS)
     arguments["parameters"]["code_digest"] = "abandoned"  # a run of its own, which no other test has waited for

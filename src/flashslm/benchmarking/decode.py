@@ -45,4 +45,4 @@ def _run(case: Case) -> Run[DecodeTimes]:
     model = random_model(case.architecture, case.device, case.torch_dtype)
     engine = DecodeEngine(model, case.batch, case.capacity)
     times = clock.time_decoder(engine, prompts(case), case.new_tokens, case.repeats, case.device)
-    return Run(case, engine.form, times)
+    return Run(case, engine.backend, times)

@@ -78,13 +78,13 @@ def provenance(device: DeviceKind) -> dict[str, Any]:
     }
 
 
-def model_facts(case: Case, form: str) -> dict[str, Any]:
+def model_facts(case: Case, backend: str) -> dict[str, Any]:
     """The fields of `ModelFacts`; called once everything has run, so that `kernels` is complete."""
     return {
         "preset": case.preset,
         "operators": case.architecture.operators,
         "parameters": parameters(case.architecture)["total"],
-        "engine": f"flashslm ({form})",
+        "engine": f"flashslm ({backend})",
         "dtype": case.dtype,
         "kernels": kernels.decisions(),
         "batch": case.batch,

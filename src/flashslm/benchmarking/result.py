@@ -24,10 +24,10 @@ class Result(Mbu, Provenance, ModelFacts):
 
 
 class Run(NamedTuple, Generic[T]):
-    """A run's times, what was run in the end, and the form of its decode step."""
+    """A run's times, what was run in the end, and the backend of its decode step."""
 
     case: Case
-    form: str
+    backend: str
     times: T
 
 
@@ -46,7 +46,7 @@ def measured(case: Case, setting: KernelsConfig, run: Callable[[Case], Run[T]]) 
     gpu = device_fingerprint(case.device).gpu
     return done, {
         **provenance(case.device),
-        **model_facts(done.case, done.form),
+        **model_facts(done.case, done.backend),
         **done.times.model_dump(),
         **memory_bandwidth_use(done.case.bytes_per_token, step_ms, gpu, copied_bytes_per_s).model_dump(),
         "tokens_per_s": 1e3 * done.case.batch / done.times.tpot_ms_mean,

@@ -89,7 +89,7 @@ def _run(case: Case, largest: bool) -> Run[StepTimes]:
     rewind = partial(engine.cache.lengths_B.fill_, meta + case.context)
     case = replace(case, batch=engine.tokens_B.shape[0])
     times = clock.time_steps(rewind, engine.advance, case.new_tokens, case.repeats, case.device)
-    return Run(case, engine.form, times)
+    return Run(case, engine.backend, times)
 
 
 def fill(engine: DecodeEngine) -> None:

@@ -18,7 +18,7 @@ ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where manife
 KernelsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--kernels", help="A form to take, such as decode=torch, or default=torch; may be given several times."
+        "--kernels", help="A backend to take, such as decode=torch, or default=torch; may be given several times."
     ),
 ]
 

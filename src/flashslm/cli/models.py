@@ -111,7 +111,7 @@ def models_promote(
     if former == version:  # it was champion already: only the hook is called again
         known = model_registry.list_versions(settings, gate.model_name)
         former = next((v.version for v in known if model_registry.PREVIOUS in v.aliases), "")
-    _tell(settings, gate, version, former, "promotion")
+    _report(settings, gate, version, former, "promotion")
 
 
 @models_app.command("rollback")
@@ -129,7 +129,7 @@ def models_rollback(
     gate = _gate(settings, name, config, no_hook)
     former = model_registry.champion(settings, gate.model_name)
     version = model_registry.rollback(settings, gate.model_name)
-    _tell(settings, gate, version, former.version if former else "", "rollback")
+    _report(settings, gate, version, former.version if former else "", "rollback")
 
 
 def _gate(settings: "Settings", name: str, config: Path | None, no_hook: bool) -> GateConfig:
@@ -146,7 +146,7 @@ def _gate(settings: "Settings", name: str, config: Path | None, no_hook: bool) -
     return gate
 
 
-def _tell(settings: "Settings", gate: GateConfig, version: str, former: str, event: "Event") -> None:
+def _report(settings: "Settings", gate: GateConfig, version: str, former: str, event: "Event") -> None:
     """Print what was done and call the hook; a hook that failed is exit code 1, though the champion stays."""
     from flashslm.infra.registry import model_registry
     from flashslm.infra.registry.promotion import announce

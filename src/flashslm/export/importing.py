@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flashslm.export.files import StoredTensor, read_object, stored_tensors, whole_directory
 from flashslm.export.hf_config import ConfigMismatch, architecture_from_config
-from flashslm.export.names import EMBEDDING, HEAD, MEMORY_TOKENS, exported_names, exported_shapes
+from flashslm.export.names import EMBEDDING, HEAD_WEIGHT, MEMORY_TOKENS, exported_names, exported_shapes
 from flashslm.export.published import ignored_fields, plain_config
 from flashslm.export.tokenizer import copy_tokenizer_files
 from flashslm.export.verify import tensor_problems
@@ -90,7 +90,7 @@ def load_export(directory: Path, device: torch.device | str = "cpu") -> HybridLM
     stored = stored_tensors(directory)
     shapes = _accepted_shapes(architecture, stored)
     if raw.get("tie_word_embeddings") is False:
-        shapes.setdefault(HEAD, shapes[EMBEDDING])
+        shapes.setdefault(HEAD_WEIGHT, shapes[EMBEDDING])
     if wrong := tensor_problems(stored, shapes, _accepted_dtypes(architecture, shapes, dtype)):
         raise ValueError(f"'{directory}': " + "; ".join(map(str, wrong)))
     if problems := _repeated_rows_problems(architecture, stored):
@@ -104,7 +104,7 @@ def _accepted_shapes(architecture: Architecture, stored: dict[str, StoredTensor]
     """The exported shapes, changed to what may be stored in their place."""
     a, shapes = architecture, exported_shapes(architecture)
     text, whole = (a.vocab_size, a.hidden_size), (a.vocab_size + a.num_meta_tokens, a.hidden_size)
-    for name in {EMBEDDING, HEAD} & stored.keys():
+    for name in {EMBEDDING, HEAD_WEIGHT} & stored.keys():
         shapes[name] = whole if stored[name].shape == whole else text
     if shapes[EMBEDDING] == whole and MEMORY_TOKENS not in stored:
         shapes.pop(MEMORY_TOKENS, None)
@@ -124,8 +124,11 @@ def _repeated_rows_problems(architecture: Architecture, stored: dict[str, Stored
     """A head, and memory tokens behind the embedding's rows, must be copies: HybridLM has each once."""
     rows, problems = architecture.vocab_size, []
     embedding_VD = read_tensor(stored[EMBEDDING], EMBEDDING)
-    if HEAD in stored and not (read_tensor(stored[HEAD], HEAD)[:rows] == embedding_VD[:rows]).all():
-        problems.append(f"{HEAD} differs from {EMBEDDING}: HybridLM's head is the embedding")
+    if (
+        HEAD_WEIGHT in stored
+        and not (read_tensor(stored[HEAD_WEIGHT], HEAD_WEIGHT)[:rows] == embedding_VD[:rows]).all()
+    ):
+        problems.append(f"{HEAD_WEIGHT} differs from {EMBEDDING}: HybridLM's head is the embedding")
     twice = MEMORY_TOKENS in stored and len(embedding_VD) > rows
     if twice and not (read_tensor(stored[MEMORY_TOKENS], MEMORY_TOKENS) == embedding_VD[rows:]).all():
         problems.append(f"{MEMORY_TOKENS} differs from the last rows of {EMBEDDING}: which are they?")

@@ -9,7 +9,7 @@ from flashslm.models.operator_spec import CONV_SIZE
 
 EMBEDDING = "model.embed_tokens.weight"
 MEMORY_TOKENS = "model.memory_tokens"
-HEAD = "lm_head.weight"  # never exported: the embedding is the head
+HEAD_WEIGHT = "lm_head.weight"  # never exported: the embedding is the head
 LAYER_TYPES = {"D": "deltanet", "M": "m2", "A": "a", "F": "f"}
 
 # (HybridLM's name, exported name, exported shape). Sizes: h hidden, H heads, d head, q H x d, kv KV heads x d, f FFN,

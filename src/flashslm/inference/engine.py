@@ -1,11 +1,11 @@
-"""DecodeEngine: prefill and decode batches on static caches; on CUDA a decode step is one graph a batch size."""
+"""DecodeEngine: prefill and decode batches on static caches; on CUDA a decode step is one graph per batch size."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from flashslm.inference.lane import Lane
+from flashslm.inference.decode_graph import DecodeGraph
 from flashslm.inference.sampling import GREEDY, Sampler, Sampling
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
@@ -30,44 +30,44 @@ class DecodeEngine:
         tokens_B = torch.zeros(sizes[-1], dtype=torch.int64, device=weight.device)
         self.prefix = model.prefix_states()
         self.sampler = Sampler(sampling, weight.device)
-        self.lanes = [Lane(model, cache.first(size), tokens_B[:size], self.sampler) for size in sizes]
-        self.lane = self.lanes[-1]  # the one of the last prefill
+        self.decode_graphs = [DecodeGraph(model, cache.first(size), tokens_B[:size], self.sampler) for size in sizes]
+        self.decode_graph = self.decode_graphs[-1]  # the one of the last prefill
         self.sequences = sizes[-1]  # of the last prefill
         self.context = 0  # text tokens in the cache, known without asking the device
 
     @property
     def cache(self) -> Cache:
-        return self.lane.cache
+        return self.decode_graph.cache
 
     @property
     def tokens_B(self) -> Tensor:
-        return self.lane.tokens_B
+        return self.decode_graph.tokens_B
 
     @property
-    def form(self) -> str:
-        return self.lane.form
+    def backend(self) -> str:
+        return self.decode_graph.backend
 
     @property
-    def graph(self) -> torch.cuda.CUDAGraph | None:
-        return self.lane.graph
+    def cuda_graph(self) -> torch.cuda.CUDAGraph | None:
+        return self.decode_graph.cuda_graph
 
     @property
     def logits_BV(self) -> Tensor:
-        """Logits [B, V] of the last step, in a buffer that the next one overwrites; fused form only."""
-        if self.lane.decoder is None:
+        """Logits [B, V] of the last step, in a buffer that the next one overwrites; fused backend only."""
+        if self.decode_graph.decoder is None:
             raise ValueError("the model's own step keeps no logits: read them from HybridLM.decode_step")
-        return self.lane.decoder.logits_BV
+        return self.decode_graph.decoder.logits_BV
 
     def prefill(self, tokens_BT: Tensor) -> Tensor:
-        """Start afresh on prompts [B, T]; the first generated tokens [B]. ValueError if they do not fit."""
+        """Start over on prompts [B, T]; the first generated tokens [B]. ValueError if they do not fit."""
         batch, length = tokens_BT.shape
-        fitting = [lane for lane in self.lanes if len(lane.tokens_B) >= batch]
+        fitting = [graph for graph in self.decode_graphs if len(graph.tokens_B) >= batch]
         if not fitting or not 0 < length <= self.max_context:
             raise ValueError(
-                f"prompts are [{batch}, {length}]: this engine takes up to [{len(self.lanes[-1].tokens_B)}, "
+                f"prompts are [{batch}, {length}]: this engine takes up to [{len(self.decode_graphs[-1].tokens_B)}, "
                 f"{self.max_context}]; build one with a larger batch_size or max_context"
             )
-        self.lane, self.sequences = fitting[0], batch
+        self.decode_graph, self.sequences = fitting[0], batch
         surplus = len(self.tokens_B) - batch  # rows without a sequence repeat the last one
         rows_BT = torch.cat([tokens_BT, tokens_BT[-1:].expand(surplus, -1)]) if surplus else tokens_BT
         with torch.inference_mode():
@@ -76,7 +76,7 @@ class DecodeEngine:
             for chunk_BT in rows_BT.to(device).split(PREFILL_CHUNK[device.type], dim=1):
                 logits_BV = self.model.prefill(chunk_BT, self.cache)
             self.tokens_B.copy_(self.sampler(logits_BV))
-            self.lane.begin()
+            self.decode_graph.begin()
         self.context = length
         return self.tokens_B[:batch].clone()
 
@@ -91,7 +91,7 @@ class DecodeEngine:
     @torch.inference_mode()
     def advance(self) -> None:
         """One decode step on fixed addresses; nothing waits for the device."""
-        self.lane.advance()
+        self.decode_graph.advance()
 
     def generate(self, tokens_BT: Tensor, max_new_tokens: int) -> Tensor:
         """Continue prompts [B, T] by `max_new_tokens` tokens: [B, max_new_tokens]."""

@@ -9,19 +9,19 @@ from itertools import count, cycle
 
 import torch
 
+from flashslm.inference.decode_graph import WARM_UP_STEPS
 from flashslm.inference.engine import DecodeEngine
-from flashslm.inference.lane import WARM_UP_STEPS
 from flashslm.inference.sampling import GREEDY, Sampling
 from flashslm.models.architecture import Architecture
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.random_weights import random_model
-from flashslm.ops.kernels import form
+from flashslm.ops.kernels import backend_of
 
 Step = Callable[[], None]
 
 # On CUDA the context grows this many tokens before it is set back, so that a call launches the graph and nothing else.
-ROOM = 32
+STEPS_BETWEEN_RESETS = 32
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,18 @@ def build_decode_steps(
     # A decode step sees no difference between meta tokens and as many text tokens, whose states need no prefill.
     meta = architecture.num_meta_tokens
     model = random_model(architecture.model_copy(update={"num_meta_tokens": 0}), device, dtype)
-    room = _room(model)
-    engine = DecodeEngine(model, batch, meta + max(max_context, *contexts, 0) + room, sampling)
+    steps = _steps_between_resets(model)
+    engine = DecodeEngine(model, batch, meta + max(max_context, *contexts, 0) + steps, sampling)
     _fill(engine.cache)
-    return [_held_at(engine, meta + context, room) for context in contexts]
+    return [_held_at(engine, meta + context, steps) for context in contexts]
 
 
-def _held_at(engine: DecodeEngine, length: int, room: int) -> Step:
+def _held_at(engine: DecodeEngine, length: int, steps: int) -> Step:
     calls = count()
 
     @torch.inference_mode()
     def step() -> None:
-        if next(calls) % room == 0:
+        if next(calls) % steps == 0:
             engine.cache.lengths_B.fill_(length)
         engine.advance()
 
@@ -116,9 +116,9 @@ def _held_at(engine: DecodeEngine, length: int, room: int) -> Step:
 
 
 def _layers_step(model: HybridLM, cache: Cache) -> Step:
-    """A token through all layers, in the form that the engine takes."""
+    """A token through all layers, by the backend that the engine takes."""
     weight = model.embedding.weight
-    if form("decode", weight) == "fused":
+    if backend_of("decode", weight) == "fused":
         from flashslm.inference.fused.decoder import FusedDecoder
 
         decoder = FusedDecoder(model, cache)
@@ -160,16 +160,16 @@ def _captured(step: Step, passes: int) -> CapturedStep:
 
 
 def _filled_cache(model: HybridLM, batch: int, context: int) -> Cache:
-    """A cache as after `context` text tokens, random values in it, with the same room for more as an engine's."""
-    weight, room = model.embedding.weight, _room(model)
-    cache = Cache.allocate(model.architecture, batch, context + room, weight.device, weight.dtype)
+    """A cache as after `context` text tokens, random values in it, with as many free slots as an engine's."""
+    weight, steps = model.embedding.weight, _steps_between_resets(model)
+    cache = Cache.allocate(model.architecture, batch, context + steps, weight.device, weight.dtype)
     _fill(cache)
-    cache.lengths_B.fill_(cache.slots - room)
+    cache.lengths_B.fill_(cache.slots - steps)
     return cache
 
 
-def _room(model: HybridLM) -> int:
-    return ROOM if model.embedding.weight.device.type == "cuda" else 1
+def _steps_between_resets(model: HybridLM) -> int:
+    return STEPS_BETWEEN_RESETS if model.embedding.weight.device.type == "cuda" else 1
 
 
 def _fill(cache: Cache) -> None:

@@ -184,9 +184,9 @@ MIXERS = "".join(letter for letter, spec in OPERATOR_SPECS.items() if spec.is_mi
 EXPORTABLE_OPERATORS = "".join(letter for letter, spec in OPERATOR_SPECS.items() if not spec.export_blocker)
 EXPORTABLE_MIXERS = "".join(letter for letter in EXPORTABLE_OPERATORS if letter in MIXERS)
 
-HEAD = "head"  # embedding, final norm, logits and sampling: in tables and plots beside the operators
-LABELS = {letter: spec.label for letter, spec in OPERATOR_SPECS.items()} | {HEAD: "embedding + head"}
-COLORS = {letter: spec.color for letter, spec in OPERATOR_SPECS.items()} | {HEAD: "#6b7280"}
+LM_HEAD = "head"  # embedding, final norm, logits and sampling: in tables and plots beside the operators
+LABELS = {letter: spec.label for letter, spec in OPERATOR_SPECS.items()} | {LM_HEAD: "embedding + head"}
+COLORS = {letter: spec.color for letter, spec in OPERATOR_SPECS.items()} | {LM_HEAD: "#6b7280"}
 
 
 def export_blockers(operators: str) -> list[str]:

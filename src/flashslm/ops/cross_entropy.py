@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flashslm.ops.kernels import form
+from flashslm.ops.kernels import backend_of
 from flashslm.ops.precision import compute_dtype, without_autocast
 
 # Logits held at a time. On a CPU 4 MiB of fp32 stay in the cache; on a GPU the chunk must fill the device.
@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=compute_dtype(weight)) if ctx.needs_input_grad[1] else None
         loss = torch.zeros((), dtype=compute_dtype(hidden), device=hidden.device)
         scale = (targets != ignore_index).sum().clamp(min=1).to(loss.dtype).reciprocal()
-        chunk_loss = _chunk_loss_form(hidden)
+        chunk_loss = _chunk_loss_backend(hidden)
         rows = max(1, CHUNK_LOGITS[hidden.device.type] // weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
             h = hidden[start : start + rows]
@@ -82,8 +82,8 @@ def _apply(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -
     return loss
 
 
-def _chunk_loss_form(hidden: Tensor) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    if form("cross_entropy", hidden) == "triton":
+def _chunk_loss_backend(hidden: Tensor) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    if backend_of("cross_entropy", hidden) == "triton":
         from flashslm.ops.fused.cross_entropy import chunk_loss_triton
 
         return chunk_loss_triton

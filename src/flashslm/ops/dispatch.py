@@ -1,6 +1,6 @@
-"""The operations as the layers call them: each runs in the form that `ops.kernels` has chosen for its tensors.
+"""The operations as the layers call them: each runs in the backend that `ops.kernels` has chosen for its tensors.
 
-Shapes and semantics are those of the naive forms.
+Shapes and semantics are those of the naive backends.
 """
 
 import torch
@@ -11,7 +11,7 @@ from flashslm.ops.causal_conv import causal_conv as causal_conv_shifted
 from flashslm.ops.delta_rule import delta_rule_chunked
 from flashslm.ops.delta_rule import delta_rule_step as delta_rule_step_torch
 from flashslm.ops.gla import gla_chunked
-from flashslm.ops.kernels import MissingKernel, form
+from flashslm.ops.kernels import MissingKernel, backend_of
 from flashslm.ops.ssd import ssd_chunked
 from flashslm.ops.ssd import ssd_step as ssd_step_torch
 
@@ -29,13 +29,13 @@ def delta_rule(
     inputs = (q_BTHK, k_BTHK, v_BTHV, beta_BTH, initial_state_BHKV, documents_BT)
     gated = log_decay_BTH is not None
     operation = "gated_delta_rule" if gated else "delta_rule"
-    if form(operation, v_BTHV) != "fla":
+    if backend_of(operation, v_BTHV) != "fla":
         return delta_rule_chunked(*inputs, log_decay_BTH=log_decay_BTH)
     from flashslm.ops.fused.linear_attention import delta_rule_fla, gated_backward_problem
 
     trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*inputs, log_decay_BTH))
     if gated and trained and (problem := gated_backward_problem()):
-        raise MissingKernel(f"kernels.gated_delta_rule: form 'fla' cannot train here: {problem}; set it to chunked")
+        raise MissingKernel(f"kernels.gated_delta_rule: backend 'fla' cannot train here: {problem}; set it to chunked")
     return delta_rule_fla(*inputs, log_decay_BTH)
 
 
@@ -44,7 +44,7 @@ def delta_rule_step(
 ) -> Tensor:
     """One token of it; the state is updated in place."""
     operation = "delta_rule" if log_decay_BH is None else "gated_delta_rule"
-    if form(operation, v_BHV) != "fla":
+    if backend_of(operation, v_BHV) != "fla":
         return delta_rule_step_torch(q_BHK, k_BHK, v_BHV, beta_BH, state_BHKV, log_decay_BH=log_decay_BH)
     from flashslm.ops.fused.linear_attention import delta_rule_step_fla
 
@@ -61,7 +61,7 @@ def gla(
 ) -> tuple[Tensor, Tensor]:
     """Gated linear attention."""
     inputs = (q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK, initial_state_BHKV, documents_BT)
-    if form("gla", v_BTHV) != "fla":
+    if backend_of("gla", v_BTHV) != "fla":
         return gla_chunked(*inputs)
     from flashslm.ops.fused.linear_attention import gla_fla
 
@@ -79,7 +79,7 @@ def ssd(
 ) -> tuple[Tensor, Tensor]:
     """Mamba-2's state-space duality."""
     inputs = (x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, initial_state_BHPN, documents_BT)
-    if form("ssd", x_BTHP) != "mamba-ssm":
+    if backend_of("ssd", x_BTHP) != "mamba-ssm":
         return ssd_chunked(*inputs)
     from flashslm.ops.fused.ssd import ssd_mamba
 
@@ -88,7 +88,7 @@ def ssd(
 
 def ssd_step(x_BHP: Tensor, dt_BH: Tensor, a_H: Tensor, b_BN: Tensor, c_BN: Tensor, state_BHPN: Tensor) -> Tensor:
     """One token of it; the state is updated in place."""
-    if form("ssd", x_BHP) != "mamba-ssm":
+    if backend_of("ssd", x_BHP) != "mamba-ssm":
         return ssd_step_torch(x_BHP, dt_BH, a_H, b_BN, c_BN, state_BHPN)
     from flashslm.ops.fused.ssd import ssd_step_mamba
 
@@ -104,7 +104,7 @@ def causal_conv(
 ) -> tuple[Tensor, Tensor]:
     """Short causal convolution with SiLU."""
     inputs = (x_BTD, weight_DK, bias_D, initial_state_BDK1, documents_BT)
-    if form("causal_conv", x_BTD) != "fla":
+    if backend_of("causal_conv", x_BTD) != "fla":
         return causal_conv_shifted(*inputs)
     from flashslm.ops.fused.causal_conv import causal_conv_fla
 
@@ -115,7 +115,7 @@ def attention(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BT: Tensor | None = None, window: int | None = None
 ) -> Tensor:
     """Causal grouped-query attention, over a window if one is given."""
-    if form("attention", q_BTHK) != "flash":
+    if backend_of("attention", q_BTHK) != "flash":
         return attention_sdpa(q_BTHK, k_BSGK, v_BSGK, documents_BT, window=window)
     from flashslm.ops.fused.attention import attention_flash
 

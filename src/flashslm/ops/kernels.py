@@ -1,7 +1,7 @@
-"""Which form of each operation runs: decided once for a device and dtype, logged, recorded with a run. No torch here.
+"""Which backend of each operation runs: decided once per device and dtype, logged, recorded with a run. No torch here.
 
-Every operation has a form in plain torch, and on CUDA a fused one from a library. `auto` takes the fused one there; a
-library that is missing is an error, never a silent slow path.
+Every operation has a backend in plain torch, and on CUDA a fused one from a library. `auto` takes the fused one there;
+a library that is missing is an error, never a silent slow path.
 """
 
 import importlib.util
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Operation -> the form in plain torch, the fused form.
-FORMS = {
+# Operation -> the backend in plain torch, the fused backend.
+BACKENDS = {
     "delta_rule": ("chunked", "fla"),
     "gated_delta_rule": ("chunked", "fla"),
     "gla": ("chunked", "fla"),
@@ -44,7 +44,7 @@ _decided: dict[str, str] = {}
 
 
 class MissingKernel(RuntimeError):
-    """A form that cannot run here; the message names the ones that can."""
+    """A backend that cannot run here; the message names the ones that can."""
 
 
 def configure(setting: KernelsConfig) -> None:
@@ -56,56 +56,56 @@ def configure(setting: KernelsConfig) -> None:
 
 
 def preflight(device_type: str) -> None:
-    """Raise MissingKernel if a form that a model's training or decoding on this device may choose cannot run there."""
+    """Raise MissingKernel if a backend that training or decoding on this device may choose cannot run there."""
     dtype = "bfloat16" if device_type == "cuda" else "float32"
     for operation in USUAL:
-        _form(operation, device_type, dtype)
+        _backend(operation, device_type, dtype)
 
 
-def note(what: str, form: str) -> None:
-    """Log and record a form that no setting chose."""
-    _decided[what] = form
-    logger.info("%s: %s", what, form)
+def note(what: str, backend: str) -> None:
+    """Log and record a backend that no setting chose."""
+    _decided[what] = backend
+    logger.info("%s: %s", what, backend)
 
 
 def decisions() -> dict[str, str]:
-    """What has been decided so far: `operation/device/dtype` to form."""
+    """What has been decided so far: `operation/device/dtype` to backend."""
     return dict(_decided)
 
 
 @cache
 def chosen(operation: str, device_type: str, dtype: str) -> str:
-    """The form of `operation` for tensors of a device type and a dtype such as `bfloat16`.
+    """The backend of `operation` for tensors of a device type and a dtype such as `bfloat16`.
 
-    Raises MissingKernel when the setting, or `auto`, names a form that cannot run.
+    Raises MissingKernel when the setting, or `auto`, names a backend that cannot run.
     """
-    form = _form(operation, device_type, dtype)
-    _decided[f"{operation}/{device_type}/{dtype}"] = form
+    backend = _backend(operation, device_type, dtype)
+    _decided[f"{operation}/{device_type}/{dtype}"] = backend
     wanted = getattr(_setting, operation)
-    logger.info("kernels.%s on %s/%s: %s (setting: %s)", operation, device_type, dtype, form, wanted)
-    return form
+    logger.info("kernels.%s on %s/%s: %s (setting: %s)", operation, device_type, dtype, backend, wanted)
+    return backend
 
 
-def _form(operation: str, device_type: str, dtype: str) -> str:
-    torch_form, fused_form = FORMS[operation]
+def _backend(operation: str, device_type: str, dtype: str) -> str:
+    torch_backend, fused_backend = BACKENDS[operation]
     wanted: str = getattr(_setting, operation)
     half_only = operation in HALF_PRECISION_ONLY and dtype not in ("bfloat16", "float16")
-    form = wanted
+    backend = wanted
     if wanted == "auto":
         fused = device_type == "cuda" and dtype != "float64" and not half_only and _setting.default == "auto"
-        form = fused_form if fused else torch_form
-    if form == fused_form:
-        _require(operation, fused_form, torch_form, device_type, half_only)
-    return form
+        backend = fused_backend if fused else torch_backend
+    if backend == fused_backend:
+        _require(operation, fused_backend, torch_backend, device_type, half_only)
+    return backend
 
 
-def form(operation: str, x: "Tensor") -> str:
-    """The form of `operation` for a tensor's device and dtype."""
+def backend_of(operation: str, x: "Tensor") -> str:
+    """The backend of `operation` for a tensor's device and dtype."""
     return chosen(operation, x.device.type, str(x.dtype).removeprefix("torch."))
 
 
-def _require(operation: str, fused_form: str, torch_form: str, device_type: str, half_only: bool) -> None:
-    module, package = LIBRARIES.get(fused_form, ("", ""))
+def _require(operation: str, fused_backend: str, torch_backend: str, device_type: str, half_only: bool) -> None:
+    module, package = LIBRARIES.get(fused_backend, ("", ""))
     problem = ""
     if device_type != "cuda":
         problem = f"it runs on cuda, the tensors are on {device_type}"
@@ -115,7 +115,8 @@ def _require(operation: str, fused_form: str, torch_form: str, device_type: str,
         problem = f"the package {package} is not installed (pip install 'flashslm[cuda]')"
     if problem:
         raise MissingKernel(
-            f"kernels.{operation}: form '{fused_form}' cannot run: {problem}; or set kernels.{operation}={torch_form}"
+            f"kernels.{operation}: backend '{fused_backend}' cannot run: {problem}; "
+            f"or set kernels.{operation}={torch_backend}"
         )
 
 
@@ -125,7 +126,7 @@ def _installed(module: str) -> bool:
 
 
 def read_setting(settings: Sequence[str] | None) -> KernelsConfig:
-    """The `kernels` section that `operation=form` settings make."""
+    """The `kernels` section that `operation=backend` settings make."""
     values = dict(text.partition("=")[::2] for text in settings or ())
     try:
         return KernelsConfig.model_validate(values)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from flashslm.config import ModelConfig
 from flashslm.hardware import DeviceFingerprint
 from flashslm.models.architecture import Architecture, build_architecture
-from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, HEAD, OPERATOR_SPECS
+from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, LM_HEAD, OPERATOR_SPECS
 
 OPERATOR_SIZES = ("num_heads", "num_kv_heads", "head_dim", "ffn_size", "mamba_state", "mamba_head_dim", "mamba_expand")
 
@@ -33,8 +33,8 @@ class LatencyEntry(BaseModel):
     @field_validator("operator")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in (*OPERATOR_SPECS, HEAD):
-            raise ValueError(f"operator '{value}' is unknown: allowed are {', '.join(OPERATOR_SPECS)} and {HEAD}")
+        if value not in (*OPERATOR_SPECS, LM_HEAD):
+            raise ValueError(f"operator '{value}' is unknown: allowed are {', '.join(OPERATOR_SPECS)} and {LM_HEAD}")
         return value
 
     @property
@@ -106,7 +106,7 @@ class LatencyTable(BaseModel):
         """
         self._check_sizes(architecture)
         below, above, share = self._bracket(context)
-        counts = Counter(architecture.operators) | Counter([HEAD])
+        counts = Counter(architecture.operators) | Counter([LM_HEAD])
         total_ms = 0.0
         for operator, count in counts.items():
             low = self._entry(operator, architecture.hidden_size, below, batch)
@@ -116,7 +116,7 @@ class LatencyTable(BaseModel):
 
     def covers(self, operators: str, width: int, context: int, batch: int) -> bool:
         """Whether all these operators and the head were measured just there."""
-        return all((operator, width, context, batch) in self._index for operator in (*operators, HEAD))
+        return all((operator, width, context, batch) in self._index for operator in (*operators, LM_HEAD))
 
     @cached_property
     def contexts(self) -> tuple[int, ...]:
@@ -177,7 +177,7 @@ class LatencyTable(BaseModel):
             raise ValueError(f"the architecture's sizes differ from the table's: {pairs}: measure a table for these")
 
     def _measured(self) -> str:
-        operators = "".join(o for o in dict.fromkeys(e.operator for e in self.entries) if o != HEAD)
+        operators = "".join(o for o in dict.fromkeys(e.operator for e in self.entries) if o != LM_HEAD)
         return (
             f"measured: operators {operators}, widths {list(self.widths)}, contexts {list(self.contexts)}, "
             f"batches {list(self.batches)}"

@@ -14,7 +14,7 @@ from flashslm.hardware import DeviceKind, device_fingerprint, pick_device, pick_
 from flashslm.inference.operator_step import build_decode_steps, build_head_step, build_operator_step
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import Architecture
-from flashslm.models.operator_spec import HEAD
+from flashslm.models.operator_spec import LM_HEAD
 from flashslm.profiling.latency_table import LatencyEntry, LatencyTable
 from flashslm.profiling.plan import EntryKey, ProfilingPlan, Repetition, repetition
 from flashslm.profiling.timing import TimedCall, Timing, cpu_threads, measure_rounds
@@ -137,7 +137,7 @@ class _Bench:
         """On a CPU all entries of a width and batch together, several instances of each operator; on a GPU one each."""
         together: dict[Hashable, list[EntryKey]] = {}
         for key in keys:
-            instances = CPU_INSTANCES if self.device == "cpu" and key.operator != HEAD else 1
+            instances = CPU_INSTANCES if self.device == "cpu" and key.operator != LM_HEAD else 1
             group = (key.width, key.batch) if self.device == "cpu" else key
             together.setdefault(group, []).extend([key] * instances)
         return [self._table_group(group, plan) for group in together.values()]
@@ -151,7 +151,7 @@ class _Bench:
     def entries(self, key: EntryKey, timing: Timing, plan: ProfilingPlan) -> list[LatencyEntry]:
         """The entry of one measurement, at every context if it depends on none."""
         copies, passes = self._repetition(key, plan.layer(key))
-        layers = 1 if key.operator == HEAD else copies * passes
+        layers = 1 if key.operator == LM_HEAD else copies * passes
         times = {name: getattr(timing, name) / layers for name in TIMES}
         measured = key._asdict() | times
         return [LatencyEntry.model_validate(measured | {"context": c}) for c in plan.recorded_contexts(key)]
@@ -172,7 +172,7 @@ class _Bench:
 
     def _build_entry(self, key: EntryKey, layer: Architecture) -> TimedCall:
         copies, passes = self._repetition(key, layer)
-        if key.operator == HEAD:
+        if key.operator == LM_HEAD:
             return build_head_step(layer, key.batch, self.device, self.torch_dtype, copies=copies)
         return build_operator_step(
             layer, key.operator, key.batch, key.context, self.device, self.torch_dtype, copies, passes

@@ -13,7 +13,7 @@ from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.hardware import DeviceKind, pick_device, pick_dtype
 from flashslm.models.accounting import kv_bytes_per_sequence, operator_parameters, parameters, state_bytes
 from flashslm.models.architecture import Architecture, build_architecture
-from flashslm.models.operator_spec import HEAD, OPERATOR_SPECS
+from flashslm.models.operator_spec import LM_HEAD, OPERATOR_SPECS
 from flashslm.profiling.latency_table import LeftOut
 
 SMALL_VOCABULARY = 16  # kernels are compiled for multiples of 16 and for others: the head's are used again
@@ -68,7 +68,7 @@ class ProfilingPlan:
 
     def layer(self, key: EntryKey) -> Architecture:
         """A model of one layer of the entry; the head is a model without layers."""
-        if key.operator == HEAD:
+        if key.operator == LM_HEAD:
             return self.architecture("F", key.width).model_copy(update={"operators": ""})
         # An operator's step is a model without a head: it needs no embedding of its own in memory.
         return self.architecture(key.operator, key.width).model_copy(update={"vocab_size": SMALL_VOCABULARY})
@@ -80,7 +80,7 @@ class ProfilingPlan:
             EntryKey(operator, width, context, batch)
             for width in sorted(set(self.profiling.widths))
             for batch in sorted(set(self.profiling.batches))
-            for operator in (*self.profiling.operators, HEAD)
+            for operator in (*self.profiling.operators, LM_HEAD)
             for context in (contexts if depends_on_context(operator) else contexts[:1])
         ]
 
@@ -103,7 +103,7 @@ class ProfilingPlan:
 
 def depends_on_context(operator: str) -> bool:
     """Whether an entry of the table is measured at each context; the head's is not."""
-    return operator != HEAD and OPERATOR_SPECS[operator].depends_on_context
+    return operator != LM_HEAD and OPERATOR_SPECS[operator].depends_on_context
 
 
 def resident_bytes(architecture: Architecture, context: int, batch: int, value_bytes: int) -> int:
@@ -116,7 +116,7 @@ def resident_bytes(architecture: Architecture, context: int, batch: int, value_b
 def repetition(key: EntryKey, layer: Architecture, l2_bytes: int, value_bytes: int) -> Repetition:
     """Copies and passes of an entry on a GPU with this L2 cache; `layer` is the plan's."""
     layer_bytes = resident_bytes(layer, key.context, key.batch, value_bytes)
-    if key.operator == HEAD:
+    if key.operator == LM_HEAD:
         copies = math.ceil(L2_MULTIPLE * l2_bytes / (parameters(layer)["embedding"] * value_bytes))
         return Repetition(_between(1, copies, min(MAX_COPIES, COPIES_BYTES // layer_bytes)))
     cold = math.ceil(L2_MULTIPLE * l2_bytes / (operator_parameters(layer, key.operator) * value_bytes))

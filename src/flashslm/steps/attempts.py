@@ -41,7 +41,7 @@ def may_pass(error: BaseException) -> bool:
     if "OutOfMemory" in type(error).__name__:
         return False
     if type(error).__name__ == "WorkerFailed":
-        return not getattr(error, "told", "") or any(fault in str(error) for fault in _DEVICE_FAULTS)
+        return not getattr(error, "reported", "") or any(fault in str(error) for fault in _DEVICE_FAULTS)
     return isinstance(error, RuntimeError) and any(fault in str(error) for fault in _DEVICE_FAULTS)
 
 

@@ -42,7 +42,7 @@ def why_diverged(error: NonFiniteLoss | WorkerFailed) -> str:
     """What was not finite, also where a worker told it; "" where the failure is another one."""
     if isinstance(error, NonFiniteLoss):
         return str(error)
-    kind, _, message = error.told.partition(": ")
+    kind, _, message = error.reported.partition(": ")
     return message if kind == NonFiniteLoss.__name__ else ""
 
 

@@ -12,7 +12,7 @@ from flashslm.export.importing import load_export
 from flashslm.hardware import pick_device
 from flashslm.infra.kubernetes import train_job
 from flashslm.infra.kubernetes.client import Kubernetes
-from flashslm.infra.storage.heartbeat import beating
+from flashslm.infra.storage.heartbeat import send_heartbeats
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_architecture
@@ -104,7 +104,7 @@ def _train_on_nodes(
     job = train_job.TrainJob(Kubernetes.in_cluster(), template, output.line, on_status)
     context.mlflow_run.set_tags({"train_job.name": job.name})
     try:
-        with beating(context.store, spec.object_key("heartbeat")):
+        with send_heartbeats(context.store, spec.object_key("heartbeat")):
             job.run()
     except train_job.TrainJobFailed as error:
         raise WorkerFailed(f"{output.failure}\n{error}".strip(), output.failure) from error

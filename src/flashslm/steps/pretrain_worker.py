@@ -9,14 +9,14 @@ from pathlib import Path
 
 from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.settings import Settings
-from flashslm.infra.storage.heartbeat import while_heard
+from flashslm.infra.storage.heartbeat import require_heartbeats
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.ops import kernels
 from flashslm.steps.context import tree_cache
 from flashslm.steps.pretrain import WATCHED, train_in_process
 from flashslm.training.distributed import world_from_environment
 from flashslm.training.spec import TrainSpec
-from flashslm.training.workers import failure_told, tell_metrics
+from flashslm.training.workers import print_failure, print_metrics
 
 
 def main(key: str, watched: bool) -> None:
@@ -36,12 +36,12 @@ def main(key: str, watched: bool) -> None:
 
     with world_from_environment() as world, ExitStack() as listening:
         if watched and world.is_main:
-            listening.enter_context(while_heard(store, spec.object_key("heartbeat")))
-        outcome = train_in_process(spec, fetch, store, tell_metrics)
+            listening.enter_context(require_heartbeats(store, spec.object_key("heartbeat")))
+        outcome = train_in_process(spec, fetch, store, print_metrics)
         if world.is_main:
             store.put_json(spec.object_key("outcome"), outcome.model_dump(mode="json"))
 
 
 if __name__ == "__main__":
-    with failure_told():
+    with print_failure():
         main(sys.argv[1], watched=WATCHED in sys.argv[2:])

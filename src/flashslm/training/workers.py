@@ -1,6 +1,6 @@
 """Worker processes that train together: torchrun on this node, and what their output says.
 
-A worker tells whoever reads its output of metrics and of its failure in lines with a mark; every other line is its log.
+A worker reports metrics and its failure in marked lines of its output; every other line is its log.
 Run as a module, this is torchrun itself, which ends with the process that started it.
 """
 
@@ -19,20 +19,20 @@ _SAVE_S = 600  # after SIGTERM the workers finish their step and save
 
 
 class WorkerFailed(RuntimeError):
-    """Workers ended without a result; `told` is the type and the message of the first failure that one of them told."""
+    """Workers ended without a result; `reported` is the first failure's type and message."""
 
-    def __init__(self, message: str, told: str = ""):
+    def __init__(self, message: str, reported: str = ""):
         super().__init__(message)
-        self.told = told
+        self.reported = reported
 
 
-def tell_metrics(step: int, metrics: dict[str, float]) -> None:
+def print_metrics(step: int, metrics: dict[str, float]) -> None:
     """The `on_metrics` of a worker."""
     print(_METRICS + json.dumps({"step": step} | metrics), flush=True)
 
 
 @contextmanager
-def failure_told() -> Iterator[None]:
+def print_failure() -> Iterator[None]:
     """Say in the output why the block failed, in one line."""
     try:
         yield

@@ -62,7 +62,7 @@ def test_the_engine_is_what_is_timed(make_case, monkeypatch, copy_10_gb_per_s):
 
 
 def test_the_wanted_kernels_run(make_case, copy_10_gb_per_s):
-    with pytest.raises(RuntimeError, match=r"kernels\.decode: form 'fused' cannot run"):
+    with pytest.raises(RuntimeError, match=r"kernels\.decode: backend 'fused' cannot run"):
         decode.measure_decode(make_case(), KernelsConfig(decode="fused"))
 
 

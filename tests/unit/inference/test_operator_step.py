@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flashslm.inference import operator_step
+from flashslm.inference.decode_graph import WARM_UP_STEPS
 from flashslm.inference.engine import DecodeEngine
-from flashslm.inference.lane import WARM_UP_STEPS
 from flashslm.inference.operator_step import build_decode_steps, build_head_step, build_operator_step
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM, Layer

@@ -11,15 +11,15 @@ def default_setting():
     kernels.configure(KernelsConfig())
 
 
-@pytest.mark.parametrize("operation", kernels.FORMS)
+@pytest.mark.parametrize("operation", kernels.BACKENDS)
 def test_auto_is_torch_on_a_cpu(operation):
-    assert kernels.chosen(operation, "cpu", "float32") == kernels.FORMS[operation][0]
-    assert kernels.decisions() == {f"{operation}/cpu/float32": kernels.FORMS[operation][0]}
+    assert kernels.chosen(operation, "cpu", "float32") == kernels.BACKENDS[operation][0]
+    assert kernels.decisions() == {f"{operation}/cpu/float32": kernels.BACKENDS[operation][0]}
 
 
 @pytest.mark.parametrize("operation", sorted(kernels.HALF_PRECISION_ONLY))
 def test_auto_on_cuda_in_fp32_is_torch_where_the_kernels_are_half_precision(operation):
-    assert kernels.chosen(operation, "cuda", "float32") == kernels.FORMS[operation][0]
+    assert kernels.chosen(operation, "cuda", "float32") == kernels.BACKENDS[operation][0]
 
 
 def test_missing_library_on_cuda_is_an_error_that_names_the_other_form(monkeypatch):
@@ -32,8 +32,8 @@ def test_missing_library_on_cuda_is_an_error_that_names_the_other_form(monkeypat
 
 def test_installed_library_on_cuda_is_taken(monkeypatch):
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object())
-    assert [kernels.chosen(op, "cuda", "bfloat16") for op in kernels.FORMS] == [
-        fused for _, fused in kernels.FORMS.values()
+    assert [kernels.chosen(op, "cuda", "bfloat16") for op in kernels.BACKENDS] == [
+        fused for _, fused in kernels.BACKENDS.values()
     ]
 
 
@@ -52,8 +52,8 @@ def test_a_decision_is_logged_once(caplog):
 
 def test_default_torch_is_torch_on_every_device():
     kernels.configure(KernelsConfig(default="torch"))
-    assert [kernels.chosen(op, "cuda", "bfloat16") for op in kernels.FORMS] == [
-        torch_form for torch_form, _ in kernels.FORMS.values()
+    assert [kernels.chosen(op, "cuda", "bfloat16") for op in kernels.BACKENDS] == [
+        torch_form for torch_form, _ in kernels.BACKENDS.values()
     ]
 
 

@@ -1,6 +1,6 @@
 """Figures of the report: every measured operator is drawn."""
 
-from flashslm.models.operator_spec import COLORS, HEAD, LABELS, OPERATORS
+from flashslm.models.operator_spec import COLORS, LABELS, LM_HEAD, OPERATORS
 from flashslm.reporting.plots import latency_by_context, latency_by_width
 
 ENTRIES = [
@@ -13,7 +13,7 @@ ENTRIES = [
         "p10_ms": 0.9,
         "p90_ms": 2.0,
     }
-    for operator in (*OPERATORS, HEAD)
+    for operator in (*OPERATORS, LM_HEAD)
     for width in (64, 128)
     for context in (32, 64)
 ]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashslm.training.workers import WorkerOutput, failure_told, tell_metrics
+from flashslm.training.workers import WorkerOutput, print_failure, print_metrics
 
 
 class Read:
@@ -19,7 +19,7 @@ class Read:
 def test_metrics_come_through_once_each(capfd: pytest.CaptureFixture[str]) -> None:
     read = Read()
     for step in (1, 2, 2, 1, 3):  # a worker that resumed tells the restored rows again
-        tell_metrics(step, {"loss_nats": step / 2})
+        print_metrics(step, {"loss_nats": step / 2})
     read.lines(capfd.readouterr().out)
     read.output.row({"step": 3.0, "loss_nats": 9.0})
     read.output.row({"step": 4.0, "loss_nats": 2.0})
@@ -35,9 +35,9 @@ def test_log_lines_are_passed_on_and_half_a_row_is_one() -> None:
 
 def test_the_first_failure_is_kept_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     read = Read()
-    with pytest.raises(ValueError), failure_told():
+    with pytest.raises(ValueError), print_failure():
         raise ValueError("two\n  lines")
-    with pytest.raises(SystemExit), failure_told():
+    with pytest.raises(SystemExit), print_failure():
         raise SystemExit(143)  # a worker that was told to stop has not failed
     read.lines(capfd.readouterr().out)
     read.lines("@failure RuntimeError: connection closed by peer")

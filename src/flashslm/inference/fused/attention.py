@@ -12,25 +12,25 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-GROUP_ROWS = 16  # the smallest operand of a tensor-core product
-BLOCK_KEYS = 64
+MIN_BLOCK_M = 16  # the smallest operand of a tensor-core product
+BLOCK_N = 64
 STAGES = 3  # blocks: one in use, the others under way
 COMBINED_LANES = 32  # value channels that a program combines
 TARGET_PROGRAMS = 264  # two a multiprocessor of an H100 or H200
 
 
 @triton.jit
-def _rotated(row_ptr, cos_ptr, sin_ptr, norm_ptr, position, eps, HEAD: tl.constexpr, NORM: tl.constexpr):
-    """Heads [R, HEAD] given by their row pointers [R, 1]: both rotated halves, each [R, HEAD / 2] in fp32."""
-    half = tl.arange(0, HEAD // 2)
+def _rotated(row_ptr, cos_ptr, sin_ptr, norm_ptr, position, eps, HEAD_DIM: tl.constexpr, NORM: tl.constexpr):
+    """Heads [R, HEAD_DIM] given by their row pointers [R, 1]: both rotated halves, each [R, HEAD_DIM / 2] in fp32."""
+    half = tl.arange(0, HEAD_DIM // 2)
     low = tl.load(row_ptr + half[None, :]).to(tl.float32)
-    high = tl.load(row_ptr + HEAD // 2 + half[None, :]).to(tl.float32)
+    high = tl.load(row_ptr + HEAD_DIM // 2 + half[None, :]).to(tl.float32)
     if NORM:
-        scale = tl.rsqrt((tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)) / HEAD + eps)[:, None]
+        scale = tl.rsqrt((tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)) / HEAD_DIM + eps)[:, None]
         low = low * scale * tl.load(norm_ptr + half).to(tl.float32)[None, :]
-        high = high * scale * tl.load(norm_ptr + HEAD // 2 + half).to(tl.float32)[None, :]
-    cos = tl.load(cos_ptr + position * (HEAD // 2) + half)[None, :]
-    sin = tl.load(sin_ptr + position * (HEAD // 2) + half)[None, :]
+        high = high * scale * tl.load(norm_ptr + HEAD_DIM // 2 + half).to(tl.float32)[None, :]
+    cos = tl.load(cos_ptr + position * (HEAD_DIM // 2) + half)[None, :]
+    sin = tl.load(sin_ptr + position * (HEAD_DIM // 2) + half)[None, :]
     return low * cos - high * sin, high * cos + low * sin
 
 
@@ -51,22 +51,22 @@ def _with_block(scores, values, best, total, mixed):
 
 
 @triton.jit
-def _nothing_seen(ROWS: tl.constexpr, HEAD: tl.constexpr):
+def _nothing_seen(BLOCK_M: tl.constexpr, HEAD_DIM: tl.constexpr):
     """Sums of an online softmax over no keys: highest score, weights, weighted values."""
-    best = tl.full((ROWS,), -float("inf"), tl.float32)
-    return best, tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS, HEAD), tl.float32)
+    best = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    return best, tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M, HEAD_DIM), tl.float32)
 
 
 @triton.jit
-def _with_new_key(q, sums, rows, slots, rotation, length, eps, scale, HEAD: tl.constexpr, NORM: tl.constexpr):
+def _with_new_key(q, sums, rows, slots, rotation, length, eps, scale, HEAD_DIM: tl.constexpr, NORM: tl.constexpr):
     """The sums with the new key, which is rotated and stored with its value in its slot."""
     q_low, q_high = q
     best, total, mixed = sums
     k_row, v_row = rows
     slot_k_ptr, slot_v_ptr = slots
     cos_ptr, sin_ptr, norm_ptr = rotation
-    half, lane = tl.arange(0, HEAD // 2), tl.arange(0, HEAD)
-    k_low, k_high = _rotated(k_row, cos_ptr, sin_ptr, norm_ptr, length, eps, HEAD, NORM)
+    half, lane = tl.arange(0, HEAD_DIM // 2), tl.arange(0, HEAD_DIM)
+    k_low, k_high = _rotated(k_row, cos_ptr, sin_ptr, norm_ptr, length, eps, HEAD_DIM, NORM)
     k_low, k_high = k_low.to(q_low.dtype), k_high.to(q_low.dtype)
     value = tl.load(v_row + lane)
     scores = tl.sum(q_low.to(tl.float32) * k_low.to(tl.float32), axis=1)
@@ -74,21 +74,23 @@ def _with_new_key(q, sums, rows, slots, rotation, length, eps, scale, HEAD: tl.c
     best, total, mixed = _rescaled(scores, best, total, mixed)
     weight = tl.exp2(scores - best)
     tl.store(slot_k_ptr + half[None, :], k_low)
-    tl.store(slot_k_ptr + HEAD // 2 + half[None, :], k_high)
+    tl.store(slot_k_ptr + HEAD_DIM // 2 + half[None, :], k_high)
     tl.store(slot_v_ptr + lane, value)
     return best, total + weight, mixed + weight[:, None] * value.to(tl.float32)[None, :]
 
 
 @triton.jit
-def _store_sums(sums, partial_ptr, weight_ptr, out_ptr, head, split, real, SPLITS: tl.constexpr, HEAD: tl.constexpr):
+def _store_sums(
+    sums, partial_ptr, weight_ptr, out_ptr, head, split, real, SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr
+):
     """The output of each head, or a split's part in it."""
     best, total, mixed = sums
-    lane = tl.arange(0, HEAD)
+    lane = tl.arange(0, HEAD_DIM)
     if SPLITS == 1:
-        tl.store(out_ptr + head[:, None] * HEAD + lane[None, :], mixed / total[:, None], mask=real[:, None])
+        tl.store(out_ptr + head[:, None] * HEAD_DIM + lane[None, :], mixed / total[:, None], mask=real[:, None])
     else:
         place = head * SPLITS + split
-        tl.store(partial_ptr + place[:, None] * HEAD + lane[None, :], mixed, mask=real[:, None])
+        tl.store(partial_ptr + place[:, None] * HEAD_DIM + lane[None, :], mixed, mask=real[:, None])
         tl.store(weight_ptr + place * 2, best, mask=real)
         tl.store(weight_ptr + place * 2 + 1, total, mask=real)
 
@@ -110,50 +112,53 @@ def _attend(
     eps,
     GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    HEAD: tl.constexpr,
-    KEYS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr,
     NORM: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     b, g, split = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS, tl.program_id(1)
     length = tl.load(lengths_ptr + b).to(tl.int32)
-    half, lane, row = tl.arange(0, HEAD // 2), tl.arange(0, HEAD), tl.arange(0, ROWS)
-    cache, inputs = tl.program_id(0).to(tl.int64) * slots * HEAD, inputs_ptr + b * GROUPS * (GROUP + 2) * HEAD
-    q_row = inputs + (g * GROUP + tl.minimum(row, GROUP - 1))[:, None] * HEAD
+    half, lane, row = tl.arange(0, HEAD_DIM // 2), tl.arange(0, HEAD_DIM), tl.arange(0, BLOCK_M)
+    cache, inputs = tl.program_id(0).to(tl.int64) * slots * HEAD_DIM, inputs_ptr + b * GROUPS * (GROUP + 2) * HEAD_DIM
+    q_row = inputs + (g * GROUP + tl.minimum(row, GROUP - 1))[:, None] * HEAD_DIM
     dtype = keys_ptr.dtype.element_ty
-    scale = 1.4426950408889634 / tl.sqrt_rn(HEAD * 1.0)  # exponentials are powers of two
-    best, total, mixed = _nothing_seen(ROWS, HEAD)
-    q_low, q_high = tl.zeros((ROWS, HEAD // 2), dtype), tl.zeros((ROWS, HEAD // 2), dtype)
+    scale = 1.4426950408889634 / tl.sqrt_rn(HEAD_DIM * 1.0)  # exponentials are powers of two
+    best, total, mixed = _nothing_seen(BLOCK_M, HEAD_DIM)
+    q_low, q_high = tl.zeros((BLOCK_M, HEAD_DIM // 2), dtype), tl.zeros((BLOCK_M, HEAD_DIM // 2), dtype)
     gdc_launch_dependents()
-    each = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
+    each = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_N) * BLOCK_N
     first, last = split * each, tl.minimum(split * each + each, length)
-    for start in tl.range(first, last, KEYS, num_stages=STAGES):
-        at = start + tl.arange(0, KEYS)
+    for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
+        at = start + tl.arange(0, BLOCK_N)
         seen = at < last
-        place = cache + at[:, None].to(tl.int64) * HEAD
+        place = cache + at[:, None].to(tl.int64) * HEAD_DIM
         k_lower = tl.load(keys_ptr + place + half[None, :], mask=seen[:, None], other=0.0)
-        k_upper = tl.load(keys_ptr + place + HEAD // 2 + half[None, :], mask=seen[:, None], other=0.0)
+        k_upper = tl.load(keys_ptr + place + HEAD_DIM // 2 + half[None, :], mask=seen[:, None], other=0.0)
         v = tl.load(values_ptr + place + lane[None, :], mask=seen[:, None], other=0.0)
         if start == first:
             # In the loop, so that the copies of the first keys are under way before the wait.
             gdc_wait()
-            low, high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD, NORM)
+            low, high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD_DIM, NORM)
             q_low, q_high = low.to(dtype), high.to(dtype)
         scores = tl.dot(q_low, tl.trans(k_lower)) + tl.dot(q_high, tl.trans(k_upper))
         scores = tl.where(seen[None, :], scores * scale, -float("inf"))
         best, total, mixed = _with_block(scores, v, best, total, mixed)
     gdc_wait()
     if split == SPLITS - 1:
-        low, high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD, NORM)
-        k_row, slot = inputs + (GROUPS * GROUP + g) * HEAD, cache + length.to(tl.int64) * HEAD
+        low, high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD_DIM, NORM)
+        k_row, slot = inputs + (GROUPS * GROUP + g) * HEAD_DIM, cache + length.to(tl.int64) * HEAD_DIM
         q, sums = (low.to(dtype), high.to(dtype)), (best, total, mixed)
-        new, places = (k_row + tl.zeros((1, 1), tl.int32), k_row + GROUPS * HEAD), (keys_ptr + slot, values_ptr + slot)
+        new, places = (
+            (k_row + tl.zeros((1, 1), tl.int32), k_row + GROUPS * HEAD_DIM),
+            (keys_ptr + slot, values_ptr + slot),
+        )
         rotation = (cos_ptr, sin_ptr, k_norm_ptr)
-        best, total, mixed = _with_new_key(q, sums, new, places, rotation, length, eps, scale, HEAD, NORM)
+        best, total, mixed = _with_new_key(q, sums, new, places, rotation, length, eps, scale, HEAD_DIM, NORM)
     head = b * GROUPS * GROUP + g * GROUP + row
-    _store_sums((best, total, mixed), partial_ptr, weight_ptr, out_ptr, head, split, row < GROUP, SPLITS, HEAD)
+    _store_sums((best, total, mixed), partial_ptr, weight_ptr, out_ptr, head, split, row < GROUP, SPLITS, HEAD_DIM)
 
 
 @triton.jit
@@ -163,7 +168,7 @@ def _combine(
     out_ptr,
     SPLITS: tl.constexpr,
     PADDED: tl.constexpr,
-    HEAD: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     LANES: tl.constexpr,
 ):
     split, lane = tl.arange(0, PADDED), tl.program_id(1) * LANES + tl.arange(0, LANES)
@@ -174,9 +179,9 @@ def _combine(
     best = tl.load(weight_ptr + at * 2, mask=real, other=-float("inf"))
     total = tl.load(weight_ptr + at * 2 + 1, mask=real, other=0.0)
     weight = tl.exp2(best - tl.max(best, axis=0))
-    mixed = tl.load(partial_ptr + at[:, None] * HEAD + lane[None, :], mask=real[:, None], other=0.0)
+    mixed = tl.load(partial_ptr + at[:, None] * HEAD_DIM + lane[None, :], mask=real[:, None], other=0.0)
     out = tl.sum(mixed * weight[:, None], axis=0) / tl.sum(total * weight, axis=0)
-    tl.store(out_ptr + tl.program_id(0) * HEAD + lane, out)
+    tl.store(out_ptr + tl.program_id(0) * HEAD_DIM + lane, out)
 
 
 class Splits(NamedTuple):
@@ -188,7 +193,7 @@ class Splits(NamedTuple):
 
     @classmethod
     def allocate(cls, batch: int, heads: int, groups: int, head: int, slots: int, device: torch.device) -> "Splits":
-        count = max(1, min(-(-TARGET_PROGRAMS // (batch * groups)), slots // BLOCK_KEYS))
+        count = max(1, min(-(-TARGET_PROGRAMS // (batch * groups)), slots // BLOCK_N))
         shape = (batch * heads, count)
         empty = torch.empty(*shape, head, device=device), torch.empty(*shape, 2, device=device)
         return cls(count, *empty)
@@ -233,9 +238,9 @@ def attention_decode(
         rotation.eps,
         GROUPS=groups,
         GROUP=group,
-        ROWS=max(GROUP_ROWS, triton.next_power_of_2(group)),
-        HEAD=head,
-        KEYS=BLOCK_KEYS,
+        BLOCK_M=max(MIN_BLOCK_M, triton.next_power_of_2(group)),
+        HEAD_DIM=head,
+        BLOCK_N=BLOCK_N,
         SPLITS=splits.number,
         NORM=normed,
         STAGES=STAGES,
@@ -249,7 +254,7 @@ def attention_decode(
             out_BD,
             SPLITS=splits.number,
             PADDED=triton.next_power_of_2(splits.number),
-            HEAD=head,
+            HEAD_DIM=head,
             LANES=min(head, COMBINED_LANES),
             num_warps=4,
             launch_pdl=True,

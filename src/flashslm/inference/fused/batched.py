@@ -15,22 +15,22 @@ BLOCK = 1024
 
 
 @triton.jit
-def _normalised_heads(x, eps, SIZE: tl.constexpr, HEAD: tl.constexpr):
-    """RMS norm of [SIZE] values over each HEAD, without its weight."""
-    heads = tl.reshape(x, (SIZE // HEAD, HEAD))
-    scale = tl.rsqrt(tl.sum(heads * heads, axis=1) / HEAD + eps)
+def _normalised_heads(x, eps, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """RMS norm of [SIZE] values over each HEAD_DIM, without its weight."""
+    heads = tl.reshape(x, (SIZE // HEAD_DIM, HEAD_DIM))
+    scale = tl.rsqrt(tl.sum(heads * heads, axis=1) / HEAD_DIM + eps)
     return tl.reshape(heads * scale[:, None], (SIZE,))
 
 
 @triton.jit
-def _normalise(x_ptr, norm_ptr, out_ptr, size, eps, PADDED: tl.constexpr, HEAD: tl.constexpr):
+def _normalise(x_ptr, norm_ptr, out_ptr, size, eps, PADDED: tl.constexpr, HEAD_DIM: tl.constexpr):
     column = tl.arange(0, PADDED)
     real = column < size
     at = tl.program_id(0).to(tl.int64) * size + column
     x = tl.load(x_ptr + at, mask=real, other=0.0).to(tl.float32)
-    norm = tl.load(norm_ptr + (column % HEAD if HEAD else column), mask=real, other=0.0).to(tl.float32)
-    if HEAD:
-        x = _normalised_heads(x, eps, PADDED, HEAD) * norm
+    norm = tl.load(norm_ptr + (column % HEAD_DIM if HEAD_DIM else column), mask=real, other=0.0).to(tl.float32)
+    if HEAD_DIM:
+        x = _normalised_heads(x, eps, PADDED, HEAD_DIM) * norm
     else:
         x = x * norm * tl.rsqrt(tl.sum(x * x, axis=0) / size + eps)
     tl.store(out_ptr + at, x, mask=real)
@@ -100,7 +100,7 @@ def project_batch(
     if norm is not None:
         normed = torch.empty_like(x_BD)
         padded = triton.next_power_of_2(size)
-        _normalise[(batch,)](x_BD, norm.weight, normed, size, norm.eps, PADDED=padded, HEAD=norm.head)
+        _normalise[(batch,)](x_BD, norm.weight, normed, size, norm.eps, PADDED=padded, HEAD_DIM=norm.head_dim)
         x_BD = normed
     plain = not (swiglu or isinstance(out_BR, Stream) or ring) and out.dtype == weight_RD.dtype
     y_BR = torch.mm(x_BD, weight_RD.T, out=out if plain else None)

@@ -61,13 +61,13 @@ def _too_small(device: torch.device) -> list[str]:
 class FusedDecoder:
     """Steps of `batch` sequences over `cache`. The model's projections become views of packed matrices.
 
-    Raises MissingKernel, which names the other form, for sizes that the kernels cannot take.
+    Raises MissingKernel, which names the other backend, for sizes that the kernels cannot take.
     """
 
     def __init__(self, model: HybridLM, cache: Cache) -> None:
         weight = model.embedding.weight
         if found := _too_small(weight.device) + size_blockers(model.architecture):
-            raise MissingKernel(f"kernels.decode: form 'fused' cannot run: {'; '.join(found)}; or set it to torch")
+            raise MissingKernel(f"kernels.decode: backend 'fused' cannot run: {'; '.join(found)}; or set it to torch")
         self.model, self.cache = model, cache
         batch, vocabulary = cache.lengths_B.shape[0], weight.shape[0]
         self.device, self.dtype, self.batch = weight.device, weight.dtype, batch
@@ -184,8 +184,8 @@ class FusedDecoder:
         return self.batch <= MAX_BATCH and weight_RD.shape[1] % VALUES_PER_LOAD == 0
 
     def _project(self, x_BD: Tensor, weight_RD: Tensor, *arguments: Any, **options: Any) -> Step:
-        form = project if self._few(weight_RD) else project_batch
-        return partial(form, x_BD, weight_RD, *arguments, **options)
+        product = project if self._few(weight_RD) else project_batch
+        return partial(product, x_BD, weight_RD, *arguments, **options)
 
     def _ring(self, start: int, state_BCK: Tensor, taps_CK: Tensor, bias_C: Tensor | None = None) -> Ring:
         batch, channels, _ = state_BCK.shape

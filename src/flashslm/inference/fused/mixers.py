@@ -11,7 +11,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from flashslm.inference.fused.projection import Ring
 
-HEAD_VALUES = 32  # value channels of a head that a program takes
+BLOCK_V = 32  # value channels of a head that a program takes
 
 
 @triton.jit
@@ -42,19 +42,19 @@ def _delta(
     out_ptr,
     heads,
     eps,
-    HEAD: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     VALUES: tl.constexpr,
     CONVOLVED: tl.constexpr,
 ):
     b, h = tl.program_id(0) // heads, tl.program_id(0) % heads
-    key = tl.arange(0, HEAD)
+    key = tl.arange(0, HEAD_DIM)
     value = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
-    size = heads * HEAD
+    size = heads * HEAD_DIM
     length = tl.load(lengths_ptr + b).to(tl.int32)
-    place = state_ptr + (tl.program_id(0).to(tl.int64) * HEAD + key[:, None]) * HEAD + value[None, :]
+    place = state_ptr + (tl.program_id(0).to(tl.int64) * HEAD_DIM + key[:, None]) * HEAD_DIM + value[None, :]
     state = tl.load(place)
     ring = ring_ptr + b * 12 * size
-    at_q, at_k, at_v = h * HEAD + key, size + h * HEAD + key, 2 * size + h * HEAD + value
+    at_q, at_k, at_v = h * HEAD_DIM + key, size + h * HEAD_DIM + key, 2 * size + h * HEAD_DIM + value
     row = inputs_ptr + b * (3 * size + heads)
     if CONVOLVED:
         gdc_launch_dependents()
@@ -73,12 +73,12 @@ def _delta(
         k = _convolved(k, tap_k, ring, length, at_k, 3 * size)
         v = _convolved(v, tap_v, ring, length, at_v, 3 * size)
     beta = tl.sigmoid(tl.load(row + 3 * size + h).to(tl.float32))
-    q = q * tl.rsqrt(tl.sum(q * q, axis=0) + eps) / tl.sqrt_rn(HEAD * 1.0)
+    q = q * tl.rsqrt(tl.sum(q * q, axis=0) + eps) / tl.sqrt_rn(HEAD_DIM * 1.0)
     k = k * tl.rsqrt(tl.sum(k * k, axis=0) + eps)
     error = v - tl.sum(state * k[:, None], axis=0)
     state += k[:, None] * (beta * error)[None, :]
     tl.store(place, state)
-    tl.store(out_ptr + b * size + h * HEAD + value, tl.sum(state * q[:, None], axis=0))
+    tl.store(out_ptr + b * size + h * HEAD_DIM + value, tl.sum(state * q[:, None], axis=0))
 
 
 def delta_rule_decode(
@@ -90,7 +90,7 @@ def delta_rule_decode(
     k. The output is not normalised.
     """
     batch, heads, head, _ = state_BHKV.shape
-    values = min(head, HEAD_VALUES)
+    values = min(head, BLOCK_V)
     _delta[(batch * heads, head // values)](
         inputs_BR,
         ring.inputs,
@@ -100,7 +100,7 @@ def delta_rule_decode(
         out_BD,
         heads,
         eps,
-        HEAD=head,
+        HEAD_DIM=head,
         VALUES=values,
         CONVOLVED=convolved,
         num_warps=4,
@@ -121,21 +121,21 @@ def _ssd(
     state_ptr,
     out_ptr,
     heads,
-    HEAD: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     STATE: tl.constexpr,
     VALUES: tl.constexpr,
     CONVOLVED: tl.constexpr,
 ):
     b, h = tl.program_id(0) // heads, tl.program_id(0) % heads
     value, n = tl.program_id(1) * VALUES + tl.arange(0, VALUES), tl.arange(0, STATE)
-    inner = heads * HEAD
+    inner = heads * HEAD_DIM
     channels = inner + 2 * STATE
     length = tl.load(lengths_ptr + b).to(tl.int32)
-    place = state_ptr + (tl.program_id(0).to(tl.int64) * HEAD + value[:, None]) * STATE + n[None, :]
+    place = state_ptr + (tl.program_id(0).to(tl.int64) * HEAD_DIM + value[:, None]) * STATE + n[None, :]
     state = tl.load(place)
     dt_bias, a, skip = tl.load(dt_bias_ptr + h), -tl.exp(tl.load(a_log_ptr + h)), tl.load(skip_ptr + h)
     ring = ring_ptr + b * 4 * channels
-    at_x, at_b, at_c = h * HEAD + value, inner + n, inner + STATE + n
+    at_x, at_b, at_c = h * HEAD_DIM + value, inner + n, inner + STATE + n
     row = inputs_ptr + b * (inner + channels + heads)
     if CONVOLVED:
         gdc_launch_dependents()
@@ -153,7 +153,7 @@ def _ssd(
         x = _convolved(x, tap_x, ring, length, at_x, channels)
         keys = _convolved(keys, tap_b, ring, length, at_b, channels)
         queries = _convolved(queries, tap_c, ring, length, at_c, channels)
-    z = tl.load(row + h * HEAD + value).to(tl.float32)
+    z = tl.load(row + h * HEAD_DIM + value).to(tl.float32)
     dt = tl.load(row + inner + channels + h).to(tl.float32) + dt_bias
     # softplus; for small exponentials the first terms of log(1 + e), where 1 + e has lost its digits
     e = tl.exp(dt)
@@ -161,7 +161,7 @@ def _ssd(
     state = state * tl.exp(dt * a) + (dt * x)[:, None] * keys[None, :]
     tl.store(place, state)
     y = tl.sum(state * queries[None, :], axis=1) + skip * x
-    tl.store(out_ptr + b * inner + h * HEAD + value, y * z * tl.sigmoid(z))
+    tl.store(out_ptr + b * inner + h * HEAD_DIM + value, y * z * tl.sigmoid(z))
 
 
 def ssd_decode(
@@ -179,7 +179,7 @@ def ssd_decode(
     C as the convolution leaves them.
     """
     batch, heads, head, state = state_BHPN.shape
-    values = min(head, HEAD_VALUES)
+    values = min(head, BLOCK_V)
     _ssd[(batch * heads, head // values)](
         inputs_BR,
         ring.inputs,
@@ -190,7 +190,7 @@ def ssd_decode(
         state_BHPN,
         out_BD,
         heads,
-        HEAD=head,
+        HEAD_DIM=head,
         STATE=state,
         VALUES=values,
         CONVOLVED=convolved,

@@ -72,15 +72,15 @@ class TrainJob:
         while True:
             found = self._read()
             if found and not _ended(found, "Failed") and "deletionTimestamp" not in found["metadata"]:
-                self._tell(f"TrainJob {self.name} is there: this attempt adopts it")
+                self._report(f"TrainJob {self.name} is there: this attempt adopts it")
                 return
             if found:
-                self._tell(f"TrainJob {self.name} of an earlier attempt is removed")
+                self._report(f"TrainJob {self.name} of an earlier attempt is removed")
                 self._delete()
                 self._wait_until_gone()
             try:
                 self.api.request("POST", self._path, self.manifest)
-                self._tell(f"TrainJob {self.name} created")
+                self._report(f"TrainJob {self.name} created")
                 return
             except KubernetesError as error:
                 if error.status != 409:  # else it is there after all: an answer was lost, or somebody else made it
@@ -99,7 +99,7 @@ class TrainJob:
                 return
             if ended:
                 raise TrainJobFailed(self._failure(ended, pods))
-            self._tell(_describe(pods))
+            self._report(_describe(pods))
             time.sleep(self.poll_s)
 
     def _stream(self, pod: Document, follow: bool) -> None:
@@ -164,7 +164,7 @@ class TrainJob:
                 raise TrainJobFailed(f"TrainJob {self.name} was deleted {_GONE_S:.0f} s ago and is still there")
             time.sleep(self.poll_s)
 
-    def _tell(self, status: str) -> None:
+    def _report(self, status: str) -> None:
         if status and status != self._status:
             self._status = status
             self._on_status(status)

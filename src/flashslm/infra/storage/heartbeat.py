@@ -22,7 +22,7 @@ class Abandoned(RuntimeError):
 
 
 @contextmanager
-def beating(store: ObjectStore, key: str, every_s: float = BEAT_S) -> Iterator[None]:
+def send_heartbeats(store: ObjectStore, key: str, every_s: float = BEAT_S) -> Iterator[None]:
     """Say now and every so often that somebody waits."""
 
     def beat() -> None:
@@ -34,7 +34,9 @@ def beating(store: ObjectStore, key: str, every_s: float = BEAT_S) -> Iterator[N
 
 
 @contextmanager
-def while_heard(store: ObjectStore, key: str, every_s: float = BEAT_S, silence_s: float = SILENCE_S) -> Iterator[None]:
+def require_heartbeats(
+    store: ObjectStore, key: str, every_s: float = BEAT_S, silence_s: float = SILENCE_S
+) -> Iterator[None]:
     """Send this process SIGTERM once nobody has said so for `silence_s`; raises Abandoned if that is the case now."""
 
     def is_silent() -> bool:

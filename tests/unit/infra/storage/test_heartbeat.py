@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flashslm.infra.storage.heartbeat import Abandoned, beating, while_heard
+from flashslm.infra.storage.heartbeat import Abandoned, require_heartbeats, send_heartbeats
 from flashslm.infra.storage.s3 import StoreUnavailable
 from tests.unit.launch.schedule.memory_store import MemoryStore
 
@@ -29,11 +29,11 @@ def terminations(monkeypatch: pytest.MonkeyPatch) -> Terminations:
 
 def test_work_goes_on_while_somebody_waits_and_stops_afterwards(terminations: Terminations) -> None:
     store: Any = MemoryStore()
-    with beating(store, KEY, every_s=0.02), while_heard(store, KEY, every_s=0.02, silence_s=0.5):
+    with send_heartbeats(store, KEY, every_s=0.02), require_heartbeats(store, KEY, every_s=0.02, silence_s=0.5):
         assert not terminations.came.wait(1.0)
         with_waiting_ended = store.get_json(KEY)[0]["seen_s"]
     assert time.time() - with_waiting_ended < 0.5
-    with while_heard(store, KEY, every_s=0.02, silence_s=0.5):
+    with require_heartbeats(store, KEY, every_s=0.02, silence_s=0.5):
         assert terminations.came.wait(5.0)
 
 
@@ -42,7 +42,7 @@ def test_what_is_abandoned_does_not_begin(seen_s: float | None) -> None:
     store: Any = MemoryStore()
     if seen_s is not None:
         store.put_json(KEY, {"seen_s": seen_s})
-    with pytest.raises(Abandoned, match="nobody has waited for this work for 1800 s"), while_heard(store, KEY):
+    with pytest.raises(Abandoned, match="nobody has waited for this work for 1800 s"), require_heartbeats(store, KEY):
         pytest.fail("it began")
 
 
@@ -50,7 +50,7 @@ def test_a_store_that_is_away_for_a_while_is_no_silence(
     terminations: Terminations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store: Any = MemoryStore()
-    with beating(store, KEY, every_s=0.02), while_heard(store, KEY, every_s=0.02, silence_s=0.3):
+    with send_heartbeats(store, KEY, every_s=0.02), require_heartbeats(store, KEY, every_s=0.02, silence_s=0.3):
         away = pytest.MonkeyPatch()
 
         def fail(*_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""A lane: the decode step for one batch size on the first rows of a cache; on CUDA one captured graph."""
+"""The decode step for one batch size on the first rows of a cache; on CUDA one captured graph."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from flashslm.inference.sampling import Sampler
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
-from flashslm.ops.kernels import form
+from flashslm.ops.kernels import backend_of
 
 if TYPE_CHECKING:
     from flashslm.inference.fused.decoder import FusedDecoder
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 WARM_UP_STEPS = 3  # compile and choose algorithms before a capture
 
 
-class Lane:
+class DecodeGraph:
     """One step of `len(tokens_B)` sequences, sampling included, on fixed addresses.
 
-    Its form is `kernels.decode`: fused kernels, or the model's own operators.
+    Its backend is `kernels.decode`: fused kernels, or the model's own operators.
     """
 
     def __init__(self, model: HybridLM, cache: Cache, tokens_B: Tensor, sampler: Sampler) -> None:
         self.model, self.cache, self.tokens_B, self.sampler = model, cache, tokens_B, sampler
-        self.form = form("decode", model.embedding.weight)
-        self.decoder = self._fused_decoder() if self.form == "fused" else None
-        self.graph = self._capture() if tokens_B.device.type == "cuda" else None
+        self.backend = backend_of("decode", model.embedding.weight)
+        self.decoder = self._fused_decoder() if self.backend == "fused" else None
+        self.cuda_graph = self._capture() if tokens_B.device.type == "cuda" else None
 
     def begin(self) -> None:
         """To be called after a prefill."""
@@ -35,8 +35,8 @@ class Lane:
 
     def advance(self) -> None:
         """One step; nothing waits for the device."""
-        if self.graph is not None:
-            self.graph.replay()
+        if self.cuda_graph is not None:
+            self.cuda_graph.replay()
         else:
             self._step()
 
