@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
+from flashslm.models.operator_spec import LABELS, OPERATOR_SPECS
 from flashslm.reporting import plots
 
 
@@ -56,7 +57,15 @@ def figures(run: RunArtifacts) -> dict[str, Figure]:
 def render(run: RunArtifacts, drawn: dict[str, Figure]) -> str:
     """The report; every value in the page comes from `run`."""
     images = {name: _data_uri(figure) for name, figure in drawn.items()}
-    return page("report.html.j2", run=run, images=images)
+    return page("report.html.j2", run=run, images=images, constant_parts=_constant_parts(run.latency_table))
+
+
+def _constant_parts(table: dict[str, Any]) -> list[str]:
+    """The labels of what a latency table measured whose time does not depend on the context."""
+    measured = dict.fromkeys(entry["operator"] for entry in table["entries"])
+    return [
+        LABELS[part] for part in measured if part not in OPERATOR_SPECS or not OPERATOR_SPECS[part].depends_on_context
+    ]
 
 
 def page(template: str, **values: Any) -> str:

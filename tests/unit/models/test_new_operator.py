@@ -41,8 +41,8 @@ def test_a_new_operator_needs_its_layer_its_row_and_its_export_names(tmp_path: P
     with (package / "export" / "names.py").open("a", encoding="utf-8") as file:
         file.write(NAMES)
     done = subprocess.run(
-        [sys.executable, str(TOY / "journey.py"), str(ROOT / "configs" / "smoke.yaml"), "T"],
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        [sys.executable, str(TOY / "journey.py"), str(ROOT / "configs" / "smoke.yaml"), "T", str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

@@ -28,9 +28,12 @@ class MovingAverage(Operator):
 
     def forward(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
         y_BTD = self.in_proj(x_BTD)
-        average_BD = torch.zeros_like(y_BTD[:, 0]) if state is None else cast(MovingAverageState, state).average
-        averages = []
-        for y_BD in y_BTD.unbind(dim=1):
+        before_BD = torch.zeros_like(y_BTD[:, 0]) if state is None else cast(MovingAverageState, state).average
+        average_BD, averages, documents_BT = before_BD, [], sequence.documents_BT
+        for t, y_BD in enumerate(y_BTD.unbind(dim=1)):
+            if documents_BT is not None and t:
+                begins_B1 = (documents_BT[:, t] != documents_BT[:, t - 1])[:, None]
+                average_BD = torch.where(begins_B1, before_BD, average_BD)
             average_BD = DECAY * average_BD + (1 - DECAY) * y_BD
             averages.append(average_BD)
         return self.out_proj(torch.stack(averages, dim=1)), MovingAverageState(average_BD)
