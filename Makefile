@@ -9,7 +9,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= auto
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test lint format test-portable test-unit test-gpu test-containers images pin-images golden clean
+.PHONY: setup demo test lint format test-portable test-unit test-gpu test-containers images pin-images golden golden-losses clean
 
 setup: $(INSTALLED)
 
@@ -82,6 +82,10 @@ pin-images: $(INSTALLED)
 
 golden: $(INSTALLED)
 	FLASHSLM_UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/pipeline -k golden
+
+# After a change that is meant to alter the arithmetic of training; read the difference before committing it.
+golden-losses: $(INSTALLED)
+	FLASHSLM_UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/unit/training/test_golden_losses.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
