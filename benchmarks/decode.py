@@ -22,7 +22,7 @@ from flashslm.benchmarking.case import Case
 from flashslm.benchmarking.decode import DecodeResult, compare, measure_decode
 from flashslm.benchmarking.peer import find_peer, measure_peer
 from flashslm.benchmarking.record import Provenance, provenance, result_name
-from flashslm.benchmarking.result import Result
+from flashslm.benchmarking.result import BenchmarkResult
 from flashslm.benchmarking.throughput import bench_throughput, steps_ending_at
 from flashslm.config import KernelsConfig
 from flashslm.hardware import pick_device, pick_dtype
@@ -129,7 +129,7 @@ class Session:
         self.record["latency"] = [own_fields(result) for result in self.latency.values()]
 
 
-def own_fields(result: Result) -> dict[str, Any]:
+def own_fields(result: BenchmarkResult) -> dict[str, Any]:
     """What is not the same for the whole record."""
     return result.model_dump(mode="json", exclude=set(Provenance.model_fields))
 

@@ -4,7 +4,7 @@ from flashslm.benchmarking import clock, peer
 from flashslm.benchmarking.case import Case, prompts
 from flashslm.benchmarking.clock import DecodeTimes
 from flashslm.benchmarking.peer import PeerResult
-from flashslm.benchmarking.result import Result, Run, measured
+from flashslm.benchmarking.result import BenchmarkResult, BenchmarkRun, measured
 from flashslm.config import KernelsConfig
 from flashslm.inference.engine import DecodeEngine
 from flashslm.models.random_weights import random_model
@@ -16,7 +16,7 @@ class ComparedPeer(PeerResult):
     ratio: float
 
 
-class DecodeResult(DecodeTimes, Result):
+class DecodeResult(DecodeTimes, BenchmarkResult):
     """The last line of `flashslm bench decode`."""
 
     peer: ComparedPeer | None = None
@@ -41,8 +41,8 @@ def compare(result: DecodeResult, found: PeerResult) -> DecodeResult:
     return result.model_copy(update={"peer": ComparedPeer(**found.model_dump(), ratio=ratio)})
 
 
-def _run(case: Case) -> Run[DecodeTimes]:
+def _run(case: Case) -> BenchmarkRun[DecodeTimes]:
     model = random_model(case.architecture, case.device, case.torch_dtype)
     engine = DecodeEngine(model, case.batch, case.capacity)
     times = clock.time_decoder(engine, prompts(case), case.new_tokens, case.repeats, case.device)
-    return Run(case, engine.backend, times)
+    return BenchmarkRun(case, engine.backend, times)

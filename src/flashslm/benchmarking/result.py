@@ -14,7 +14,7 @@ from flashslm.ops import kernels
 T = TypeVar("T", bound=StepTimes)
 
 
-class Result(Mbu, Provenance, ModelFacts):
+class BenchmarkResult(Mbu, Provenance, ModelFacts):
     """One JSON object. `operator_share` is of the median step; see `operators` for what its parts are."""
 
     tokens_per_s: float
@@ -23,7 +23,7 @@ class Result(Mbu, Provenance, ModelFacts):
     peak_memory_bytes: int
 
 
-class Run(NamedTuple, Generic[T]):
+class BenchmarkRun(NamedTuple, Generic[T]):
     """A run's times, what was run in the end, and the backend of its decode step."""
 
     case: Case
@@ -31,8 +31,10 @@ class Run(NamedTuple, Generic[T]):
     times: T
 
 
-def measured(case: Case, setting: KernelsConfig, run: Callable[[Case], Run[T]]) -> tuple[Run[T], dict[str, Any]]:
-    """Call `run`, which keeps nothing on the device, and give the fields of `Result` and of its times."""
+def measured(
+    case: Case, setting: KernelsConfig, run: Callable[[Case], BenchmarkRun[T]]
+) -> tuple[BenchmarkRun[T], dict[str, Any]]:
+    """Call `run`, which keeps nothing on the device, and give the fields of `BenchmarkResult` and of its times."""
     kernels.configure(setting)
     copied_bytes_per_s = memory.copy_bytes_per_s(case.device)
     memory.release(case.device)

@@ -8,7 +8,7 @@ import torch
 from flashslm.benchmarking import clock, memory
 from flashslm.benchmarking.case import Case
 from flashslm.benchmarking.clock import StepTimes
-from flashslm.benchmarking.result import Result, Run, measured
+from flashslm.benchmarking.result import BenchmarkResult, BenchmarkRun, measured
 from flashslm.config import KernelsConfig
 from flashslm.inference.engine import DecodeEngine
 from flashslm.models.accounting import kv_bytes_per_sequence, state_bytes
@@ -19,7 +19,7 @@ USED_SHARE = 0.95  # of free memory for what grows with the batch; the rest is w
 STEP_DOWN = 0.9
 
 
-class ThroughputResult(StepTimes, Result):
+class ThroughputResult(StepTimes, BenchmarkResult):
     """The last line of `flashslm bench throughput`.
 
     `context` is what a sequence has after the last of `new_tokens` steps; the caches are filled with random values.
@@ -78,7 +78,7 @@ def build_engine(model: HybridLM, batch: int, max_context: int, *, step_down: bo
         memory.release(model.embedding.weight.device.type)
 
 
-def _run(case: Case, largest: bool) -> Run[StepTimes]:
+def _run(case: Case, largest: bool) -> BenchmarkRun[StepTimes]:
     # A decode step sees no difference between meta tokens and as many text tokens, whose states need no prefill.
     meta = case.architecture.num_meta_tokens
     without_meta = case.architecture.model_copy(update={"num_meta_tokens": 0})
@@ -89,7 +89,7 @@ def _run(case: Case, largest: bool) -> Run[StepTimes]:
     rewind = partial(engine.cache.lengths_B.fill_, meta + case.context)
     case = replace(case, batch=engine.tokens_B.shape[0])
     times = clock.time_steps(rewind, engine.advance, case.new_tokens, case.repeats, case.device)
-    return Run(case, engine.backend, times)
+    return BenchmarkRun(case, engine.backend, times)
 
 
 def fill(engine: DecodeEngine) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flashslm.launch.schedule.records import Schedules
 
 NameArgument = Annotated[str, typer.Argument(help="The schedule's name.")]
-HostOption = Annotated[str, typer.Option("--host", help="KFP's address; without it: the local scheduler.")]
+OptionalHostOption = Annotated[str, typer.Option("--host", help="KFP's address; without it: the local scheduler.")]
 CronOption = Annotated[str, typer.Option("--cron", help='"minute hour day month weekday", for example "0 2 * * 1".')]
 ZoneOption = Annotated[str, typer.Option("--time-zone", help="An IANA name such as Europe/Berlin.")]
 
@@ -54,7 +54,7 @@ def create(  # noqa: PLR0913 - one parameter an option
     overrides: Overrides = None,
     time_zone: ZoneOption = "UTC",
     pipeline: PipelineOption = "retraining",
-    host: HostOption = "",
+    host: OptionalHostOption = "",
     experiment: ExperimentOption = "",
     home: HomeOption = HOME,
     as_json: JsonOption = False,
@@ -94,7 +94,10 @@ def _from_anywhere(recipe: RunConfig) -> RunConfig:
 
 @schedule_app.command("list")
 def list_command(
-    host: HostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME, as_json: JsonOption = False
+    host: OptionalHostOption = "",
+    namespace: NamespaceOption = "kubeflow",
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
 ) -> None:
     """Every schedule: when, whether it is paused, what came of the last time."""
     rows = _on_cluster(host, namespace) if host else _here(home)
@@ -142,7 +145,7 @@ def _here(home: Path) -> list[dict[str, Any]]:
 
 @schedule_app.command("pause")
 def pause(
-    name: NameArgument, host: HostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
+    name: NameArgument, host: OptionalHostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
 ) -> None:
     """Fire no more until it is resumed; a run that goes on is left alone."""
     _switch(name, False, host, namespace, home)
@@ -150,7 +153,7 @@ def pause(
 
 @schedule_app.command("resume")
 def resume(
-    name: NameArgument, host: HostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
+    name: NameArgument, host: OptionalHostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
 ) -> None:
     """Fire again from the next time on."""
     _switch(name, True, host, namespace, home)
@@ -169,7 +172,7 @@ def _switch(name: str, enabled: bool, host: str, namespace: str, home: Path) -> 
 
 @schedule_app.command("delete")
 def delete(
-    name: NameArgument, host: HostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
+    name: NameArgument, host: OptionalHostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
 ) -> None:
     """Remove it; its runs stay."""
     from flashslm.launch.kfp import recurring_runs

@@ -1,13 +1,5 @@
 """What a recipe may say: `recipe` puts the sections together, the other modules hold them."""
 
-from flashslm.config.cluster import (
-    GpuStepResources,
-    GpuType,
-    PlatformConfig,
-    StepOverride,
-    StepResources,
-    Toleration,
-)
 from flashslm.config.design import (
     DataConfig,
     KernelsConfig,
@@ -16,6 +8,14 @@ from flashslm.config.design import (
     ProfilingConfig,
     ScalingConfig,
     SearchConfig,
+)
+from flashslm.config.platform_section import (
+    GpuStepResources,
+    GpuType,
+    PlatformConfig,
+    StepOverride,
+    StepResources,
+    Toleration,
 )
 from flashslm.config.recipe import RunConfig, StepConfig, UndeclaredSection, digest, from_step_json
 from flashslm.config.retraining import HOOK_URL_VARIABLE, PromotionHook, RetrainingConfig

@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr
 
-from flashslm.config.cluster import PlatformConfig
 from flashslm.config.design import (
     DataConfig,
     KernelsConfig,
@@ -20,6 +19,7 @@ from flashslm.config.design import (
     ScalingConfig,
     SearchConfig,
 )
+from flashslm.config.platform_section import PlatformConfig
 from flashslm.config.retraining import RetrainingConfig
 from flashslm.config.section import DNS_LABEL, Section, Seed
 from flashslm.config.steps import STEP_SECTIONS

@@ -18,7 +18,7 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.models.random_weights import random_model
 from flashslm.ops.kernels import backend_of
 
-Step = Callable[[], None]
+StepCall = Callable[[], None]
 
 # On CUDA the context grows this many tokens before it is set back, so that a call launches the graph and nothing else.
 STEPS_BETWEEN_RESETS = 32
@@ -29,7 +29,7 @@ class CapturedStep:
     """A call that replays a graph. `step` keeps the tensors alive that the graph reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    step: Step
+    step: StepCall
 
     def __call__(self) -> None:
         self.graph.replay()
@@ -44,7 +44,7 @@ def build_operator_step(
     dtype: torch.dtype,
     copies: int = 1,
     passes: int = 1,
-) -> Step:
+) -> StepCall:
     """A call that runs one token of `batch` sequences through layers (norm, operator, residual) at `context`.
 
     `context` counts text tokens; the meta tokens come before them. `copies` layers with weights and states of their own
@@ -65,7 +65,7 @@ def build_head_step(
     dtype: torch.dtype,
     sampling: Sampling = GREEDY,
     copies: int = 1,
-) -> Step:
+) -> StepCall:
     """A call that runs a decode step without its layers: embedding, positions, final norm, head, sampling.
 
     Successive calls take turns with `copies` engines, each with an embedding of its own.
@@ -88,7 +88,7 @@ def build_decode_steps(
     dtype: torch.dtype,
     sampling: Sampling = GREEDY,
     max_context: int = 0,
-) -> list[Step]:
+) -> list[StepCall]:
     """Calls that run the engine's whole decode step, one call a context (text tokens), on one engine.
 
     Its cache has random values and room for `max_context` text tokens, or for the largest of `contexts`. The calls
@@ -103,7 +103,7 @@ def build_decode_steps(
     return [_held_at(engine, meta + context, steps) for context in contexts]
 
 
-def _held_at(engine: DecodeEngine, length: int, steps: int) -> Step:
+def _held_at(engine: DecodeEngine, length: int, steps: int) -> StepCall:
     calls = count()
 
     @torch.inference_mode()
@@ -115,7 +115,7 @@ def _held_at(engine: DecodeEngine, length: int, steps: int) -> Step:
     return step
 
 
-def _layers_step(model: HybridLM, cache: Cache) -> Step:
+def _layers_step(model: HybridLM, cache: Cache) -> StepCall:
     """A token through all layers, by the backend that the engine takes."""
     weight = model.embedding.weight
     if backend_of("decode", weight) == "fused":
@@ -144,7 +144,7 @@ def _embed_a_token(decode_step: Callable[[torch.Tensor], object], cache: Cache) 
 
 
 @torch.inference_mode()
-def _captured(step: Step, passes: int) -> CapturedStep:
+def _captured(step: StepCall, passes: int) -> CapturedStep:
     """Compile by running the step on a side stream, then record it `passes` times."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Args = ParamSpec("Args")
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -21,11 +21,11 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x.to(compute_dtype(x))
 
 
-def without_autocast(function: Callable[Args, Result]) -> Callable[Args, Result]:
+def without_autocast(function: Callable[Args, Returned]) -> Callable[Args, Returned]:
     """Switch autocast off inside `function`, whose first argument is a tensor."""
 
     @functools.wraps(function)
-    def wrapper(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+    def wrapper(*args: Args.args, **kwargs: Args.kwargs) -> Returned:
         device_type = args[0].device.type  # type: ignore[attr-defined]
         if not torch.is_autocast_enabled(device_type):
             return function(*args, **kwargs)

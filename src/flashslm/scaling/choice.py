@@ -11,7 +11,7 @@ class InfeasibleBudget(ValueError):
     """No candidate is fast enough; the message names the fastest one."""
 
 
-class Candidate(BaseModel):
+class DepthWidthOption(BaseModel):
     """One (depth, width) with what it costs and what the law promises; the interval is the law's 90 % one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,7 +34,7 @@ class Choice(BaseModel):
     latency_ms: float
     predicted_loss_nats: float
     budget_ms: float
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[DepthWidthOption, ...]
 
 
 def choose_depth_width(
@@ -55,7 +55,7 @@ def choose_depth_width(
     for depth, width in ((d, w) for d in depths for w in widths):
         latency_ms = predict_latency(depth, width)
         candidates.append(
-            Candidate(
+            DepthWidthOption(
                 depth=depth,
                 width=width,
                 latency_ms=latency_ms,

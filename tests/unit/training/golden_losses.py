@@ -1,6 +1,6 @@
 """Print the losses of a recipe's training as JSON: python -m tests.unit.training.golden_losses RECIPE.
 
-The trainer and the recipe's training section and sizes on a small model of every exportable operator and generated text,
+The trainer, the recipe's training section and sizes, a small model of every exportable operator and generated text,
 with and without weight normalisation. Losses are hexadecimal: every bit is there.
 """
 

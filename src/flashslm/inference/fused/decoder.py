@@ -32,7 +32,7 @@ from flashslm.models.operators import layer_class
 from flashslm.models.states import AttentionState, DeltaNetState, Mamba2State, NoState, State
 from flashslm.ops.kernels import MissingKernel, note
 
-Step = Callable[[], None]
+KernelCall = Callable[[], None]
 CAPABILITIES = (9, 10)
 LARGEST_SIZE = 256  # of a head or a state, one tile of which is in registers
 
@@ -112,9 +112,9 @@ class FusedDecoder:
         else:
             tokens_B.copy_(self.logits_BV.argmax(dim=-1))
 
-    def _layer(self, letter: str, layer: Layer, state: State) -> list[Step]:
+    def _layer(self, letter: str, layer: Layer, state: State) -> list[KernelCall]:
         norm = Norm(layer.norm.weight, layer.norm.eps)
-        fused: dict[type[Operator], Callable[..., list[Step]]] = {
+        fused: dict[type[Operator], Callable[..., list[KernelCall]]] = {
             DeltaNet: self._deltanet,
             Mamba2: self._mamba2,
             Attention: self._attention,
@@ -125,7 +125,7 @@ class FusedDecoder:
         note(f"decode of {OPERATOR_SPECS[letter].name}", "torch")
         return [partial(self._unfused, layer, state)]
 
-    def _deltanet(self, operator: DeltaNet, norm: Norm, state: DeltaNetState) -> list[Step]:
+    def _deltanet(self, operator: DeltaNet, norm: Norm, state: DeltaNetState) -> list[KernelCall]:
         packed = pack_rows(operator, ("q_proj", "k_proj", "v_proj", "b_proj"))
         taps = torch.cat([c.weight for c in (operator.q_conv, operator.k_conv, operator.v_conv)]).float()
         ring = self._ring(0, state.conv, taps)
@@ -138,7 +138,7 @@ class FusedDecoder:
             self._project(mixed, out, self.stream, inner),
         ]
 
-    def _mamba2(self, operator: Mamba2, norm: Norm, state: Mamba2State) -> list[Step]:
+    def _mamba2(self, operator: Mamba2, norm: Norm, state: Mamba2State) -> list[KernelCall]:
         inner = operator.out_proj.weight.shape[1]
         weight = operator.in_proj.weight
         ring = self._ring(inner, state.conv, operator.conv.weight.float(), operator.conv.bias.float())
@@ -151,7 +151,7 @@ class FusedDecoder:
             self._project(mixed, operator.out_proj.weight, self.stream, gated),
         ]
 
-    def _attention(self, operator: Attention, norm: Norm, state: AttentionState) -> list[Step]:
+    def _attention(self, operator: Attention, norm: Norm, state: AttentionState) -> list[KernelCall]:
         packed = pack_rows(operator, ("q_proj", "k_proj", "v_proj"))
         keys, values = state.keys.transpose(1, 2), state.values.transpose(1, 2)
         _, groups, slots, head = keys.shape
@@ -168,7 +168,7 @@ class FusedDecoder:
             self._project(mixed, operator.o_proj.weight, self.stream),
         ]
 
-    def _ffn(self, operator: FFN, norm: Norm, _: NoState) -> list[Step]:
+    def _ffn(self, operator: FFN, norm: Norm, _: NoState) -> list[KernelCall]:
         packed = pack_rows(operator, ("gate_proj", "up_proj"))
         hidden = self._buffer(packed.shape[0] // 2)
         return [
@@ -183,7 +183,7 @@ class FusedDecoder:
         """Whether the kernel for few inputs takes a product with this weight."""
         return self.batch <= MAX_BATCH and weight_RD.shape[1] % VALUES_PER_LOAD == 0
 
-    def _project(self, x_BD: Tensor, weight_RD: Tensor, *arguments: Any, **options: Any) -> Step:
+    def _project(self, x_BD: Tensor, weight_RD: Tensor, *arguments: Any, **options: Any) -> KernelCall:
         product = project if self._few(weight_RD) else project_batch
         return partial(product, x_BD, weight_RD, *arguments, **options)
 

@@ -18,20 +18,20 @@ NODE = "node"  # the replicated job and the container that Trainer's torch runti
 _GONE_S = 900.0
 _LAST_LINES = 20
 
-Document = dict[str, Any]
+KubernetesObject = dict[str, Any]
 
 
 class TrainJobFailed(RuntimeError):
     """The job failed or is gone; the message has the reason of the pod that failed first."""
 
 
-def template_from_environment() -> Document | None:
+def template_from_environment() -> KubernetesObject | None:
     """The TrainJob to make, but for its name and command; None where the step's own pod does the work."""
     text = os.environ.get(VARIABLE, "")
     return dict(json.loads(text)) if text else None
 
 
-def world_size(template: Document) -> int:
+def world_size(template: KubernetesObject) -> int:
     """Processes of all nodes."""
     trainer = template["spec"]["trainer"]
     return int(trainer["numNodes"] * trainer["numProcPerNode"])
@@ -43,7 +43,7 @@ class TrainJob:
     def __init__(
         self,
         api: Kubernetes,
-        manifest: Document,
+        manifest: KubernetesObject,
         on_line: Callable[[str], None],
         on_status: Callable[[str], None],
         poll_s: float = 10.0,
@@ -102,7 +102,7 @@ class TrainJob:
             self._report(_describe(pods))
             time.sleep(self.poll_s)
 
-    def _stream(self, pod: Document, follow: bool) -> None:
+    def _stream(self, pod: KubernetesObject, follow: bool) -> None:
         """Hand on the pod's lines that are new, for as long as there are some. Lines carry their time, so that a
         stream that was cut goes on behind the last whole line."""
         name = pod["metadata"]["name"]
@@ -119,7 +119,7 @@ class TrainJob:
             if error.status not in (400, 404, 500, 502, 503, 504):  # not started yet, gone, or the node is away
                 raise
 
-    def _failure(self, condition: Document, pods: list[Document]) -> str:
+    def _failure(self, condition: KubernetesObject, pods: list[KubernetesObject]) -> str:
         """The job's own reason, and for the pod that failed first its reason, exit code and last lines."""
         text = f"TrainJob {self.name} failed ({condition.get('reason', '')}): {condition.get('message', '')}"
         failures = sorted(failure for pod in pods for failure in _terminations(pod))
@@ -134,7 +134,7 @@ class TrainJob:
         listed = "".join(f"\n  {line}" for line in lines)
         return f"{text}\npod {name}: {reason}" + (f"; its last lines:{listed}" if lines else "")
 
-    def _pods(self) -> list[Document]:
+    def _pods(self) -> list[KubernetesObject]:
         path = self.api.resource("v1", "pods")
         selector = f"{JOB_SET_LABEL}={self.name},{REPLICATED_JOB_LABEL}={NODE}"
         return list(self.api.request("GET", path, labelSelector=selector)["items"])
@@ -142,7 +142,7 @@ class TrainJob:
     def _log_path(self, pod: str) -> str:
         return self.api.resource("v1", "pods", f"{pod}/log")
 
-    def _read(self) -> Document | None:
+    def _read(self) -> KubernetesObject | None:
         try:
             return self.api.request("GET", f"{self._path}/{self.name}")
         except KubernetesError as error:
@@ -170,20 +170,20 @@ class TrainJob:
             self._on_status(status)
 
 
-def _ended(job: Document, kind: str) -> Document | None:
+def _ended(job: KubernetesObject, kind: str) -> KubernetesObject | None:
     """The condition "Complete" or "Failed", where it holds."""
     conditions = job.get("status", {}).get("conditions", [])
     return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
 
 
-def _started(pods: list[Document], index: str) -> list[Document]:
+def _started(pods: list[KubernetesObject], index: str) -> list[KubernetesObject]:
     """Pods of that index whose container has or had a process, oldest first; a restart makes another pod."""
     mine = [pod for pod in pods if pod["metadata"]["labels"].get(INDEX_LABEL) == index]
     started = [pod for pod in mine if pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed")]
     return sorted(started, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
 
-def _terminations(pod: Document) -> Iterator[tuple[str, str, str]]:
+def _terminations(pod: KubernetesObject) -> Iterator[tuple[str, str, str]]:
     """(time, pod, reason) of every container that ended badly; of the pod itself where none did (an eviction)."""
     name, status = pod["metadata"]["name"], pod.get("status", {})
     found = False
@@ -197,7 +197,7 @@ def _terminations(pod: Document) -> Iterator[tuple[str, str, str]]:
         yield "~", name, f"{status.get('reason', 'Failed')} {status.get('message', '')}".strip()
 
 
-def _describe(pods: list[Document]) -> str:
+def _describe(pods: list[KubernetesObject]) -> str:
     """How many pods are in which phase, and why the first one that waits does."""
     phases = [str(pod.get("status", {}).get("phase", "Pending")) for pod in pods]
     text = ", ".join(f"{phases.count(phase)} {phase}" for phase in sorted(set(phases))) or "no pods yet"

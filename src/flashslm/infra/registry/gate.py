@@ -86,11 +86,11 @@ def decide_retraining(
     return _verdict(results, candidate, champion, champion_version, champion_version)
 
 
-Result = tuple[bool, str]  # passed, what was compared
+LimitCheck = tuple[bool, str]  # passed, what was compared
 
 
 def _verdict(
-    results: list[Result],
+    results: list[LimitCheck],
     candidate: MeasuredModel,
     champion: MeasuredModel | None,
     champion_version: str,
@@ -108,7 +108,7 @@ def _verdict(
     )
 
 
-def _within_limits(candidate: MeasuredModel, limits: GateConfig) -> list[Result]:
+def _within_limits(candidate: MeasuredModel, limits: GateConfig) -> list[LimitCheck]:
     limited = (
         ("perplexity", candidate.perplexity, limits.max_perplexity, ""),
         ("latency", candidate.latency_ms, limits.max_latency_ms, " ms/token"),
@@ -121,7 +121,7 @@ def _within_limits(candidate: MeasuredModel, limits: GateConfig) -> list[Result]
     ]
 
 
-def _compare(c: Comparison, limits: GateConfig) -> Result:
+def _compare(c: Comparison, limits: GateConfig) -> LimitCheck:
     """A number that is not finite passes nowhere."""
     where = f"{c.metric} on {c.data} {c.challenger:.4f}"
     if c.must_gain:
@@ -135,7 +135,7 @@ def _compare(c: Comparison, limits: GateConfig) -> Result:
     return c.challenger <= bound, f"{where}, at most {bound:.4f} (champion {c.champion:.4f})"
 
 
-def _against(candidate: MeasuredModel, champion: MeasuredModel, limits: GateConfig) -> list[Result]:
+def _against(candidate: MeasuredModel, champion: MeasuredModel, limits: GateConfig) -> list[LimitCheck]:
     """Quality, latency and size relative to the champion; a latency of another device is left out."""
     if candidate.dataset_sha256 != champion.dataset_sha256:
         text = (

@@ -39,7 +39,7 @@ _START_TIMEOUT_S = {"s3": 60.0, "mlflow": 180.0}
 _PROBE_KEY = "probe/stack"
 
 
-class State(BaseModel):
+class StackState(BaseModel):
     """What `stack.json` holds (mode 0600): data written with these credentials and ports stays reachable."""
 
     access_key: str
@@ -145,7 +145,7 @@ def run_url(settings: Settings, run_id: str) -> str:
     return f"{settings.tracking_uri}/#/runs/{run_id}"
 
 
-def _service_status(service: Service, state: State, settings: Settings, home: Path) -> ServiceStatus:
+def _service_status(service: Service, state: StackState, settings: Settings, home: Path) -> ServiceStatus:
     daemon = state.daemons.get(service)
     running = daemon is not None and daemon.is_alive()
     return ServiceStatus(
@@ -158,7 +158,7 @@ def _service_status(service: Service, state: State, settings: Settings, home: Pa
     )
 
 
-def _start(service: Service, state: State, home: Path) -> None:
+def _start(service: Service, state: StackState, home: Path) -> None:
     """Start one service and record it at once, so that an interrupted `up` leaves nothing unknown."""
     daemons.stop(_mark(home, service))  # workers of a killed daemon still hold its port
     names = seaweedfs.PARTS if service == "s3" else ("mlflow",)
@@ -170,7 +170,7 @@ def _start(service: Service, state: State, home: Path) -> None:
     _save(home, state)
 
 
-def _weed(state: State, home: Path) -> tuple[list[str], dict[str, str]]:
+def _weed(state: StackState, home: Path) -> tuple[list[str], dict[str, str]]:
     data = private_directory(home / "s3")
     (data / "mini.options").unlink(missing_ok=True)  # SeaweedFS would read the last start's options from it
     env = seaweedfs.environment(state.access_key, state.secret_key, home / seaweedfs.CERTIFICATES)
@@ -182,7 +182,7 @@ def _is_open(service: Service, home: Path) -> bool:
     return service == "s3" and not (home / seaweedfs.CERTIFICATES).is_dir()
 
 
-def _mlflow(state: State, home: Path) -> tuple[list[str], dict[str, str]]:
+def _mlflow(state: StackState, home: Path) -> tuple[list[str], dict[str, str]]:
     options = {
         "host": "127.0.0.1",
         "port": state.ports["mlflow"],
@@ -219,18 +219,18 @@ def _answers_health(tracking_uri: str) -> bool:
         return False
 
 
-def _new_state() -> State:
+def _new_state() -> StackState:
     names = (*seaweedfs.PARTS, "mlflow")
     ports = dict(zip(names, daemons.free_ports(len(names)), strict=True))
-    return State(access_key=secrets.token_hex(10), secret_key=secrets.token_hex(20), ports=ports)
+    return StackState(access_key=secrets.token_hex(10), secret_key=secrets.token_hex(20), ports=ports)
 
 
-def _load(home: Path) -> State | None:
+def _load(home: Path) -> StackState | None:
     file = home / "stack.json"
-    return State.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return StackState.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _save(home: Path, state: State) -> None:
+def _save(home: Path, state: StackState) -> None:
     """Replace the file whole; it holds the secret, so only its owner may read it."""
     temporary = home / "stack.json.new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -19,7 +19,7 @@ from flashslm.infra.storage.s3 import StoreError
 MARKER = ".flashslm-tree"  # in a downloaded directory: the digest of the tree it was filled with
 _FILES_AT_ONCE = 4
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 class Manifest(BaseModel):
@@ -113,7 +113,7 @@ def read_index(value: Any) -> dict[str, FileEntry]:
     return files
 
 
-def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+def in_parallel(function: Callable[[Item], Returned], items: Iterable[Item]) -> list[Returned]:
     """Results in order; the first failure drops what has not begun."""
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         try:

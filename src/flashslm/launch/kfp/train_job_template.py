@@ -1,25 +1,22 @@
 """The TrainJob that training on several nodes becomes: all but its name and command, which the step knows."""
 
-from typing import Any
-
 from flashslm.config import GpuType, PlatformConfig
-from flashslm.infra.kubernetes.train_job import API_VERSION, NODE
+from flashslm.infra.kubernetes.train_job import API_VERSION, NODE, KubernetesObject
 from flashslm.infra.process.owners import POD_UID
 
 MANAGER = "flashslm.dev/pretrain"  # of our entry in runtimePatches, beside those of Kueue and others
 
-Document = dict[str, Any]
 Source = tuple[str, tuple[str, ...], bool]  # name of the object, its keys, whether they may be absent
 
 
 def train_job_template(
     step: str, platform: PlatformConfig, image: str, secrets: list[Source], config_maps: list[Source]
-) -> Document:
+) -> KubernetesObject:
     """The job for `platform.nodes` nodes, each with the resources of the step; one process a GPU."""
     resources, labels = platform.resources(step), step_labels(step)
     kind = platform.gpu_types.get(resources.gpu_type, GpuType())
     amounts = {"cpu": resources.cpu, "memory": resources.memory}
-    pod: Document = {}
+    pod: KubernetesObject = {}
     if resources.gpus:
         amounts[kind.resource] = str(resources.gpus)
         pod["tolerations"] = [{k: v for k, v in t.model_dump().items() if v} for t in kind.tolerations]
@@ -29,7 +26,7 @@ def train_job_template(
     if resources.shared_memory:
         pod["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": resources.shared_memory}}]
         pod["containers"] = [{"name": NODE, "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}]
-    trainer: Document = {
+    trainer: KubernetesObject = {
         "image": image,
         "numNodes": platform.nodes,
         "numProcPerNode": max(1, resources.gpus),
@@ -62,7 +59,7 @@ def step_labels(step: str) -> dict[str, str]:
     return {"app.kubernetes.io/part-of": "flashslm", "app.kubernetes.io/component": step.replace("_", "-")}
 
 
-def _references(field: str, sources: list[Source]) -> list[Document]:
+def _references(field: str, sources: list[Source]) -> list[KubernetesObject]:
     return [
         {"name": key, "valueFrom": {field: {"name": name, "key": key} | ({"optional": True} if optional else {})}}
         for name, keys, optional in sources
