@@ -13,18 +13,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flashslm.benchmarking.operators import RESIDUAL
+from flashslm.models.operator_spec import COLORS, LABELS, LM_HEAD, OPERATOR_SPECS
+
 OURS, PEER, FLOOR = "#2563eb", "#9ca3af", "#111827"
-COLORS = {
-    "deltanet": "#2563eb",
-    "gated_deltanet": "#1e3a8a",
-    "gla": "#7c3aed",
-    "mamba2": "#d97706",
-    "attention": "#dc2626",
-    "window_attention": "#f87171",
-    "ffn": "#059669",
-    "head": "#6b7280",
-    "residual": "#e5e7eb",
-}
+STYLES = {spec.name: (spec.label, spec.color) for spec in OPERATOR_SPECS.values()}
+STYLES |= {LM_HEAD: (LABELS[LM_HEAD], COLORS[LM_HEAD]), RESIDUAL: (RESIDUAL, "#e5e7eb")}
 
 
 def plot(record: dict[str, Any]) -> Figure:
@@ -68,7 +62,8 @@ def operators(axes: Axes, results: list[dict[str, Any]]) -> None:
         left = 0.0
         for name, share in result["operator_share"].items():
             width = max(0.0, share * result["tpot_ms_median"])
-            axes.barh(row, width, 0.6, left=left, color=COLORS[name], label="" if name in shown else name)
+            label, color = STYLES[name]
+            axes.barh(row, width, 0.6, left=left, color=color, label="" if name in shown else label)
             left += width
             shown.add(name)
     _rows(axes, results, "ms per token, by operator")

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flashslm.models.operator_spec import COLORS, LABELS
+from flashslm.models.operator_spec import COLORS, LABELS, MIXERS, depends_on_context
 
 
 def plot(record: dict[str, Any]) -> Figure:
@@ -54,22 +54,23 @@ def over_width(axes: Axes, table: dict[str, Any]) -> None:
 
 
 def over_context(axes: Axes, table: dict[str, Any]) -> None:
-    """Attention at the middle width, a line a batch; beside it DeltaNet, which does not grow."""
+    """Mixers at the middle width, a line per batch: solid where the cost grows with the context, dotted elsewhere."""
     widths = sorted({e["width"] for e in table["entries"]})
     width = widths[len(widths) // 2]
     lines = defaultdict(list)
     for e in table["entries"]:
-        if e["width"] == width and e["operator"] in "AD":
+        if e["width"] == width and e["operator"] in MIXERS:
             lines[e["operator"], e["batch"]].append((e["context"], e["median_ms"]))
     batches = sorted({batch for _, batch in lines})
     for (operator, batch), points in sorted(lines.items()):
         shade = 0.3 + 0.7 * (batches.index(batch) + 1) / len(batches)
-        label = f"batch {batch}" if operator == "A" else None
-        style = "-o" if operator == "A" else ":"
-        axes.plot(*zip(*sorted(points), strict=True), style, color=COLORS[operator], alpha=shade, label=label)
+        grows = depends_on_context(operator)
+        # The first panel names the colors of the dotted lines.
+        line, label = ("-o", f"{LABELS[operator]}, batch {batch}") if grows else (":", None)
+        axes.plot(*zip(*sorted(points), strict=True), line, color=COLORS[operator], alpha=shade, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlabel(f"context (width {width}; dotted: DeltaNet)")
+    axes.set_xlabel(f"context (width {width}; dotted: mixers that do not depend on it)")
     axes.set_ylabel("milliseconds a step")
 
 

@@ -6,10 +6,9 @@ from flashslm.benchmarking.case import Case
 from flashslm.inference.operator_step import build_head_step, build_operator_step
 from flashslm.models.accounting import decode_bytes_per_token
 from flashslm.models.architecture import Architecture
-from flashslm.models.operator_spec import OPERATOR_SPECS
+from flashslm.models.operator_spec import LM_HEAD, OPERATOR_SPECS
 from flashslm.profiling.timing import measure
 
-HEAD = "head"
 RESIDUAL = "residual"
 WARM_UP = 3
 REPEATS = 30
@@ -33,7 +32,7 @@ def operator_times_ms(case: Case) -> dict[str, float]:
             times[OPERATOR_SPECS[letter].name] = median_ms * count / copies
             del step
     head = build_head_step(case.architecture, case.batch, case.device, case.torch_dtype)
-    return times | {HEAD: measure(head, WARM_UP, REPEATS, case.device).median_ms}
+    return times | {LM_HEAD: measure(head, WARM_UP, REPEATS, case.device).median_ms}
 
 
 def shares(times_ms: dict[str, float], step_ms: float) -> dict[str, float]:

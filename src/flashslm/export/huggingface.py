@@ -15,6 +15,7 @@ from flashslm.export.weights import has_unit_rows, output_row_norms, write_weigh
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
+from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, LABELS
 
 
 class ExportSummary(BaseModel):
@@ -70,7 +71,7 @@ def summarize(architecture: Architecture, dtype: str, written: Path, directory: 
 
 def _readme(architecture: Architecture, dtype: str, written: Path) -> str:
     a = architecture
-    counts = {name: a.operators.count(letter) for letter, name in zip("ADMF", _KINDS, strict=True)}
+    counts = {LABELS[letter]: a.operators.count(letter) for letter in EXPORTABLE_OPERATORS}
     low, high = output_row_norms(written)
     facts = {
         "parameters": f"{parameters(a)['total']:,} (embedding counted once: it is also the head)",
@@ -91,7 +92,6 @@ def _readme(architecture: Architecture, dtype: str, written: Path) -> str:
     return _README.format(table=table, row_norms=_UNIT_ROWS if has_unit_rows(low, high) else _OTHER_ROWS)
 
 
-_KINDS = ("attention", "DeltaNet", "Mamba-2", "FFN")
 _UNIT_ROWS = "All rows are unit vectors here, so such code computes the same."
 _OTHER_ROWS = "Not all rows are unit vectors here, so such code computes other logits: run this model with this code."
 _README = """# Hybrid language model

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 CONV_SIZE = 4  # taps of the causal convolutions; the export contract fixes DeltaNet's at 4
 GLA_GATE_RANK = 16  # rank of the projection to GLA's decays
+FFN = "F"  # what the search puts after a mixer
 
 Shape = tuple[int, ...]
 
@@ -137,7 +138,7 @@ OPERATOR_SPECS = {
         parameters=_attention_parameters,
         keys="all",
     ),
-    "F": OperatorSpec(
+    FFN: OperatorSpec(
         name="ffn",
         label="FFN",
         color="#059669",
@@ -193,3 +194,8 @@ def export_blockers(operators: str) -> list[str]:
     """Why these operators cannot be exported, one line per operator that cannot; empty: they can."""
     specs = ((letter, OPERATOR_SPECS[letter]) for letter in dict.fromkeys(operators) if letter in OPERATOR_SPECS)
     return [f"{letter} ({spec.name}): {spec.export_blocker}" for letter, spec in specs if spec.export_blocker]
+
+
+def depends_on_context(part: str) -> bool:
+    """Whether a part of a decode step, an operator by its letter or the head, takes longer in a longer context."""
+    return part != LM_HEAD and OPERATOR_SPECS[part].depends_on_context

@@ -13,7 +13,7 @@ from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.hardware import DeviceKind, pick_device, pick_dtype
 from flashslm.models.accounting import kv_bytes_per_sequence, operator_parameters, parameters, state_bytes
 from flashslm.models.architecture import Architecture, build_architecture
-from flashslm.models.operator_spec import LM_HEAD, OPERATOR_SPECS
+from flashslm.models.operator_spec import FFN, LM_HEAD, depends_on_context
 from flashslm.profiling.latency_table import LeftOut
 
 SMALL_VOCABULARY = 16  # kernels are compiled for multiples of 16 and for others: the head's are used again
@@ -69,7 +69,7 @@ class ProfilingPlan:
     def layer(self, key: EntryKey) -> Architecture:
         """A model of one layer of the entry; the head is a model without layers."""
         if key.operator == LM_HEAD:
-            return self.architecture("F", key.width).model_copy(update={"operators": ""})
+            return self.architecture(FFN, key.width).model_copy(update={"operators": ""})
         # An operator's step is a model without a head: it needs no embedding of its own in memory.
         return self.architecture(key.operator, key.width).model_copy(update={"vocab_size": SMALL_VOCABULARY})
 
@@ -99,11 +99,6 @@ class ProfilingPlan:
                 reason = f"needs {needed / 1e9:.1f} GB of memory, {available_bytes / 1e9:.1f} GB are free"
                 left_out.append(LeftOut.model_validate(key._asdict() | {"reason": reason}))
         return kept, left_out
-
-
-def depends_on_context(operator: str) -> bool:
-    """Whether an entry of the table is measured at each context; the head's is not."""
-    return operator != LM_HEAD and OPERATOR_SPECS[operator].depends_on_context
 
 
 def resident_bytes(architecture: Architecture, context: int, batch: int, value_bytes: int) -> int:

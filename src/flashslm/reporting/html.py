@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from flashslm.models.operator_spec import LABELS, OPERATOR_SPECS
+from flashslm.models.operator_spec import LABELS, depends_on_context
 from flashslm.reporting import plots
 
 
@@ -63,9 +63,7 @@ def render(run: RunArtifacts, drawn: dict[str, Figure]) -> str:
 def _constant_parts(table: dict[str, Any]) -> list[str]:
     """The labels of what a latency table measured whose time does not depend on the context."""
     measured = dict.fromkeys(entry["operator"] for entry in table["entries"])
-    return [
-        LABELS[part] for part in measured if part not in OPERATOR_SPECS or not OPERATOR_SPECS[part].depends_on_context
-    ]
+    return [LABELS[part] for part in measured if not depends_on_context(part)]
 
 
 def page(template: str, **values: Any) -> str:

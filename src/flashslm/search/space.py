@@ -14,7 +14,7 @@ from itertools import groupby, product
 from typing import TypeVar
 
 from flashslm.models.architecture import MAX_OPERATORS, InfeasibleArchitecture
-from flashslm.models.operator_spec import EXPORTABLE_MIXERS, EXPORTABLE_OPERATORS, export_blockers
+from flashslm.models.operator_spec import EXPORTABLE_MIXERS, FFN, LABELS, export_blockers
 
 MAX_STAGES = 3
 MAX_INTERLEAVED = 2  # block types in a stage's unit
@@ -45,7 +45,7 @@ class BlockType:
 
     @property
     def operators(self) -> str:
-        return "".join((m + "F" * f) * n for m, n, f in zip(self.mixers, self.counts, self.ffns, strict=True))
+        return "".join((m + FFN * f) * n for m, n, f in zip(self.mixers, self.counts, self.ffns, strict=True))
 
 
 @dataclass(frozen=True)
@@ -194,11 +194,12 @@ def _parse_blocks(word: str) -> list[BlockType]:
     """One block type, or its repeats written out (`DFMFDFMF`)."""
     if blockers := export_blockers(word):
         raise InfeasibleArchitecture(f"block '{word}' cannot be exported: {'; '.join(blockers)}")
-    if not word.startswith(tuple(EXPORTABLE_MIXERS)) or set(word) - set(EXPORTABLE_OPERATORS):
+    if not word.startswith(tuple(EXPORTABLE_MIXERS)) or set(word) - {*EXPORTABLE_MIXERS, FFN}:
         raise InfeasibleArchitecture(
-            f"block '{word}' must begin with a mixer (D, M or A) and hold only D, M, A and F (FFN)"
+            f"block '{word}' must begin with a mixer ({', '.join(EXPORTABLE_MIXERS)}) and hold only mixers and "
+            f"{FFN} ({LABELS[FFN]})"
         )
-    instances, times = _period(re.findall(f"[{EXPORTABLE_MIXERS}]F*", word))
+    instances, times = _period(re.findall(f"[{EXPORTABLE_MIXERS}]{FFN}*", word))
     runs = [(instance, len(list(group))) for instance, group in groupby(instances)]
     block = BlockType(
         "".join(instance[0] for instance, _ in runs),

@@ -69,7 +69,7 @@ def test_the_plot_shows_the_record(record, tmp_path):
     widths = [bar.get_width() for bar in latency.patches]
     assert widths[: len(record["latency"])] == pytest.approx([r["tpot_ms_median"] for r in record["latency"]])
     assert widths[len(record["latency"]) :] == [1000.0] * len(record["latency"])
-    assert [t.get_text() for t in operators.get_legend().get_texts()][-2:] == ["head", "residual"]
+    assert [t.get_text() for t in operators.get_legend().get_texts()][-2:] == ["embedding + head", "residual"]
     assert batches.lines[1].get_ydata().tolist() == [r["tokens_per_s"] for r in record["batches"][2:]]
 
 

@@ -34,7 +34,7 @@ def test_summary_is_what_lies_on_disk(model, tokenizer_dir, tmp_path):
     assert summary.output_row_norm_max == pytest.approx(norms.max().item(), rel=1e-6)
     readme = (tmp_path / "m" / "README.md").read_text()
     assert f"{norms.min():.4f} to {norms.max():.4f}" in readme and "Not all rows are unit vectors" in readme
-    assert f"{summary.num_parameters:,}" in readme and "`DFMFAFM` (1 attention, 1 DeltaNet, 2 Mamba-2, 3 FFN)" in readme
+    assert f"{summary.num_parameters:,}" in readme and "`DFMFAFM` (1 DeltaNet, 2 Mamba-2, 1 attention, 3 FFN)" in readme
 
 
 def test_shards_hold_the_same_tensors(model, export, exported_dir):

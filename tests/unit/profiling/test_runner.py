@@ -7,6 +7,7 @@ import pytest
 from benchmarks import latency_table as runner
 from benchmarks import plot_latency
 from flashslm.config import ModelConfig
+from flashslm.models.operator_spec import COLORS, MIXERS
 from flashslm.profiling.latency_table import LatencyTable
 
 GRID = {
@@ -104,7 +105,9 @@ def test_every_part_is_plotted(place, capsys):
         assert (place / "plotted").with_suffix(suffix).stat().st_size > 10_000
     labels = [axes.get_xlabel() for axes in plot_latency.plot(record).axes]
     assert [label.split(" (")[0] for label in labels] == ["width", "context", "measured ms a step", "depth"]
-    widths = plot_latency.plot(record).axes[0]
+    widths, contexts, *_ = plot_latency.plot(record).axes
+    measured = {entry["operator"] for entry in record["table"]["entries"]}
+    assert {line.get_color() for line in contexts.lines} == {COLORS[mixer] for mixer in MIXERS if mixer in measured}
     drawn = {line.get_label(): list(line.get_xdata()) for line in widths.lines}
     assert drawn == {name: [16, 32] for name in ("DeltaNet", "Mamba-2", "attention", "FFN", "embedding + head")}
     with pytest.raises(ValueError, match="nothing to plot"):
