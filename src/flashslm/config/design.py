@@ -12,14 +12,16 @@ class DataConfig(Section):
     """Where text comes from and how it becomes token shards."""
 
     source: Literal["python-stdlib", "files", "huggingface"] = "python-stdlib"
-    paths: tuple[str, ...] = ()  # source=files: local or s3://, globs allowed; .parquet .jsonl .jsonl.zst .txt .py .md
+    paths: tuple[str, ...] = ()  # source=files: local or s3://, globs allowed; .parquet .jsonl[.gz|.zst] .txt .py .md
     text_field: str = "text"
     dataset: str = ""  # source=huggingface: hub id
     dataset_config: str = ""
     dataset_split: str = "train"
+    dataset_revision: str = ""  # of the hub: a commit, tag or branch; "" = the newest when the step runs
     max_bytes: int = Field(default=0, ge=0)  # 0 = all of it
     validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     tokenizer: str = "train"  # "train" = byte-level BPE on this text; else a directory or a hub id
+    tokenizer_revision: str = ""  # as dataset_revision, where the tokenizer is a hub id
     vocab_size: int = Field(default=4096, ge=258)  # tokenizer=train only
     tokenizer_bytes: int = Field(default=4_000_000, ge=10_000)  # text the BPE is trained on
     shard_tokens: int = Field(default=16_777_216, ge=1024)

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 
 from flashslm.config import DataConfig
+from flashslm.data.file_formats import Document
 from flashslm.data.shards import ShardWriter, SplitIndex, SplitReader
-from flashslm.data.sources import Document, describe_source, read_documents
+from flashslm.data.sources import describe_source, read_documents
 from flashslm.data.tokenizer import copy_tokenizer, save_tokenizer, train_tokenizer
 
 SPLITS = ("train", "validation")
@@ -70,18 +71,22 @@ def prepare_dataset(
     The text is that of the recipe's source unless `documents` are given.
 
     A document belongs to validation by a hash of its own text, so the split does not change with the order, the seed or
-    other documents. While this runs, the temporary directory ($TMPDIR) holds the text once more; memory grows by about
-    100 bytes a document (the set of hashes) over a bound set by `tokenizer_bytes` and `shard_tokens`.
+    other documents; where none does, the one with the lowest hash is taken. While this runs, the temporary directory
+    ($TMPDIR) holds the text once more; memory grows by about 100 bytes a document (the set of hashes) over a bound set
+    by `tokenizer_bytes` and `shard_tokens`.
     Raises ValueError when the text cannot make a data set (UnusableText: too little); the message says what to change.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer", *SPLITS):
         shutil.rmtree(directory / name, ignore_errors=True)
+    copied = _copy_tokenizer(config, directory)  # before the text: one that cannot be used is an error at once
     with tempfile.TemporaryDirectory(prefix="flashslm-text-") as spool:
         text = read_documents(config, seed, s3_client) if documents is None else documents
         collected = _collect(text, config, Path(spool), on_progress)
+        _ensure_validation(collected, Path(spool))
         _refuse_unusable(collected, config)
-        tokenizer, end_id = _make_tokenizer(config, collected.sample, directory / "tokenizer")
+        tokenizer, end_id = copied or _train_tokenizer(config, collected.sample, directory)
+        _take_text_as_it_is(tokenizer)
         on_progress(f"tokenizer ready: {tokenizer.get_vocab_size():,} tokens")
         indices = {}
         for split in SPLITS:
@@ -171,6 +176,22 @@ def _collect(
     return collected
 
 
+def _ensure_validation(collected: Collected, spool: Path) -> None:
+    """Of few documents none may belong to validation: then the one whose hash is nearest to it does."""
+    if collected.documents["validation"] or collected.documents["train"] < 2:
+        return
+    former = (spool / "train").rename(spool / "all")
+    with former.open(encoding="utf-8") as lines:
+        _, nearest = min((document_digest(json.loads(line)), number) for number, line in enumerate(lines))
+    with former.open(encoding="utf-8") as lines, (spool / "train").open("w", encoding="utf-8") as train:
+        for number, line in enumerate(lines):
+            if number == nearest:
+                (spool / "validation").write_text(line, encoding="utf-8")
+            else:
+                train.write(line)
+    collected.documents = {"train": collected.documents["train"] - 1, "validation": 1}
+
+
 def _refuse_unusable(collected: Collected, config: DataConfig) -> None:
     total = sum(collected.documents.values())
     if not total:
@@ -183,16 +204,22 @@ def _refuse_unusable(collected: Collected, config: DataConfig) -> None:
         )
 
 
-def _make_tokenizer(config: DataConfig, sample: FairSample, directory: Path) -> tuple[Tokenizer, int]:
+def _copy_tokenizer(config: DataConfig, directory: Path) -> tuple[Tokenizer, int] | None:
     if config.tokenizer == "train":
-        tokenizer, end_id = train_tokenizer(sample.texts(), config.vocab_size), 0
-        save_tokenizer(tokenizer, directory)
-    else:
-        tokenizer, end_id = copy_tokenizer(config.tokenizer, directory)
+        return None
+    return copy_tokenizer(config.tokenizer, directory / "tokenizer", config.tokenizer_revision)
+
+
+def _train_tokenizer(config: DataConfig, sample: FairSample, directory: Path) -> tuple[Tokenizer, int]:
+    tokenizer = train_tokenizer(sample.texts(), config.vocab_size)
+    save_tokenizer(tokenizer, directory / "tokenizer")
+    return tokenizer, 0
+
+
+def _take_text_as_it_is(tokenizer: Tokenizer) -> None:
     tokenizer.encode_special_tokens = True  # a document that spells a special token gets its characters, not its id
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer, end_id
 
 
 def _encode(tokenizer: Tokenizer, spool: Path, writer: ShardWriter) -> SplitIndex:

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_DOCUMENT = "<|endoftext|>"
+MAX_TOKENS = 2**22  # of a vocabulary: each is a row of the embedding
 HOW_IT_WAS_LOADED = (
     "backend",
     "is_local",
@@ -63,10 +64,11 @@ def load_tokenizer(directory: Path) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(str(directory))
 
 
-def copy_tokenizer(name: str, directory: Path) -> tuple[Tokenizer, int]:
+def copy_tokenizer(name: str, directory: Path, revision: str = "") -> tuple[Tokenizer, int]:
     """Copy the tokenizer of a directory or hub id; return it and the id of its end-of-document token.
 
-    Raises ValueError when it has no fast form or no end-of-text token.
+    Ids that it leaves out get placeholder tokens, so that its size is its largest id + 1, as a model's vocabulary is.
+    Raises ValueError when it has no fast form or no end-of-text token, or an id above MAX_TOKENS.
     """
     from transformers import AutoTokenizer
 
@@ -74,7 +76,9 @@ def copy_tokenizer(name: str, directory: Path) -> tuple[Tokenizer, int]:
         # AutoTokenizer would read the config of a model beside it, and ask whether to run the model's own code.
         is_whole = (Path(name) / "tokenizer.json").is_file()
         loaded = (
-            load_tokenizer(Path(name)) if is_whole else AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            load_tokenizer(Path(name))
+            if is_whole
+            else AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
         )
     except Exception as error:  # transformers, huggingface_hub and tokenizers have no common one
         raise ValueError(
@@ -83,6 +87,9 @@ def copy_tokenizer(name: str, directory: Path) -> tuple[Tokenizer, int]:
     if not loaded.is_fast or loaded.eos_token_id is None:
         lacks = "an end-of-text token" if loaded.is_fast else "a fast form (tokenizer.json)"
         raise ValueError(f"data.tokenizer '{name}' lacks {lacks}: choose another, or 'train'")
+    largest = max(loaded.get_vocab().values())
+    if largest >= MAX_TOKENS:
+        raise ValueError(f"data.tokenizer '{name}' has the id {largest}: at most {MAX_TOKENS:,} tokens are allowed")
     loaded.save_pretrained(directory)
     file = directory / "tokenizer_config.json"
     facts = json.loads(file.read_text(encoding="utf-8"))
@@ -90,7 +97,25 @@ def copy_tokenizer(name: str, directory: Path) -> tuple[Tokenizer, int]:
     _write_json(file, {k: v for k, v in facts.items() if k not in HOW_IT_WAS_LOADED})
     roles = {k: v for k, v in loaded.special_tokens_map.items() if isinstance(v, str)}
     _write_json(directory / "special_tokens_map.json", roles)
-    return loaded.backend_tokenizer, int(loaded.eos_token_id)
+    return _without_gaps(directory / "tokenizer.json", name), int(loaded.eos_token_id)
+
+
+def _without_gaps(file: Path, name: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, with a placeholder in the file for each id that no token has."""
+    tokenizer = Tokenizer.from_file(str(file))
+    ids = tokenizer.get_vocab()
+    missing = sorted(set(range(max(ids.values()) + 1)) - set(ids.values()))
+    if not missing:
+        return tokenizer
+    content = json.loads(file.read_text(encoding="utf-8"))
+    placeholders = {f"<unused_{number}>": number for number in missing}
+    if isinstance(content["model"].get("vocab"), dict):
+        content["model"]["vocab"] |= placeholders
+        file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        filled = Tokenizer.from_file(str(file))
+        if filled.get_vocab() == ids | placeholders:
+            return filled
+    raise ValueError(f"data.tokenizer '{name}' has no token for {len(missing)} ids below its largest: choose another")
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from flashslm.config import DataConfig
-from flashslm.data.prepare import DatasetSummary, FairSample, document_digest, entropy_nats, prepare_dataset
+from flashslm.data.prepare import (
+    DatasetSummary,
+    FairSample,
+    document_digest,
+    entropy_nats,
+    is_validation,
+    prepare_dataset,
+)
 from flashslm.data.tokenizer import load_tokenizer
 from tests.unit.data.corpora import make_texts, prepare, write_jsonl
 
@@ -179,3 +186,15 @@ def test_progress_is_reported_and_stdout_stays_silent(tmp_path: Path, capsys: py
         f"validation: {summary.validation_tokens:,} tokens",
     ]
     assert capsys.readouterr().out == ""
+
+
+def test_of_few_documents_the_one_nearest_to_validation_is_taken(tmp_path: Path) -> None:
+    texts = make_texts(12)
+    ranks = sorted(document_digest(text) for text in texts)
+    assert not is_validation(ranks[0], 0.001)
+    for name, order in (("a", texts), ("b", texts[::-1])):
+        summary = prepare(tmp_path / name, order, validation_fraction=0.001)
+        assert (summary.train_documents, summary.validation_documents) == (11, 1)
+    nearest = next(text for text in texts if document_digest(text) == ranks[0])
+    assert summary.validation_bytes == len(nearest.encode())
+    assert (tmp_path / "a/validation/index.json").read_bytes() == (tmp_path / "b/validation/index.json").read_bytes()

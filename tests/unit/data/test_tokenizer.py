@@ -3,8 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from flashslm.config import DataConfig
+from flashslm.data.prepare import prepare_dataset
 from flashslm.data.tokenizer import copy_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
-from tests.unit.data.corpora import make_texts
+from flashslm.export.tokenizer import tokenizer_problems
+from tests.unit.data.corpora import make_texts, prepare
 
 CODE = "def f(x):\n    return 'héllo 世界  '  # \t<|endoftext|>"
 
@@ -71,3 +74,34 @@ def test_tokenizer_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no-end/special_tokens_map.json").unlink()
     with pytest.raises(ValueError, match="lacks an end-of-text token"):
         copy_tokenizer(str(tmp_path / "no-end"), tmp_path / "copy")
+
+
+def with_gaps(directory: Path, shift: int) -> Path:
+    """A tokenizer of 300 tokens whose last 30 ids are `shift` higher."""
+    save_tokenizer(train_tokenizer(make_texts(50), 300), directory)
+    content = json.loads((directory / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    content["model"]["vocab"] = {token: i + shift * (i >= 270) for token, i in vocab.items()}
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    return directory
+
+
+@pytest.mark.parametrize("shift", [7, 70_000])
+def test_ids_without_a_token_get_placeholders(tmp_path: Path, shift: int) -> None:
+    source = with_gaps(tmp_path / "source", shift)
+    copy, _ = copy_tokenizer(str(source), tmp_path / "copy")
+    assert copy.get_vocab_size() == 300 + shift
+    assert tokenizer_problems(tmp_path / "copy", 300 + shift) == []  # an export can hold it
+    text = " ".join(make_texts(2))
+    assert copy.encode(text).ids == load_tokenizer(source)(text)["input_ids"]
+    assert max(copy.encode(text).ids) >= 270 + shift
+    assert copy.decode(copy.encode(text).ids) == text
+    summary = prepare(tmp_path / "data", make_texts(40), tokenizer=str(source))
+    assert summary.vocab_size == 300 + shift
+
+
+def test_an_id_without_bounds_is_refused_before_text_is_read(tmp_path: Path) -> None:
+    source = with_gaps(tmp_path / "source", 2**31)
+    config = DataConfig(source="files", paths=("/nowhere",), tokenizer=str(source))
+    with pytest.raises(ValueError, match=r"has the id 2147483947: at most 4,194,304 tokens"):
+        prepare_dataset(config, 0, tmp_path / "data")

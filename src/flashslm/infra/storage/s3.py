@@ -98,7 +98,9 @@ def _translate(where: str, key: str, error: ClientError) -> StoreError:
     reply = error.response.get("Error", {})
     reason = reply.get("Message") or reply.get("Code")
     if reply.get("Code") == "NoSuchBucket":
-        return StoreError(f"{where}: there is no such bucket; make it or correct FLASHSLM_BUCKET")
+        return StoreError(
+            f"{where}: there is no such bucket; make it or correct its name (FLASHSLM_BUCKET, data.paths)"
+        )
     if status == 404:
         return ObjectMissing(f"'{key}' is not in {where}")
     if status in (409, 412):

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flashslm.config import HOOK_URL_VARIABLE, DataConfig, GpuType, PlatformConfig, RunConfig, digest
-from flashslm.data.sources import reads_s3, source_digest
+from flashslm.data.source_paths import reads_s3
+from flashslm.data.sources import local_directories, source_digest, with_revisions
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.s3 import s3_client
 from flashslm.launch.compiling import arguments_for, pipeline_arguments
@@ -32,6 +33,7 @@ class Submission:
 
 def submit(client: KfpClient, config: RunConfig, pipeline: str, experiment: str = "") -> Submission:
     """Start one run of a pipeline with a recipe; the experiment is the recipe's name unless given."""
+    config = config.model_copy(update={"data": with_revisions(config.data)})
     package = for_cluster(pipeline, config.platform)
     arguments = cluster_arguments(package, config, cluster_source_digest(config.data))
     version = client.publish(package)
@@ -68,5 +70,10 @@ def cluster_source_digest(data: DataConfig) -> str:
         raise LaunchError(
             f"data.paths: {', '.join(own)} is on this machine, where a cluster's steps cannot read it: "
             "upload it and give its s3:// path"
+        )
+    for where, name in local_directories(data).items():
+        raise LaunchError(
+            f"{where}: '{name}' is a directory of this machine, where a cluster's steps cannot read it: give an id of "
+            "the hub" + (", or 'train'" if where == "data.tokenizer" else ", or data.source=files with s3:// paths")
         )
     return source_digest(data, s3_client(Settings.from_env()) if reads_s3(data) else None)

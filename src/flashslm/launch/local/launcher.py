@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.text import Text
 
 from flashslm.config import RunConfig, digest
-from flashslm.data.sources import reads_s3, source_digest
+from flashslm.data.source_paths import reads_s3
+from flashslm.data.sources import source_digest, with_revisions
 from flashslm.infra.process.parent import PARENT_PID
 from flashslm.infra.settings import FOREIGN_VARIABLES, Settings
 from flashslm.infra.storage.object_store import Manifest
@@ -63,6 +64,7 @@ def run_local(
     """
     run_dir, home = run_dir.resolve(), home.resolve()
     compiled = compile_pipeline(pipeline, run_dir / "pipeline.yaml", retries=config.platform.retries)
+    config = config.model_copy(update={"data": with_revisions(config.data)})
     source = source_digest(config.data, s3_client(Settings.from_env(env)) if reads_s3(config.data) else None)
     spec = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
     arguments = arguments_for(spec, pipeline_arguments(config, code_digest(), source))
