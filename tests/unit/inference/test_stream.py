@@ -7,9 +7,10 @@ from flashslm.inference.fused.stream import Stream, step_unfused
 from flashslm.models.architecture import Architecture
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
+from flashslm.models.operator_spec import OPERATORS
 
 
-@pytest.mark.parametrize("operator", "GLW")
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_a_layer_without_kernels_keeps_the_exact_stream(architecture: Architecture, operator: str) -> None:
     model = HybridLM.build(architecture.model_copy(update={"operators": operator * 2}), dtype=torch.bfloat16).eval()
     cache, twin = (Cache.allocate(model.architecture, 2, 8, dtype=torch.bfloat16) for _ in range(2))

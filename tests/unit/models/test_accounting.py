@@ -19,9 +19,9 @@ from flashslm.models.accounting import (
 )
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
-from flashslm.models.operator_spec import OPERATOR_SPECS
+from flashslm.models.operator_spec import OPERATORS
 
-LETTERS = pytest.mark.parametrize("operator", OPERATOR_SPECS)
+LETTERS = pytest.mark.parametrize("operator", OPERATORS)
 SIZES = pytest.mark.parametrize(
     "changes",
     [
@@ -37,7 +37,7 @@ SIZES = pytest.mark.parametrize(
 
 @SIZES
 def test_parameters_are_the_model_s(changes, make_architecture):
-    architecture = make_architecture(operators="DMAFGLWWF", **changes)
+    architecture = make_architecture(operators=OPERATORS + "WF", **changes)
     with torch.device("meta"):
         model = HybridLM(architecture)
     for layer, operator in zip(model.layers, architecture.operators, strict=True):
@@ -52,13 +52,13 @@ def test_parameters_are_the_model_s(changes, make_architecture):
 @SIZES
 @pytest.mark.parametrize("context", [6, 30])
 def test_cache_bytes_are_the_cache_s(context, changes, make_architecture):
-    architecture = make_architecture(operators="DMAFGLWWF", **(changes | {"num_meta_tokens": 6}))
+    architecture = make_architecture(operators=OPERATORS + "WF", **(changes | {"num_meta_tokens": 6}))
     sizes = Counter()
     for state in Cache.allocate(architecture, 1, context - 6, dtype=torch.bfloat16).layers:
         for name, tensor in state._asdict().items():
             sizes[name] += tensor.nbytes
     assert kv_bytes_per_sequence(architecture, context) == sizes["keys"] + sizes["values"]
-    recurrent = sizes["delta"] + sizes["ssm"] + sizes["memory"]
+    recurrent = sizes.total() - sum(sizes[name] for name in ("keys", "values", "conv"))
     assert state_bytes(architecture) == recurrent + sizes["conv"]
     assert state_bytes(architecture, conv_bytes_per_value=0) == recurrent
 
@@ -73,7 +73,7 @@ def test_only_attention_s_cache_grows(make_architecture):
 
 
 def test_a_decode_step_reads_weights_keys_and_states(make_architecture):
-    architecture = make_architecture(operators="DMAFGLW")
+    architecture = make_architecture(operators=OPERATORS)
     model = HybridLM.build(architecture, dtype=torch.float32)
     weights = sum(p.nbytes for name, p in model.named_parameters() if name != "meta_tokens")
     per_sequence = kv_bytes_per_sequence(architecture, 30, 4) + 2 * state_bytes(architecture, 4, 4)

@@ -15,7 +15,7 @@ from flashslm.models.presets import preset
 
 
 def test_costs_are_the_account_s(make_architecture):
-    a = make_architecture(operators="DMAFGLW", window=100)
+    a = make_architecture(operators=OPERATORS, window=100)
     found = describe(a, 200, 3, Device("a GPU", 2e9), ["one reason"])
     assert found.parameters == accounting.parameters(a)
     assert found.flops_per_token == accounting.forward_flops_per_token(a, 200)

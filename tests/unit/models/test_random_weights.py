@@ -4,10 +4,11 @@ import torch
 from flashslm.config import ModelConfig
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
+from flashslm.models.operator_spec import OPERATORS
 from flashslm.models.random_weights import random_model
 
 SIZES = ModelConfig(head_dim=16, mamba_state=16, mamba_head_dim=16, num_meta_tokens=2, qk_norm=True)
-ARCHITECTURE = build_architecture("DMAFGLW", 64, SIZES, 300)
+ARCHITECTURE = build_architecture(OPERATORS, 64, SIZES, 300)
 
 
 def test_shapes_and_dtypes_are_those_of_an_initial_model():

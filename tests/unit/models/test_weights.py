@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from flashslm.models.hybrid import HybridLM
+from flashslm.models.operator_spec import OPERATORS
 
 
 def test_initial_values_have_their_distributions(make_architecture):
@@ -123,7 +124,7 @@ def test_weight_norm_axes_name_every_matrix_on_the_stream(make_architecture):
     }
 
 
-@pytest.mark.parametrize("operator", "AMDFGLW")
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_normalised_vectors_have_the_hidden_size(operator, make_architecture):
     """Rows that read the stream and columns that write to it are hidden_size long; no other matrix is left out.
 

@@ -7,6 +7,7 @@ import pytest
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import InfeasibleArchitecture, build_architecture
+from flashslm.models.operator_spec import OPERATORS
 from flashslm.profiling import additivity, measure
 from flashslm.profiling.additivity import (
     CheckedModel,
@@ -69,8 +70,8 @@ def test_cost_grows_with_the_context():
 
 
 def test_operators_beyond_the_search_are_measured_when_asked_for():
-    table = measure_latency_table(PLAN.changed(operators="DMAFGLW", widths=(16,), batches=(1,)))
-    assert {e.operator for e in table.entries} == {*"DMAFGLW", "head"}
+    table = measure_latency_table(PLAN.changed(operators=OPERATORS, widths=(16,), batches=(1,)))
+    assert {e.operator for e in table.entries} == {*OPERATORS, "head"}
     assert table.predict_ms(build_architecture("GLWF", 16, SIZES, VOCAB_SIZE), 20, 1) > 0
 
 
