@@ -50,11 +50,11 @@ def over_width(axes: Axes, table: dict[str, Any]) -> None:
         axes.plot(*zip(*sorted(points), strict=True), marker="o", color=COLORS[operator], label=LABELS[operator])
     axes.set_yscale("log")
     axes.set_xlabel(f"width (batch {batch}, context {context})")
-    axes.set_ylabel("microseconds a step")
+    axes.set_ylabel("microseconds per step")
 
 
 def over_context(axes: Axes, table: dict[str, Any]) -> None:
-    """Mixers at the middle width, a line per batch: solid where the cost grows with the context, dotted elsewhere."""
+    """Mixers at the middle width, one line per batch: solid where the cost grows with the context, dotted elsewhere."""
     widths = sorted({e["width"] for e in table["entries"]})
     width = widths[len(widths) // 2]
     lines = defaultdict(list)
@@ -71,7 +71,7 @@ def over_context(axes: Axes, table: dict[str, Any]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel(f"context (width {width}; dotted: mixers that do not depend on it)")
-    axes.set_ylabel("milliseconds a step")
+    axes.set_ylabel("milliseconds per step")
 
 
 def predicted_against_measured(axes: Axes, check: dict[str, Any]) -> None:
@@ -83,14 +83,14 @@ def predicted_against_measured(axes: Axes, check: dict[str, Any]) -> None:
     axes.axhline(0, color="#111827", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xlabel(
-        f"measured ms a step (median error {100 * check['median_relative']:.1f} %, "
+        f"measured ms per step (median error {100 * check['median_relative']:.1f} %, "
         f"worst {100 * check['worst_relative']:.1f} %)"
     )
     axes.set_ylabel("predicted above measured, %")
 
 
 def over_depth(axes: Axes, sweep: dict[str, Any]) -> None:
-    """Time per token at matched parameters, a line a budget and number of decoded tokens."""
+    """Time per token at matched parameters, one line per budget and number of decoded tokens."""
     lines = defaultdict(list)
     for p in sweep["points"]:
         lines[p["budget_parameters"], p["context"]].append((p["depth"], p["median_ms"]))

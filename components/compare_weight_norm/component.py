@@ -1,4 +1,4 @@
-"""Component compare_weight_norm: the ablation and the checkpoint that goes on."""
+"""Component compare_weight_norm: the ablation and the chosen checkpoint."""
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model, Output

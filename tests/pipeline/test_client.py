@@ -208,7 +208,7 @@ def test_a_host_is_what_a_browser_shows(host: str, expected: str) -> None:
     "host", ["", "https://", "not a host", "ftp://x", "http://x:port", "[::1", "https://me:hunter2@x"]
 )
 def test_what_is_no_host_is_refused_at_once(host: str) -> None:
-    with pytest.raises(KfpError, match="is no address of a KFP API: give it as a browser shows it") as caught:
+    with pytest.raises(KfpError, match="is not the address of a KFP API: give it as a browser shows it") as caught:
         Connection(host, environ={}, sleep=lambda _: pytest.fail("it waits"))
     assert "hunter2" not in str(caught.value)
 

@@ -176,7 +176,7 @@ def settings(project: Project) -> Settings:
 
 @dataclass
 class Steps:
-    """Steps in this process; manifests are files in one directory, one a name."""
+    """Steps in this process; manifests are files in one directory, one per name."""
 
     directory: Path
 

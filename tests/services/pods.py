@@ -38,7 +38,7 @@ def two_nodes(pipeline: str, step: str, directory: Path) -> Iterator[FakeKuberne
 
 
 def run_pods(cache: Path, server: FakeKubernetes, job: Document) -> None:
-    """What Trainer and JobSet do: a process a node with PET_* set, its output in the pod's log."""
+    """What Trainer and JobSet do: one process per node with PET_* set, its output in the pod's log."""
     name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

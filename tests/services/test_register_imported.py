@@ -36,7 +36,7 @@ pytestmark = pytest.mark.services
 
 
 def text(directory: Path, letters: str) -> Path:
-    """Modules of the standard library by their first letter, one a line."""
+    """Modules of the standard library by their first letter, one per line."""
     files = sorted(p for p in Path(sysconfig.get_path("stdlib")).glob("*.py") if p.name[0] in letters)
     lines = [json.dumps({"text": p.read_text(encoding="utf-8")[:6_000]}) + "\n" for p in files]
     file = directory / f"{letters}.jsonl"

@@ -77,7 +77,7 @@ def test_the_command_says_what_fires_and_that_nothing_is_there(platform_env: Set
     recipe = str(Path(__file__).parents[2] / "configs" / "retraining-demo.yaml")
     assert "no schedules" in schedule("list")
     created = schedule("create", "command", "--config", recipe, "--cron", "0 2 * * *")
-    assert "02:00:00+00:00" in created and "while `flashslm schedule run` goes on" in created
+    assert "02:00:00+00:00" in created and "while `flashslm schedule run` is running" in created
     assert "command  0 2 * * * UTC  on" in schedule("list")
     schedule("delete", "command")
     assert "no schedules" in schedule("list")

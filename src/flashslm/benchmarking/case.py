@@ -32,11 +32,11 @@ class Case:
         sizes = {name: getattr(self, name) for name in ("context", "new_tokens", "batch", "repeats")}
         problems = [f"{name} is {value}: at least 1" for name, value in sizes.items() if value < 1]
         a = self.architecture
-        room = a.max_position_embeddings - a.num_meta_tokens
-        if not problems and self.last_context > room:
+        text_positions = a.max_position_embeddings - a.num_meta_tokens
+        if not problems and self.last_context > text_positions:
             problems.append(
-                f"context {self.context} and {self.new_tokens} new tokens are beyond the {room} text positions of "
-                f"'{self.preset}': together they may be at most that"
+                f"context {self.context} and {self.new_tokens} new tokens are beyond the {text_positions} "
+                f"text positions of '{self.preset}': together they may be at most that"
             )
         if problems:
             raise ValueError("; ".join(problems))
@@ -47,12 +47,12 @@ class Case:
 
     @property
     def last_context(self) -> int:
-        """Text tokens a sequence has after the last step."""
+        """Text tokens that a sequence has after the last step."""
         return self.context + self.new_tokens
 
     @property
     def capacity(self) -> int:
-        """Text tokens a cache needs room for."""
+        """Text tokens that a cache must hold."""
         return self.context + max(self.new_tokens, WARM_UP_STEPS)
 
     @property

@@ -27,8 +27,8 @@ class Decoder(Protocol):
 class StepTimes(BaseModel):
     """Milliseconds; a step gives each sequence one token.
 
-    `tpot_ms_median` and `_p90` are over all steps of all repeats, `tpot_ms_mean` is a run of its own, timed from its
-    beginning to its end.
+    `tpot_ms_median` and `_p90` are over all steps of all repeats, `tpot_ms_mean` is from a separate run, timed as a
+    whole.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -17,7 +17,7 @@ REPEATS = 30
 def operator_times_ms(case: Case) -> dict[str, float]:
     """Milliseconds a step spends in all layers of each kind, by name, and in `head` (embedding, head, sampling).
 
-    Every kind runs as a model of its own layers alone, each with weights of its own, at the mean context.
+    Each operator runs as a model of its layers alone, each with its own weights, at the mean context.
     """
     without_head = case.architecture.model_copy(update={"vocab_size": 2})
     counts = {letter: case.architecture.operators.count(letter) for letter in OPERATOR_SPECS}

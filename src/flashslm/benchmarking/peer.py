@@ -90,7 +90,7 @@ class TransformersDecoder:
             # The full graph, so that a break is an error and not a slow peer. It is captured here and not by
             # mode="reduce-overhead", which leaves CUDA graphs out without an error where it cannot use them.
             self.step = torch.compile(self._step, dynamic=False, fullgraph=True)
-            how = "torch.compile, one CUDA graph a step"
+            how = "torch.compile, one CUDA graph per step"
         self.engine = f"transformers {transformers.__version__} (static cache, {how})"
 
     @torch.no_grad()

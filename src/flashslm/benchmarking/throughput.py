@@ -37,7 +37,7 @@ def steps_ending_at(context: int, new_tokens: int) -> int:
 
 
 def bench_throughput(case: Case, setting: KernelsConfig, *, largest: bool) -> ThroughputResult:
-    """Time decode steps at `case.batch`, or with `largest` at the largest batch that fits, whatever `case.batch` is."""
+    """Time decode steps at `case.batch`, or with `largest` at the largest batch that fits."""
     run, fields = measured(case, setting, partial(_run, largest=largest))
     fields |= {"context": case.last_context, "largest": largest}
     return ThroughputResult(**fields, cache_bytes=run.case.batch * cache_bytes_per_sequence(case))

@@ -1,4 +1,4 @@
-"""The `flashslm` command: one sub-command a step and a launch; it parses, calls and prints."""
+"""The `flashslm` command: one sub-command per step and per launch; it parses, calls and prints."""
 
 import os
 import sys

@@ -68,7 +68,7 @@ def throughput(  # noqa: PLR0913 - one parameter an option
     repeats: RepeatsOption = 3,
     output: OutputOption = None,
 ) -> None:
-    """Tokens a second of many sequences at a long context, on caches of random values; the last line is JSON."""
+    """Tokens per second of many sequences at a long context, on caches of random values; the last line is JSON."""
     from flashslm.benchmarking.throughput import bench_throughput, steps_ending_at
     from flashslm.ops.kernels import read_setting
 
@@ -148,7 +148,7 @@ def show_result(result: "DecodeResult | ThroughputResult", times: dict[str, str]
     for name, text in lines.items():
         out.print(f"{name:<12}  {text}", highlight=False, markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
-    for column in ("operator", "ms a step", "share"):
+    for column in ("operator", "ms per step", "share"):
         table.add_column(column, justify="left" if column == "operator" else "right")
     for name, share in result.operator_share.items():
         table.add_row(name, f"{share * result.tpot_ms_median:.4f}", f"{share:.1%}")

@@ -159,7 +159,7 @@ def runs_logs(
 
 @runs_app.command("cancel")
 def runs_cancel(run_id: RunId, host: HostOption, namespace: NamespaceOption = "kubeflow") -> None:
-    """End a run: its steps get a TERM and end in order."""
+    """End a run: its steps get SIGTERM."""
     client(host, namespace).cancel(run_id)
     console.print(f"{run_id} ends", highlight=False, markup=False)
 

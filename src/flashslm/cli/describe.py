@@ -39,7 +39,7 @@ def describe(
     device: Annotated[str, typer.Option(help="A GPU such as 'NVIDIA H200'; left out: the present device.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Say what an architecture costs: parameters, FLOP, bytes a decoded token, caches, the bandwidth floor."""
+    """Say what an architecture costs: parameters, FLOP, bytes per decoded token, caches, the bandwidth floor."""
     from flashslm.export.hf_config import export_problems
     from flashslm.models.describe import describe as describe_architecture
     from flashslm.models.describe import find_device

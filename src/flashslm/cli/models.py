@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NameOption = Annotated[str, typer.Option("--name", help="The model; the recipe's gate.model_name if not given.")]
 HookOption = Annotated[Path | None, typer.Option("--config", help="The recipe whose gate.promotion_hook is called.")]
-NoHookOption = Annotated[bool, typer.Option("--no-hook", help="Tell nobody.")]
+NoHookOption = Annotated[bool, typer.Option("--no-hook", help="Skip the promotion hook.")]
 
 models_app = typer.Typer(no_args_is_help=True, help="The model registry.")
 

@@ -82,7 +82,7 @@ def create(  # noqa: PLR0913 - one parameter an option
         schedules = local_schedules(home)
         own = kept_hook.apart(home.resolve(), name, _from_anywhere(recipe))
         schedules.create(Schedule.model_validate(values | own))
-        made = {"fires": "while `flashslm schedule run` goes on"}
+        made = {"fires": "while `flashslm schedule run` is running"}
     show({"name": name, "pipeline": pipeline, "next": times.shown(times.next_after(now_s))} | made, as_json)
 
 
@@ -99,7 +99,7 @@ def list_command(
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Every schedule: when, whether it is paused, what came of the last time."""
+    """Every schedule: when, whether it is paused, how the last run ended."""
     rows = _on_cluster(host, namespace) if host else _here(home)
     if as_json:
         print(json.dumps({"schedules": rows}))
@@ -147,7 +147,7 @@ def _here(home: Path) -> list[dict[str, Any]]:
 def pause(
     name: NameArgument, host: OptionalHostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
 ) -> None:
-    """Fire no more until it is resumed; a run that goes on is left alone."""
+    """Stop firing until it is resumed; a current run continues."""
     _switch(name, False, host, namespace, home)
 
 
@@ -155,7 +155,7 @@ def pause(
 def resume(
     name: NameArgument, host: OptionalHostOption = "", namespace: NamespaceOption = "kubeflow", home: HomeOption = HOME
 ) -> None:
-    """Fire again from the next time on."""
+    """Resume firing from the next due time."""
     _switch(name, True, host, namespace, home)
 
 

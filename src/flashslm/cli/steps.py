@@ -74,7 +74,7 @@ def register(app: typer.Typer) -> None:
 
 
 def command(work: Work) -> Callable[..., None]:
-    """The command that does this work for a recipe and shows what came of it."""
+    """The command that does this work for a recipe and shows its result."""
 
     def run(
         config: ConfigOption,
@@ -155,7 +155,7 @@ COMMANDS: tuple[tuple[str, Work, str], ...] = (
     (
         "compare-weight-norm",
         compare_weight_norm,
-        "Compare the pretraining runs; choose the checkpoint that goes on.",
+        "Compare the pretraining runs; choose the checkpoint to evaluate and export.",
     ),
 )
 

@@ -90,7 +90,7 @@ class ProfilingConfig(Section):
     sweep_block: str = "DFMF"
     sweep_depths: Distinct[Depth] = Field(default=(6, 12, 18, 24, 30), min_length=1)  # of models of equal parameters
     sweep_parameters: Distinct[Positive] = Field(default=(300_000_000, 500_000_000, 1_000_000_000), min_length=1)
-    calibration_models: int = Field(default=0, ge=0)  # whole models a batch that a step's overhead is fitted on
+    calibration_models: int = Field(default=0, ge=0)  # whole models per batch that a step's overhead is fitted on
     check_models: int = Field(default=8, ge=1)  # random whole models the table's prediction is compared with
 
     @model_validator(mode="after")

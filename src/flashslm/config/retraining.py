@@ -1,4 +1,4 @@
-"""Sections that say how a champion is trained on, and who hears of a promotion."""
+"""Sections that say how a champion is trained on, and the promotion hook."""
 
 import re
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class RetrainingConfig(Section):
 
 
 class PromotionHook(Section):
-    """What is told of a promotion: a command (JSON on its standard input) or a signed webhook; neither = nothing.
+    """Who is notified of a promotion: a command (JSON on its standard input) or a signed webhook; neither = nothing.
 
     The address may hold a token, so it is written nowhere: a step takes it from $FLASHSLM_HOOK_URL.
     """

@@ -34,10 +34,10 @@ class TrainingConfig(Section):
     gradient_clip: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(default=1, ge=1)  # CPU only
-    processes: int = Field(default=0, ge=0)  # that pretrain together on each node; 0 = one a GPU, one on a CPU
+    processes: int = Field(default=0, ge=0)  # that pretrain together on each node; 0 = one per GPU, one on a CPU
     weight_norm: Distinct[Switch] = ("on", "off")
     seeds: Distinct[Seed] = (0,)
-    deploy: Literal["best", "on", "off"] = "best"  # which variant goes on to evaluation and export
+    deploy: Literal["best", "on", "off"] = "best"  # which variant is evaluated and exported
     isolate_documents: bool = False  # attention, convolution and states start afresh at a document's first token
     validation_batches: int = Field(default=16, ge=1)
     validate_every_steps: int = Field(default=500, ge=1)
@@ -78,7 +78,7 @@ class ExportConfig(Section):
 
 
 class GateConfig(Section):
-    """When a model may become champion. A limit of 0 is no limit."""
+    """When a model may become champion. A limit of 0 means no limit."""
 
     model_name: str = Field(default="flashslm", pattern=MODEL_NAME)  # in MLflow's registry
     max_perplexity: float = Field(default=0.0, ge=0)

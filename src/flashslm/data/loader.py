@@ -12,7 +12,7 @@ import torch
 
 from flashslm.data.shards import SplitReader
 
-IGNORE_INDEX = -100  # targets with this value are no part of the loss
+IGNORE_INDEX = -100  # targets with this value are excluded from the loss
 FEISTEL_ROUNDS = 6
 
 
@@ -61,7 +61,7 @@ class TokenLoader:
 
     @property
     def bytes_per_token(self) -> float:
-        """Text bytes a predicted token (each text token and one end a document)."""
+        """Text bytes per predicted token (each text token and one end per document)."""
         return self._reader.index.bytes / (self.num_tokens - 1)
 
     @property

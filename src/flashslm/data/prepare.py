@@ -27,7 +27,7 @@ from flashslm.data.tokenizer import copy_tokenizer, save_tokenizer, train_tokeni
 SPLITS = ("train", "validation")
 BATCH_CHARACTERS = 4_000_000  # text encoded at once
 PROGRESS_DOCUMENTS = 50_000
-DIGESTS_FILE = "documents.sha256"  # 16 bytes a document, sorted: what tells text that was seen from new text
+DIGESTS_FILE = "documents.sha256"  # 16 bytes per document, sorted: what tells text that was seen from new text
 DIGEST_BYTES = 16
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class DatasetSummary(BaseModel):
     validation_tokens: int
     vocab_size: int
     end_of_document_id: int
-    bytes_per_token: float  # validation text bytes a predicted token
+    bytes_per_token: float  # validation text bytes per predicted token
     unigram_entropy_nats: float  # of validation's predicted tokens: the loss of the best context-free model of them
 
 
@@ -72,8 +72,8 @@ def prepare_dataset(
 
     A document belongs to validation by a hash of its own text, so the split does not change with the order, the seed or
     other documents; where none does, the one with the lowest hash is taken. While this runs, the temporary directory
-    ($TMPDIR) holds the text once more; memory grows by about 100 bytes a document (the set of hashes) over a bound set
-    by `tokenizer_bytes` and `shard_tokens`.
+    ($TMPDIR) holds the text once more; memory grows by about 100 bytes per document (the set of hashes) over a bound
+    set by `tokenizer_bytes` and `shard_tokens`.
     Raises ValueError when the text cannot make a data set (UnusableText: too little); the message says what to change.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ class Collected:
 def _collect(
     documents: Iterable[Document], config: DataConfig, spool: Path, on_progress: Callable[[str], None]
 ) -> Collected:
-    """De-duplicate and split into one spool file a split (a JSON string a line); sample train for the tokenizer."""
+    """De-duplicate and write one spool file per split (one JSON string per line); sample train for the tokenizer."""
     collected = Collected(FairSample(config.tokenizer_bytes))
     with ExitStack() as stack:
         files = {split: stack.enter_context((spool / split).open("w", encoding="utf-8")) for split in SPLITS}
@@ -200,7 +200,7 @@ def _refuse_unusable(collected: Collected, config: DataConfig) -> None:
     if empty:
         raise UnusableText(
             f"all {total} documents fell outside the {empty[0]} split: give more documents (a text file is one; JSONL "
-            f"holds one a line) or change data.validation_fraction ({config.validation_fraction})"
+            f"holds one per line) or change data.validation_fraction ({config.validation_fraction})"
         )
 
 

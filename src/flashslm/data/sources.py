@@ -20,7 +20,7 @@ def read_documents(config: DataConfig, seed: int, s3_client: Any = None) -> Iter
     """Yield a recipe's documents, at most `max_bytes` of UTF-8 (the last document is cut to fit).
 
     `s3_client` is a boto3 S3 client, needed for s3:// paths only. Raises ValueError for paths that match nothing, files
-    that cannot be read as said and fields that are not there; RuntimeError when a hub data set cannot be reached.
+    that cannot be read and fields that are missing; RuntimeError when a hub data set cannot be reached.
     """
     match config.source:
         case "python-stdlib":

@@ -18,7 +18,7 @@ def seen_digests(directory: Path) -> set[bytes]:
     if not file.is_file():
         raise ValueError(
             f"a data set of the champion does not say which documents it holds (no {DIGESTS_FILE}): it was prepared by "
-            "an older version; train a champion anew with design_and_train"
+            "an older version; train a new champion with design_and_train"
         )
     content = file.read_bytes()
     return {content[i : i + DIGEST_BYTES] for i in range(0, len(content), DIGEST_BYTES)}

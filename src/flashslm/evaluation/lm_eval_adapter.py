@@ -146,7 +146,7 @@ class HybridLMAdapter(TemplateLM):
         new_tokens = int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS))
         if new_tokens >= self.max_length:
             raise ValueError(
-                f"max_gen_toks {new_tokens} leaves no room for a prompt: below {self.max_length} is allowed"
+                f"max_gen_toks {new_tokens} leaves no positions for a prompt: below {self.max_length} is allowed"
             )
         prompts = [self.tok_encode(context)[new_tokens - self.max_length :] for context in contexts]
         temperature = float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0
@@ -188,7 +188,7 @@ def _equal_lengths(prompts: list[list[int]], batch_size: int) -> Iterator[list[i
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """lm_eval's `metric,filter` keys as `metric` or `metric_filter`; what is no number (alias, "N/A") is left out."""
+    """lm_eval's `metric,filter` keys as `metric` or `metric_filter`; other values (alias, "N/A") are left out."""
     return {
         key.removesuffix(",none").replace(",", "_"): float(value)
         for key, value in values.items()

@@ -35,8 +35,9 @@ def evaluate_needle(
     """Retrieval at `length` tokens, prompt and value together; the same seed gives the same needles.
 
     `accuracy`: greedy decoding gives the whole value (`chance_accuracy` by guessing). `ranked_first`: the value's
-    log-probability exceeds that of 15 random values (`chance` = 1/16), and `margin_nats` is the mean gap a token; they
-    grade a model too weak for an exact match. All log-probabilities are taken after the true value's earlier tokens.
+    log-probability exceeds that of 15 random values (`chance` = 1/16), and `margin_nats` is the mean gap per token;
+    they grade a model too weak for an exact match. All log-probabilities are taken after the true value's earlier
+    tokens.
     """
     needles = plant_needles(loader, length, samples, seed)
     batch_size = min(batch_size, samples)

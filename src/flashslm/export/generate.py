@@ -35,7 +35,7 @@ def generate_text(
     missing = [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]
     if missing:
         raise ValueError(
-            f"'{directory}' is no exported model ({', '.join(missing)} not found): "
+            f"'{directory}' is not an exported model ({', '.join(missing)} not found): "
             "give a directory such as runs/latest/export/huggingface"
         )
     tokenizer = open_tokenizer(directory)
@@ -43,11 +43,13 @@ def generate_text(
     architecture = architecture_from_config(plain_config(config)[0])
     sampling = Sampling(temperature, top_k, top_p, seed)
     prompt_ids = [_token_ids(config, "bos_token_id")[0], *tokenizer.encode(prompt, add_special_tokens=False).ids]
-    room = architecture.max_position_embeddings - architecture.num_meta_tokens
+    text_positions = architecture.max_position_embeddings - architecture.num_meta_tokens
     ends = set(_token_ids(config, "eos_token_id"))
     context = len(prompt_ids) + max_new_tokens
-    if context > room:
-        raise ValueError(f"prompt ({len(prompt_ids)} tokens) and max_new_tokens {max_new_tokens} exceed {room} tokens")
+    if context > text_positions:
+        raise ValueError(
+            f"prompt ({len(prompt_ids)} tokens) and max_new_tokens {max_new_tokens} exceed {text_positions} tokens"
+        )
     model = load_export(directory, pick_device("auto")).eval()
     engine = DecodeEngine(model, batch_size=1, max_context=context, sampling=sampling)
     started = perf_counter()

@@ -40,7 +40,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "rope": (True,),
     "sliding_window": (None,),  # TensorRT-LLM reads any number as a window of one token
     "global_attn_idx": ([],),
-    "intermediate_size": (0,),  # mixers stand alone; every FFN is a layer of its own
+    "intermediate_size": (0,),  # mixers stand alone; every FFN is a separate layer
     "mlp_hidden_act": ("silu",),
     "mamba_d_conv": (CONV_SIZE,),
     "tie_word_embeddings": (True,),
@@ -88,7 +88,7 @@ class ConfigMismatch(ValueError):
 
 
 def export_problems(architecture: Architecture) -> list[str]:
-    """Why an export cannot hold this architecture, one line a reason; empty: it can. Cheap: ask before a run."""
+    """Why an export cannot hold this architecture, one line per reason; empty: it can. Cheap: ask before a run."""
     a = architecture
     problems = [f"operator {blocker}" for blocker in export_blockers(a.operators)]
     if a.heads_size != a.hidden_size:
@@ -174,7 +174,7 @@ def architecture_from_config(config: dict[str, Any]) -> Architecture:
 
 
 def config_problems(config: dict[str, Any]) -> list[str]:
-    """What keeps a config.json from being an export's: missing fields, wrong types (1.0 is no int), wrong values."""
+    """Why a config.json is not an export's: missing fields, wrong types (1.0 is not an int), wrong values."""
     problems = model_problems(config) + _field_problems(config, _IDENTITY, _IDENTITY_TYPES)
     return problems or _identity_problems(config)
 

@@ -67,7 +67,7 @@ def check_parity(model: HybridLM, directory: Path, tokens_BT: torch.Tensor, tole
 
 @contextmanager
 def reloaded(directory: Path) -> Iterator[Any]:
-    """The directory's model by AutoModelForCausalLM in float32, its code imported into a module cache of its own."""
+    """The directory's model by AutoModelForCausalLM in float32, its code imported into a separate module cache."""
     from transformers import AutoModelForCausalLM, dynamic_module_utils
 
     with (

@@ -55,7 +55,7 @@ def plain_config(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def ignored_fields(config: dict[str, Any]) -> list[str]:
-    """Fields of `config` that nobody here knows, so that a reader can judge them."""
+    """Unknown fields of `config`, for a reader to judge."""
     return sorted(config.keys() - FIELDS - _SILENT)
 
 

@@ -1,4 +1,4 @@
-"""AutoDeploy's serving recipe of a bundle: fitted to the model, and held to it. No torch here."""
+"""AutoDeploy's serving recipe of a bundle: fitted to the model, and checked against it. No torch here."""
 
 from pathlib import Path
 from typing import Any

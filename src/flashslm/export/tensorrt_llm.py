@@ -16,11 +16,11 @@ def export_tensorrt_llm(huggingface_dir: Path, directory: Path, max_batch_size: 
     """Write the bundle whole or not at all; weights are hard links to the export's where the file system allows it.
 
     The class to run is TensorRT-LLM's own, so the modeling file stays behind. Raises ConfigMismatch when the source
-    directory is no export of ours.
+    directory is not one of our exports.
     """
     config = read_json(huggingface_dir / "config.json")
     if problems := config_problems(config):
-        raise ConfigMismatch(f"'{huggingface_dir}' is no export: {'; '.join(problems)}")
+        raise ConfigMismatch(f"'{huggingface_dir}' is not an export: {'; '.join(problems)}")
     architecture = architecture_from_config(config)
     written_anew = {"config.json", "README.md", MODELING_FILE}
     with whole_directory(directory) as temporary:

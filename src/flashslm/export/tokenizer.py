@@ -116,7 +116,7 @@ def open_tokenizer(directory: Path) -> Any:
     try:
         return Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"tokenizer.json is no tokenizer: {error}") from error
+        raise ValueError(f"tokenizer.json is not a tokenizer: {error}") from error
 
 
 def _vocabulary(directory: Path) -> dict[str, int]:

@@ -89,7 +89,7 @@ def build_decode_steps(
     sampling: Sampling = GREEDY,
     max_context: int = 0,
 ) -> list[StepCall]:
-    """Calls that run the engine's whole decode step, one call a context (text tokens), on one engine.
+    """Calls that run the engine's whole decode step, one call per context (text tokens), on one engine.
 
     Its cache has random values and room for `max_context` text tokens, or for the largest of `contexts`. The calls
     share it: on CUDA those of one context are to be made in a row.

@@ -38,7 +38,7 @@ class Sampler:
         self.generator = torch.Generator(device).manual_seed(sampling.seed)
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
-        """One token a row, int64 [B]."""
+        """One token per row, int64 [B]."""
         s = self.sampling
         if s.temperature == 0:
             return logits_BV.argmax(dim=-1)

@@ -1,1 +1,1 @@
-"""Launching pipelines: compile, lint, run here or on a cluster. The only room of the package that imports kfp."""
+"""Launching pipelines: compile, lint, run here or on a cluster. The only part of the package that imports kfp."""

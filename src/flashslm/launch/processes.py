@@ -1,4 +1,4 @@
-"""The launcher's hold on the processes of a run: one run a home, and an end in order. No kfp here."""
+"""The launcher's hold on the processes of a run: one run per home, and an end in order. No kfp here."""
 
 import fcntl
 import os
@@ -41,7 +41,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 class StopSignals:
-    """While entered, SIGINT, SIGTERM and SIGHUP are only noted, for a loop that ends the run in order."""
+    """While entered, SIGINT, SIGTERM and SIGHUP are only noted, for a loop that ends the run in an orderly way."""
 
     def __init__(self) -> None:
         self.received: list[int] = []

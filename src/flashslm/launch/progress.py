@@ -1,4 +1,4 @@
-"""What a run's event file says about its steps: the launcher's view of the run while it goes on and after it."""
+"""What a run's event file says about its steps: the launcher's view of the run while it runs and afterwards."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class StepRecord:
-    """One task; an iteration of a loop is a task of its own.
+    """One task; each iteration of a loop is a separate task.
 
     `state`: RUNNING, SUCCESS, FAILURE, CANCELLED; on a cluster also WAITING and, after the run's end, SKIPPED.
     """
@@ -23,7 +23,7 @@ class StepRecord:
     summary: str = ""
     started_s: float = 0.0
     attempt: int = 0
-    error: str = ""  # of the present attempt, in the step's own words
+    error: str = ""  # of the present attempt, as the step reported it
     log: Path | None = None
     pod: str = ""  # of the newest attempt, on a cluster
     artifacts: dict[str, Path] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""The model family: an architecture (operator sequence and sizes), the hybrid language model, one file an operator."""
+"""The model family: an architecture (operator sequence and sizes), the hybrid language model, one file per operator."""

@@ -68,8 +68,8 @@ def state_bytes(architecture: Architecture, state_bytes_per_value: int = 4, conv
 def decode_bytes_per_token(architecture: Architecture, context: int, batch: int = 1, bytes_per_value: int = 2) -> float:
     """Bytes a decode step must move for one token of each of `batch` sequences.
 
-    Weights are read once a step (meta tokens not at all), the KV cache once, recurrent and convolution states are read
-    and written.
+    Weights are read once per step (meta tokens not at all), the KV cache once, recurrent and convolution states are
+    read and written.
     """
     a = architecture
     weights = (parameters(a)["total"] - a.num_meta_tokens * a.hidden_size) * bytes_per_value

@@ -1,4 +1,4 @@
-"""Gated linear attention: every key channel has a decay of its own (Yang et al. 2023, arXiv 2312.06635)."""
+"""Gated linear attention: every key channel has its own decay (Yang et al. 2023, arXiv 2312.06635)."""
 
 from typing import ClassVar, cast
 

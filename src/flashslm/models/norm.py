@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-INNER_NORM_EPS = 1e-5  # inside every mixer, whatever the architecture's norm_eps is
+INNER_NORM_EPS = 1e-5  # inside every mixer, independent of the architecture's norm_eps
 
 
 class RMSNorm(nn.Module):

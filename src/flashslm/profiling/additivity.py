@@ -30,7 +30,7 @@ class CheckedModel(BaseModel):
     batch: int
     measured_ms: float
     predicted_ms: float  # by the table, its overhead included
-    summed_ms: float  # without it; on a CPU by entries measured anew, interleaved with the whole models
+    summed_ms: float  # without it; on a CPU by entries measured again, interleaved with the whole models
 
 
 class AdditivityCheck(BaseModel):
@@ -39,7 +39,7 @@ class AdditivityCheck(BaseModel):
     `median_relative` and `worst_relative` are the table's, over all models: they hold the machine's drift since the
     table was measured (`drift_relative`, the median change of entries measured again) as well as what a sum cannot
     tell. `summed_*` are those of sums without an overhead. `held_out_*` and `corrected_*` are these sums without and
-    with an overhead (once a step, and a layer) that was fitted on the other half of the models. `residual_ms` spreads
+    with an overhead (once per step, and a layer) that was fitted on the other half of the models. `residual_ms` spreads
     what the sums miss over operators, by letter, and the `step`.
     """
 

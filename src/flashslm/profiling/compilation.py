@@ -14,7 +14,7 @@ from flashslm.profiling.plan import ProfilingPlan
 
 
 def compile_ahead(plan: ProfilingPlan) -> None:
-    """Compile what the plan's table will run, a process a width; nothing where no kernel is ours to compile.
+    """Compile what the plan's table will run, one process per width; nothing where no kernel is ours to compile.
 
     A table of nine widths and five batches has more than two hundred kernels of about two seconds each.
     """

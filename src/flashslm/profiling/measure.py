@@ -179,7 +179,7 @@ class _Bench:
         )
 
     def _build_model(self, point: ModelPoint) -> list[tuple[Hashable, TimedCall]]:
-        """The engine's decode step at the point's contexts, on one cache with room for the longest."""
+        """The engine's decode step at the point's contexts, on one cache that holds the longest."""
         if self.device == "cuda":
             gc.collect()  # as in `available_bytes`
         contexts = _contexts(point)

@@ -84,7 +84,7 @@ def cpu_threads(threads: int) -> Iterator[None]:
 def _group_samples_ms(
     steps: list[tuple[K, TimedCall]], warmup: int, repeats: int, device: DeviceKind, rng: random.Random
 ) -> Iterator[tuple[K, list[float]]]:
-    """Samples of every step of a group; on a CPU several steps are called once each a pass, in an order of its own."""
+    """Samples of every step of a group; on a CPU several steps are called once per pass, in an order of its own."""
     if len(steps) == 1 or device == "cuda":
         for key, step in steps:
             yield key, _samples_ms(step, warmup, repeats, device)

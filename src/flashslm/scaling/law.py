@@ -1,6 +1,6 @@
 """The depth-width law L(D, W, N) = L0 + a·D^-alpha + b·W^-beta + c·N^-gamma (Nemotron-Flash, section 3.1).
 
-D is the depth in blocks, W the hidden size, N the training tokens, L the validation loss in nats a token. The paper
+D is the depth in blocks, W the hidden size, N the training tokens, L the validation loss in nats per token. The paper
 fits the same form to perplexity; nats are additive over tokens and do not let the worst models dominate the fit.
 """
 
@@ -145,7 +145,7 @@ class _Problem:
         return np.asarray(min(fits, key=lambda fit: float(fit.cost)).x)
 
     def resample(self, residuals: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw residuals anew: each run's mean from the runs' means, the rest from all deviations within a run.
+        """Draw residuals again: each run's mean from the runs' means, the rest from all deviations within a run.
 
         Points read off one run share its seed and so its luck; drawing them one by one would promise intervals several
         times too narrow. Both parts are widened for the constants that were fitted to them: depth, width and L0 are

@@ -51,7 +51,7 @@ def _change_blocks(change: BlockChange) -> Callable[[Design, SearchSpace], Itera
 
 
 def _parts(design: Design) -> Iterator[tuple[list[Stage], Stage, list[Stage]]]:
-    """Every run of a stage's repeats that can be a stage of its own, with the stages before and after it."""
+    """Every run of a stage's repeats that can be a stage by itself, with the stages before and after it."""
     for index, stage in enumerate(design.stages):
         for first, end in combinations(range(stage.repeats + 1), 2):
             before = [*design.stages[:index], *([Stage(stage.unit, first)] if first else [])]

@@ -98,8 +98,8 @@ class SearchSpace:
     def limited(self, design: Design) -> Design | None:
         """The design with the last stage's repeats cut to the depth limit (app. C); None if that cannot do."""
         *kept, last = design.stages
-        room = self.max_operators - (len(design.operators) - len(last.operators))
-        repeats = min(last.repeats, room * last.repeats // len(last.operators))
+        free = self.max_operators - (len(design.operators) - len(last.operators))
+        repeats = min(last.repeats, free * last.repeats // len(last.operators))
         return Design((*kept, Stage(last.unit, repeats))) if repeats >= 1 else None
 
     def parse(self, notation: str) -> Design:

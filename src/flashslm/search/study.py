@@ -175,7 +175,7 @@ class SearchStudy:
         self._finish(trial_id, TrialState.FAIL)
 
     def _set_attribute(self, trial_id: int, key: str, value: Any) -> None:
-        """Ignored on a trial that somebody has ended meanwhile."""
+        """Ignored on a trial that another process has ended meanwhile."""
         try:
             _retried(lambda: self._storage.set_trial_user_attr(trial_id, key, value))
         except UpdateFinishedTrialError:

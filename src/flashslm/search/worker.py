@@ -27,7 +27,7 @@ class WorkerSummary:
 
 
 def run_worker(study: SearchStudy, proposer: Proposer, train: Train, on_trial: OnTrial | None = None) -> WorkerSummary:
-    """Work until no slot is left. `train` may raise TrialFailed; any other exception frees the slot and goes on up."""
+    """Work until no slot is left. `train` may raise TrialFailed; any other exception frees the slot and propagates."""
     summary = WorkerSummary()
     for cycle in range(proposer.num_cycles):
         history = study.finished()

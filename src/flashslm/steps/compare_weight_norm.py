@@ -1,4 +1,4 @@
-"""compare_weight_norm: the ablation report, and the checkpoint that goes on."""
+"""compare_weight_norm: the ablation report, and the chosen checkpoint."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def run(context: StepContext) -> dict[str, Any]:
         "step_time_increase": ablation.step_time_increase,
         "chosen_weight_norm": deployed.weight_norm,
         "chosen_seed": str(deployed.seed),
-        "summary": f"{ablation.verdict}; weight_norm={deployed.weight_norm}, seed {deployed.seed} goes on",
+        "summary": f"{ablation.verdict}; weight_norm={deployed.weight_norm}, seed {deployed.seed} is chosen",
     }
 
 

@@ -47,6 +47,6 @@ def why_diverged(error: NonFiniteLoss | WorkerFailed) -> str:
 
 
 def retraining_config(training: TrainingConfig, retraining: RetrainingConfig) -> TrainingConfig:
-    """The training section with what retraining has of its own."""
+    """The training section with retraining's own values."""
     own = ("steps", "learning_rate", "min_learning_rate_ratio", "warmup_steps")
     return training.model_copy(update={name: getattr(retraining, name) for name in own})

@@ -1,4 +1,4 @@
-"""gate_challenger: hold the retrained model to the recipe's limits and to the champion on every evaluation."""
+"""gate_challenger: compare the retrained model with the recipe's limits and with the champion on every evaluation."""
 
 from typing import Any
 

@@ -31,7 +31,7 @@ def run_step(
     """Run step `name` and write a manifest for each output.
 
     `config` is what `RunConfig.for_step` wrote; `inputs` and `outputs` are paths of manifest files. In a pod the work
-    runs in a process of its own and is tried again after a crash (`attempts`). Returns the step's result: numbers with
+    runs in its own process and is tried again after a crash (`attempts`). Returns the step's result: numbers with
     units in their names, `summary` (one line), and what the pipeline branches on.
     """
     if name not in STEP_SECTIONS:

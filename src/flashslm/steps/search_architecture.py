@@ -52,7 +52,7 @@ def open_study(context: StepContext) -> SearchStudy:
 
 def study_name(context: StepContext) -> str:
     """The study's identity: all that decides what is proposed and which loss it gets. It is the same in every worker
-    and in select_architecture; the number of workers is no part of it, so a search goes on with more or fewer.
+    and in select_architecture; the number of workers is not part of it, so a search continues with more or fewer.
     """
     sections = json.loads(context.config.for_step("search_architecture"))
     del sections["search"]["workers"]
@@ -90,7 +90,7 @@ def law_designs(context: StepContext) -> tuple[str, ...]:
     try:
         SearchSpace(config.search.max_operators, config.search.max_mixer_types).parse(notation)
     except InfeasibleArchitecture as error:
-        context.events.emit("progress", f"the scaling law's choice is no seed design: {error}")
+        context.events.emit("progress", f"the scaling law's choice is not a seed design: {error}")
         return ()
     return (notation,)
 

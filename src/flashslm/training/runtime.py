@@ -77,7 +77,7 @@ class StepClock:
         self._started = time.perf_counter()
 
     def lap_s(self) -> float:
-        """Mean seconds a step since the last lap."""
+        """Mean seconds per step since the last lap."""
         mean = self._lap_s / self._lap_steps
         self._lap_s, self._lap_steps = 0.0, 0
         return mean

@@ -221,7 +221,7 @@ class _Trainer:
 
 
 def training_flops_per_token(model: HybridLM, sequence_length: int) -> float:
-    """Forward and backward FLOP a token at the mean causal reach of a window behind the meta tokens."""
+    """Forward and backward FLOP per token at the mean causal reach of a window behind the meta tokens."""
     a = model.architecture
     return 3 * forward_flops_per_token(a, round(a.num_meta_tokens + (sequence_length + 1) / 2))
 

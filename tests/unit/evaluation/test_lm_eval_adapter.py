@@ -109,7 +109,7 @@ def test_generation_ends_with_the_document(adapter: HybridLMAdapter, monkeypatch
 def test_what_does_not_fit_is_refused(adapter: HybridLMAdapter) -> None:
     with pytest.raises(ValueError, match="continuation of 65 tokens exceeds max_length 64"):
         adapter._loglikelihood_tokens([(("", ""), [0], [5] * 65)])
-    with pytest.raises(ValueError, match="max_gen_toks 64 leaves no room for a prompt: below 64 is allowed"):
+    with pytest.raises(ValueError, match="max_gen_toks 64 leaves no positions for a prompt: below 64 is allowed"):
         adapter.generate_until(requests(("x", {"max_gen_toks": 64})))
 
 

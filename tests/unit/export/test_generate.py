@@ -50,7 +50,7 @@ def test_sampling_follows_the_seed(exported_dir):
     [
         ("config.json", "{", r"config\.json is not valid JSON"),
         ("config.json", "{}", r"config\.json: .*hidden_size is missing"),
-        ("tokenizer.json", "{}", r"tokenizer\.json is no tokenizer"),
+        ("tokenizer.json", "{}", r"tokenizer\.json is not a tokenizer"),
     ],
 )
 def test_a_damaged_directory_is_named(file, text, expected, directory):

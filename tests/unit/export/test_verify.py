@@ -94,7 +94,7 @@ def test_an_index_that_disagrees_is_found(export, model, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("tokenizer.json", "{}", "is no tokenizer"),
+        ("tokenizer.json", "{}", "is not a tokenizer"),
         ("config.json", "[1]", "not a JSON object"),
         ("configuration_nemotron_flash.py", "class Other: pass", "names class NemotronFlashConfig"),
         ("modeling_nemotron_flash.py", "def", "not valid Python"),

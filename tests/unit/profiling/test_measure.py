@@ -122,7 +122,7 @@ def test_kernels_are_compiled_by_building_every_entry(monkeypatch):
 
 
 def test_calibration_fits_every_batch_on_other_models_than_the_checks(table, monkeypatch):
-    """Whole models take 1 ms more than their sums at batch 1, and 0.1 ms a layer at batch 2."""
+    """Whole models take 1 ms more than their sums at batch 1, and 0.1 ms per layer at batch 2."""
     seen = []
 
     def measured(points, config):

@@ -104,7 +104,7 @@ def test_every_part_is_plotted(place, capsys):
     for suffix in (".png", ".svg"):
         assert (place / "plotted").with_suffix(suffix).stat().st_size > 10_000
     labels = [axes.get_xlabel() for axes in plot_latency.plot(record).axes]
-    assert [label.split(" (")[0] for label in labels] == ["width", "context", "measured ms a step", "depth"]
+    assert [label.split(" (")[0] for label in labels] == ["width", "context", "measured ms per step", "depth"]
     widths, contexts, *_ = plot_latency.plot(record).axes
     measured = {entry["operator"] for entry in record["table"]["entries"]}
     assert {line.get_color() for line in contexts.lines} == {COLORS[mixer] for mixer in MIXERS if mixer in measured}

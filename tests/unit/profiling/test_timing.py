@@ -40,7 +40,7 @@ def test_with_several_threads_the_wall_clock_counts():
 def test_short_steps_are_batched_long_ones_are_not():
     calls = []
     measure(lambda: calls.append(busy(0.02)), warmup=0, repeats=5, device="cpu")
-    assert len(calls) >= 3 + 5 * 5, "at 20 us a call, a sample of 0.2 ms takes about ten"
+    assert len(calls) >= 3 + 5 * 5, "at 20 us per call, a sample of 0.2 ms takes about ten"
     calls.clear()
     measure(lambda: calls.append(busy(1.0)), warmup=2, repeats=5, device="cpu")
     assert len(calls) == 2 + 3 + 5

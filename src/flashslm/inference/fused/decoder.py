@@ -38,7 +38,7 @@ LARGEST_SIZE = 256  # of a head or a state, one tile of which is in registers
 
 
 def size_blockers(architecture: Architecture) -> list[str]:
-    """Sizes that the kernels cannot take, one line each; empty: they can."""
+    """Sizes that the kernels cannot take, one line per size; empty: they can."""
     a = architecture
     used = {layer_class(operator) for operator in a.operators}
     heads, mamba = bool(used & {DeltaNet, Attention}), Mamba2 in used

@@ -32,7 +32,7 @@ class KfpError(LaunchError):
 
 
 class NotFound(KfpError):
-    """There is no such object."""
+    """The object does not exist."""
 
 
 class Conflict(KfpError):
@@ -57,8 +57,8 @@ def address_of(host: str) -> str:
     if not usable or parts.username is not None or re.search(r"\s", parts.netloc):
         shown = host.rpartition("@")[2]
         raise KfpError(
-            f"host '{shown}' is no address of a KFP API: give it as a browser shows it, such as https://kfp.example, "
-            "without user and password"
+            f"host '{shown}' is not the address of a KFP API: give it as a browser shows it, "
+            "such as https://kfp.example, without user and password"
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
 
@@ -124,13 +124,13 @@ class Connection:
         return str(response.data.decode(errors="replace"))
 
     def create(self, find: Callable[[], T | None], method: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """A call that must have its effect once: whatever `find` finds before or after an attempt is the result."""
+        """A call that must have its effect once: what `find` returns before or after an attempt is the result."""
         for attempt in range(self._attempts):
             if (found := find()) is not None:
                 return found
             try:
                 return self._once(method, *arguments, **options)
-            except Conflict:  # somebody else was quicker
+            except Conflict:  # another process was faster
                 if (found := find()) is not None:
                     return found
                 raise

@@ -174,7 +174,7 @@ class KfpClient:
         self.connection.call(enable if enabled else disable, schedule_id)
 
     def delete_schedule(self, schedule_id: str) -> None:
-        """Remove it; one that is gone already (a lost answer) is no error."""
+        """Remove it; it is not an error if it is gone already (after a lost answer)."""
         with suppress(NotFound):
             self.connection.call(self.recurring_runs.recurring_run_service_delete_recurring_run, schedule_id)
 

@@ -79,7 +79,7 @@ def _selected(value: Any, selector: str) -> Any:
 
 
 def _iterations(task: dict[str, Any], inputs: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """(path of the iteration, its loop item) for each iteration; one without either for a task that is no loop."""
+    """(path of the iteration, its loop item) for each iteration; one without either for a task outside a loop."""
     iterator = task.get("parameterIterator")
     if iterator is None:
         yield (), {}

@@ -12,7 +12,7 @@ Source = tuple[str, tuple[str, ...], bool]  # name of the object, its keys, whet
 def train_job_template(
     step: str, platform: PlatformConfig, image: str, secrets: list[Source], config_maps: list[Source]
 ) -> KubernetesObject:
-    """The job for `platform.nodes` nodes, each with the resources of the step; one process a GPU."""
+    """The job for `platform.nodes` nodes, each with the resources of the step; one process per GPU."""
     resources, labels = platform.resources(step), step_labels(step)
     kind = platform.gpu_types.get(resources.gpu_type, GpuType())
     amounts = {"cpu": resources.cpu, "memory": resources.memory}

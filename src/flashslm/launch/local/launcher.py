@@ -29,7 +29,7 @@ from flashslm.launch.processes import StopSignals, exclusive, stop_tree
 from flashslm.launch.progress import Progress, StepRecord
 
 _POLL_S = 0.1
-GRACE_S = 10.0  # what a step has to end in order
+GRACE_S = 10.0  # what a step has to end in an orderly way
 
 
 @dataclass
@@ -73,7 +73,7 @@ def run_local(
 
 
 def run_job(job: Job, env: Mapping[str, str], console: Console) -> LocalResult:
-    """Start the runner, show its progress, and end it with all its steps when this process is told to stop."""
+    """Start the runner, show its progress, and end it with all its steps when this process is asked to stop."""
     log = job.run_dir / "logs" / "kfp.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     progress = Progress(job.run_dir / "events.jsonl")
@@ -112,12 +112,12 @@ def _watch(
 
 
 def _start_runner(job: Job, env: Mapping[str, str], scratch: Path, log: Path) -> subprocess.Popen[bytes]:
-    """In this process group, so that whatever ends the group ends the run."""
+    """In this process group, so that a signal to the group ends the run."""
     job.write(job.run_dir / "job.json")
     extra = {
         "FLASHSLM_EVENTS": str(job.run_dir / "events.jsonl"),
         "PYTHONUNBUFFERED": "1",
-        "TMPDIR": str(scratch),  # kfp leaves a directory a task there, a killed step whatever it had
+        "TMPDIR": str(scratch),  # kfp leaves one directory per task there, and a killed step its own files
         PARENT_PID: str(os.getpid()),
     }
     with log.open("ab") as output:

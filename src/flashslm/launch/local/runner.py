@@ -91,7 +91,7 @@ def run(job: Job) -> None:
 
 
 def observe_tasks(logs: Path) -> None:
-    """Extend kfp.local: every task has a label, a log of its own, and events for its attempts and its end."""
+    """Extend kfp.local: every task has a label, its own log, and events for its attempts and its end."""
     from kfp import dsl
     from kfp.local import status, subprocess_task_handler
     from kfp.local.orchestrator import orchestrator_utils, task_executor

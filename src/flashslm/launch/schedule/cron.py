@@ -1,7 +1,7 @@
 """Cron expressions in a named time zone: when a schedule is due, and the form KFP wants.
 
-Where a zone's clock changes twice a year it is as with Debian's cron: a fixed time that spring skips fires right after
-the gap, one that autumn repeats fires once, and "every N minutes" and "every hour" go on evenly.
+Where a zone's clock changes twice a year it is as with Debian's cron: a fixed time skipped by the start of summer time
+fires right after the gap, one repeated at its end fires once, "every N minutes" and "every hour" continue evenly.
 """
 
 import re

@@ -42,7 +42,7 @@ class Schedule(BaseModel):
     recipe: dict[str, Any]  # without its promotion hook, which the store must not decide
     hook_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")  # of the hook's file in the maker's home
     enabled: bool = True
-    settled_s: float  # nothing that was due up to here will be done any more
+    settled_s: float  # everything that was due up to here has been decided
     running: Running | None = None
     last: Outcome | None = None
 
@@ -101,9 +101,9 @@ class Schedules:
         return schedule
 
     def change(self, name: str, to: Callable[[Schedule], Schedule | None]) -> Schedule | None:
-        """Replace a schedule by what `to` makes of it (None: leave it), anew if somebody else changed it meanwhile.
+        """Replace a schedule by what `to` makes of it (None: leave it), again if another process changed it meanwhile.
 
-        Returns what was stored, or None. Raises LaunchError if there is no such schedule.
+        Returns what was stored, or None. Raises LaunchError if the schedule does not exist.
         """
         while True:
             found = self._read(name)
@@ -130,7 +130,7 @@ class Schedules:
         self.change(name, switch)
 
     def delete(self, name: str) -> None:
-        """Remove a schedule; a run of it goes on. LaunchError if there is none."""
+        """Remove a schedule; a run of it continues. LaunchError if there is none."""
         self.change(name, lambda schedule: schedule)
         self.store.delete([_key(name)])
 

@@ -1,8 +1,8 @@
 """The local scheduler: fires schedules when they are due, each time once however many schedulers there are.
 
 What is done about a time that is due is decided under a lease and stored by a conditional put, so that a scheduler that
-was frozen while its lease ran out loses. A time that nobody saw within the grace is missed and not caught up; one that
-comes while the schedule's former run goes on is skipped.
+was frozen while its lease ran out loses. A time that no scheduler saw within the grace period is missed and not caught
+up; one that comes while the schedule's previous run continues is skipped.
 """
 
 import os
@@ -75,17 +75,17 @@ class Scheduler:
                 schedule = self._schedules.find(name)
                 if schedule and schedule.enabled:
                     self._consider(schedule)
-            except ValueError as error:  # of another version, or damaged: the others go on
+            except ValueError as error:  # of another version, or damaged: the others continue
                 self._complain(name, " ".join(str(error).split()))
 
     def _complain(self, name: str, about: str) -> None:
         """Say it once."""
         if self._complaints.get(name) != about:
             self._complaints[name] = about
-            self._say(f"{name}: {about}; delete it and create it anew")
+            self._say(f"{name}: {about}; delete it and create it again")
 
     def look_after_runs(self) -> None:
-        """Say that a run goes on, or what came of it."""
+        """Report that a run continues, or how it ended."""
         for name, started in list(self._started.items()):
             exit_code = started.process.poll()
             if exit_code is not None:
@@ -98,7 +98,7 @@ class Scheduler:
                 self._note(name, {"running": Running(due_s=started.due_s, scheduler=self._name, seen_s=self._now())})
 
     def stop(self) -> None:
-        """Ask every run to end in order."""
+        """Ask every run to end in an orderly way."""
         for started in self._started.values():
             started.process.terminate()
 
@@ -157,7 +157,7 @@ class Scheduler:
     def _fire(self, schedule: Schedule, due_s: float) -> None:
         try:
             process, log = self._launch(schedule, due_s)
-        except (OSError, ValueError) as error:  # no room, or a recipe from before an upgrade: others must go on
+        except (OSError, ValueError) as error:  # a full disk, or a recipe from before an upgrade: the others continue
             outcome = Outcome(due_s=due_s, state="FAILURE", detail=f"cannot start: {' '.join(str(error).split())}")
             self._note(schedule.name, {"running": None, "last": outcome})
             self._report(schedule.name, schedule.times, outcome)
@@ -177,7 +177,7 @@ def _outcome(started: _Started, exit_code: int) -> Outcome:
 
 
 def launch_in(home: Path) -> Launch:
-    """Runs are `flashslm run` in processes of their own; recipe and log are below `home`."""
+    """Runs are `flashslm run` in separate processes; recipe and log are below `home`."""
 
     def launch(schedule: Schedule, due_s: float) -> tuple[Process, Path]:
         config, secrets = _with_hook(schedule, home)
@@ -211,7 +211,7 @@ def _with_hook(schedule: Schedule, home: Path) -> tuple[RunConfig, dict[str, str
 
 
 def serve(scheduler: Scheduler, say: Callable[[str], None]) -> int:
-    """Tick until a signal comes, then wait for the runs to end in order (another signal hurries them).
+    """Tick until a signal comes, then wait for the runs to end (another signal kills them).
 
     Returns 128 + the signal's number, as a shell does.
     """
@@ -230,7 +230,7 @@ def serve(scheduler: Scheduler, say: Callable[[str], None]) -> int:
         while scheduler.busy:
             if len(stop.received) > asked:
                 asked = len(stop.received)
-                say("stopping: runs end in order (a second Ctrl-C kills them now)")
+                say("stopping: waiting for runs to end (a second Ctrl-C kills them now)")
                 scheduler.stop()
             with suppress(StoreError):
                 scheduler.look_after_runs()
