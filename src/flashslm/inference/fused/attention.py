@@ -139,8 +139,7 @@ def _attend(
         k_upper = tl.load(keys_ptr + place + HEAD_DIM // 2 + half[None, :], mask=seen[:, None], other=0.0)
         v = tl.load(values_ptr + place + lane[None, :], mask=seen[:, None], other=0.0)
         if start == first:
-            # In the loop, so that the copies of the first keys are under way before the wait.
-            gdc_wait()
+            gdc_wait()  # in the loop, so that the copies of the first keys are under way before
             low, high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD_DIM, NORM)
             q_low, q_high = low.to(dtype), high.to(dtype)
         scores = tl.dot(q_low, tl.trans(k_lower)) + tl.dot(q_high, tl.trans(k_upper))
@@ -151,10 +150,8 @@ def _attend(
         low, high = _rotated(q_row, cos_ptr, sin_ptr, q_norm_ptr, length, eps, HEAD_DIM, NORM)
         k_row, slot = inputs + (GROUPS * GROUP + g) * HEAD_DIM, cache + length.to(tl.int64) * HEAD_DIM
         q, sums = (low.to(dtype), high.to(dtype)), (best, total, mixed)
-        new, places = (
-            (k_row + tl.zeros((1, 1), tl.int32), k_row + GROUPS * HEAD_DIM),
-            (keys_ptr + slot, values_ptr + slot),
-        )
+        new = (k_row + tl.zeros((1, 1), tl.int32), k_row + GROUPS * HEAD_DIM)
+        places = (keys_ptr + slot, values_ptr + slot)
         rotation = (cos_ptr, sin_ptr, k_norm_ptr)
         best, total, mixed = _with_new_key(q, sums, new, places, rotation, length, eps, scale, HEAD_DIM, NORM)
     head = b * GROUPS * GROUP + g * GROUP + row
