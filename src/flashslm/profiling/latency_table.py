@@ -75,7 +75,7 @@ class StepOverhead(BaseModel):
 class LatencyTable(BaseModel):
     """Entries and what they depend on: device, versions, dtype, the sizes all architectures of a run share.
 
-    Only attention's time depends on the context; the other entries are measured once and recorded at every context.
+    An entry whose time does not depend on the context is measured once and recorded at every context.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

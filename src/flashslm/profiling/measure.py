@@ -47,8 +47,8 @@ class _Group(NamedTuple):
 def measure_latency_table(plan: ProfilingPlan) -> LatencyTable:
     """Measure every operator at every width, context and batch of the plan on the present device.
 
-    Operators other than attention, and the head, do not depend on the context: measured at the smallest, recorded at
-    all. An entry that does not fit in memory is in `left_out` with the reason. `compile_ahead` before it saves time.
+    What does not depend on the context is measured at the smallest and recorded at all. An entry that does
+    not fit in memory is in `left_out` with the reason. `compile_ahead` before it saves time.
     """
     table, _ = measure_together(plan, ())
     return table
