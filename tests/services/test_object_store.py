@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -137,13 +138,73 @@ def test_a_flipped_byte_is_named_and_nothing_is_kept(store, tree, tmp_path):
     bad = bytes([good[0] ^ 1]) + good[1:]
     store.client.put_object(Bucket=store.bucket, Key=key, Body=bad)
     expected, actual = (hash_tree(tree)["unique"].sha256, object_store.hashlib.sha256(bad).hexdigest())
-    for attempt in (lambda: store.get_tree(manifest, tmp_path / "out"), lambda: store.verify_tree(manifest)):
-        with pytest.raises(ObjectCorrupt, match=f"unique.*expected sha256 {expected}, got {actual}"):
-            attempt()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["tree"]
-    store.delete([manifest.uri.split("/", 3)[3] + ".index.json"])  # what the message says
-    store.put_tree(tree, "model")
+    reads = (
+        lambda: store.get_tree(manifest, tmp_path / "out"),
+        lambda: store.get_part(manifest, ("uni",), tmp_path / "tree" / "part"),
+        lambda: store.verify_tree(manifest),
+    )
+    for read in reads:
+        store.client.put_object(Bucket=store.bucket, Key=key, Body=bad)
+        with pytest.raises(ObjectCorrupt, match=f"unique.*expected sha256 {expected}, got {actual}.*was taken out"):
+            read()
+        with pytest.raises(ObjectMissing):
+            store.verify_tree(manifest)
+        shutil.rmtree(tree / "part", ignore_errors=True)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["tree"]
+        assert store.put_tree(tree, "model") == manifest
+        store.verify_tree(manifest)
+
+
+def test_bytes_that_were_damaged_on_the_way_are_read_again(settings, tree, tmp_path, monkeypatch):
+    store = ObjectStore(settings)
+    manifest = store.put_tree(tree, "model")
+    write, damaged = object_store._HashingSink.write, []
+
+    def damage_once(self, data: bytes) -> int:
+        if not damaged and len(data) > 1:
+            damaged.append(data)
+            data = bytes([data[0] ^ 1]) + data[1:]
+        return write(self, data)
+
+    monkeypatch.setattr(object_store._HashingSink, "write", damage_once)
+    assert hash_tree(store.get_tree(manifest, tmp_path / "out")) == hash_tree(tree) and damaged
     store.verify_tree(manifest)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"7", b"null", b"{", b'"a text"', b'{"files": 3}', b"\xff{}", b""])
+def test_an_index_of_wrong_json_is_corrupt_and_stored_again(content, store, tree, tmp_path):
+    manifest = store.put_tree(tree, "model")
+    store.client.put_object(Bucket=store.bucket, Key=store.index_key(manifest), Body=content)
+    with pytest.raises(ObjectCorrupt, match=r"index\.json .*was taken out"):
+        store.get_tree(manifest, tmp_path / "out")
+    store.client.put_object(Bucket=store.bucket, Key=store.index_key(manifest), Body=content)
+    assert store.put_tree(tree, "model") == manifest, "storing it does not stop at a damaged index"
+    assert hash_tree(store.get_tree(manifest, tmp_path / "out")) == hash_tree(tree)
+
+
+def test_a_bit_that_flips_on_the_servers_disk_is_found_and_healed(settings, stack_home, tmp_path, monkeypatch):
+    """The server notices it itself, and answers 500 for this object whenever it is asked."""
+    monkeypatch.setattr(object_store, "_PAUSE_S", 0.0)
+    store = ObjectStore(settings)
+    (tmp_path / "tree").mkdir()
+    body = os.urandom(50_000)
+    (tmp_path / "tree" / "weights").write_bytes(body)
+    manifest = store.put_tree(tmp_path / "tree", "model")
+    assert sum(flip_bit(volume, body[2000:2100]) for volume in (stack_home / "s3").rglob("*.dat")) == 1
+    with pytest.raises(ObjectCorrupt, match=r"cannot read 'cas/.*/weights' though it reads others.*was taken out"):
+        store.verify_tree(manifest)
+    store.put_tree(tmp_path / "tree", "model")
+    store.verify_tree(manifest)
+
+
+def flip_bit(file: Path, found_at: bytes) -> bool:
+    """Flip one bit where these bytes are in a file; False if they are not."""
+    place = file.read_bytes().find(found_at)
+    if place >= 0:
+        with file.open("r+b") as opened:
+            opened.seek(place)
+            opened.write(bytes([found_at[0] ^ 1]))
+    return place >= 0
 
 
 def test_a_forged_index_is_refused(store, tree, tmp_path):
@@ -166,10 +227,10 @@ def test_an_index_whose_paths_leave_the_tree_writes_nothing(path, store, tmp_pat
     prefix = f"cas/{digest[:2]}/{digest}"
     with suppress(ClientError):  # this server refuses some of these keys, others take them all
         store.client.put_object(Bucket=store.bucket, Key=f"{prefix}/{path}", Body=content)
-    store.put_json(f"{prefix}.index.json", {"files": {path: entry.model_dump()}})
     manifest = Manifest(kind="model", uri=f"s3://{store.bucket}/{prefix}", sha256=digest, bytes=len(content))
     target = tmp_path / "in" / "out"
     for attempt in (store.get_tree, lambda m, d: store.get_part(m, ("",), d), lambda m, _: store.verify_tree(m)):
+        store.put_json(f"{prefix}.index.json", {"files": {path: entry.model_dump()}})
         with pytest.raises(ObjectCorrupt, match="no index of a tree: a tree cannot hold the path"):
             attempt(manifest, target)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

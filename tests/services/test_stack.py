@@ -115,3 +115,17 @@ def test_a_failing_start_shows_its_log(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded_stack, "_mlflow", lambda state, home: broken)
     with pytest.raises(embedded_stack.StackError, match=r"s3 ended while starting[\s\S]*\| no space on device"):
         embedded_stack.up(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"access_key": "a', b"\xff\xfe", b"[]", b'{"access_key": "", "ports": {}}'])
+def test_a_damaged_state_is_set_aside_and_nothing_stored_is_lost(content, home):
+    settings = embedded_stack.up(home)
+    ObjectStore(settings).put_json("kept/value.json", {"n": 1})
+    (home / "stack.json").write_bytes(content)
+    assert embedded_stack.status(home).services == []
+    again = embedded_stack.up(home)
+    assert embedded_stack.status(home).healthy and again.secret_key != settings.secret_key
+    assert ObjectStore(again).get_json("kept/value.json")[0] == {"n": 1}
+    (aside,) = home.glob("stack.json.damaged-*")
+    assert aside.read_bytes() == content
+    aside.unlink()

@@ -256,3 +256,48 @@ def test_what_a_lost_process_had_finished_counts_no_more(platform_env: Settings)
     found = MlflowApi(platform_env).search_runs("attributes.run_name LIKE 'lost trial %'")
     ends = sorted((r["info"]["run_name"], r["info"]["status"]) for r in found)
     assert ends == [("lost trial 3", "KILLED"), ("lost trial 3", "KILLED"), ("lost trial 4", "FINISHED")]
+
+
+def spooled_run(settings: Settings, name: str, losses: int) -> tuple[str, Path]:
+    """A run of which metrics wait on disk."""
+    run_id = mlflow_runs.start_parent_run(settings, name)
+    for step in range(losses):
+        body = {"metrics": [mlflow_api.metric_point("loss", 1.0, step)]}
+        spool.append(spool.RunRef.of(settings, run_id), spool.Request(endpoint="runs/log-batch", body=body))
+    return run_id, next(file for file in spool_files() if file.stem == run_id)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda content: content[:-20], 2),  # the last line was cut off
+        (lambda content: content[:10], 0),  # the first one
+        (lambda content: b"", 0),
+        (lambda content: b"\xff" + content[1:], 0),
+        (lambda content: content.replace(b"runs/log-batch", b"runs/l\xffg-batch", 1), 2),
+        (lambda content: content.replace(b'"body"', b'"bodx', 1), 2),
+    ],
+)
+def test_a_damaged_spool_file_is_set_aside_and_the_rest_is_sent(damage, kept, platform_env, caplog):
+    broken, file = spooled_run(platform_env, "broken", 3)
+    whole, _ = spooled_run(platform_env, "whole", 3)
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    damaged = file.read_bytes()
+    assert mlflow_runs.backfill(platform_env) == kept + 3
+    assert len(history(platform_env, whole, "loss")) == 3 and len(history(platform_env, broken, "loss")) == kept
+    assert spool_files() == [] and mlflow_runs.backfill(platform_env) == 0, "it blocks no later run"
+    (aside,) = file.parent.glob("*.damaged-*")
+    assert aside.read_bytes() == damaged and aside.name in caplog.text
+    for run_id in (broken, whole):
+        mlflow_runs.finish_run(platform_env, run_id, "FINISHED")
+
+
+def test_what_is_spooled_after_a_cut_line_is_sent(platform_env):
+    run_id, file = spooled_run(platform_env, "cut", 2)
+    file.write_bytes(file.read_bytes()[:-20])
+    body = {"metrics": [mlflow_api.metric_point("loss", 1.0, 7)]}
+    spool.append(spool.RunRef.of(platform_env, run_id), spool.Request(endpoint="runs/log-batch", body=body))
+    assert mlflow_runs.backfill(platform_env) == 2
+    assert [step for step, _ in history(platform_env, run_id, "loss")] == [0, 7]
+    mlflow_runs.finish_run(platform_env, run_id, "FINISHED")

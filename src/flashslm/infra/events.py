@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flashslm.config.secret import without_secrets
+from flashslm.infra.state_files import append_line
 
 
 @dataclass(frozen=True)
@@ -32,5 +33,4 @@ class Events:
             return
         summary = without_secrets(summary)  # an error may quote what it was given
         line = {"step": self.step, "label": self.label, "event": event, "time_s": time.time(), "summary": summary}
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line | fields) + "\n")
+        append_line(self.path, json.dumps(line | fields))

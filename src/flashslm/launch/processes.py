@@ -6,11 +6,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 import psutil
+
+from flashslm.infra.state_files import locked_file
 
 _KILL_TAKES_AT_MOST_S = 5.0  # a process inside a system call ends with it
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -23,13 +25,12 @@ class LaunchError(RuntimeError):
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock file; raise LaunchError with the holder's pid if another process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = held.enter_context(locked_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
         except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
+            written = path.read_bytes().strip()
+            holder = written.decode() if written.isdigit() else "unknown"
             raise LaunchError(
                 f"another run uses {path.parent} (pid {holder}): wait for it, stop it with `kill {holder}`, "
                 "or give this run another --home"

@@ -54,7 +54,12 @@ class Progress:
 
     def update(self) -> list[Change]:
         """Read what was appended since the last call."""
-        return [change for event in self._read_new() if (change := self._apply(event))]
+        changes = []
+        for event in self._read_new():
+            with suppress(KeyError, TypeError, AttributeError):  # a damaged line, or one of a task whose start is lost
+                if change := self._apply(event):
+                    changes.append(change)
+        return changes
 
     def close(self, state: str) -> None:
         """What still runs when the run is over ended with it."""
@@ -71,7 +76,7 @@ class Progress:
         complete = new[: new.rfind(b"\n") + 1]
         self._offset += len(complete)
         for line in complete.splitlines():
-            with suppress(json.JSONDecodeError):  # a step killed inside a write leaves half a line
+            with suppress(ValueError):  # a step killed inside a write leaves half a line
                 yield json.loads(line)
 
     def _apply(self, event: dict[str, Any]) -> Change | None:

@@ -12,7 +12,7 @@ from typing import Any
 from flashslm.config import RunConfig, digest
 from flashslm.infra.events import Events
 from flashslm.infra.settings import Settings
-from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectStore
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking.mlflow_runs import TrackedRun
 
 
@@ -49,19 +49,7 @@ class StepContext:
         return self.fetch_manifest(self.manifest(name))
 
     def fetch_manifest(self, manifest: Manifest) -> Path:
-        target = tree_cache() / manifest.sha256
-        try:
-            return self.store.get_tree(manifest, target)
-        except ObjectCorrupt:
-            return self._fetch_again(manifest, target)
-
-    def _fetch_again(self, manifest: Manifest, target: Path) -> Path:
-        """A second reading tells a damaged transfer from a damaged object, which is taken out of circulation."""
-        try:
-            return self.store.get_tree(manifest, target)
-        except ObjectCorrupt as error:
-            self.store.delete([self.store.index_key(manifest)])
-            raise ObjectCorrupt(f"{error}; it was taken out, and the same `flashslm run` makes it anew") from error
+        return self.store.get_tree(manifest, tree_cache() / manifest.sha256)
 
     def read_json(self, name: str, file: str) -> Any:
         return json.loads((self.fetch(name) / file).read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 import datetime
 import ipaddress
-import os
 from pathlib import Path
 
 from cryptography import x509
@@ -10,6 +9,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from flashslm.infra.state_files import write_whole
 
 AUTHORITY, CERTIFICATE, KEY = "ca.crt", "node.crt", "node.key"
 _VALID_DAYS = 3650
@@ -26,7 +27,7 @@ def ensure_certificates(directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
         for name, content in _make().items():
-            _write_private(directory / name, content)
+            write_whole(directory / name, content)
     return directory
 
 
@@ -77,11 +78,3 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
 
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _write_private(file: Path, content: bytes) -> None:
-    temporary = file.with_name(file.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as opened:
-        opened.write(content)
-    temporary.replace(file)

@@ -1,6 +1,5 @@
 """The embedded stack of one person's machine: SeaweedFS (S3) and MLflow on loopback, as two background processes."""
 
-import fcntl
 import os
 import secrets
 import sys
@@ -16,6 +15,7 @@ from flashslm.infra.process.private import PRIVATE_UMASK, private_directory, pri
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import daemons, seaweedfs
 from flashslm.infra.stack.daemons import Daemon, StackError
+from flashslm.infra.state_files import locked_file, read_state, write_whole
 from flashslm.infra.storage.s3 import StoreError, s3_client, translated
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
 
 DEFAULT_HOME = Path(".flashslm")
 BUCKET = "flashslm"
+STUDIES = "study.db"  # trials of searches, below the home
 Service = Literal["s3", "mlflow"]
 SERVICES: tuple[Service, ...] = ("s3", "mlflow")
 _START_TIMEOUT_S = {"s3": 60.0, "mlflow": 180.0}
@@ -54,7 +55,7 @@ class StackState(BaseModel):
             endpoint_url=f"http://127.0.0.1:{self.ports['s3']}",
             bucket=BUCKET,
             tracking_uri=f"http://127.0.0.1:{self.ports['mlflow']}",
-            study_url=f"sqlite:///{home / 'study.db'}",
+            study_url=f"sqlite:///{home / STUDIES}",
         )
 
 
@@ -226,24 +227,28 @@ def _new_state() -> StackState:
 
 
 def _load(home: Path) -> StackState | None:
-    file = home / "stack.json"
-    return StackState.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """What the file says; without it, or when it is damaged, the next `up` chooses new credentials and ports: the data
+    are not bound to the old ones.
+    """
+    return read_state(home / "stack.json", _parse)
+
+
+def _parse(content: bytes) -> StackState:
+    state = StackState.model_validate_json(content)
+    if missing := {*seaweedfs.PARTS, "mlflow"} - set(state.ports):
+        raise ValueError(f"it lacks the ports of {', '.join(sorted(missing))}")
+    return state
 
 
 def _save(home: Path, state: StackState) -> None:
-    """Replace the file whole; it holds the secret, so only its owner may read it."""
-    temporary = home / "stack.json.new"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(state.model_dump_json(indent=1))
-    temporary.replace(home / "stack.json")
+    """It holds the secret: only its owner may read the file."""
+    write_whole(home / "stack.json", state.model_dump_json(indent=1))
 
 
 @contextmanager
 def _lock(home: Path) -> Iterator[None]:
     """One `up` or `down` at a time; the kernel frees it if its holder dies."""
-    with (home / "stack.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked_file(home / "stack.lock"):
         yield
 
 

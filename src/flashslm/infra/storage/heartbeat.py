@@ -41,7 +41,8 @@ def require_heartbeats(
 
     def is_silent() -> bool:
         found = store.get_json(key)
-        return found is None or time.time() - found[0]["seen_s"] > silence_s
+        seen_s = found[0].get("seen_s") if found and isinstance(found[0], dict) else None
+        return not isinstance(seen_s, int | float) or time.time() - seen_s > silence_s
 
     def listen() -> None:
         if is_silent():

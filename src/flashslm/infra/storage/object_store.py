@@ -7,11 +7,15 @@ names a tree and is what steps hand to each other.
 
 import hashlib
 import json
+import re
 import tempfile
-from collections.abc import Iterable
+import time
+import uuid
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from boto3.s3.transfer import TransferConfig
@@ -45,6 +49,7 @@ from flashslm.infra.storage.tree import (
 __all__ = [
     "Manifest",
     "ObjectCorrupt",
+    "ObjectEntry",
     "ObjectMissing",
     "ObjectStore",
     "PreconditionFailed",
@@ -59,12 +64,26 @@ _TRANSFER = TransferConfig(
 )
 
 
+CAS = "cas/"
+_RENEWED_AFTER_S = 86_400.0
+_PAUSE_S = 5.0  # before an object that the server failed to read is asked for again
+Read = TypeVar("Read")
+
+
+class ObjectEntry(NamedTuple):
+    """What a listing says of an object."""
+
+    bytes: int
+    modified_s: float  # POSIX time
+
+
 class ObjectStore:
     """Trees and JSON objects of one bucket. Safe to share between threads."""
 
     def __init__(self, settings: Settings, max_attempts: int = MAX_ATTEMPTS):
         self.bucket = settings.bucket
         self.client = s3_client(settings, max_attempts)
+        self._impatient = s3_client(settings, max_attempts=1)
         self._where = f"S3 at {settings.endpoint_url}, bucket '{settings.bucket}'"
 
     def ensure_bucket(self) -> None:
@@ -121,6 +140,15 @@ class ObjectStore:
             self._download(manifest, target, beginnings)
         return target
 
+    def stored_trees(self) -> dict[str, Manifest]:
+        """Every tree that has an index, by the key of that; its kind is not known."""
+        trees = {}
+        for key, entry in self.entries(CAS).items():
+            if found := re.fullmatch(rf"{CAS}[0-9a-f]{{2}}/([0-9a-f]{{64}})\.index\.json", key):
+                uri = f"s3://{self.bucket}/{_prefix_of(found[1])}"
+                trees[key] = Manifest(kind="tree", uri=uri, sha256=found[1], bytes=entry.bytes)
+        return trees
+
     def index_key(self, manifest: Manifest) -> str:
         """The object whose presence makes a tree readable."""
         return _index_key(self._prefix(manifest))
@@ -153,18 +181,36 @@ class ObjectStore:
 
     def get_json(self, key: str) -> tuple[Any, str] | None:
         """A JSON value and its etag, or None if the object is absent."""
-        try:
-            with translated(self._where, key):
-                answer = self.client.get_object(Bucket=self.bucket, Key=key)
-                return json.loads(answer["Body"].read()), str(answer["ETag"])
-        except ObjectMissing:
+        found = self.get_bytes(key)
+        if found is None:
             return None
+        try:
+            return json.loads(found[0]), found[1]
         except ValueError as error:
             raise ObjectCorrupt(f"s3://{self.bucket}/{key} is not JSON: {error}") from error
 
+    def get_bytes(self, key: str) -> tuple[bytes, str] | None:
+        """A small object's content and its etag, or None if the object is absent."""
+
+        def read(client: Any) -> tuple[bytes, str]:
+            answer = client.get_object(Bucket=self.bucket, Key=key)
+            return answer["Body"].read(), str(answer["ETag"])
+
+        try:
+            return self._read(key, read)
+        except ObjectMissing:
+            return None
+
     def list(self, prefix: str) -> list[str]:
         """All keys with a prefix, sorted."""
-        return sorted(self._sizes(prefix))
+        return sorted(self.entries(prefix))
+
+    def entries(self, prefix: str) -> dict[str, ObjectEntry]:
+        """Size and age of every object with a prefix, by key."""
+        with translated(self._where, prefix):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            found = [entry for page in pages for entry in page.get("Contents", [])]
+        return {entry["Key"]: ObjectEntry(entry["Size"], entry["LastModified"].timestamp()) for entry in found}
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; absent ones are no error."""
@@ -177,9 +223,25 @@ class ObjectStore:
                 raise StoreError(f"{self._where}: could not delete {failed[0]['Key']}: {failed[0].get('Message')}")
 
     def _is_complete(self, prefix: str, files: dict[str, FileEntry]) -> bool:
-        if self.get_json(_index_key(prefix)) is None:
+        try:
+            index = self.get_json(_index_key(prefix))
+        except ObjectCorrupt:
+            index = ({}, "")
+        if index is None:
             return False
-        return self._sizes(prefix + "/") == {f"{prefix}/{path}": entry.bytes for path, entry in files.items()}
+        if index[0] != _index_of(files):  # damaged: the put of a right one is conditional
+            self.delete([_index_key(prefix)])
+            return False
+        there = self.entries(prefix)
+        modified_s = there.pop(_index_key(prefix), ObjectEntry(0, 0.0)).modified_s
+        if {key: found.bytes for key, found in there.items()} != {
+            f"{prefix}/{path}": entry.bytes for path, entry in files.items()
+        }:
+            return False
+        if time.time() - modified_s > _RENEWED_AFTER_S:  # it is needed again: `store gc` goes by the index's age
+            with suppress(PreconditionFailed):
+                self.put_json(_index_key(prefix), _index_of(files), if_match=index[1])
+        return True
 
     def _fill(self, manifest: Manifest, target: Path) -> None:
         if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
@@ -199,50 +261,106 @@ class ObjectStore:
                 self.client.upload_file(str(root / path), self.bucket, f"{prefix}/{path}", Config=_TRANSFER)
 
         in_parallel(send, files)
-        index = {"files": {path: entry.model_dump() for path, entry in files.items()}}
         with suppress(PreconditionFailed):  # the same tree, put by somebody else meanwhile
-            self.put_json(_index_key(prefix), index, if_absent=True)
+            self.put_json(_index_key(prefix), _index_of(files), if_absent=True)
 
     def _download(self, manifest: Manifest, tree: Path | None, beginnings: tuple[str, ...] = ("",)) -> None:
-        """Read and verify a tree, or a part of it, into a directory or into nothing."""
+        """Read and verify a tree, or a part of it, into a directory or into nothing.
+
+        What is damaged is read once more, which tells a bad transfer from a bad object. A tree that stays damaged or
+        incomplete is taken out of the store: its index goes, so that whoever makes the tree stores it again.
+        """
         prefix = self._prefix(manifest)
+        try:
+            try:
+                files = self._read_index(manifest, prefix)
+            except ObjectCorrupt:
+                files = self._read_index(manifest, prefix)
+            if files is None:
+                where = f"{manifest.uri} ({manifest.kind}) is not in {self._where}"
+                raise ObjectMissing(f"{where}: run the step that makes it")
+            in_parallel(
+                lambda path: self._fetch_verified(prefix, tree, path, files[path].sha256),
+                [path for path in files if path.startswith(beginnings)],
+            )
+        except (ObjectCorrupt, ObjectMissing) as error:
+            if not self._index_exists(prefix):
+                raise
+            self.delete([_index_key(prefix)])
+            raise type(error)(f"{error}; the tree was taken out, and the step that makes it stores it again") from error
+
+    def _index_exists(self, prefix: str) -> bool:
+        return _index_key(prefix) in self.entries(_index_key(prefix))
+
+    def _read_index(self, manifest: Manifest, prefix: str) -> dict[str, FileEntry] | None:
+        """The files of a tree, or None if it has no index."""
         found = self.get_json(_index_key(prefix))
         if found is None:
-            raise ObjectMissing(f"{manifest.uri} ({manifest.kind}) is not in {self._where}: run the step that makes it")
+            return None
         try:
             files = read_index(found[0])
         except ValueError as error:  # never written by put_tree: nothing of it is fetched
             key = f"s3://{self.bucket}/{_index_key(prefix)}"
-            raise ObjectCorrupt(f"{key} is no index of a tree: {error}") from error
+            raise ObjectCorrupt(f"{key} is no index of a tree: {' '.join(str(error).split())}") from error
         if tree_digest(files) != manifest.sha256:
-            raise _corrupt(f"the index of {manifest.uri}", manifest.sha256, tree_digest(files), prefix)
+            raise _corrupt(f"the index of {manifest.uri}", manifest.sha256, tree_digest(files))
+        return files
 
-        def fetch(path: str) -> None:
-            actual = self._fetch(prefix, tree, path)
-            if actual != files[path].sha256:
-                raise _corrupt(f"{manifest.uri}/{path}", files[path].sha256, actual, prefix)
-
-        in_parallel(fetch, [path for path in files if path.startswith(beginnings)])
+    def _fetch_verified(self, prefix: str, tree: Path | None, path: str, sha256: str) -> None:
+        """Fetch one file, a second time if its bytes are not those that were stored."""
+        if self._fetch(prefix, tree, path) == sha256:
+            return
+        actual = self._fetch(prefix, tree, path)
+        if actual != sha256:
+            raise _corrupt(f"s3://{self.bucket}/{prefix}/{path}", sha256, actual)
 
     def _fetch(self, prefix: str, tree: Path | None, path: str) -> str:
         """Stream one file of a tree; returns the sha256 of what came."""
         key = f"{prefix}/{path}"
-        if tree is None:
-            return self._stream(key, _HashingSink())
-        file = tree / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("wb") as opened:
-            return self._stream(key, _HashingSink(opened))
 
-    def _stream(self, key: str, sink: "_HashingSink") -> str:
+        def stream(client: Any, file: IO[bytes] | None = None) -> str:
+            sink = _HashingSink(file)
+            client.download_fileobj(self.bucket, key, sink, Config=_TRANSFER)
+            return sink.hash.hexdigest()
+
+        def to_file(client: Any) -> str:
+            assert tree is not None
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            with (tree / path).open("wb") as opened:
+                return stream(client, opened)
+
+        return self._read(key, stream if tree is None else to_file)
+
+    def _read(self, key: str, read: Callable[[Any], Read]) -> Read:
+        """Read an object; ObjectCorrupt if the server cannot, though it serves others.
+
+        A server that checks its own blocks answers 500 for a damaged one, for ever: waiting as for one that is away
+        would take minutes and end in the wrong error.
+        """
+        for pause_s in (_PAUSE_S, 0.0):
+            try:
+                with translated(self._where, key):
+                    return read(self._impatient)
+            except StoreUnavailable as error:
+                if error.status != HTTPStatus.INTERNAL_SERVER_ERROR or not self._serves():
+                    break
+                time.sleep(pause_s)
+        else:
+            raise ObjectCorrupt(f"{self._where} cannot read '{key}' though it reads others: its bytes are damaged")
         with translated(self._where, key):
-            self.client.download_fileobj(self.bucket, key, sink, Config=_TRANSFER)
-        return sink.hash.hexdigest()
+            return read(self.client)
 
-    def _sizes(self, prefix: str) -> dict[str, int]:
-        with translated(self._where, prefix):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-            return {entry["Key"]: entry["Size"] for page in pages for entry in page.get("Contents", [])}
+    def _serves(self) -> bool:
+        """Whether the server stores an object now and gives it back."""
+        key = f"probe/read-{uuid.uuid4().hex}"
+        try:
+            with translated(self._where, key):
+                self._impatient.put_object(Bucket=self.bucket, Key=key, Body=key.encode())
+                found = self._impatient.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+                self._impatient.delete_object(Bucket=self.bucket, Key=key)
+        except StoreError:
+            return False
+        return bool(found == key.encode())
 
     def _prefix(self, manifest: Manifest) -> str:
         parts = urlsplit(manifest.uri)
@@ -265,12 +383,16 @@ class _HashingSink:
         return self.file.write(data) if self.file else len(data)
 
 
-def _corrupt(what: str, expected: str, actual: str, prefix: str) -> ObjectCorrupt:
-    return ObjectCorrupt(f"{what} is corrupt: expected sha256 {expected}, got {actual} (index {_index_key(prefix)})")
+def _corrupt(what: str, expected: str, actual: str) -> ObjectCorrupt:
+    return ObjectCorrupt(f"{what} is corrupt: expected sha256 {expected}, got {actual}")
+
+
+def _index_of(files: dict[str, FileEntry]) -> dict[str, Any]:
+    return {"files": {path: entry.model_dump() for path, entry in files.items()}}
 
 
 def _prefix_of(digest: str) -> str:
-    return f"cas/{digest[:2]}/{digest}"
+    return f"{CAS}{digest[:2]}/{digest}"
 
 
 def _index_key(prefix: str) -> str:

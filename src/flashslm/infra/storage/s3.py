@@ -11,7 +11,7 @@ import boto3
 import botocore.session
 from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
 from flashslm.infra.settings import Settings
 
@@ -36,7 +36,11 @@ class PreconditionFailed(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The server did not answer, or failed, after all retries."""
+    """The server did not answer, or failed, after all retries; `status` is that of its last answer, or 0."""
+
+    def __init__(self, message: str, status: int = 0):
+        super().__init__(message)
+        self.status = status
 
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -84,6 +88,8 @@ def translated(where: str, key: str) -> Iterator[None]:
     except S3UploadFailedError as error:
         cause = error.__context__
         raise _translate(where, key, cause) if isinstance(cause, ClientError) else _unavailable(where, error) from error
+    except FlexibleChecksumError as error:
+        raise ObjectCorrupt(f"{where}: '{key}' is not what was stored: {error}") from error
     except (BotoCoreError, ConnectionError, TimeoutError) as error:
         raise _unavailable(where, error) from error
 
@@ -113,5 +119,6 @@ def _translate(where: str, key: str, error: ClientError) -> StoreError:
 def _unavailable(where: str, error: Exception) -> StoreUnavailable:
     return StoreUnavailable(
         f"{where} does not answer after retries ({error}). Look with `flashslm stack status`; "
-        "`flashslm stack up` starts it again with the same data"
+        "`flashslm stack up` starts it again with the same data",
+        http_status(error) if isinstance(error, ClientError) else 0,
     )

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage.s3 import StoreError
 
 MARKER = ".flashslm-tree"  # in a downloaded directory: the digest of the tree it was filled with
@@ -37,7 +38,7 @@ class Manifest(BaseModel):
         """Write the manifest as JSON; parents are made."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+        write_whole(file, self.model_dump_json(indent=1))
         return file
 
     @classmethod
@@ -132,7 +133,7 @@ def _hash_file(path: Path) -> FileEntry:
 def holds(directory: Path, digest: str) -> bool:
     """Whether a directory was filled with this tree and still holds exactly its bytes."""
     marker = directory / MARKER
-    if not marker.is_file() or marker.read_text(encoding="utf-8") != digest:
+    if not marker.is_file() or marker.read_bytes() != digest.encode():
         return False
     try:
         return tree_digest(hash_tree(directory)) == digest

@@ -24,7 +24,7 @@ from flashslm.infra.settings import Settings
 from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
 from flashslm.infra.tracking import spool
 from flashslm.infra.tracking.mlflow_api import MlflowApi, MlflowError, MlflowUnavailable, metric_point
-from flashslm.infra.tracking.spool import Request, RunRef, backfill
+from flashslm.infra.tracking.spool import Request, RunRef, backfill, spooled
 
 __all__ = [
     "Status",
@@ -35,6 +35,7 @@ __all__ = [
     "log_dataset_to_run",
     "log_to_run",
     "open_run",
+    "spooled",
     "start_parent_run",
     "sweep",
 ]

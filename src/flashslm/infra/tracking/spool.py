@@ -2,10 +2,10 @@
 
 One file a run under $FLASHSLM_SPOOL (default `.flashslm/spool`): a first line that names the run (or how to create it),
 then one request a line, in order. Every request is one MLflow takes twice without effect (same run, key, step and
-timestamp), so that a send which was cut short is simply repeated.
+timestamp), so that a send which was cut short is simply repeated. A line that cannot be read is left out, and the file
+that holds it is set aside.
 """
 
-import fcntl
 import logging
 import os
 import shutil
@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flashslm.infra.settings import Settings
+from flashslm.infra.state_files import append_line, locked_file, set_aside, write_whole
 from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
 from flashslm.infra.tracking.mlflow_api import MlflowApi, MlflowError, MlflowUnavailable
 
@@ -79,9 +80,9 @@ def append(run: RunRef, request: Request) -> None:
             shutil.copyfile(request.file, kept)
             request = request.model_copy(update={"file": kept})
         file = directory / f"{run.key}.jsonl"
-        header = "" if file.exists() else run.model_dump_json() + "\n"
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(header + request.model_dump_json(exclude_defaults=True) + "\n")
+        if _read_run(file) is None:
+            write_whole(file, run.model_dump_json() + "\n")
+        append_line(file, request.model_dump_json(exclude_defaults=True))
 
 
 def send_spooled(api: MlflowApi, run: RunRef) -> str:
@@ -89,9 +90,15 @@ def send_spooled(api: MlflowApi, run: RunRef) -> str:
     with _locked() as directory:
         file = directory / f"{run.key}.jsonl"
         run_id = run.resolve(api)
-        if file.exists():
+        if _read_run(file) is not None:
             _send_file(api, file, run_id)
     return run_id
+
+
+def spooled() -> bool:
+    """Whether anything is kept."""
+    with _locked() as directory:
+        return any(directory.glob("*.jsonl"))
 
 
 def backfill(settings: Settings) -> int:
@@ -99,35 +106,56 @@ def backfill(settings: Settings) -> int:
     sent = 0
     with _locked() as directory:
         for file in sorted(directory.glob("*.jsonl")):
-            run = RunRef.model_validate_json(file.read_text(encoding="utf-8").partition("\n")[0])
+            run = _read_run(file)
+            if run is None:
+                continue
             api = MlflowApi(settings.model_copy(update={"experiment": run.experiment}))
             try:
                 sent += _send_file(api, file, run.resolve(api))
             except MlflowUnavailable as error:
                 _log.warning("%s; %s stays for the next back-fill", error, file)
                 break
+            except MlflowError as error:  # it refuses this run: those of others are sent
+                set_aside(file, str(error))
     return sent
 
 
+def _read_run(file: Path) -> RunRef | None:
+    """The run that a spool file names; a file whose first line cannot be read is set aside, and then there is none."""
+    if not file.exists():
+        return None
+    try:
+        return RunRef.model_validate_json(file.read_bytes().partition(b"\n")[0])
+    except (ValueError, OSError) as error:
+        set_aside(file, " ".join(str(error).split())[:200])
+        return None
+
+
 def _send_file(api: MlflowApi, file: Path, run_id: str) -> int:
-    requests = [Request.model_validate_json(line) for line in file.read_text(encoding="utf-8").splitlines()[1:]]
-    for request in requests:
+    sent, damage = 0, ""
+    for line in file.read_bytes().split(b"\n")[1:]:
         try:
-            request.send(api, run_id)
+            if line:
+                Request.model_validate_json(line).send(api, run_id)
+                sent += 1
         except (MlflowUnavailable, StoreUnavailable) as error:
             raise MlflowUnavailable(str(error)) from error
         except (MlflowError, StoreError) as error:  # such as a run deleted meanwhile: it would be refused for ever
             _log.warning("dropped from %s: %s", file, error)
-    file.unlink()
-    shutil.rmtree(file.with_suffix(".files"), ignore_errors=True)
-    return len(requests)
+            sent += 1
+        except (ValueError, OSError) as error:  # a line that was cut off, or an artifact whose copy is gone
+            damage = " ".join(str(error).split())[:200]
+    if damage:
+        set_aside(file, damage)
+    else:
+        file.unlink()
+        shutil.rmtree(file.with_suffix(".files"), ignore_errors=True)
+    return sent
 
 
 @contextmanager
 def _locked() -> Iterator[Path]:
     """The spool directory, held alone: writers and senders of several processes share it."""
     directory = Path(os.environ.get("FLASHSLM_SPOOL") or ".flashslm/spool").resolve()
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked_file(directory / "lock"):
         yield directory

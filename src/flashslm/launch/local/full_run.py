@@ -1,14 +1,9 @@
 """`flashslm run`: embedded stack, MLflow parent run, the compiled pipeline, and what a person finds after it."""
 
-import json
 import os
-import platform
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +11,21 @@ from rich.console import Console
 from rich.table import Table
 
 from flashslm.config import RunConfig
-from flashslm.config import file as config_file
 from flashslm.infra.process.interrupts import Terminated, terminable
 from flashslm.infra.process.private import private_files
+from flashslm.infra.registry.promotion import deliver_pending
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
-from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.stack.daemons import StackError
+from flashslm.infra.stack.embedded_stack import STUDIES
+from flashslm.infra.state_files import check_sqlite
+from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreError
 from flashslm.infra.storage.tree import check_path
 from flashslm.infra.tracking import mlflow_runs
-from flashslm.infra.tracking.mlflow_api import MlflowUnavailable
-from flashslm.launch.compiling import PACKAGE, code_digest
+from flashslm.infra.tracking.mlflow_api import MlflowError, MlflowUnavailable
+from flashslm.launch.local.healing import healed
 from flashslm.launch.local.launcher import LocalResult, run_local
+from flashslm.launch.local.run_directory import make_run_dir, point_latest
 from flashslm.launch.processes import exclusive
 
 FINAL_STATUS: dict[str, mlflow_runs.Status] = {"SUCCESS": "FINISHED", "FAILURE": "FAILED", "CANCELLED": "KILLED"}
@@ -69,22 +68,6 @@ class RunOutcome:
         }
 
 
-def drop_lost_artifacts(store: ObjectStore, home: Path) -> None:
-    """Make steps run again whose cached artifact is no longer in the object store: a hit needs the artifact's file."""
-    present = set(store.list("cas/"))
-    for file in (home / "kfp" / "artifacts").rglob("*"):
-        manifest = _manifest_in(file)
-        if manifest and store.index_key(manifest) not in present:
-            file.unlink()
-
-
-def _manifest_in(file: Path) -> Manifest | None:
-    try:
-        return Manifest.read(file) if file.is_file() else None
-    except ValueError:
-        return None
-
-
 def run_pipeline(
     config: RunConfig,
     home: Path,
@@ -102,38 +85,65 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
     started = time.monotonic()
     secrets = config.gate.promotion_hook.environment(os.environ)
     with exclusive(home / "kfp" / "lock"):
-        pass  # refused before anything is made for this run; run_local holds the lock while steps run
+        # Another run is refused before anything is made for this one; run_local holds the lock while steps run.
+        check_sqlite(home / STUDIES)
     console.print(f"[bold]{config.name}[/]: embedded S3 and MLflow …")
     embedded_stack.use_home(home)
     settings = embedded_stack.up(home)
     mlflow_runs.sweep(settings)
     mlflow_runs.backfill(settings)
-    run_id = time.strftime("%Y%m%d-%H%M%S-") + config.name
-    run_dir = _make_run_dir(runs, run_id, config)
+    _deliver_pending(settings, config, secrets, console)
+    run_dir = make_run_dir(runs, config)
+    run_id = run_dir.name
     parent = mlflow_runs.start_parent_run(settings, run_id, tags={"recipe": config.name, "pipeline": pipeline})
     mlflow_runs.log_to_run(settings, parent, params=config.model_dump(mode="json"))
     status: mlflow_runs.Status = "FAILED"
     try:
-        drop_lost_artifacts(ObjectStore(settings), home)
+        store = ObjectStore(settings)
         env = settings.as_env() | secrets | {"FLASHSLM_PARENT_RUN_ID": parent}
-        local = run_local(config, run_dir, env, home, pipeline=pipeline, quiet=quiet)
-        url, duration_s = embedded_stack.run_url(settings, parent), time.monotonic() - started
-        outcome = RunOutcome(run_id, local.state, run_dir, url, duration_s, local)
-        if local.state == "SUCCESS" and "report" in local.outputs:
-            _materialise(outcome, ObjectStore(settings), home)
+
+        def attempt() -> RunOutcome:
+            local = run_local(config, run_dir, env, home, pipeline=pipeline, quiet=quiet)
+            made = RunOutcome(run_id, local.state, run_dir, embedded_stack.run_url(settings, parent), 0.0, local)
+            if local.state == "SUCCESS" and "report" in local.outputs:
+                _materialise(made, store, home)
+            return made
+
+        outcome = healed(attempt, store, home, run_dir, console)
+        outcome.duration_s = time.monotonic() - started
+        if outcome.artifacts:
             _record(outcome, settings, parent, config)
-        status = FINAL_STATUS[local.state]
+        status = FINAL_STATUS[outcome.state]
     except (Terminated, KeyboardInterrupt):
         status = "KILLED"
         raise
     finally:
+        _send_what_waits(settings, home)
         mlflow_runs.finish_run(settings, parent, status)
         with suppress(MlflowUnavailable):
             mlflow_runs.sweep(settings)  # an attempt that was killed could not end its own run
     if outcome.state == "SUCCESS":
-        _point_latest(runs, run_dir)
+        point_latest(runs, run_dir)
     _print_summary(console, outcome)
     return outcome
+
+
+def _deliver_pending(settings: Settings, config: RunConfig, secrets: dict[str, str], console: Console) -> None:
+    """Call the hook for a promotion whose process was killed before it did."""
+    gate = config.gate
+    with suppress(MlflowError, StoreError):  # the run itself says what is wrong with them
+        outcome = deliver_pending(settings, gate.model_name, gate.promotion_hook, os.environ | secrets)
+        if outcome:
+            console.print(f"hook of an earlier promotion: {outcome}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _send_what_waits(settings: Settings, home: Path) -> None:
+    """Send what MLflow could not take during the run; if it was ended meanwhile it is started again for that."""
+    with suppress(MlflowError, StoreError, StackError):
+        if mlflow_runs.spooled():
+            if embedded_stack.settings_of(home) == settings:
+                embedded_stack.up(home)
+            mlflow_runs.backfill(settings)
 
 
 def _record(outcome: RunOutcome, settings: Settings, parent: str, config: RunConfig) -> None:
@@ -147,27 +157,6 @@ def _record(outcome: RunOutcome, settings: Settings, parent: str, config: RunCon
     mlflow_runs.attach_file(settings, parent, outcome.run_dir / "report.html")
 
 
-def _make_run_dir(runs: Path, run_id: str, config: RunConfig) -> Path:
-    run_dir = runs / run_id
-    run_dir.mkdir(parents=True)
-    (run_dir / "config.yaml").write_text(config_file.dump(config), encoding="utf-8")
-    (run_dir / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
-    return run_dir
-
-
-def environment() -> dict[str, Any]:
-    """Where the run was made: commit, code digest, Python, platform, versions of every installed package."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=False)
-    return {
-        "commit": git.stdout.strip() or None,
-        "code_digest": code_digest(),
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "packages": dict(sorted((d.metadata["Name"], d.version) for d in distributions())),
-    }
-
-
 def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
     """Copy the run's result next to it; the report's manifest knows every other artifact of the run."""
     report = outcome.local.outputs["report"]
@@ -176,7 +165,7 @@ def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
         item["name"]: Manifest.model_validate({k: item[k] for k in Manifest.model_fields})
         for item in report.metadata["inputs"]
     }
-    (run_dir / "artifacts").mkdir()
+    (run_dir / "artifacts").mkdir(exist_ok=True)
     for name, manifest in artifacts.items():
         check_path(name)  # the manifest is the store's word
         manifest.write(run_dir / "artifacts" / f"{name}.json")
@@ -208,14 +197,6 @@ def _copy(source: Path, target: Path) -> None:
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
-
-
-def _point_latest(runs: Path, run_dir: Path) -> None:
-    """Move the link in one step, so that a reader always finds one."""
-    fresh = runs / f".latest-{os.getpid()}"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(run_dir.name)
-    fresh.replace(runs / "latest")
 
 
 def _print_summary(console: Console, outcome: RunOutcome) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from flashslm.infra.events import Events
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
+from flashslm.infra.state_files import write_whole
 from flashslm.launch.labels import step_label
 
 _EXECUTOR = "kfp.dsl.executor_main"
@@ -36,7 +37,7 @@ class Job:
 
     def write(self, path: Path) -> None:
         values = {"pipeline": str(self.pipeline), "run_dir": str(self.run_dir), "home": str(self.home)}
-        path.write_text(json.dumps(values | {"arguments": self.arguments}), encoding="utf-8")
+        write_whole(path, json.dumps(values | {"arguments": self.arguments}))
 
     @classmethod
     def read(cls, path: Path) -> "Job":

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flashslm.config import PromotionHook, RunConfig
-from flashslm.infra.process.private import private_directory, private_files
+from flashslm.infra.process.private import private_directory
+from flashslm.infra.state_files import write_whole
 
 
 def apart(home: Path, name: str, recipe: RunConfig) -> dict[str, Any]:
@@ -29,10 +30,7 @@ def keep(home: Path, name: str, hook: PromotionHook) -> str:
     digest = hashlib.sha256(content.encode()).hexdigest()
     file = _file(home, name, digest)
     private_directory(file.parent)
-    temporary = file.with_suffix(".new")
-    with private_files():
-        temporary.write_text(content, encoding="utf-8")
-    temporary.replace(file)
+    write_whole(file, content)
     return digest
 
 

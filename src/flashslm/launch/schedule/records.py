@@ -1,5 +1,6 @@
 """Local schedules: records in the object store, changed by conditional puts so that any process may change them."""
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -7,12 +8,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from flashslm.config import RunConfig
-from flashslm.infra.storage.object_store import ObjectStore, PreconditionFailed
+from flashslm.infra.storage.object_store import ObjectCorrupt, ObjectStore, PreconditionFailed
 from flashslm.launch.processes import LaunchError
 from flashslm.launch.schedule.cron import Cron
 
 SILENCE_S = 120.0  # after which the scheduler of a run counts as gone
 _PREFIX = "schedules/"
+_log = logging.getLogger(__name__)
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 
@@ -80,7 +82,16 @@ class Schedules:
         return [key.removeprefix(_PREFIX).removesuffix(".json") for key in keys if key.endswith(".json")]
 
     def all(self) -> list[Schedule]:
-        return [schedule for name in self.names() if (schedule := self.find(name))]
+        """Every schedule whose record can be read; the others are said in a warning."""
+        schedules = []
+        for name in self.names():
+            try:
+                if schedule := self.find(name):
+                    schedules.append(schedule)
+            except (ValueError, ObjectCorrupt) as error:
+                why = " ".join(str(error).split())
+                _log.warning("schedule '%s' cannot be read (%s): delete it and create it again", name, why)
+        return schedules
 
     def find(self, name: str) -> Schedule | None:
         found = self._read(name)
@@ -108,8 +119,7 @@ class Schedules:
         while True:
             found = self._read(name)
             if found is None:
-                known = ", ".join(self.names()) or "none"
-                raise LaunchError(f"schedule '{name}' does not exist; there are: {known}")
+                raise self._unknown(name)
             changed = to(found[0].model_copy(deep=True))
             if changed is None:
                 return None
@@ -131,8 +141,13 @@ class Schedules:
 
     def delete(self, name: str) -> None:
         """Remove a schedule; a run of it continues. LaunchError if there is none."""
-        self.change(name, lambda schedule: schedule)
+        if name not in self.names():
+            raise self._unknown(name)
         self.store.delete([_key(name)])
+
+    def _unknown(self, name: str) -> LaunchError:
+        known = ", ".join(self.names()) or "none"
+        return LaunchError(f"schedule '{name}' does not exist; there are: {known}")
 
     def _read(self, name: str) -> tuple[Schedule, str] | None:
         found = self.store.get_json(_key(name))

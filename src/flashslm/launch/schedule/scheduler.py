@@ -20,8 +20,9 @@ from typing import Any, Protocol
 from flashslm.config import RunConfig
 from flashslm.config import file as config_file
 from flashslm.infra.process.private import private_directory, private_files
+from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage import lease
-from flashslm.infra.storage.s3 import StoreError
+from flashslm.infra.storage.s3 import ObjectCorrupt, StoreError
 from flashslm.launch.processes import LaunchError, StopSignals
 from flashslm.launch.schedule import kept_hook
 from flashslm.launch.schedule.cron import Cron
@@ -75,7 +76,7 @@ class Scheduler:
                 schedule = self._schedules.find(name)
                 if schedule and schedule.enabled:
                     self._consider(schedule)
-            except ValueError as error:  # of another version, or damaged: the others continue
+            except (ValueError, ObjectCorrupt) as error:  # of another version, or damaged: the others go on
                 self._complain(name, " ".join(str(error).split()))
 
     def _complain(self, name: str, about: str) -> None:
@@ -186,7 +187,7 @@ def launch_in(home: Path) -> Launch:
         command = [sys.executable, "-m", "flashslm", "run", "--pipeline", schedule.pipeline]
         command += ["--config", str(directory / "recipe.yaml"), "--home", str(home)]
         with private_files(), (directory / "run.log").open("ab") as log:
-            (directory / "recipe.yaml").write_text(config_file.dump(config), encoding="utf-8")
+            write_whole(directory / "recipe.yaml", config_file.dump(config))
             process = subprocess.Popen(
                 command,
                 env=os.environ | secrets,

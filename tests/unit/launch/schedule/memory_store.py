@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from flashslm.infra.storage.object_store import PreconditionFailed
+from flashslm.infra.storage.object_store import ObjectCorrupt, PreconditionFailed
 
 
 class MemoryStore:
@@ -16,8 +16,15 @@ class MemoryStore:
         self._etags = itertools.count()
 
     def get_json(self, key: str) -> tuple[Any, str] | None:
+        found = self.get_bytes(key)
+        try:
+            return (json.loads(found[0]), found[1]) if found else None
+        except ValueError as error:
+            raise ObjectCorrupt(f"{key} is not JSON") from error
+
+    def get_bytes(self, key: str) -> tuple[bytes, str] | None:
         found = self.objects.get(key)
-        return (json.loads(found[0]), found[1]) if found else None
+        return (found[0].encode(), found[1]) if found else None
 
     def put_json(self, key: str, value: Any, *, if_absent: bool = False, if_match: str | None = None) -> str:
         there = self.objects.get(key)

@@ -126,6 +126,23 @@ def test_one_that_cannot_start_or_be_read_is_told_and_the_others_go_on(world: Wo
         assert len([said for said in world.said if said.startswith(f"{name}: ") and expected in said]) == 1
 
 
+def test_a_damaged_record_stops_no_list_and_can_be_deleted(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    damages = ["{", "[]", "null", '{"name": "x"}']
+    for number, content in enumerate(damages):
+        world.store.objects[f"schedules/broken-{number}.json"] = (content, f"broken-{number}")
+    world.add()
+    assert [schedule.name for schedule in world.schedules.all()] == ["nightly"]
+    assert all(f"schedule 'broken-{number}' cannot be read" in caplog.text for number in range(len(damages)))
+    world.go(world.scheduler(), "2026-07-02 03:00")
+    assert [name for name, _ in world.fired] == ["nightly", "nightly"]
+    assert len([text for text in world.said if text.startswith("broken-")]) == len(damages)
+    for number in range(len(damages)):
+        world.schedules.delete(f"broken-{number}")
+    assert world.schedules.names() == ["nightly"]
+    with pytest.raises(LaunchError, match="there are: nightly"):
+        world.schedules.delete("broken-0")
+
+
 def test_missed_times_are_not_caught_up(world: World) -> None:
     world.add()
     world.now_s = at("2026-07-04 12:00")  # three nights without a scheduler
