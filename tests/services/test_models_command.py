@@ -60,8 +60,9 @@ def team(platform_env: Settings, store: ObjectStore, tmp_path: Path) -> Team:
 def test_both_call_the_recipes_hook_and_keep_what_came_of_it(team: Team) -> None:
     for version in ("1", "2"):
         assert team.models("promote", version, "--config", team.recipe()).exit_code == 0
-    result = team.models("rollback", "--config", team.recipe())
-    assert result.exit_code == 0 and f"{team.name} version 1 is champion again" in result.output
+    for _ in range(2):  # the second time nothing changes, and nobody hears of it
+        result = team.models("rollback", "--config", team.recipe())
+        assert result.exit_code == 0 and f"{team.name} version 1 is champion again" in result.output
     assert team.heard() == [
         ("promotion", team.name, "1", ""),
         ("promotion", team.name, "2", "1"),
@@ -88,6 +89,23 @@ def test_a_hook_that_fails_undoes_nothing_and_can_be_called_again(team: Team) ->
     assert team.champion().version == "1" and team.champion().hook.startswith("failed")
     assert team.models("promote", "1", "--config", team.recipe()).exit_code == 0
     assert team.heard() == [("promotion", team.name, "1", "")] and team.champion().hook.startswith("delivered")
+
+
+def test_what_a_hook_has_not_heard_is_sent_by_the_next_command(team: Team) -> None:
+    model_registry.promote(team.settings, team.name, "1", "", notify=True)  # and killed before the hook was called
+    failed = team.models("promote", "2", "--config", team.recipe("exit 3"))
+    assert failed.exit_code == 1 and team.heard() == []
+    heard = team.models("notify", "--config", team.recipe())
+    assert heard.exit_code == 0 and "hook delivered" in heard.output
+    assert team.heard() == [("promotion", team.name, "1", ""), ("promotion", team.name, "2", "1")]
+    assert "nothing is pending" in team.models("notify", "--config", team.recipe()).output and len(team.heard()) == 2
+
+
+def test_a_silent_change_ends_what_was_pending(team: Team) -> None:
+    model_registry.promote(team.settings, team.name, "1", "", notify=True)
+    assert team.models("promote", "2", "--name", team.name, "--no-hook").exit_code == 0
+    assert team.models("notify", "--config", team.recipe()).exit_code == 0
+    assert team.heard() == [], "version 1 is not champion any more"
 
 
 def test_a_name_that_no_model_has_leads_to_those_that_there_are(team: Team) -> None:

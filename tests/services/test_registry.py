@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flashslm.infra.registry import model_registry
+from flashslm.infra.registry import champion_record, model_registry
 from flashslm.infra.registry.model_registry import Lineage, PromotionConflict, RegistryError
 from flashslm.infra.storage import lease
 from flashslm.infra.storage.lease import LeaseTimeout
 from flashslm.infra.storage.object_store import ObjectCorrupt, ObjectMissing
 from flashslm.infra.tracking import mlflow_runs
+from flashslm.infra.tracking.mlflow_api import MlflowApi
 
 pytestmark = pytest.mark.services
 
@@ -60,7 +61,8 @@ def test_a_life_of_three_versions(settings, name, run_id, make):
     third = model_registry.register(settings, name, make("three"), run_id, facts)
     model_registry.promote(settings, name, third, expected_champion=second)
     assert aliases(settings, name) == {"champion": third, "previous": second}
-    assert model_registry.rollback(settings, name) == second
+    for _ in range(2):  # a second time, as after a kill, it changes nothing
+        assert model_registry.rollback(settings, name) == second
     assert aliases(settings, name) == {"champion": second, "previous": third}
     champion = model_registry.champion(settings, name)
     assert champion.version == second and champion.run_id == run_id
@@ -188,12 +190,83 @@ def test_bytes_are_checked_before_registration_and_promotion(settings, store, na
     store.client.put_object(Bucket=store.bucket, Key=f"{key}/weights", Body=b"onf")
     with pytest.raises(ObjectCorrupt, match="weights"):
         model_registry.promote(settings, name, version, "")
+    assert make("one") == manifest  # stored again
+    store.client.put_object(Bucket=store.bucket, Key=f"{key}/weights", Body=b"onf")
     with pytest.raises(ObjectCorrupt, match="weights"):
         model_registry.register(settings, name, manifest, "other-run", {})
     store.delete_tree(manifest)
     with pytest.raises(ObjectMissing):
         model_registry.register(settings, name, manifest, run_id, {})
     assert model_registry.champion(settings, name) is None and len(model_registry.list_versions(settings, name)) == 1
+
+
+@pytest.mark.parametrize("tag", ["flashslm.manifest", "fact.perplexity", "lineage.data"])
+def test_a_version_that_cannot_be_read_does_not_stop_the_others(tag, settings, name, run_id, make, caplog):
+    facts = {"perplexity": 3.0}
+    first, broken, third = [
+        model_registry.register(settings, name, make(text), run_id, facts, lineage=Lineage(data=(make("data"),)))
+        for text in ("one", "broken", "three")
+    ]
+    model_registry.promote(settings, name, first, "")
+    body = {"name": name, "version": broken, "key": tag, "value": '{"kind":'}
+    MlflowApi(settings).post("model-versions/set-tag", body)
+    assert [v.version for v in model_registry.list_versions(settings, name)] == [third, first]
+    assert f"version {broken} of model '{name}' cannot be read" in caplog.text
+    model_registry.promote(settings, name, third, first)
+    assert model_registry.rollback(settings, name) == first
+    with pytest.raises(RegistryError, match=f"no version {broken}"):
+        model_registry.promote(settings, name, broken, first)
+
+
+def test_a_champion_that_cannot_be_read_can_be_replaced(settings, name, run_id, make):
+    first, second = [model_registry.register(settings, name, make(text), run_id, {}) for text in ("one", "two")]
+    model_registry.promote(settings, name, first, "")
+    body = {"name": name, "version": first, "key": "flashslm.manifest", "value": "{"}
+    MlflowApi(settings).post("model-versions/set-tag", body)
+    with pytest.raises(RegistryError, match=f"no version {first}"):
+        model_registry.champion(settings, name)
+    current = model_registry.champion_version(settings, name)
+    assert current == first
+    model_registry.promote(settings, name, second, current)
+    assert model_registry.champion(settings, name).version == second
+
+
+def test_aliases_follow_the_record(settings, store, name, run_id, make):
+    first, second = [model_registry.register(settings, name, make(text), run_id, {}) for text in ("one", "two")]
+    model_registry.promote(settings, name, first, "")
+    model_registry.promote(settings, name, second, first)
+    body = {"name": name, "alias": "champion", "version": first}
+    MlflowApi(settings).post("registered-models/alias", body)
+    assert model_registry.champion(settings, name).version == second
+    there = MlflowApi(settings).get("registered-models/get", name=name)["registered_model"]["aliases"]
+    assert {a["alias"]: a["version"] for a in there} == {"champion": second, "previous": first}, "they are repaired"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"champion": "7"}'])
+def test_a_damaged_record_is_kept_and_the_aliases_count(content, settings, store, name, run_id, make, caplog):
+    first, second = [model_registry.register(settings, name, make(text), run_id, {}) for text in ("one", "two")]
+    model_registry.promote(settings, name, first, "", notify=True)
+    good = store.get_bytes(champion_record.key_of(name))[0]
+    flipped = good.replace(b'"event": "promotion"', b'"event": "promotioN"')
+    for damaged in (content, flipped):
+        store.client.put_object(Bucket=store.bucket, Key=champion_record.key_of(name), Body=damaged)
+        assert model_registry.champion(settings, name).version == first
+        assert "is damaged" in caplog.text
+    model_registry.promote(settings, name, second, first)
+    assert aliases(settings, name) == {"champion": second, "previous": first}
+    kept = [store.get_json(key)[0]["base16"] for key in store.list(f"registry/{name}.damaged-")]
+    assert {bytes.fromhex(text) for text in kept} == {content, flipped}
+
+
+def test_a_registry_that_counts_from_one_again_has_no_champion(settings, store, name, run_id, make):
+    version = model_registry.register(settings, name, make("one"), run_id, {})
+    model_registry.promote(settings, name, version, "")
+    MlflowApi(settings).post("registered-models/delete", {"name": name}, method="DELETE")
+    assert model_registry.champion(settings, name) is None
+    again = model_registry.register(settings, name, make("other"), run_id, {})
+    assert again == version and model_registry.champion(settings, name) is None
+    model_registry.promote(settings, name, again, "")
+    assert model_registry.champion(settings, name).manifest == make("other")
 
 
 def test_nothing_to_roll_back_and_no_such_version(settings, name, run_id, make):
@@ -216,6 +289,38 @@ def test_a_lease_has_one_holder_and_a_dead_holders_ends(store):
     with lease.hold(store, key, ttl_s=30, wait_s=5) as held:
         held.check()
         assert store.get_json(key)[0]["holder"] not in ("", "a dead process")
+
+
+HOLDER = """
+import os, sys
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage import lease
+from flashslm.infra.storage.object_store import ObjectStore
+with lease.hold(ObjectStore(Settings.from_env()), sys.argv[1], ttl_s=600):
+    os._exit(9)
+"""
+
+
+def test_a_lease_ends_with_its_holders_process(settings, store):
+    key = f"leases/test/{os.urandom(4).hex()}.json"
+    holder = subprocess.run([sys.executable, "-c", HOLDER, key], env=os.environ | settings.as_env(), check=False)
+    assert holder.returncode == 9 and store.get_json(key)[0]["expires_s"] > time.time() + 500
+    with lease.hold(store, key, wait_s=0.0):
+        pass
+    elsewhere = {"holder": "x", "owner": "another-host/pid:[1] 7 1000.0", "expires_s": time.time() + 60}
+    store.put_json(key, elsewhere)
+    with pytest.raises(LeaseTimeout), lease.hold(store, key, wait_s=0.0):
+        pytest.fail("its process may live")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff", b'{"holder": 7}', b'{"holder": "x", "expires_s": "soon"}']
+)
+def test_a_damaged_lease_is_taken_over(content, store):
+    key = f"leases/test/{os.urandom(4).hex()}.json"
+    store.client.put_object(Bucket=store.bucket, Key=key, Body=content)
+    with lease.hold(store, key, wait_s=0.0) as held:
+        held.check()
 
 
 def test_a_holder_that_took_too_long_may_not_act(store):

@@ -22,7 +22,6 @@ from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems
 
 if TYPE_CHECKING:
-    from flashslm.infra.registry.promotion import Event
     from flashslm.infra.settings import Settings
 
 NameOption = Annotated[str, typer.Option("--name", help="The model; the recipe's gate.model_name if not given.")]
@@ -101,17 +100,18 @@ def models_promote(
 ) -> None:
     """Make a version champion; the present champion becomes previous."""
     from flashslm.infra.registry import model_registry
+    from flashslm.infra.registry.promotion import is_heard
     from flashslm.infra.stack.services import resolve_settings
 
     settings = resolve_settings(home)
     gate = _gate(settings, name, config, no_hook)
-    current = model_registry.champion(settings, gate.model_name)
-    former = current.version if current else ""
-    model_registry.promote(settings, gate.model_name, version, expected_champion=former)
-    if former == version:  # it was champion already: only the hook is called again
-        known = model_registry.list_versions(settings, gate.model_name)
-        former = next((v.version for v in known if model_registry.PREVIOUS in v.aliases), "")
-    _report(settings, gate, version, former, "promotion")
+    former = model_registry.champion_version(settings, gate.model_name)
+    notify = is_heard(gate.promotion_hook)
+    model_registry.promote(settings, gate.model_name, version, expected_champion=former, notify=notify)
+    if former == version and notify:  # it was champion already: only the hook is called again
+        model_registry.announce_again(settings, gate.model_name)
+    console.print(f"{gate.model_name} version {version} is champion", highlight=False)
+    _call_hook(settings, gate, version)
 
 
 @models_app.command("rollback")
@@ -121,15 +121,30 @@ def models_rollback(
     no_hook: NoHookOption = False,
     home: HomeOption = HOME,
 ) -> None:
-    """Make the previous champion champion again."""
+    """Make the previous champion champion again; repeated, it changes nothing (`promote` undoes it)."""
     from flashslm.infra.registry import model_registry
+    from flashslm.infra.registry.promotion import is_heard
     from flashslm.infra.stack.services import resolve_settings
 
     settings = resolve_settings(home)
     gate = _gate(settings, name, config, no_hook)
-    former = model_registry.champion(settings, gate.model_name)
-    version = model_registry.rollback(settings, gate.model_name)
-    _report(settings, gate, version, former.version if former else "", "rollback")
+    version = model_registry.rollback(settings, gate.model_name, notify=is_heard(gate.promotion_hook))
+    console.print(f"{gate.model_name} version {version} is champion again", highlight=False)
+    _call_hook(settings, gate, version)
+
+
+@models_app.command("notify")
+def models_notify(config: ConfigOption, name: NameOption = "", home: HomeOption = HOME) -> None:
+    """Call the recipe's hook for promotions that it has not heard of, because a process was killed or a call failed."""
+    from flashslm.infra.registry.promotion import is_heard
+    from flashslm.infra.stack.services import resolve_settings
+
+    settings = resolve_settings(home)
+    gate = _gate(settings, name, config, no_hook=False)
+    if not is_heard(gate.promotion_hook):
+        raise ValueError(f"'{config}' has no gate.promotion_hook: give the recipe that names it")
+    if not _call_hook(settings, gate, "VERSION"):
+        console.print(f"nothing is pending for {gate.model_name}", highlight=False)
 
 
 def _gate(settings: "Settings", name: str, config: Path | None, no_hook: bool) -> GateConfig:
@@ -146,19 +161,16 @@ def _gate(settings: "Settings", name: str, config: Path | None, no_hook: bool) -
     return gate
 
 
-def _report(settings: "Settings", gate: GateConfig, version: str, former: str, event: "Event") -> None:
-    """Print what was done and call the hook; a hook that failed is exit code 1, though the champion stays."""
-    from flashslm.infra.registry import model_registry
-    from flashslm.infra.registry.promotion import announce
+def _call_hook(settings: "Settings", gate: GateConfig, version: str) -> str:
+    """Deliver what is pending and print what came of it; a failure is exit code 1, though the champion stays."""
+    from flashslm.infra.registry.promotion import deliver_pending
 
-    champion = model_registry.find(settings, gate.model_name, version)
-    again = " again" if event == "rollback" else ""
-    console.print(f"{gate.model_name} version {version} is champion{again}", highlight=False)
-    outcome = announce(settings, gate.promotion_hook, champion, former, event)
+    outcome = deliver_pending(settings, gate.model_name, gate.promotion_hook)
     if outcome:
         console.print(f"hook {outcome}", highlight=False, markup=False, soft_wrap=True)
     if outcome.startswith("failed"):
         _say_how_to_repeat(version)
+    return outcome
 
 
 def _say_how_to_repeat(version: str) -> None:

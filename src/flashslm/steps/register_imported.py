@@ -27,7 +27,7 @@ from flashslm.infra.events import Events
 from flashslm.infra.registry import model_registry
 from flashslm.infra.registry.gate import MeasuredModel
 from flashslm.infra.registry.model_registry import CHAMPION, IMPORTED, Lineage, ModelVersion, PromotionConflict
-from flashslm.infra.registry.promotion import announce
+from flashslm.infra.registry.promotion import deliver_pending, is_heard
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import mlflow_runs
@@ -89,10 +89,10 @@ def register_imported(
 def _promote(settings: Settings, name: str, version: str, replaces: str, hook: PromotionHook) -> str:
     """Make it champion and tell the hook; what became of that. One that is champion already is no news."""
     before = model_registry.champion(settings, name)
-    model_registry.promote(settings, name, version, expected_champion=replaces)
+    model_registry.promote(settings, name, version, expected_champion=replaces, notify=is_heard(hook))
     if before and before.version == version:
         return ""
-    return announce(settings, hook, model_registry.find(settings, name, version), replaces)
+    return deliver_pending(settings, name, hook)
 
 
 def _load_trainable(directory: Path, recipe: RunConfig, tokenizer: Path) -> HybridLM:

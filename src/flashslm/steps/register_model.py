@@ -4,7 +4,7 @@ from typing import Any
 
 from flashslm.infra.registry import model_registry
 from flashslm.infra.registry.model_registry import Lineage, ModelVersion
-from flashslm.infra.registry.promotion import announce
+from flashslm.infra.registry.promotion import deliver_pending, is_heard
 from flashslm.steps.context import StepContext
 
 
@@ -17,8 +17,9 @@ def run(context: StepContext) -> dict[str, Any]:
     exported = context.manifest("exported")
     former = verdict["champion_version"]
     current = model_registry.champion(context.settings, name)
+    hook = context.config.gate.promotion_hook
     if current and current.manifest.sha256 == exported.sha256:  # a retry of this step after it was killed
-        return _result(current, former, current.hook or _call_hook(context, current, former))
+        return _result(current, former, deliver_pending(context.settings, name, hook) or current.hook)
     version = model_registry.register(
         context.settings,
         name,
@@ -28,9 +29,9 @@ def run(context: StepContext) -> dict[str, Any]:
         tags={"recipe": context.config.name, "architecture": exported.metadata["operators"]},
         lineage=lineage(context, verdict, current),
     )
-    model_registry.promote(context.settings, name, version, expected_champion=former)
-    champion = model_registry.find(context.settings, name, version)
-    return _result(champion, former, _call_hook(context, champion, former))
+    model_registry.promote(context.settings, name, version, expected_champion=former, notify=is_heard(hook))
+    outcome = deliver_pending(context.settings, name, hook)
+    return _result(model_registry.find(context.settings, name, version), former, outcome)
 
 
 def lineage(context: StepContext, verdict: dict[str, Any], current: ModelVersion | None) -> Lineage:
@@ -47,10 +48,6 @@ def lineage(context: StepContext, verdict: dict[str, Any], current: ModelVersion
         latency_ms=known | {metadata["device"]: metadata["latency_ms"]},
         parent=parent,
     )
-
-
-def _call_hook(context: StepContext, champion: ModelVersion, former: str) -> str:
-    return announce(context.settings, context.config.gate.promotion_hook, champion, former)
 
 
 def _result(champion: ModelVersion, former: str, hook: str) -> dict[str, Any]:

@@ -40,16 +40,18 @@ def call_hook(
     event: Mapping[str, Any],
     environ: Mapping[str, str] | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    delivery: str = "",
 ) -> str:
     """Deliver `event` as JSON and say what came of it: "delivered ..." or "failed ..."; "" where there is no hook.
 
     The body also holds `sent_s`, the POSIX time of the attempt: it is signed too, so that a receiver can refuse what is
-    old. The outcome names the webhook's host alone, since an address may hold a token.
+    old. `delivery` identifies the message to who may receive it twice. The outcome names the webhook's host alone,
+    since an address may hold a token.
     """
     if not hook.command and not hook.url:
         return ""
     variables = os.environ if environ is None else environ
-    delivery, failure = uuid.uuid4().hex, ""
+    delivery, failure = delivery or uuid.uuid4().hex, ""
     for attempt in range(1, hook.attempts + 1):
         if attempt > 1:
             sleep(_WAIT_S * 2 ** (attempt - 2))

@@ -1,16 +1,22 @@
 """Model versions in MLflow's registry: register, promote, roll back.
 
 A version's source is the content-addressed tree in S3; nothing is copied. Aliases: `challenger` (registered last),
-`champion` (deployed), `previous` (the champion before it). Changes of a model's aliases are serialised by a lease.
+`champion` (deployed), `previous` (the champion before it). The last two follow the model's record in the store
+(`champion_record`), which alone decides; registrations are serialised by a lease.
 What a version was made of and measured at is in its tags, so a decision needs no model and no run.
 """
 
 import json
-from typing import Any, Literal
+import logging
+import re
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
+from flashslm.infra.registry import champion_record
+from flashslm.infra.registry.champion_record import ChampionRecord
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.lease import hold
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
@@ -22,6 +28,8 @@ _MANIFEST_TAG = "flashslm.manifest"
 _FACT_PREFIX = "fact."
 _LINEAGE_PREFIX = "lineage."
 _HOOK_TAG = "promotion_hook"
+_FOLLOWS = 10
+_log = logging.getLogger(__name__)
 
 
 class RegistryError(RuntimeError):
@@ -95,70 +103,174 @@ def register(
     return version
 
 
-def promote(settings: Settings, name: str, version: str, expected_champion: str) -> str:
+def promote(settings: Settings, name: str, version: str, expected_champion: str, notify: bool = False) -> str:
     """Make a version champion if the champion still is `expected_champion` ("" = none); the old one becomes `previous`.
 
     Returns the version. Compare-and-set: raises PromotionConflict if another champion was made since the decision.
-    Repeating a promotion that succeeded is harmless.
+    Repeating a promotion that succeeded is harmless. With `notify` a notification is pending from the same moment on.
     """
-    ObjectStore(settings).verify_tree(find(settings, name, version).manifest)
-    api = MlflowApi(settings)
-    with hold(ObjectStore(settings), _lease_key(name)) as lease:
-        current = _aliased(api, name, CHAMPION)
-        if current not in (expected_champion, version):
+    store = ObjectStore(settings)
+    wanted = find(settings, name, version)
+    store.verify_tree(wanted.manifest)
+    while True:
+        state = _state(settings, name)
+        if state.record.champion not in (expected_champion, version):
             raise PromotionConflict(
-                f"champion of '{name}' is version {current or 'none'}, expected {expected_champion or 'none'}: "
-                f"compare version {version} with it and decide again"
+                f"champion of '{name}' is version {state.record.champion or 'none'}, "
+                f"expected {expected_champion or 'none'}: compare version {version} with it and decide again"
             )
-        lease.check()
-        if current != version:
-            if current:
-                _set_alias(api, name, PREVIOUS, current)
-            _set_alias(api, name, CHAMPION, version)
-        if _aliased(api, name, CHALLENGER) == version:
-            api.post("registered-models/alias", {"name": name, "alias": CHALLENGER}, method="DELETE")
+        if state.record.champion == version:
+            break
+        changed = state.record.changed("promotion", version, wanted.manifest.sha256, notify)
+        if champion_record.put(store, name, changed, state.etag):
+            break
+    follow(settings, name)
     return version
 
 
-def rollback(settings: Settings, name: str) -> str:
-    """Swap champion and `previous`; a second roll-back undoes the first. Returns the champion's version."""
-    api = MlflowApi(settings)
-    with hold(ObjectStore(settings), _lease_key(name)) as lease:
-        current, before = _aliased(api, name, CHAMPION), _aliased(api, name, PREVIOUS)
+def rollback(settings: Settings, name: str, notify: bool = False) -> str:
+    """Make `previous` champion again and return its version. Repeated, it changes nothing: `promote` undoes it."""
+    store = ObjectStore(settings)
+    while True:
+        state = _state(settings, name)
+        current, before = state.record.champion, state.record.previous
+        if state.record.event == "rollback":
+            return current
         if not before or before == current:
             raise RegistryError(f"model '{name}' has no earlier champion: there is nothing to roll back to")
-        ObjectStore(settings).verify_tree(find(settings, name, before).manifest)
-        lease.check()
-        _set_alias(api, name, CHAMPION, before)
-        _set_alias(api, name, PREVIOUS, current)
+        wanted = find(settings, name, before)
+        store.verify_tree(wanted.manifest)
+        changed = state.record.changed("rollback", before, wanted.manifest.sha256, notify)
+        if champion_record.put(store, name, changed, state.etag):
+            break
+    follow(settings, name)
     return before
 
 
-def list_versions(settings: Settings, name: str) -> list[ModelVersion]:
-    """All versions of a model that `register` made, newest first; none if there is no such model."""
+def announce_again(settings: Settings, name: str) -> None:
+    """Make a notification of the champion pending, unless one is: for a hook that is to hear of it once more."""
+    state = _state(settings, name)
+    if state.is_from_aliases and state.record.champion:
+        champion_record.put(ObjectStore(settings), name, state.record, state.etag)
+    champion_record.change(ObjectStore(settings), name, lambda record: record.announced_again())
+
+
+def follow(settings: Settings, name: str) -> None:
+    """Set MLflow's aliases as the record has them, which alone decides."""
+    store, api = ObjectStore(settings), MlflowApi(settings)
+    for _ in range(_FOLLOWS):
+        record, etag = champion_record.read(store, name)
+        if record is None:
+            return
+        there = _aliases(api, name)
+        for alias, version in ((CHAMPION, record.champion), (PREVIOUS, record.previous)):
+            if version and there.get(alias) != version:
+                _set_alias(api, name, alias, version)
+        if there.get(CHALLENGER, "") == record.champion != "":
+            _delete_alias(api, name, CHALLENGER)
+        if champion_record.read(store, name)[1] == etag:  # nobody changed it meanwhile
+            return
+
+
+class _State(NamedTuple):
+    """The record, its etag ("" = there is no object), and the versions, whose aliases are the record's."""
+
+    record: ChampionRecord
+    etag: str
+    versions: list[ModelVersion]
+    is_from_aliases: bool
+
+
+def _state(settings: Settings, name: str) -> _State:
+    """The record where there is one of these versions, else what MLflow's aliases say."""
     api = MlflowApi(settings)
-    aliases = _aliases(api, name)
-    versions: list[dict[str, Any]] = []
+    aliases, versions = _aliases(api, name), _versions(api, name)
+    stored, etag = champion_record.read(ObjectStore(settings), name)
+    record = stored
+    known = {v.version: v.manifest.sha256 for v in versions}
+    is_own = record is not None and (not record.champion or known.get(record.champion) == record.champion_sha256)
+    if record is None or not is_own:
+        champion_version = aliases.get(CHAMPION, "")
+        record = ChampionRecord(
+            champion=champion_version,
+            champion_sha256=known.get(champion_version, ""),
+            previous=aliases.get(PREVIOUS, ""),
+            pending=stored.pending if stored else (),
+        )
+    meant = {CHAMPION: record.champion, PREVIOUS: record.previous, CHALLENGER: aliases.get(CHALLENGER, "")}
+    if meant[CHALLENGER] == record.champion:
+        meant[CHALLENGER] = ""
+    if is_own and {alias: aliases.get(alias, "") for alias in meant} != meant:
+        with suppress(MlflowError):  # a reader repairs what a killed promotion left
+            follow(settings, name)
+    named = {v.version: [alias for alias, version in meant.items() if version == v.version] for v in versions}
+    others = {alias: version for alias, version in aliases.items() if alias not in meant}
+    for v in versions:
+        v.aliases = sorted([*named[v.version], *(alias for alias, version in others.items() if version == v.version)])
+    return _State(record, etag, versions, not is_own)
+
+
+def list_versions(settings: Settings, name: str) -> list[ModelVersion]:
+    """All versions of a model that `register` made, newest first; none if there is no such model.
+
+    One whose tags cannot be read is left out with a warning.
+    """
+    return _state(settings, name).versions
+
+
+def _versions(api: MlflowApi, name: str) -> list[ModelVersion]:
     query = {"filter": f"name = '{name}'", "max_results": "200", "order_by": "version_number DESC"}
-    while True:
-        page = api.get("model-versions/search", **query)
-        versions += page.get("model_versions", [])
-        if not page.get("next_page_token"):
-            break
-        query["page_token"] = page["next_page_token"]
-    return [_parse(entry, aliases) for entry in versions if _MANIFEST_TAG in _tags_of(entry)]
+    parsed = []
+    for entry in _all_pages(api, "model-versions/search", "model_versions", query):
+        if _MANIFEST_TAG in _tags_of(entry):
+            try:
+                parsed.append(_parse(entry))
+            except (ValueError, KeyError, TypeError) as error:
+                why = " ".join(str(error).split())
+                _log.warning("version %s of model '%s' cannot be read: %s", entry.get("version"), name, why)
+    return parsed
 
 
 def list_models(settings: Settings) -> list[str]:
-    """The names of the registered models: up to 200, in alphabetical order."""
-    page = MlflowApi(settings).get("registered-models/search", max_results="200", order_by="name ASC")
-    return [model["name"] for model in page.get("registered_models", [])]
+    """The names of the registered models, in alphabetical order."""
+    query = {"max_results": "200", "order_by": "name ASC"}
+    found = _all_pages(MlflowApi(settings), "registered-models/search", "registered_models", query)
+    return [model["name"] for model in found]
+
+
+def trees_needed(settings: Settings) -> set[str]:
+    """The digest of every tree that any version of any model names, readable or not."""
+    query = {"max_results": "200"}
+    entries = _all_pages(MlflowApi(settings), "model-versions/search", "model_versions", query)
+    return set(re.findall(r"[0-9a-f]{64}", json.dumps(entries)))
+
+
+def _all_pages(api: MlflowApi, endpoint: str, what: str, query: dict[str, str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    while True:
+        page = api.get(endpoint, **query)
+        found += page.get(what, [])
+        if not page.get("next_page_token"):
+            return found
+        query = query | {"page_token": page["next_page_token"]}
 
 
 def champion(settings: Settings, name: str) -> ModelVersion | None:
-    """The champion, with the facts it was registered with; None if there is none."""
-    version = _aliased(MlflowApi(settings), name, CHAMPION)
-    return find(settings, name, version) if version else None
+    """The champion, with the facts it was registered with; None if there is none.
+
+    Raises RegistryError where the champion's tags cannot be read.
+    """
+    state = _state(settings, name)
+    version = state.record.champion
+    found = next((v for v in state.versions if v.version == version), None)
+    if version and not found:
+        raise _no_version(name, version)
+    return found
+
+
+def champion_version(settings: Settings, name: str) -> str:
+    """The champion's version, "" if there is none."""
+    return _state(settings, name).record.champion
 
 
 def find(settings: Settings, name: str, version: str) -> ModelVersion:
@@ -166,7 +278,11 @@ def find(settings: Settings, name: str, version: str) -> ModelVersion:
     for found in list_versions(settings, name):
         if found.version == version:
             return found
-    raise RegistryError(
+    raise _no_version(name, version)
+
+
+def _no_version(name: str, version: str) -> RegistryError:
+    return RegistryError(
         f"model '{name}' has no version {version} made by this pipeline: see `flashslm models list --name {name}`"
     )
 
@@ -222,14 +338,14 @@ def _untagged(prefix: str, tags: dict[str, str]) -> dict[str, Any]:
     return {key.removeprefix(prefix): json.loads(tags.pop(key)) for key in list(tags) if key.startswith(prefix)}
 
 
-def _parse(entry: dict[str, Any], aliases: dict[str, str]) -> ModelVersion:
+def _parse(entry: dict[str, Any]) -> ModelVersion:
     tags = _tags_of(entry)
     return ModelVersion(
         name=entry["name"],
         version=str(entry["version"]),
         run_id=entry.get("run_id", ""),
         created_ms=int(entry["creation_timestamp"]),
-        aliases=sorted(alias for alias, version in aliases.items() if version == str(entry["version"])),
+        aliases=[],
         uri=entry["source"],
         manifest=Manifest.model_validate_json(tags.pop(_MANIFEST_TAG)),
         facts=_untagged(_FACT_PREFIX, tags),
@@ -254,12 +370,12 @@ def _aliases(api: MlflowApi, name: str) -> dict[str, str]:
     return {entry["alias"]: str(entry["version"]) for entry in model.get("aliases", [])}
 
 
-def _aliased(api: MlflowApi, name: str, alias: str) -> str:
-    return _aliases(api, name).get(alias, "")
-
-
 def _set_alias(api: MlflowApi, name: str, alias: str, version: str) -> None:
     api.post("registered-models/alias", {"name": name, "alias": alias, "version": version})
+
+
+def _delete_alias(api: MlflowApi, name: str, alias: str) -> None:
+    api.post("registered-models/alias", {"name": name, "alias": alias}, method="DELETE")
 
 
 def _lease_key(name: str) -> str:

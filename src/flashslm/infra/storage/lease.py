@@ -1,10 +1,13 @@
 """A lease: one holder at a time among any number of processes and hosts, by conditional puts in S3."""
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
+from flashslm.infra.process import owners
 from flashslm.infra.storage.object_store import ObjectStore, PreconditionFailed
 
 _POLL_S = 0.2
@@ -15,7 +18,9 @@ class LeaseTimeout(RuntimeError):
 
 
 class Lease:
-    """A held lease. It ends by itself `ttl_s` after it was taken, so that a dead holder blocks nobody for ever."""
+    """A held lease. It ends with its process on this machine, and by itself `ttl_s` after it was taken: a dead holder
+    blocks nobody for ever.
+    """
 
     def __init__(self, key: str, deadline_s: float):
         self.key = key
@@ -48,13 +53,36 @@ def hold(store: ObjectStore, key: str, ttl_s: float = 60.0, wait_s: float = 30.0
 
 def _try_take(store: ObjectStore, key: str, holder: str, ttl_s: float) -> str:
     """The etag of the lease object that names us, or an empty string."""
-    found = store.get_json(key)
-    if found and found[0]["holder"] == holder:  # our put arrived though its answer did not
+    found = _read(store, key)
+    if found and found[0].get("holder") == holder:  # our put arrived though its answer did not
         return found[1]
-    if found and found[0]["expires_s"] > time.time():
+    if found and _is_held(found[0]):
         return ""
-    value = {"holder": holder, "expires_s": time.time() + ttl_s}
+    value = {"holder": holder, "owner": owners.owner(), "expires_s": time.time() + ttl_s}
     try:
         return store.put_json(key, value, if_match=found[1]) if found else store.put_json(key, value, if_absent=True)
     except PreconditionFailed:
         return ""
+
+
+def _read(store: ObjectStore, key: str) -> tuple[dict[str, Any], str] | None:
+    """The lease object and its etag; of a damaged one the value is empty, so that it is taken over."""
+    found = store.get_bytes(key)
+    if found is None:
+        return None
+    with suppress(ValueError):
+        value = json.loads(found[0])
+        if isinstance(value, dict):
+            return value, found[1]
+    return {}, found[1]
+
+
+def _is_held(value: dict[str, Any]) -> bool:
+    """Whether somebody holds it: a process of this machine as long as it runs, another one until its time is over."""
+    expires_s, owner = value.get("expires_s"), value.get("owner", "")
+    if not value.get("holder") or not isinstance(expires_s, int | float) or expires_s <= time.time():
+        return False
+    try:
+        return not owners.is_gone(owner)
+    except (ValueError, AttributeError):  # it names none
+        return True
