@@ -12,6 +12,7 @@ from flashslm.cli.models import models_app
 from flashslm.cli.schedule import schedule_app
 from flashslm.cli.stack import stack_app
 from flashslm.config.secret import without_secrets
+from flashslm.cli.store import store_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +25,7 @@ cluster.register(app)
 export.register(app)
 describe.register(app)
 app.add_typer(stack_app, name="stack")
+app.add_typer(store_app, name="store")
 app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")
 app.add_typer(bench_app, name="bench")

@@ -1,0 +1,51 @@
+"""Read everything that is stored: what is damaged is taken out, and put back where this machine has a good copy."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.storage.s3 import ObjectCorrupt, ObjectMissing
+from flashslm.infra.storage.tree import holds
+
+RECORDS = ("checkpoints/", "pretraining/", "registry/", "schedules/")  # objects of JSON
+
+
+class Damage(NamedTuple):
+    """One tree or record that is not what was stored."""
+
+    key: str
+    problem: str
+    is_restored: bool
+
+
+class Audit(NamedTuple):
+    """How much was read, and what is wrong with it."""
+
+    trees: int
+    records: int
+    damages: list[Damage]
+
+
+def audit(store: ObjectStore, copies: Iterable[Path] = ()) -> Audit:
+    """Verify every tree and record. `copies` are directories that may hold trees, such as those of a home's cache."""
+    directories, damages, trees, records = list(copies), [], store.stored_trees(), 0
+    for key, manifest in trees.items():
+        try:
+            store.verify_tree(manifest)
+        except (ObjectCorrupt, ObjectMissing) as error:
+            damages.append(Damage(key, str(error), _restore(store, manifest, directories)))
+    for key in (key for prefix in RECORDS for key in store.list(prefix) if key.endswith(".json")):
+        records += 1
+        try:
+            store.get_json(key)
+        except ObjectCorrupt as error:
+            damages.append(Damage(key, str(error), False))
+    return Audit(len(trees), records, damages)
+
+
+def _restore(store: ObjectStore, manifest: Manifest, directories: list[Path]) -> bool:
+    good = next((directory for directory in directories if holds(directory, manifest.sha256)), None)
+    if good:
+        store.put_tree(good, manifest.kind)
+    return good is not None
