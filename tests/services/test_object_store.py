@@ -231,7 +231,7 @@ def test_an_index_whose_paths_leave_the_tree_writes_nothing(path, store, tmp_pat
     target = tmp_path / "in" / "out"
     for attempt in (store.get_tree, lambda m, d: store.get_part(m, ("",), d), lambda m, _: store.verify_tree(m)):
         store.put_json(f"{prefix}.index.json", {"files": {path: entry.model_dump()}})
-        with pytest.raises(ObjectCorrupt, match="no index of a tree: a tree cannot hold the path"):
+        with pytest.raises(ObjectCorrupt, match="not the index of a tree: a tree cannot hold the path"):
             attempt(manifest, target)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 

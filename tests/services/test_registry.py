@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flashslm.infra.registry import champion_record, model_registry
+from flashslm.infra.registry import champion_record, long_tags, model_registry
 from flashslm.infra.registry.model_registry import Lineage, PromotionConflict, RegistryError
 from flashslm.infra.storage import lease
 from flashslm.infra.storage.lease import LeaseTimeout
@@ -267,6 +267,19 @@ def test_a_registry_that_counts_from_one_again_has_no_champion(settings, store, 
     assert again == version and model_registry.champion(settings, name) is None
     model_registry.promote(settings, name, again, "")
     assert model_registry.champion(settings, name).manifest == make("other")
+
+
+def test_lineage_of_any_length_is_registered(settings, store, name, run_id, make):
+    paths = [f"/data/{number}/{'文' * 40}" for number in range(600)]
+    data = make("data").model_copy(update={"metadata": {"source": paths}})
+    lineage = Lineage(data=(data,), metrics={"perplexity": 3.0})
+    version = model_registry.register(settings, name, make("one"), run_id, {}, {"note": "x" * 300_000}, lineage)
+    found = model_registry.find(settings, name, version)
+    assert found.lineage == lineage and found.tags == {"note": "x" * 300_000}
+    other = model_registry.register(settings, name, make("two"), run_id, {})
+    for key in store.list(long_tags.PREFIX):
+        store.client.put_object(Bucket=store.bucket, Key=key, Body=b'"other"')
+    assert [v.version for v in model_registry.list_versions(settings, name)] == [other]
 
 
 def test_nothing_to_roll_back_and_no_such_version(settings, name, run_id, make):

@@ -301,3 +301,13 @@ def test_what_is_spooled_after_a_cut_line_is_sent(platform_env):
     assert mlflow_runs.backfill(platform_env) == 2
     assert [step for step, _ in history(platform_env, run_id, "loss")] == [0, 7]
     mlflow_runs.finish_run(platform_env, run_id, "FINISHED")
+
+
+def test_a_deleted_experiment_is_restored(platform_env, caplog):
+    settings = platform_env.model_copy(update={"experiment": f"experiment-{os.urandom(4).hex()}"})
+    mlflow_runs.finish_run(settings, mlflow_runs.start_parent_run(settings, "before"), "FINISHED")
+    api = MlflowApi(settings)
+    api.post("experiments/delete", {"experiment_id": api.experiment_id})
+    run_id = mlflow_runs.start_parent_run(settings, "after")
+    mlflow_runs.finish_run(settings, run_id, "FINISHED")
+    assert run_of(settings, run_id)["info"]["status"] == "FINISHED" and "it is restored" in caplog.text

@@ -11,8 +11,8 @@ from flashslm.cli.common import console
 from flashslm.cli.models import models_app
 from flashslm.cli.schedule import schedule_app
 from flashslm.cli.stack import stack_app
-from flashslm.config.secret import without_secrets
 from flashslm.cli.store import store_app
+from flashslm.config.secret import without_secrets
 
 app = typer.Typer(
     no_args_is_help=True,

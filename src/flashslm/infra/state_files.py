@@ -1,4 +1,4 @@
-"""State on the local disk: written whole, and set aside when it is found damaged so that the next command goes on."""
+"""State on the local disk: written whole, and set aside when it is found damaged so that the next command continues."""
 
 import contextlib
 import fcntl
@@ -58,7 +58,7 @@ def read_state(file: Path, parse: Callable[[bytes], Value]) -> Value | None:
     """What `parse` makes of a file, or None if there is none; one that `parse` refuses (ValueError) is set aside."""
     if not file.is_file():
         if file.exists() or file.is_symlink():
-            set_aside(file, "it is no file")
+            set_aside(file, "it is not a file")
         return None
     try:
         return parse(file.read_bytes())
@@ -74,7 +74,7 @@ def set_aside(path: Path, reason: str) -> Path | None:
         path.rename(target)
     except FileNotFoundError:
         return None
-    _log.warning("%s is damaged (%s): it is kept as %s, and the command goes on without it", path, reason, target.name)
+    _log.warning("%s is damaged (%s): it is kept as %s, and work continues without it", path, reason, target.name)
     return target
 
 
@@ -93,9 +93,9 @@ def check_sqlite(file: Path) -> None:
 
 
 def _sqlite_problem(file: Path) -> str:
-    """What is wrong with a database; an empty text for a good one, and for one that somebody holds locked."""
+    """What is wrong with a database; an empty text for a good one, and for one that is locked."""
     if not file.is_file():
-        return "it is no file"
+        return "it is not a file"
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=10.0)) as connection:
             found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])

@@ -1,7 +1,7 @@
 """Which version of a model is champion: one object in the store, changed whole by compare-and-set.
 
-It holds the champion, the one before it and the notifications that nobody has received yet. So a process that is killed
-leaves the old state or the new one, and whoever comes next delivers what is due. MLflow's aliases follow it.
+It holds the champion, the one before it and the notifications that the hook has not received yet. So a process that is
+killed leaves the old state or the new one, and the next process delivers what is due. MLflow's aliases follow it.
 """
 
 import hashlib
@@ -42,10 +42,10 @@ class ChampionRecord(BaseModel):
     previous: str = ""
     event: Event | Literal[""] = ""  # that made the champion
     pending: tuple[Notification, ...] = ()  # oldest first
-    revision: str = ""  # of this state, which tells our own put from another's
+    revision: str = ""  # of this state, which distinguishes our own put from another's
 
     def changed(self, event: Event, champion: str, sha256: str, notify: bool) -> "ChampionRecord":
-        """The state after a promotion or a roll-back. One that nobody is to hear of makes what is pending untrue."""
+        """The state after a promotion or a roll-back. A silent one makes what is pending untrue."""
         news = Notification(delivery=uuid.uuid4().hex, event=event, version=champion, previous_version=self.champion)
         return ChampionRecord(
             champion=champion,
@@ -116,7 +116,7 @@ def put(store: ObjectStore, name: str, record: ChampionRecord, etag: str) -> boo
 
 
 def change(store: ObjectStore, name: str, to: Callable[[ChampionRecord], ChampionRecord]) -> None:
-    """Replace an existing record by what `to` makes of it, again if somebody else changed it meanwhile."""
+    """Replace an existing record by what `to` makes of it, again if another process changed it meanwhile."""
     while True:
         record, etag = read(store, name)
         if record is None:

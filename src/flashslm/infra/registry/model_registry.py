@@ -15,11 +15,11 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
-from flashslm.infra.registry import champion_record
+from flashslm.infra.registry import champion_record, long_tags
 from flashslm.infra.registry.champion_record import ChampionRecord
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.lease import hold
-from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectStore
 from flashslm.infra.tracking.mlflow_api import MlflowApi, MlflowError
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
@@ -92,6 +92,7 @@ def register(
     every = dict(tags or {}) | _tagged(_FACT_PREFIX, facts) | {_MANIFEST_TAG: manifest.model_dump_json()}
     if lineage:
         every |= _tagged(_LINEAGE_PREFIX, lineage.model_dump(mode="json"))
+    every = {key: long_tags.within_bounds(store, value) for key, value in every.items()}
     with hold(store, _lease_key(name)) as lease:
         same = [v for v in list_versions(settings, name) if v.manifest.sha256 == manifest.sha256]
         imported = lineage is not None and lineage.source == IMPORTED
@@ -168,7 +169,7 @@ def follow(settings: Settings, name: str) -> None:
                 _set_alias(api, name, alias, version)
         if there.get(CHALLENGER, "") == record.champion != "":
             _delete_alias(api, name, CHALLENGER)
-        if champion_record.read(store, name)[1] == etag:  # nobody changed it meanwhile
+        if champion_record.read(store, name)[1] == etag:  # it has not changed meanwhile
             return
 
 
@@ -183,9 +184,9 @@ class _State(NamedTuple):
 
 def _state(settings: Settings, name: str) -> _State:
     """The record where there is one of these versions, else what MLflow's aliases say."""
-    api = MlflowApi(settings)
-    aliases, versions = _aliases(api, name), _versions(api, name)
-    stored, etag = champion_record.read(ObjectStore(settings), name)
+    api, store = MlflowApi(settings), ObjectStore(settings)
+    aliases, versions = _aliases(api, name), _versions(api, store, name)
+    stored, etag = champion_record.read(store, name)
     record = stored
     known = {v.version: v.manifest.sha256 for v in versions}
     is_own = record is not None and (not record.champion or known.get(record.champion) == record.champion_sha256)
@@ -218,14 +219,14 @@ def list_versions(settings: Settings, name: str) -> list[ModelVersion]:
     return _state(settings, name).versions
 
 
-def _versions(api: MlflowApi, name: str) -> list[ModelVersion]:
+def _versions(api: MlflowApi, store: ObjectStore, name: str) -> list[ModelVersion]:
     query = {"filter": f"name = '{name}'", "max_results": "200", "order_by": "version_number DESC"}
     parsed = []
     for entry in _all_pages(api, "model-versions/search", "model_versions", query):
         if _MANIFEST_TAG in _tags_of(entry):
             try:
-                parsed.append(_parse(entry))
-            except (ValueError, KeyError, TypeError) as error:
+                parsed.append(_parse(entry, store))
+            except (ValueError, KeyError, TypeError, ObjectCorrupt) as error:
                 why = " ".join(str(error).split())
                 _log.warning("version %s of model '%s' cannot be read: %s", entry.get("version"), name, why)
     return parsed
@@ -338,8 +339,8 @@ def _untagged(prefix: str, tags: dict[str, str]) -> dict[str, Any]:
     return {key.removeprefix(prefix): json.loads(tags.pop(key)) for key in list(tags) if key.startswith(prefix)}
 
 
-def _parse(entry: dict[str, Any]) -> ModelVersion:
-    tags = _tags_of(entry)
+def _parse(entry: dict[str, Any], store: ObjectStore) -> ModelVersion:
+    tags = {key: long_tags.whole(store, value) for key, value in _tags_of(entry).items()}
     return ModelVersion(
         name=entry["name"],
         version=str(entry["version"]),

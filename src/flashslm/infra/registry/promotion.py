@@ -50,7 +50,7 @@ def _version(settings: Settings, name: str, notification: Notification) -> Model
     try:
         return model_registry.find(settings, name, notification.version)
     except RegistryError as error:
-        _log.warning("nobody hears of a %s: %s", notification.event, error)
+        _log.warning("the hook cannot hear of a %s: %s", notification.event, error)
         return None
 
 

@@ -19,7 +19,7 @@ class LeaseTimeout(RuntimeError):
 
 class Lease:
     """A held lease. It ends with its process on this machine, and by itself `ttl_s` after it was taken: a dead holder
-    blocks nobody for ever.
+    does not block others for ever.
     """
 
     def __init__(self, key: str, deadline_s: float):
@@ -78,7 +78,7 @@ def _read(store: ObjectStore, key: str) -> tuple[dict[str, Any], str] | None:
 
 
 def _is_held(value: dict[str, Any]) -> bool:
-    """Whether somebody holds it: a process of this machine as long as it runs, another one until its time is over."""
+    """Whether it is held: a process of this machine as long as it runs, another one until its time is over."""
     expires_s, owner = value.get("expires_s"), value.get("owner", "")
     if not value.get("holder") or not isinstance(expires_s, int | float) or expires_s <= time.time():
         return False

@@ -267,8 +267,9 @@ class ObjectStore:
     def _download(self, manifest: Manifest, tree: Path | None, beginnings: tuple[str, ...] = ("",)) -> None:
         """Read and verify a tree, or a part of it, into a directory or into nothing.
 
-        What is damaged is read once more, which tells a bad transfer from a bad object. A tree that stays damaged or
-        incomplete is taken out of the store: its index goes, so that whoever makes the tree stores it again.
+        What is damaged is read once more, which distinguishes a bad transfer from a bad object. A tree that stays
+        damaged or incomplete is taken out of the store: its index goes, so that the step that makes the tree stores it
+        again.
         """
         prefix = self._prefix(manifest)
         try:
@@ -301,7 +302,7 @@ class ObjectStore:
             files = read_index(found[0])
         except ValueError as error:  # never written by put_tree: nothing of it is fetched
             key = f"s3://{self.bucket}/{_index_key(prefix)}"
-            raise ObjectCorrupt(f"{key} is no index of a tree: {' '.join(str(error).split())}") from error
+            raise ObjectCorrupt(f"{key} is not the index of a tree: {' '.join(str(error).split())}") from error
         if tree_digest(files) != manifest.sha256:
             raise _corrupt(f"the index of {manifest.uri}", manifest.sha256, tree_digest(files))
         return files

@@ -6,6 +6,7 @@ _SERVER_CERT_PATH, _INSECURE_TLS and MLFLOW_WORKSPACE.
 """
 
 import json
+import logging
 import math
 import os
 import time
@@ -24,6 +25,9 @@ _TIMEOUT = urllib3.Timeout(connect=3.0, read=30.0)
 _RETRIES = urllib3.Retry(
     total=3, backoff_factor=0.3, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None, raise_on_status=False
 )
+
+
+_log = logging.getLogger(__name__)
 
 
 class MlflowError(RuntimeError):
@@ -74,7 +78,7 @@ class MlflowApi:
         """The id of the settings' experiment, which is made unless it is there."""
         name = self.settings.experiment
         try:
-            return str(self.get("experiments/get-by-name", experiment_name=name)["experiment"]["experiment_id"])
+            return self._known_experiment(name)
         except MlflowError as error:
             if error.code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -83,7 +87,15 @@ class MlflowApi:
         except MlflowError as error:
             if error.code != "RESOURCE_ALREADY_EXISTS":  # somebody else was first
                 raise
-        return str(self.get("experiments/get-by-name", experiment_name=name)["experiment"]["experiment_id"])
+        return self._known_experiment(name)
+
+    def _known_experiment(self, name: str) -> str:
+        """The id of an experiment; one that was deleted in MLflow takes no runs, so it is restored."""
+        found = self.get("experiments/get-by-name", experiment_name=name)["experiment"]
+        if found.get("lifecycle_stage") == "deleted":
+            _log.warning("experiment '%s' had been deleted in MLflow: it is restored with its runs", name)
+            self.post("experiments/restore", {"experiment_id": found["experiment_id"]})
+        return str(found["experiment_id"])
 
     def search_runs(self, condition: str) -> list[dict[str, Any]]:
         """All runs of the experiment that meet a condition in MLflow's search syntax, newest first."""

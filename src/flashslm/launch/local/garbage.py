@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from flashslm.infra.registry import model_registry
+from flashslm.infra.registry import long_tags, model_registry
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import CAS, ObjectEntry, ObjectStore
 from flashslm.launch.local.kept_results import cache_directory, kept_manifests
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _RUN = re.compile(r"\d{8}-\d{6}-.+")
-_RECORDS = ("schedules/", "registry/")
+_RECORDS = ("schedules/", "registry/", long_tags.PREFIX)
 _CHECKPOINTS, _PRETRAINING, _PROBES = "checkpoints/", "pretraining/", "probe/"
 
 
@@ -112,7 +112,7 @@ class Collector:
                 yield Garbage("local copy", str(tree), _size(tree), "old", path=tree)
 
     def _checkpoints(self) -> Iterator[Garbage]:
-        """Those of trainings that have finished, or that nobody went on with; the pointer and the tree it names."""
+        """Those of trainings that have finished, or that nothing continued for long."""
         finished = {str(m.metadata.get("run_key")) for _, m in kept_manifests(self.home) if m.kind == "checkpoint"}
         entries = self.store.entries(_CHECKPOINTS)
         finished |= {key.split("/")[1] for key in self.store.list(_PRETRAINING) if key.endswith("/outcome.json")}

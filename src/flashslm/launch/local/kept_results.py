@@ -51,7 +51,7 @@ def _manifest_files(content: bytes) -> list[Path]:
     """The files that an entry (output -> a value, an artifact, a list of artifacts) names. Raises ValueError."""
     entry = json.loads(content)
     if not isinstance(entry, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     artifacts = [artifact for value in entry.values() if isinstance(value, dict) for artifact in _artifacts(value)]
     return [Path(artifact["uri"]) for artifact in artifacts if artifact["schema_title"] != _NUMBERS]
 
@@ -59,11 +59,11 @@ def _manifest_files(content: bytes) -> list[Path]:
 def _artifacts(value: dict[str, Any]) -> list[dict[str, Any]]:
     listed = value.get("artifacts") if value.get(_ARTIFACTS) else [value]
     if not isinstance(listed, list):
-        raise ValueError("an output is no list of artifacts")
+        raise ValueError("an output is not a list of artifacts")
     for artifact in listed:
         fields = artifact if isinstance(artifact, dict) and artifact.get(_ARTIFACT) is True else {}
         if not all(isinstance(fields.get(key), str) for key in ("uri", "name", "schema_title")):
-            raise ValueError("an output is no artifact")
+            raise ValueError("an output is not an artifact")
         if not isinstance(fields.get("metadata"), dict):
             raise ValueError("an output has no metadata")
     return listed

@@ -76,7 +76,7 @@ class Scheduler:
                 schedule = self._schedules.find(name)
                 if schedule and schedule.enabled:
                     self._consider(schedule)
-            except (ValueError, ObjectCorrupt) as error:  # of another version, or damaged: the others go on
+            except (ValueError, ObjectCorrupt) as error:  # of another version, or damaged: the others continue
                 self._complain(name, " ".join(str(error).split()))
 
     def _complain(self, name: str, about: str) -> None:
