@@ -1,5 +1,6 @@
 """The local runner on the shipped, compiled pipeline with stand-ins for the steps (conftest.FakeRuns)."""
 
+import io
 import os
 import signal
 import subprocess
@@ -10,10 +11,13 @@ from typing import Any
 
 import psutil
 import pytest
+from rich.console import Console
 
 from flashslm.config import DESIGN_STEPS, RunConfig
 from flashslm.launch.local import launcher
+from flashslm.launch.local.launcher import LocalResult
 from flashslm.launch.processes import LaunchError
+from flashslm.launch.progress import StepRecord
 
 FakeRuns = Callable[..., Any]
 
@@ -94,6 +98,29 @@ def test_failing_step_is_reported_with_its_message_and_its_log(fake_runs: FakeRu
     assert f"log: {step.log}" in runs.printed
     assert "in work" in runs.printed, "the end of the step's traceback"
     assert runs.ran() == ["prepare_data", "profile_latency", "fit_scaling_law"]
+
+
+def test_an_error_that_would_come_again_is_not_retried(fake_runs: FakeRuns) -> None:
+    runs = fake_runs(retries=2)
+    result = runs.run(fail={"prepare_data": "no text"})
+    assert (by_label(result)["prepare_data"].attempt, runs.ran()) == (1, ["prepare_data"])
+    assert "prepare_data failed: ValueError: no text" in runs.printed
+    assert by_label(runs.run(fail={"prepare_data": "busy"}, may_pass=True))["prepare_data"].attempt == 3
+
+
+def test_a_step_without_a_log_shows_the_runners_own(tmp_path: Path) -> None:
+    log = tmp_path / "kfp.log"
+    log.write_text("OSError: [Errno 7] Argument list too long\n")
+    step = StepRecord("prepare_data", "prepare_data", started_s=0.0, log=tmp_path / "prepare_data.log")
+    step.state = "FAILURE"
+    printed = io.StringIO()
+    for empty in (False, True):
+        if empty:
+            step.log.touch()
+        launcher.explain(LocalResult("FAILURE", [step], log), Console(file=printed, width=200))
+    assert printed.getvalue().count("Argument list too long") == 2
+    step.log.write_text("its own\n")
+    assert launcher.log_of(step, LocalResult("FAILURE", [step], log)) == step.log
 
 
 def test_step_killed_by_the_kernel_is_retried(fake_runs: FakeRuns) -> None:

@@ -18,7 +18,7 @@ from flashslm.cli.common import (
     show,
 )
 from flashslm.config.file import load
-from flashslm.steps.recipe_checks import problems
+from flashslm.steps.recipe_checks import missing_extras, problems
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,8 @@ def run(
     """Run a whole pipeline on this machine, from the compiled YAML."""
     from flashslm.launch.local.full_run import run_pipeline
 
-    outcome = run_pipeline(load(config, overrides, checks=problems), home=home, quiet=as_json, pipeline=pipeline)
+    recipe = load(config, overrides, checks=lambda read: [*problems(read), *missing_extras(read)])
+    outcome = run_pipeline(recipe, home=home, quiet=as_json, pipeline=pipeline)
     show(outcome.facts(), as_json)
     raise typer.Exit(outcome.local.exit_code)
 

@@ -20,8 +20,8 @@ from flashslm.cli.common import (
     console,
     show,
 )
-from flashslm.config import RunConfig
 from flashslm.config.file import load
+from flashslm.config.paths import with_absolute_paths
 from flashslm.steps.recipe_checks import problems
 
 if TYPE_CHECKING:
@@ -80,16 +80,10 @@ def create(  # noqa: PLR0913 - one parameter an option
     else:
         values = {"name": name, "pipeline": pipeline, "cron": cron, "time_zone": time_zone, "settled_s": now_s}
         schedules = local_schedules(home)
-        own = kept_hook.apart(home.resolve(), name, _from_anywhere(recipe))
+        own = kept_hook.apart(home.resolve(), name, with_absolute_paths(recipe))
         schedules.create(Schedule.model_validate(values | own))
         made = {"fires": "while `flashslm schedule run` is running"}
     show({"name": name, "pipeline": pipeline, "next": times.shown(times.next_after(now_s))} | made, as_json)
-
-
-def _from_anywhere(recipe: RunConfig) -> RunConfig:
-    """The recipe with its paths made absolute: a scheduler may watch from another directory."""
-    paths = tuple(path if path.startswith("s3://") else str(Path(path).absolute()) for path in recipe.data.paths)
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"paths": paths})})
 
 
 @schedule_app.command("list")

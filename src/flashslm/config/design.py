@@ -1,9 +1,10 @@
 """Sections that say what is designed: the data, the model family, its kernels, latency, scaling law and search."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from flashslm.config.paths import LocalPath
 from flashslm.config.section import Depth, Distinct, Positive, Section, Width
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, OPERATORS
 
@@ -12,15 +13,19 @@ class DataConfig(Section):
     """Where text comes from and how it becomes token shards."""
 
     source: Literal["python-stdlib", "files", "huggingface"] = "python-stdlib"
-    paths: tuple[str, ...] = ()  # source=files: local or s3://, globs allowed; .parquet .jsonl[.gz|.zst] .txt .py .md
+    paths: Annotated[
+        tuple[str, ...], LocalPath()
+    ] = ()  # source=files: local or s3://, globs allowed; .parquet .jsonl[.gz|.zst] .txt .py .md
     text_field: str = "text"
-    dataset: str = ""  # source=huggingface: hub id
+    dataset: Annotated[str, LocalPath(or_id=True)] = ""  # source=huggingface: hub id
     dataset_config: str = ""
     dataset_split: str = "train"
     dataset_revision: str = ""  # of the hub: a commit, tag or branch; "" = the newest when the step runs
     max_bytes: int = Field(default=0, ge=0)  # 0 = all of it
     validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
-    tokenizer: str = "train"  # "train" = byte-level BPE on this text; else a directory or a hub id
+    tokenizer: Annotated[str, LocalPath(or_id=True)] = (
+        "train"  # "train" = byte-level BPE on this text; else a directory or a hub id
+    )
     tokenizer_revision: str = ""  # as dataset_revision, where the tokenizer is a hub id
     vocab_size: int = Field(default=4096, ge=258)  # tokenizer=train only
     tokenizer_bytes: int = Field(default=4_000_000, ge=10_000)  # text the BPE is trained on

@@ -1,10 +1,11 @@
 """The platform section: what the steps of a run ask of a cluster."""
 
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from flashslm.config.section import DNS_LABEL, Section
+from flashslm.config.section import DNS_LABEL, DNS_SUBDOMAIN_OR_NONE, Section
 from flashslm.config.steps import GPU_STEPS, MULTI_NODE_STEPS, STEP_SECTIONS
 
 
@@ -15,6 +16,8 @@ def _quantity(value: Any) -> Any:
 
 Cpu = Annotated[str, BeforeValidator(_quantity), Field(pattern=r"^([1-9][0-9]*(\.[0-9]+)?|0?\.[0-9]+|[1-9][0-9]*m)$")]
 Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?([KMGTPE]i?|k)?$")]
+ObjectName = Annotated[str, Field(pattern=DNS_SUBDOMAIN_OR_NONE)]
+Image = Annotated[str, Field(pattern=r"^\S*$")]
 
 
 class Toleration(Section):
@@ -43,7 +46,7 @@ class StepResources(Section):
     gpu_type: str = ""  # a name in platform.gpu_types; "" = any node with nvidia.com/gpu
     shared_memory: Memory | Literal[""] = ""  # /dev/shm, counts against memory; "" = the engine's own (64Mi)
     timeout_s: int = Field(default=86_400, ge=60)  # of one attempt
-    image: str = ""  # "" = platform.image
+    image: Image = ""  # "" = platform.image
 
 
 class GpuStepResources(StepResources):
@@ -64,7 +67,7 @@ class StepOverride(Section):
     gpu_type: str | None = None
     shared_memory: Memory | Literal[""] | None = None
     timeout_s: int | None = Field(default=None, ge=60)
-    image: str | None = None
+    image: Image | None = None
 
 
 class PlatformConfig(Section):
@@ -72,9 +75,9 @@ class PlatformConfig(Section):
 
     retries: int = Field(default=2, ge=0)
     namespace: str = Field(default="kubeflow", pattern=DNS_LABEL)
-    service_account: str = ""  # "" = the installation's own
-    image: str = ""  # "" = the one in components/images.py; a digest (name@sha256:...) keeps caching honest
-    image_pull_secret: str = ""
+    service_account: ObjectName = ""  # "" = the installation's own
+    image: Image = ""  # "" = the one in components/images.py; a digest (name@sha256:...) keeps caching honest
+    image_pull_secret: ObjectName = ""
     cpu_steps: StepResources = StepResources()
     gpu_steps: GpuStepResources = GpuStepResources()
     steps: dict[str, StepOverride] = Field(default_factory=dict)
@@ -82,14 +85,23 @@ class PlatformConfig(Section):
     nodes: int = Field(default=1, ge=1)  # that a step of MULTI_NODE_STEPS trains on, each with the step's resources
     training_runtime: str = Field(default="flashslm-torch", pattern=DNS_LABEL)  # of Kubeflow Trainer; with nodes > 1
     # Names in the namespace; their keys are the variables of the environment contract. "" = none.
-    config_map: str = "flashslm"
-    s3_secret: str = "flashslm-s3"
-    mlflow_secret: str = "flashslm-mlflow"
-    database_secret: str = "flashslm-database"
-    hook_secret: str = ""  # of gate.promotion_hook.url; only register_model reads it
+    config_map: ObjectName = "flashslm"
+    s3_secret: ObjectName = "flashslm-s3"
+    mlflow_secret: ObjectName = "flashslm-mlflow"
+    database_secret: ObjectName = "flashslm-database"
+    hook_secret: ObjectName = ""  # of gate.promotion_hook.url; only register_model reads it
     deadline_s: int = Field(default=0, ge=0)  # of a whole run; 0 = none
     ttl_s: int = Field(default=7 * 86_400, ge=0)  # pods and workflow go so long after a run's end; 0 = never
     cron_time_zone: str = "UTC"  # the installation's CRON_SCHEDULE_TIMEZONE
+
+    @field_validator("cron_time_zone")
+    @classmethod
+    def _is_time_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
+            raise ValueError("no such time zone: give an IANA name such as Europe/Berlin") from None
+        return name
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "PlatformConfig":

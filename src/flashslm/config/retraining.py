@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from flashslm.config.paths import LocalPath
 from flashslm.config.secret import STARS, Secret
 from flashslm.config.section import Section
 
@@ -29,7 +31,7 @@ class PromotionHook(Section):
     The address may hold a token, so it is written nowhere: a step takes it from $FLASHSLM_HOOK_URL.
     """
 
-    command: tuple[str, ...] = ()
+    command: Annotated[tuple[str, ...], LocalPath(program=True)] = ()
     url: Secret = Secret("")
     secret_variable: str = "FLASHSLM_HOOK_SECRET"  # the environment variable that holds the webhook's key
     timeout_s: float = Field(default=10.0, gt=0)

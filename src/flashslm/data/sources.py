@@ -4,7 +4,7 @@ import hashlib
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from flashslm.data.source_paths import file_state, local_copy, match, tree_state
 
 NOT_LIBRARY_SOURCE = {"site-packages", "dist-packages", "__pycache__"}
 _HUB_TIMEOUT_S = 10.0
+_MAX_DESCRIPTION = 1000  # characters of paths
 
 
 def read_documents(config: DataConfig, seed: int, s3_client: Any = None) -> Iterator[Document]:
@@ -40,11 +41,19 @@ def describe_source(config: DataConfig) -> str:
         case "python-stdlib":
             return f"python-stdlib ({platform.python_implementation()} {platform.python_version()})"
         case "files":
-            return f"files ({', '.join(config.paths)})"
+            return f"files ({_shortened(config.paths)})"
         case "huggingface":
             return "huggingface " + "/".join(
                 filter(None, (config.dataset, config.dataset_config, config.dataset_split, config.dataset_revision))
             )
+
+
+def _shortened(paths: Sequence[str]) -> str:
+    """A record goes into tags and messages, which have limits of length."""
+    whole = ", ".join(paths)
+    if len(whole) <= _MAX_DESCRIPTION:
+        return whole
+    return f"{len(paths):,} paths, the first {paths[0][:_MAX_DESCRIPTION]}, sha256 {digest(list(paths))}"
 
 
 def source_digest(config: DataConfig, s3_client: Any = None) -> str:

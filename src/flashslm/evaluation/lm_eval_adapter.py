@@ -1,6 +1,5 @@
 """HybridLM as a model of lm-evaluation-harness. Import this module only where tasks are run: it needs an extra."""
 
-import difflib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flashslm.evaluation.batching import pad_rows
+from flashslm.evaluation.tasks import find_tasks
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.sampling import Sampling
 from flashslm.models.hybrid import HybridLM
@@ -39,26 +39,13 @@ def run_tasks(
     """
     import lm_eval
 
-    manager = _find_tasks(tasks, include_path)
+    manager = find_tasks(tasks, include_path)
     adapter = HybridLMAdapter(model, tokenizer, batch_size)
     outcome = lm_eval.simple_evaluate(
         adapter, tasks=tasks, limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=False
     )
     samples = {task: {"samples": counts["effective"]} for task, counts in outcome["n-samples"].items()}
     return {task: _numbers(values) | samples.get(task, {}) for task, values in outcome["results"].items()}
-
-
-def _find_tasks(tasks: list[str], include_path: str | Path | None) -> Any:
-    """A task manager that knows the tasks; lm_eval's own thousands are indexed (seconds) only when they are needed."""
-    from lm_eval.tasks import TaskManager
-
-    for include_defaults in (False, True):
-        manager = TaskManager(include_path=include_path, include_defaults=include_defaults)
-        unknown = [task for task in tasks if task not in manager.all_tasks]
-        if not unknown:
-            return manager
-    near = difflib.get_close_matches(unknown[0], manager.all_tasks) or ["arc_easy", "hellaswag", "piqa"]
-    raise ValueError(f"lm_eval has no task {', '.join(unknown)}; did you mean {', '.join(near)}?")
 
 
 class HybridLMAdapter(TemplateLM):
@@ -130,10 +117,14 @@ class HybridLMAdapter(TemplateLM):
         return nats, greedy
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue each context until a stop string, the end of the document or `max_gen_toks`."""
+        """Continue each context until a stop string, the end of the document or the number of tokens that is asked for.
+
+        Arguments mean what the harness makes of them: `max_new_tokens` and its other names, `until` as one text, a list
+        or null, a temperature with or without `do_sample`.
+        """
         groups: dict[str, list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
-            groups[json.dumps(request.args[1], sort_keys=True)].append(index)
+            groups[json.dumps(_generation_arguments(request.args[1]), sort_keys=True)].append(index)
         texts = [""] * len(requests)
         for settings, indices in groups.items():
             generated = self._generate([requests[i].args[0] for i in indices], json.loads(settings))
@@ -143,16 +134,14 @@ class HybridLMAdapter(TemplateLM):
 
     def _generate(self, contexts: list[str], settings: dict[str, Any]) -> list[str]:
         """Prompts of equal length share a batch: recurrent states allow no padding before the text."""
-        new_tokens = int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS))
+        new_tokens, stops = settings["max_gen_toks"], settings["until"]
         if new_tokens >= self.max_length:
             raise ValueError(
                 f"max_gen_toks {new_tokens} leaves no positions for a prompt: below {self.max_length} is allowed"
             )
         prompts = [self.tok_encode(context)[new_tokens - self.max_length :] for context in contexts]
-        temperature = float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0
         longest = max(map(len, prompts)) + new_tokens
-        engine = DecodeEngine(self.model, min(self.batch_size, len(prompts)), longest, Sampling(temperature))
-        stops = [settings["until"]] if isinstance(settings.get("until"), str) else settings.get("until", [])
+        engine = DecodeEngine(self.model, min(self.batch_size, len(prompts)), longest, Sampling(**settings["sampling"]))
         texts = [""] * len(prompts)
         for batch in _equal_lengths(prompts, self.batch_size):
             generated = self._decode(engine, torch.tensor([prompts[i] for i in batch]), stops, new_tokens)
@@ -176,6 +165,20 @@ class HybridLMAdapter(TemplateLM):
 
     def _is_finished(self, ids: list[int], stops: list[str]) -> bool:
         return ids[-1] == self.eot_token_id or any(stop in self.tokenizer.decode(ids) for stop in stops)
+
+
+def _generation_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """`max_gen_toks`, `until` (stop texts) and `sampling` (the fields of Sampling) by the harness's own rules.
+
+    An empty stop text stops nothing.
+    """
+    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+
+    settings: dict[str, Any] = dict(normalize_gen_kwargs(given, DEFAULT_NEW_TOKENS))
+    stops = handle_stop_sequences([stop for stop in settings["until"] if stop], eos=None)
+    sampling = {"temperature": float(settings.get("temperature") or 0.0) if settings["do_sample"] else 0.0}
+    sampling |= {name: settings[name] for name in ("top_k", "top_p") if settings.get(name) is not None}
+    return {"max_gen_toks": settings["max_gen_toks"], "until": stops, "sampling": sampling}
 
 
 def _equal_lengths(prompts: list[list[int]], batch_size: int) -> Iterator[list[int]]:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import flashslm
 from flashslm.config import STEP_SECTIONS, RunConfig
 from flashslm.config import digest as config_digest
 from flashslm.hardware import machine_digest
+from flashslm.infra.storage.long_texts import shortened
+from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.launch.processes import LaunchError
 
 PACKAGE = Path(flashslm.__file__).parent
@@ -84,6 +87,11 @@ def pipeline_arguments(config: RunConfig, digest: str, source: str, device: str 
         "workers": [str(i) for i in range(config.search.workers)],
         "variants": config.variants(),
     }
+
+
+def with_short_texts(arguments: dict[str, Any], open_store: Callable[[], ObjectStore]) -> dict[str, Any]:
+    """Arguments whose long texts (a recipe may name thousands of paths) are objects in the store."""
+    return {k: shortened(v, open_store) if isinstance(v, str) else v for k, v in arguments.items()}
 
 
 def arguments_for(spec: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from flashslm.scaling.points import num_constants
+
 AXES = ("depth", "width", "tokens")
 NAMES = ("L0", "a", "alpha", "b", "beta", "c", "gamma")
 EXPONENT_BOUNDS = (0.02, 3.0)
@@ -100,7 +102,7 @@ class _Problem:
         columns = {axis: np.log([getattr(p, axis) for p in points]) for axis in AXES}
         self.distinct = {axis: len(np.unique(column)) for axis, column in columns.items()}
         self.axes = [axis for axis in AXES if self.distinct[axis] > 1]
-        self.size = 1 + 2 * len(self.axes)
+        self.size = num_constants(*self.distinct.values())
         if len(points) <= self.size:
             raise ValueError(
                 f"{len(points)} points for a law of {self.size} constants: give at least {self.size + 1} "

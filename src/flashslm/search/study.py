@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 from uuid import uuid4
 
 import optuna
@@ -202,7 +203,10 @@ def _engine_options(url: str) -> dict[str, Any]:
     """Wait for sqlite's file lock; make sure that its directory is there; drop Postgres connections that died."""
     if not url.startswith("sqlite"):
         return {"pool_pre_ping": True}
-    Path(url.partition("///")[2]).parent.mkdir(parents=True, exist_ok=True)
+    file = url.partition("///")[2]
+    if file.startswith("file:"):
+        file = unquote(file.removeprefix("file:").partition("?")[0])
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     return {"connect_args": {"timeout": 60}}
 
 

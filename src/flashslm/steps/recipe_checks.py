@@ -1,17 +1,21 @@
 """What a recipe must satisfy beyond its field types: checked before anything starts. No torch here."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from flashslm.config import RunConfig
+from flashslm.evaluation import tasks
 from flashslm.export.hf_config import export_problems
 from flashslm.models.architecture import Architecture, InfeasibleArchitecture, build_architecture, parse_operators
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, export_blockers
+from flashslm.scaling.points import evaluation_steps, num_constants
 from flashslm.search.space import SearchSpace
 
 
 def problems(config: RunConfig) -> list[str]:
     """Every inconsistency of a recipe, each as: where, what was given, what is allowed."""
-    return [*_operators(config), *_grid(config), *_sizes(config), *_lengths(config)]
+    found = [*_operators(config), *_grid(config), *_sizes(config), *_lengths(config)]
+    return [*found, *_law(config), *_search(config), *_tasks(config)]
 
 
 def _operators(config: RunConfig) -> Iterator[str]:
@@ -37,6 +41,58 @@ def _operators(config: RunConfig) -> Iterator[str]:
             space.parse(text)
         except InfeasibleArchitecture as error:
             yield f"search.seed_designs[{index}]: {error}"
+
+
+def _law(config: RunConfig) -> Iterator[str]:
+    """The fit needs more points than the law has constants, and a held-out model that it does not see."""
+    scaling = config.scaling
+    tokens = evaluation_steps(scaling.steps, scaling.checkpoints)
+    points, constants = (
+        len(scaling.depths) * len(scaling.widths) * len(tokens),
+        num_constants(len(scaling.depths), len(scaling.widths), len(tokens)),
+    )
+    if points <= constants:
+        yield (
+            f"scaling: {len(scaling.depths)} depths x {len(scaling.widths)} widths x {len(tokens)} token counts are "
+            f"{points} points for a law of {constants} constants: give at least {constants + 1} (more depths, widths, "
+            "or checkpoints of longer runs)"
+        )
+    if scaling.holdout_depth in scaling.depths and scaling.holdout_width in scaling.widths:
+        yield (
+            f"scaling.holdout_depth: depth {scaling.holdout_depth} and width {scaling.holdout_width} are in the grid "
+            "that the law is fitted to: hold out another model"
+        )
+
+
+def _search(config: RunConfig) -> Iterator[str]:
+    search = config.search
+    if search.trials < search.population:
+        yield (
+            f"search.trials: {search.trials} are fewer than search.population ({search.population}): nothing would "
+            "evolve"
+        )
+    space, seen = SearchSpace(search.max_operators, search.max_mixer_types), dict[str, int]()
+    for index, text in enumerate(search.seed_designs):
+        with suppress(InfeasibleArchitecture):  # named by `_operators`
+            first = seen.setdefault(space.parse(text).operators, index)
+            if first != index:
+                yield f"search.seed_designs[{index}]: '{text}' is the same design as '{search.seed_designs[first]}'"
+
+
+def _tasks(config: RunConfig) -> Iterator[str]:
+    """Names that the harness does not have; where it is not installed they are judged where it is."""
+    if config.evaluation.lm_eval_tasks and tasks.is_installed():
+        try:
+            tasks.find_tasks(config.evaluation.lm_eval_tasks)
+        except ValueError as error:
+            yield f"evaluation.lm_eval_tasks: {error}"
+
+
+def missing_extras(config: RunConfig) -> list[str]:
+    """What a recipe needs of this machine's Python that is not installed."""
+    if config.evaluation.lm_eval_tasks and not tasks.is_installed():
+        return ["evaluation.lm_eval_tasks: they need lm_eval: pip install 'flashslm[evaluation]'"]
+    return []
 
 
 def _grid(config: RunConfig) -> Iterator[str]:

@@ -10,6 +10,7 @@ from flashslm.config import STEP_SECTIONS, RunConfig, from_step_json
 from flashslm.infra.events import Events
 from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.settings import Settings
+from flashslm.infra.storage import long_texts
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.ops import kernels
@@ -48,11 +49,12 @@ def run_step(
     events.emit("start")
     try:
         with mlflow_runs.open_run(settings, label, tags={"step": name} | variant) as mlflow_run:
+            store = ObjectStore(settings)
             context = StepContext(
                 step=name,
-                config=from_step_json(name, config),
+                config=from_step_json(name, long_texts.whole(config, store)),
                 settings=settings,
-                store=ObjectStore(settings),
+                store=store,
                 mlflow_run=mlflow_run,
                 events=events,
                 inputs=_read_manifests(inputs or {}),
@@ -60,7 +62,7 @@ def run_step(
             )
             result = _execute(context, outputs or {})
     except BaseException as error:
-        events.emit("fail", f"{type(error).__name__}: {error}")
+        events.emit("fail", f"{type(error).__name__}: {error}", may_pass=attempts.may_pass(error))
         raise
     published = {name: manifest.model_dump() for name, manifest in context.outputs.items()}
     summary = str(result.get("summary", ""))

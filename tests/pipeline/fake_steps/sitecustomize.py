@@ -2,7 +2,9 @@
 
 What a step does is told by $FAKE_STEPS (JSON): `decision` of the gate, `decisions` {step: word},
 `fail` {step: message}, `sleep` {step: seconds}, `linger` {label: seconds a sleeping step takes to end after a TERM},
-`kill_once` [steps]. Each call is a line in $FAKE_CALLS; a TERM that a sleeping step takes is a line too.
+`kill_once` [steps], `may_pass` (of a failure).
+
+Each call is a line in $FAKE_CALLS; a TERM that a sleeping step takes is a line too.
 """
 
 import hashlib
@@ -59,7 +61,7 @@ def run_step(name, *, config, inputs=None, outputs=None, parameters=None):
     try:
         work(name, label, script)
     except ValueError as error:
-        events.emit("fail", f"ValueError: {error}")
+        events.emit("fail", f"ValueError: {error}", may_pass=bool(script.get("may_pass")))
         raise
     for key, path in (outputs or {}).items():
         digest = hashlib.sha256(f"{label} {key}".encode()).hexdigest()

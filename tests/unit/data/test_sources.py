@@ -299,3 +299,11 @@ def test_without_the_hub_a_revision_stays_as_written(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", unreachable)
     config = DataConfig(source="huggingface", dataset="o/d", dataset_revision="v2")
     assert with_revisions(config) == config
+
+
+def test_the_description_of_many_paths_has_a_bound() -> None:
+    paths = [f"/数据/{'長い' * 20}-{i}.jsonl" for i in range(400)]
+    first, second = describe_source(files(*paths)), describe_source(files(*paths[:-1], "other.jsonl"))
+    assert "400 paths, the first /数据/" in first
+    assert len(first) < 2000 and first != second
+    assert describe_source(files("a.txt", "b.txt")) == "files (a.txt, b.txt)"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flashslm.data.tokenizer import load_tokenizer
-from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter, run_tasks
+from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter, _generation_arguments, run_tasks
 from flashslm.inference.engine import DecodeEngine
 from flashslm.models.hybrid import HybridLM
 
@@ -95,6 +95,32 @@ def test_generation_is_greedy_and_stops(adapter: HybridLMAdapter, model: HybridL
     stop = expected[0][5:7]
     stopped = adapter.generate_until(requests((contexts[0], {"until": stop, "max_gen_toks": 12}), (contexts[2], free)))
     assert stopped == [expected[0].split(stop)[0], expected[2]]
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens", "stops", "sampling"),
+    [
+        ({}, 256, [], {"temperature": 0.0}),
+        ({"until": ["\n", ""]}, 256, ["\n"], {"temperature": 0.0}),
+        ({"until": None, "max_new_tokens": 9}, 9, [], {"temperature": 0.0}),
+        ({"until": "x", "max_tokens": 8, "temperature": 0.5}, 8, ["x"], {"temperature": 0.5}),
+        ({"until": [None, "y"], "max_gen_toks": 7, "max_new_tokens": 9}, 7, ["y"], {"temperature": 0.0}),
+        ({"do_sample": False, "temperature": 0.7}, 256, [], {"temperature": 0.0}),
+        ({"do_sample": True, "temperature": 0.7, "top_k": 5}, 256, [], {"temperature": 0.7, "top_k": 5}),
+    ],
+)
+def test_generation_arguments_are_the_harness_s(
+    given: dict[str, Any], tokens: int, stops: list[str], sampling: dict[str, Any]
+) -> None:
+    expected = {"max_gen_toks": tokens, "until": stops, "sampling": sampling}
+    assert _generation_arguments(given) == expected
+
+
+def test_empty_stops_null_and_max_new_tokens_generate(adapter: HybridLMAdapter, tokenizer: Any) -> None:
+    row = greedy_ids(adapter.model, adapter.tok_encode("the dogs"), 6)
+    contexts = [{"until": ["", None]}, {"until": None}, {}]
+    found = adapter.generate_until(requests(*(("the dogs", c | {"max_new_tokens": 6}) for c in contexts)))
+    assert found == [tokenizer.decode(row)] * 3
 
 
 def test_generation_ends_with_the_document(adapter: HybridLMAdapter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@ from pathlib import Path
 
 from flashslm.config import ScalingConfig
 from flashslm.models.hybrid import HybridLM
-from flashslm.scaling.family import evaluation_steps, train_family
+from flashslm.scaling.family import train_family
+from flashslm.scaling.points import evaluation_steps
 from flashslm.training.proxy import proxy_training
 from flashslm.training.spec import FromArchitecture
 from flashslm.training.trainer import train

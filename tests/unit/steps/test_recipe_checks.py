@@ -1,9 +1,10 @@
 """Checks of a recipe across its sections."""
 
 import pytest
+from pydantic import ValidationError
 
 from flashslm.config import RunConfig
-from flashslm.steps.recipe_checks import problems
+from flashslm.steps.recipe_checks import missing_extras, problems
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,23 @@ from flashslm.steps.recipe_checks import problems
             {"model": {"max_position_embeddings": 256}},
             "model, at width 1024: 256 meta tokens leave no position for text",
         ),
+        (
+            {"scaling": {"depths": [6], "widths": [512], "checkpoints": 3}},
+            "scaling: 1 depths x 1 widths x 3 token counts",
+        ),
+        (
+            {"scaling": {"depths": [6, 12], "widths": [512], "checkpoints": 2}},
+            "scaling: 2 depths x 1 widths x 2 token counts are 4 points for a law of 5 constants: give at least 6",
+        ),
+        (
+            {"scaling": {"holdout_depth": 6, "holdout_width": 512}},
+            "scaling.holdout_depth: depth 6 and width 512 are in the grid",
+        ),
+        ({"search": {"trials": 9, "population": 10}}, "search.trials: 9 are fewer than search.population (10)"),
+        (
+            {"search": {"seed_designs": ["DFMFDFMF", "(DFMF)x2"]}},
+            "search.seed_designs[1]: '(DFMF)x2' is the same design as 'DFMFDFMF'",
+        ),
         ({"evaluation": {"needle_lengths": [40000]}}, "evaluation.needle_lengths: 40000 and 256 meta tokens exceed"),
     ],
 )
@@ -52,3 +70,52 @@ def test_defaults_are_consistent() -> None:
 def test_an_absolute_target_needs_no_reference() -> None:
     recipe = {"name": "x", "latency": {"target_ms": 1.0, "reference_width": 64}}
     assert problems(RunConfig.model_validate(recipe)) == []
+
+
+def test_points_that_outnumber_the_constants_are_no_problem() -> None:
+    scaling = {"depths": [6, 12], "widths": [512], "checkpoints": 3}
+    assert problems(RunConfig.model_validate({"name": "x", "scaling": scaling})) == []
+
+
+def test_tasks_are_judged_by_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_tasks(names: tuple[str, ...]) -> None:
+        raise ValueError(f"lm_eval has no task {names[0]}")
+
+    monkeypatch.setattr("flashslm.evaluation.tasks.find_tasks", find_tasks)
+    config = RunConfig.model_validate({"name": "x", "evaluation": {"lm_eval_tasks": ["arc_essy"]}})
+    monkeypatch.setattr("flashslm.evaluation.tasks.is_installed", lambda: True)
+    assert problems(config) == ["evaluation.lm_eval_tasks: lm_eval has no task arc_essy"]
+    assert missing_extras(config) == []
+    monkeypatch.setattr("flashslm.evaluation.tasks.is_installed", lambda: False)
+    assert problems(config) == []  # a cluster's images have it
+    assert missing_extras(config) == ["evaluation.lm_eval_tasks: they need lm_eval: pip install 'flashslm[evaluation]'"]
+    assert missing_extras(RunConfig(name="x")) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("gate", {"model_name": "org/slm"}),
+        ("gate", {"model_name": "o'brien"}),
+        ("gate", {"model_name": ""}),
+        ("gate", {"model_name": "x:y"}),
+        ("platform", {"service_account": "My_Account"}),
+        ("platform", {"s3_secret": "a b"}),
+        ("platform", {"image": "my image"}),
+        ("platform", {"cron_time_zone": "Europe/Nowhere"}),
+        ("training", {"seeds": [2**32]}),
+        ("training", {"seeds": [-1]}),
+        ("training", {"weight_norm": ["on", True]}),
+        ("profiling", {"widths": [1024, 1024]}),
+        ("profiling", {"batches": [1, 1]}),
+        ("profiling", {"contexts": [1024, 8192, 1024]}),
+        ("scaling", {"choice_depths": [6, 6]}),
+        ("search", {"seed_designs": ["DF", "DF"]}),
+        ("evaluation", {"needle_lengths": [64, 64]}),
+        ("evaluation", {"lm_eval_tasks": ["piqa", "piqa"]}),
+        ("search", {"learning_rate": float("inf")}),
+    ],
+)
+def test_values_that_would_fail_late_or_mean_nothing_are_refused(section: str, values: dict) -> None:
+    with pytest.raises(ValidationError, match=f"{section}.{next(iter(values))}"):
+        RunConfig.model_validate({"name": "x", section: values})

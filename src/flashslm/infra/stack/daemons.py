@@ -46,12 +46,13 @@ class Daemon(BaseModel):
         return "\n".join(f"  | {line}" for line in text.splitlines()[-lines:])
 
 
-def start(command: list[str], env: dict[str, str], mark: str, log: Path) -> Daemon:
-    """Start a command in a session of its own, so that Ctrl-C of a run does not reach it."""
+def start(command: list[str], env: dict[str, str], mark: str, log: Path, directory: Path | None = None) -> Daemon:
+    """Start a command in a session of its own, so that Ctrl-C of a run does not reach it; it works in `directory`."""
     private_directory(log.parent)
     with private_files(), log.open("ab") as output:
         process = subprocess.Popen(
             command,
+            cwd=directory,
             env={k: v for k, v in os.environ.items() if not _is_foreign(k)} | env | {_MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, computed_field
 
@@ -55,7 +56,7 @@ class StackState(BaseModel):
             endpoint_url=f"http://127.0.0.1:{self.ports['s3']}",
             bucket=BUCKET,
             tracking_uri=f"http://127.0.0.1:{self.ports['mlflow']}",
-            study_url=f"sqlite:///{home / STUDIES}",
+            study_url=_sqlite_url(home / STUDIES),
         )
 
 
@@ -79,6 +80,12 @@ class StackStatus(BaseModel):
     @computed_field
     def healthy(self) -> bool:
         return bool(self.services) and all(service.healthy for service in self.services)
+
+
+def _sqlite_url(file: Path) -> str:
+    """SQLAlchemy's address of a file; one whose name an address cannot hold as it is goes as SQLite's own URI."""
+    quoted = quote(str(file))
+    return f"sqlite:///{file}" if quoted == str(file) else f"sqlite:///file:{quoted}?uri=true"
 
 
 def up(home: str | Path = DEFAULT_HOME) -> Settings:
@@ -167,7 +174,7 @@ def _start(service: Service, state: StackState, home: Path) -> None:
         state.ports |= dict(zip(names, daemons.free_ports(len(names)), strict=True))
         state.daemons.pop("mlflow", None)  # a running one does not know S3's new address
     command, env = _weed(state, home) if service == "s3" else _mlflow(state, home)
-    state.daemons[service] = daemons.start(command, env, _mark(home, service), _log(home, service))
+    state.daemons[service] = daemons.start(command, env, _mark(home, service), _log(home, service), home)
     _save(home, state)
 
 
@@ -188,7 +195,7 @@ def _mlflow(state: StackState, home: Path) -> tuple[list[str], dict[str, str]]:
         "host": "127.0.0.1",
         "port": state.ports["mlflow"],
         "workers": 1,
-        "backend-store-uri": f"sqlite:///{home / 'mlflow.db'}",
+        "backend-store-uri": "sqlite:///mlflow.db",  # in the home, where it is started: an address may not hold a '%'
         "artifacts-destination": f"s3://{BUCKET}/mlflow",
     }
     command = [sys.executable, "-m", "mlflow", "server", "--serve-artifacts"]

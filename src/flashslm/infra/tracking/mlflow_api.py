@@ -75,7 +75,7 @@ class MlflowApi:
 
     @cached_property
     def experiment_id(self) -> str:
-        """The id of the settings' experiment, which is made unless it is there."""
+        """The id of the settings' experiment, which is made unless it is there, and restored where it was deleted."""
         name = self.settings.experiment
         try:
             return self._known_experiment(name)
@@ -85,7 +85,7 @@ class MlflowApi:
         try:
             return str(self.post("experiments/create", {"name": name})["experiment_id"])
         except MlflowError as error:
-            if error.code != "RESOURCE_ALREADY_EXISTS":  # somebody else was first
+            if error.code != "RESOURCE_ALREADY_EXISTS":  # another process was first
                 raise
         return self._known_experiment(name)
 

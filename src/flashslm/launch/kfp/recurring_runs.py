@@ -7,7 +7,7 @@ from flashslm.config import RunConfig
 from flashslm.launch.kfp.api import NotFound
 from flashslm.launch.kfp.client import KfpClient
 from flashslm.launch.kfp.cluster_pass import ClusterPackage, for_cluster
-from flashslm.launch.kfp.submit import cluster_arguments
+from flashslm.launch.kfp.submit import stored_arguments
 from flashslm.launch.parity_lint import Compiled
 from flashslm.launch.processes import LaunchError
 from flashslm.launch.schedule.cron import Cron, CronError
@@ -35,7 +35,7 @@ def create(client: KfpClient, name: str, config: RunConfig, pipeline: str, cron:
         experiment_id=client.experiment(experiment or config.name).experiment_id,
         # without a version: each run takes the latest
         pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=version.pipeline_id),
-        runtime_config=api.V2beta1RuntimeConfig(parameters=cluster_arguments(package, config, _SOURCE)),
+        runtime_config=api.V2beta1RuntimeConfig(parameters=stored_arguments(package, config, _SOURCE)),
         trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron.six_fields)),
         mode="ENABLE",
         max_concurrency="1",

@@ -9,8 +9,9 @@ from flashslm.config import HOOK_URL_VARIABLE, DataConfig, GpuType, PlatformConf
 from flashslm.data.source_paths import reads_s3
 from flashslm.data.sources import local_directories, source_digest, with_revisions
 from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.storage.s3 import s3_client
-from flashslm.launch.compiling import arguments_for, pipeline_arguments
+from flashslm.launch.compiling import arguments_for, pipeline_arguments, with_short_texts
 from flashslm.launch.kfp.client import KfpClient
 from flashslm.launch.kfp.cluster_pass import OWN_ARGUMENTS, ClusterPackage, for_cluster
 from flashslm.launch.processes import LaunchError
@@ -35,13 +36,18 @@ def submit(client: KfpClient, config: RunConfig, pipeline: str, experiment: str 
     """Start one run of a pipeline with a recipe; the experiment is the recipe's name unless given."""
     config = config.model_copy(update={"data": with_revisions(config.data)})
     package = for_cluster(pipeline, config.platform)
-    arguments = cluster_arguments(package, config, cluster_source_digest(config.data))
+    arguments = stored_arguments(package, config, cluster_source_digest(config.data))
     version = client.publish(package)
     found = client.experiment(experiment or config.name)
     name = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     run = client.start(version, found, name, arguments, config.platform.service_account)
     url = client.run_url(run.run_id)
     return Submission(run.run_id, name, url, package.name, package.version, found.display_name)
+
+
+def stored_arguments(package: ClusterPackage, config: RunConfig, source: str) -> dict[str, Any]:
+    """`cluster_arguments`, the long ones of which are in the object store of this environment's settings."""
+    return with_short_texts(cluster_arguments(package, config, source), lambda: ObjectStore(Settings.from_env()))
 
 
 def cluster_arguments(package: ClusterPackage, config: RunConfig, source: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from flashslm.infra.storage.tree import check_path
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.infra.tracking.mlflow_api import MlflowError, MlflowUnavailable
 from flashslm.launch.local.healing import healed
-from flashslm.launch.local.launcher import LocalResult, run_local
+from flashslm.launch.local.launcher import LocalResult, log_of, run_local
 from flashslm.launch.local.run_directory import make_run_dir, point_latest
 from flashslm.launch.processes import exclusive
 
@@ -49,7 +49,7 @@ class RunOutcome:
         failed = next((step for step in self.local.steps if step.state == "FAILURE"), None)
         if not failed:
             return {}
-        return {"failed_step": failed.label, "error": failed.summary, "log": str(failed.log or self.local.log)}
+        return {"failed_step": failed.label, "error": failed.summary, "log": str(log_of(failed, self.local))}
 
     def facts(self) -> dict[str, Any]:
         report = self.run_dir / "report.html"

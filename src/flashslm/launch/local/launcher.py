@@ -20,9 +20,9 @@ from flashslm.data.source_paths import reads_s3
 from flashslm.data.sources import source_digest, with_revisions
 from flashslm.infra.process.parent import PARENT_PID
 from flashslm.infra.settings import FOREIGN_VARIABLES, Settings
-from flashslm.infra.storage.object_store import Manifest
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.s3 import s3_client
-from flashslm.launch.compiling import arguments_for, code_digest, compile_pipeline, pipeline_arguments
+from flashslm.launch.compiling import arguments_for, code_digest, compile_pipeline, pipeline_arguments, with_short_texts
 from flashslm.launch.display import Display
 from flashslm.launch.local.runner import Job
 from flashslm.launch.processes import StopSignals, exclusive, stop_tree
@@ -68,6 +68,7 @@ def run_local(
     source = source_digest(config.data, s3_client(Settings.from_env(env)) if reads_s3(config.data) else None)
     spec = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
     arguments = arguments_for(spec, pipeline_arguments(config, code_digest(), source))
+    arguments = with_short_texts(arguments, lambda: ObjectStore(Settings.from_env(env)))
     job = Job(compiled, arguments, run_dir, home)
     return run_job(job, env, Console(stderr=True, quiet=quiet))
 
@@ -151,10 +152,15 @@ def explain(result: LocalResult, console: Console) -> None:
     failed = [step for step in result.steps if step.state == "FAILURE"]
     for step in failed:
         console.print(Text(f"{step.label} failed: {step.summary}", style="bold red"), soft_wrap=True)
-        _print_log(console, step.log or result.log)
+        _print_log(console, log_of(step, result))
     if not failed:
         console.print(Text("the pipeline failed outside its steps", style="bold red"))
         _print_log(console, result.log)
+
+
+def log_of(step: StepRecord, result: LocalResult) -> Path:
+    """Where to look for why a step failed: the runner's own log if the step's process did not come to write one."""
+    return step.log if step.log and step.log.is_file() and step.log.stat().st_size else result.log
 
 
 def _print_log(console: Console, log: Path, lines: int = 12) -> None:

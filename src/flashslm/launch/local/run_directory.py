@@ -37,15 +37,23 @@ def make_run_dir(runs: Path, config: RunConfig) -> Path:
 
 def environment() -> dict[str, Any]:
     """Where the run was made: commit, code digest, Python, platform, versions of every installed package."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=False)
     return {
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "code_digest": code_digest(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "packages": dict(sorted((d.metadata["Name"], d.version) for d in distributions())),
     }
+
+
+def _commit() -> str | None:
+    """Of the checkout that the package runs from; None without one, or without git."""
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return git.stdout.strip() or None
 
 
 def point_latest(runs: Path, run_dir: Path) -> None:

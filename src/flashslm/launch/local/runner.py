@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Task:
     label: str
     log: Path
     attempts: int = 0
+    is_hopeless: bool = False  # the last attempt failed in a way that would come again
     events: Events = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,6 +116,8 @@ def observe_tasks(logs: Path) -> None:
             """Every image runs in this interpreter."""
 
         def run(self) -> Any:
+            if current.task.is_hopeless:  # kfp retries whatever failed
+                return status.Status.FAILURE
             exit_code = run_attempt(current.task, self.full_command, self.env_vars)
             return status.Status.FAILURE if exit_code else status.Status.SUCCESS
 
@@ -141,6 +145,7 @@ def make_task(task_name: str, arguments: dict[str, Any], logs: Path) -> Task:
 def run_attempt(task: Task, command: list[str], env: dict[str, str]) -> int:
     """Run the task's command once, its output into the task's log; return the exit code."""
     task.attempts += 1
+    events_before = _size(task.events.path)
     task.emit("task_attempt", attempt=task.attempts)
     with task.log.open("ab") as log:
         exit_code = subprocess.call(
@@ -151,8 +156,28 @@ def run_attempt(task: Task, command: list[str], env: dict[str, str]) -> int:
             env=os.environ | env | {PARENT_PID: str(os.getpid())},
         )
     if exit_code:
+        task.is_hopeless = would_recur(task, events_before)
         task.emit("task_exit", describe_exit(exit_code), attempt=task.attempts)
     return exit_code
+
+
+def would_recur(task: Task, offset: int) -> bool:
+    """Whether the step itself said so of its error; a process that was killed says nothing."""
+    if task.events.path is None or not task.events.path.is_file():
+        return False
+    with task.events.path.open("rb") as stream:
+        stream.seek(offset)
+        lines = stream.read().splitlines()
+    for line in reversed(lines):
+        with suppress(ValueError):  # half a line of another step
+            event = json.loads(line)
+            if event.get("event") == "fail" and event.get("label") == task.label:
+                return event.get("may_pass") is False
+    return False
+
+
+def _size(path: Path | None) -> int:
+    return path.stat().st_size if path and path.is_file() else 0
 
 
 def _in_this_interpreter(part: str) -> str:
