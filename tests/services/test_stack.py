@@ -25,7 +25,7 @@ UP = "import sys; from flashslm.infra.stack.embedded_stack import up; print(up(s
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A home brought up by two processes at once; the tests of this module run in order on it."""
-    directory = tmp_path_factory.mktemp("own-stack")
+    directory = tmp_path_factory.mktemp("own %2Fstack?#ü")
     both = [subprocess.Popen([sys.executable, "-c", UP, str(directory)], stdout=subprocess.PIPE) for _ in range(2)]
     try:
         printed = {process.communicate(timeout=240)[0] for process in both}

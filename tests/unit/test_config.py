@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,14 +170,6 @@ def test_every_mistake_is_named_and_none_is_invented(overrides: list[str], expec
 def test_bare_on_and_off_are_words(tmp_path: Path) -> None:
     config = load(write(tmp_path, "name: x\ntraining: {weight_norm: [on, off]}\n"))
     assert config.training.weight_norm == ("on", "off")
-
-
-def test_any_recipe_gives_values_or_messages_with_a_place() -> None:
-    """10,000 mutations of the shipped recipes, each within 2 s of CPU time and 500 MB."""
-    command = [sys.executable, str(Path(__file__).with_name("recipe_mutations.py")), "0", "10000", *map(str, RECIPES)]
-    result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert result["failures"] == [] and result["inputs"] == 10_000
-    assert result["peak_bytes"] < 500_000_000
 
 
 @pytest.mark.parametrize(

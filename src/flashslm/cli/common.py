@@ -13,7 +13,24 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="The recipe, for ex
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides such as training.steps=50.")]
 PipelineOption = Annotated[str, typer.Option("--pipeline", help="Directory name under pipelines/.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-HomeOption = Annotated[Path, typer.Option("--home", help="Where the embedded stack and caches live.")]
+
+
+def _home(context: typer.Context, option: typer.CallbackParam, given: Path) -> Path:
+    """What is given, else the nearest home, looked for upwards as git looks for its own."""
+    from flashslm.infra.stack.services import find_home
+
+    source = context.get_parameter_source(str(option.name))
+    return find_home() if source and source.name == "DEFAULT" else given
+
+
+HomeOption = Annotated[
+    Path,
+    typer.Option(
+        "--home",
+        callback=_home,
+        help="Where the embedded stack and caches live; not given: the nearest .flashslm here or above.",
+    ),
+]
 ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where manifests of inputs and outputs live.")]
 KernelsOption = Annotated[
     list[str] | None,

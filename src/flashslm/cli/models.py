@@ -35,9 +35,9 @@ models_app = typer.Typer(no_args_is_help=True, help="The model registry.")
 def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """List the versions of a model with their aliases and measures."""
     from flashslm.infra.registry import model_registry
-    from flashslm.infra.stack.services import resolve_settings
+    from flashslm.infra.stack.services import existing_settings
 
-    settings = resolve_settings(home)
+    settings = existing_settings(home)
     versions = [v.model_dump() for v in model_registry.list_versions(settings, name)]
     if as_json:
         print(json.dumps({"model": name, "versions": versions}))
@@ -79,12 +79,12 @@ def models_register(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Register a model directory, measured by the recipe on its data, so that retraining can start from it."""
     from flashslm.infra.stack import embedded_stack
-    from flashslm.infra.stack.services import resolve_settings
+    from flashslm.infra.stack.services import existing_settings
     from flashslm.steps.register_imported import register_imported
 
     recipe = load(config, overrides, checks=problems)
     embedded_stack.use_home(home)
-    found = register_imported(resolve_settings(home), directory, recipe, name, alias, replaces, foreign_code)
+    found = register_imported(existing_settings(home), directory, recipe, name, alias, replaces, foreign_code)
     show(found, as_json)
     if found["hook"].startswith("failed"):
         _say_how_to_repeat(found["version"])
@@ -101,9 +101,9 @@ def models_promote(
     """Make a version champion; the present champion becomes previous."""
     from flashslm.infra.registry import model_registry
     from flashslm.infra.registry.promotion import is_heard
-    from flashslm.infra.stack.services import resolve_settings
+    from flashslm.infra.stack.services import existing_settings
 
-    settings = resolve_settings(home)
+    settings = existing_settings(home)
     gate = _gate(settings, name, config, no_hook)
     former = model_registry.champion_version(settings, gate.model_name)
     notify = is_heard(gate.promotion_hook)
@@ -124,9 +124,9 @@ def models_rollback(
     """Make the previous champion champion again; repeated, it changes nothing (`promote` undoes it)."""
     from flashslm.infra.registry import model_registry
     from flashslm.infra.registry.promotion import is_heard
-    from flashslm.infra.stack.services import resolve_settings
+    from flashslm.infra.stack.services import existing_settings
 
-    settings = resolve_settings(home)
+    settings = existing_settings(home)
     gate = _gate(settings, name, config, no_hook)
     version = model_registry.rollback(settings, gate.model_name, notify=is_heard(gate.promotion_hook))
     console.print(f"{gate.model_name} version {version} is champion again", highlight=False)
@@ -137,9 +137,9 @@ def models_rollback(
 def models_notify(config: ConfigOption, name: NameOption = "", home: HomeOption = HOME) -> None:
     """Call the recipe's hook for promotions that it has not heard of, because a process was killed or a call failed."""
     from flashslm.infra.registry.promotion import is_heard
-    from flashslm.infra.stack.services import resolve_settings
+    from flashslm.infra.stack.services import existing_settings
 
-    settings = resolve_settings(home)
+    settings = existing_settings(home)
     gate = _gate(settings, name, config, no_hook=False)
     if not is_heard(gate.promotion_hook):
         raise ValueError(f"'{config}' has no gate.promotion_hook: give the recipe that names it")

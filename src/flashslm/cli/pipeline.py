@@ -18,7 +18,7 @@ from flashslm.cli.common import (
     show,
 )
 from flashslm.config.file import load
-from flashslm.steps.recipe_checks import missing_extras, problems
+from flashslm.steps.recipe_checks import problems, problems_before_a_run_here
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def run(
     """Run a whole pipeline on this machine, from the compiled YAML."""
     from flashslm.launch.local.full_run import run_pipeline
 
-    recipe = load(config, overrides, checks=lambda read: [*problems(read), *missing_extras(read)])
+    recipe = load(config, overrides, checks=problems_before_a_run_here)
     outcome = run_pipeline(recipe, home=home, quiet=as_json, pipeline=pipeline)
     show(outcome.facts(), as_json)
     raise typer.Exit(outcome.local.exit_code)
@@ -72,9 +72,9 @@ def compile_command(
 def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """Try every service with your settings: object store, MLflow, registry, disk."""
     from flashslm.infra.stack.doctor import diagnose
-    from flashslm.infra.stack.services import resolve_settings
+    from flashslm.infra.stack.services import existing_settings
 
-    checks = diagnose(resolve_settings(home))
+    checks = diagnose(existing_settings(home))
     if as_json:
         print(json.dumps({"checks": [check.model_dump() for check in checks]}))
     else:

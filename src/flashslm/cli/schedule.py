@@ -22,7 +22,7 @@ from flashslm.cli.common import (
 )
 from flashslm.config.file import load
 from flashslm.config.paths import with_absolute_paths
-from flashslm.steps.recipe_checks import problems
+from flashslm.steps.recipe_checks import problems_before_a_run
 
 if TYPE_CHECKING:
     from flashslm.launch.schedule.records import Schedules
@@ -39,11 +39,11 @@ schedule_app = typer.Typer(
 
 
 def local_schedules(home: Path) -> "Schedules":
-    from flashslm.infra.stack.services import resolve_settings
+    from flashslm.infra.stack.services import existing_settings
     from flashslm.infra.storage.object_store import ObjectStore
     from flashslm.launch.schedule.records import Schedules
 
-    return Schedules(ObjectStore(resolve_settings(home)))
+    return Schedules(ObjectStore(existing_settings(home)))
 
 
 @schedule_app.command("create")
@@ -70,7 +70,7 @@ def create(  # noqa: PLR0913 - one parameter an option
     if experiment and not host:
         raise ValueError("--experiment is KFP's: it needs --host; MLflow's experiment is the environment's")
     times = Cron.parse(cron, time_zone)
-    recipe = load(config, overrides, checks=problems)
+    recipe = load(config, overrides, checks=problems_before_a_run)
     load_pipeline(pipeline, project_root())  # a name that is wrong is an error now, not at two in the morning
     now_s = time.time()
     if host:

@@ -1,6 +1,7 @@
 """`flashslm stack`: the embedded S3 and MLflow of this machine."""
 
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -44,9 +45,15 @@ def stack_status(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
 
 
 @stack_app.command("down")
-def stack_down(home: HomeOption = HOME) -> None:
-    """Stop both services; data stays."""
+def stack_down(
+    home: HomeOption = HOME,
+    force: Annotated[bool, typer.Option("--force", help="Stop it under a run that uses it, too.")] = False,
+) -> None:
+    """Stop both services; data stays. Refuses while a run uses them."""
     from flashslm.infra.stack import embedded_stack
+    from flashslm.launch.processes import exclusive
 
-    embedded_stack.down(home)
+    lock = home / "kfp" / "lock"
+    with nullcontext() if force or not lock.is_file() else exclusive(lock):
+        embedded_stack.down(home)
     console.print(f"stopped; data stays in {home}", highlight=False)

@@ -23,11 +23,11 @@ def store_verify(home: HomeOption = HOME, runs: RunsOption = RUNS, as_json: Json
 
     Exit code 1 if one is damaged that could not be put back: the run that makes it does so.
     """
-    from flashslm.infra.stack.services import resolve_settings
+    from flashslm.infra.stack.services import existing_settings
     from flashslm.infra.storage.audit import audit
     from flashslm.infra.storage.object_store import ObjectStore
 
-    found = audit(ObjectStore(resolve_settings(home)), [*home.glob("trees/*"), *runs.glob("*/export")])
+    found = audit(ObjectStore(existing_settings(home)), [*home.glob("trees/*"), *runs.glob("*/export")])
     if as_json:
         damages = [damage._asdict() for damage in found.damages]
         print(json.dumps({"trees": found.trees, "records": found.records, "damages": damages}))
@@ -53,11 +53,11 @@ def store_gc(
 
     What a registry version, a schedule or a kept run names stays, whatever its age.
     """
-    from flashslm.infra.stack.services import resolve_settings
+    from flashslm.infra.stack.services import existing_settings
     from flashslm.launch.local.garbage import Collector
     from flashslm.launch.processes import exclusive
 
-    settings = resolve_settings(home)
+    settings = existing_settings(home)
     with exclusive(home / "kfp" / "lock"):  # no run begins meanwhile
         collector = Collector(settings, home, runs, days * 86_400.0)
         found = collector.find()

@@ -33,7 +33,7 @@ def exclusive(path: Path) -> Iterator[None]:
             holder = written.decode() if written.isdigit() else "unknown"
             raise LaunchError(
                 f"another run uses {path.parent} (pid {holder}): wait for it, stop it with `kill {holder}`, "
-                "or give this run another --home"
+                "or give another --home (`stack down` also takes --force)"
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote
 from uuid import uuid4
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import make_url
 
 from flashslm.infra.process import owners
 from flashslm.search.trial import Candidate, FinishedTrial
@@ -203,10 +203,7 @@ def _engine_options(url: str) -> dict[str, Any]:
     """Wait for sqlite's file lock; make sure that its directory is there; drop Postgres connections that died."""
     if not url.startswith("sqlite"):
         return {"pool_pre_ping": True}
-    file = url.partition("///")[2]
-    if file.startswith("file:"):
-        file = unquote(file.removeprefix("file:").partition("?")[0])
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
     return {"connect_args": {"timeout": 60}}
 
 

@@ -15,7 +15,7 @@ from flashslm.search.space import SearchSpace
 def problems(config: RunConfig) -> list[str]:
     """Every inconsistency of a recipe, each as: where, what was given, what is allowed."""
     found = [*_operators(config), *_grid(config), *_sizes(config), *_lengths(config)]
-    return [*found, *_law(config), *_search(config), *_tasks(config)]
+    return [*found, *_law(config), *_search(config)]
 
 
 def _operators(config: RunConfig) -> Iterator[str]:
@@ -79,20 +79,26 @@ def _search(config: RunConfig) -> Iterator[str]:
                 yield f"search.seed_designs[{index}]: '{text}' is the same design as '{search.seed_designs[first]}'"
 
 
-def _tasks(config: RunConfig) -> Iterator[str]:
-    """Names that the harness does not have; where it is not installed they are judged where it is."""
+def problems_before_a_run(config: RunConfig) -> list[str]:
+    """`problems`, and task names that the harness does not have: asking it takes seconds.
+
+    Where it is not installed they are judged where it is.
+    """
+    found = problems(config)
     if config.evaluation.lm_eval_tasks and tasks.is_installed():
         try:
             tasks.find_tasks(config.evaluation.lm_eval_tasks)
         except ValueError as error:
-            yield f"evaluation.lm_eval_tasks: {error}"
+            found.append(f"evaluation.lm_eval_tasks: {error}")
+    return found
 
 
-def missing_extras(config: RunConfig) -> list[str]:
-    """What a recipe needs of this machine's Python that is not installed."""
+def problems_before_a_run_here(config: RunConfig) -> list[str]:
+    """The same, with what the recipe needs of this machine's Python that is not installed."""
     if config.evaluation.lm_eval_tasks and not tasks.is_installed():
-        return ["evaluation.lm_eval_tasks: they need lm_eval: pip install 'flashslm[evaluation]'"]
-    return []
+        missing = "evaluation.lm_eval_tasks: they need lm_eval: pip install 'flashslm[evaluation]'"
+        return [*problems(config), missing]
+    return problems_before_a_run(config)
 
 
 def _grid(config: RunConfig) -> Iterator[str]:

@@ -31,7 +31,7 @@ def lineage(context: StepContext) -> list[dict[str, Any]]:
 def collect(context: StepContext) -> RunArtifacts:
     """Read every document the report shows."""
     read = context.read_json
-    export = read("exported", "export.json")
+    export = context.manifest("exported").metadata
     table = read("latency_table", "latency_table.json")
     return RunArtifacts(
         name=context.config.name,

@@ -36,7 +36,7 @@ def collect(context: StepContext) -> RetrainingArtifacts:
         decision=verdict["decision"],
         reasons=verdict["reasons"],
         evaluation=context.read_json("evaluation", "evaluation.json"),
-        export=context.read_json("exported", "export.json"),
+        export=context.manifest("exported").metadata,
         training=context.read_json("chosen", "training.json"),
         verdict=verdict,
         **common,

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from flashslm.config import RunConfig
-from flashslm.steps.recipe_checks import missing_extras, problems
+from flashslm.steps.recipe_checks import problems, problems_before_a_run, problems_before_a_run_here
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,14 @@ def test_tasks_are_judged_by_the_harness(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("flashslm.evaluation.tasks.find_tasks", find_tasks)
     config = RunConfig.model_validate({"name": "x", "evaluation": {"lm_eval_tasks": ["arc_essy"]}})
     monkeypatch.setattr("flashslm.evaluation.tasks.is_installed", lambda: True)
-    assert problems(config) == ["evaluation.lm_eval_tasks: lm_eval has no task arc_essy"]
-    assert missing_extras(config) == []
+    assert problems_before_a_run(config) == ["evaluation.lm_eval_tasks: lm_eval has no task arc_essy"]
+    assert problems_before_a_run_here(config) == problems_before_a_run(config)
+    assert problems(config) == []
     monkeypatch.setattr("flashslm.evaluation.tasks.is_installed", lambda: False)
-    assert problems(config) == []  # a cluster's images have it
-    assert missing_extras(config) == ["evaluation.lm_eval_tasks: they need lm_eval: pip install 'flashslm[evaluation]'"]
-    assert missing_extras(RunConfig(name="x")) == []
+    assert problems_before_a_run(config) == []  # a cluster's images have it
+    (missing,) = problems_before_a_run_here(config)
+    assert missing == "evaluation.lm_eval_tasks: they need lm_eval: pip install 'flashslm[evaluation]'"
+    assert problems_before_a_run_here(RunConfig(name="x")) == []
 
 
 @pytest.mark.parametrize(

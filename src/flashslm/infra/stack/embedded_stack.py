@@ -1,5 +1,6 @@
 """The embedded stack of one person's machine: SeaweedFS (S3) and MLflow on loopback, as two background processes."""
 
+import logging
 import os
 import secrets
 import sys
@@ -8,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
 
 from pydantic import BaseModel, computed_field
 
@@ -32,6 +32,7 @@ __all__ = [
     "use_home",
 ]
 
+_log_of_module = logging.getLogger(__name__)
 DEFAULT_HOME = Path(".flashslm")
 BUCKET = "flashslm"
 STUDIES = "study.db"  # trials of searches, below the home
@@ -83,9 +84,10 @@ class StackStatus(BaseModel):
 
 
 def _sqlite_url(file: Path) -> str:
-    """SQLAlchemy's address of a file; one whose name an address cannot hold as it is goes as SQLite's own URI."""
-    quoted = quote(str(file))
-    return f"sqlite:///{file}" if quoted == str(file) else f"sqlite:///file:{quoted}?uri=true"
+    """SQLAlchemy's address of a file, whatever characters its name has."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(file)).render_as_string()
 
 
 def up(home: str | Path = DEFAULT_HOME) -> Settings:
@@ -170,7 +172,8 @@ def _start(service: Service, state: StackState, home: Path) -> None:
     """Start one service and record it at once, so that an interrupted `up` leaves nothing unknown."""
     daemons.stop(_mark(home, service))  # workers of a killed daemon still hold its port
     names = seaweedfs.PARTS if service == "s3" else ("mlflow",)
-    if not all(daemons.is_free(state.ports[name]) for name in names):
+    if taken := [state.ports[name] for name in names if not daemons.is_free(state.ports[name])]:
+        _log_of_module.warning("port %s of %s is another process's: %s gets new ports", taken[0], service, service)
         state.ports |= dict(zip(names, daemons.free_ports(len(names)), strict=True))
         state.daemons.pop("mlflow", None)  # a running one does not know S3's new address
     command, env = _weed(state, home) if service == "s3" else _mlflow(state, home)

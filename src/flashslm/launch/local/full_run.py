@@ -2,7 +2,7 @@
 
 import os
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,15 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
         def attempt() -> RunOutcome:
             local = run_local(config, run_dir, env, home, pipeline=pipeline, quiet=quiet)
             made = RunOutcome(run_id, local.state, run_dir, embedded_stack.run_url(settings, parent), 0.0, local)
-            if local.state == "SUCCESS" and "report" in local.outputs:
-                _materialise(made, store, home)
+            if "report" in local.outputs:
+                with nullcontext() if local.state == "SUCCESS" else suppress(StoreError):  # the failure is to be seen
+                    _materialise(made, store, home)
+                    made.decision = carried_out(made.decision, local)
             return made
 
         outcome = healed(attempt, store, home, run_dir, console)
         outcome.duration_s = time.monotonic() - started
-        if outcome.artifacts:
+        if outcome.artifacts and (run_dir / "report.html").is_file():
             _record(outcome, settings, parent, config)
         status = FINAL_STATUS[outcome.state]
     except (Terminated, KeyboardInterrupt):
@@ -126,6 +128,12 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
         point_latest(runs, run_dir)
     _print_summary(console, outcome)
     return outcome
+
+
+def carried_out(decision: str, local: LocalResult) -> str:
+    """What came of the gate's decision: a promotion is one when the model is registered."""
+    registered = any(step.name == "register_model" and step.state == "SUCCESS" for step in local.steps)
+    return decision if decision != "promote" or registered else "promote, but the model was not registered"
 
 
 def _deliver_pending(settings: Settings, config: RunConfig, secrets: dict[str, str], console: Console) -> None:
