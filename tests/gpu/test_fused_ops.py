@@ -96,7 +96,7 @@ def test_ssd(dtype, size, state_size, length, packed, assert_close, random_docum
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("channels, bias", [(96, True), (384, False)], ids=["bias", "no-bias"])
 def test_causal_conv(channels, bias, dtype, length, packed, assert_close, random_documents):
-    from flashslm.ops.fused.causal_conv import causal_conv_fla
+    from flashslm.ops.fused.causal_conv import causal_conv_triton
 
     x, weight, state = (
         normal(2, length, channels, dtype=dtype),
@@ -105,7 +105,12 @@ def test_causal_conv(channels, bias, dtype, length, packed, assert_close, random
     )
     inputs = [x, weight.to(dtype), normal(channels, dtype=dtype) if bias else None, state]
     documents = random_documents(2, length) if packed else None
-    assert_close(causal_conv_naive, causal_conv_fla, inputs, TOLERANCE[dtype], documents_BT=documents)
+
+    def in_parts(*given, **options):
+        parts, last = causal_conv_triton(*given, **options, sizes=(channels // 2, channels // 3, channels // 6))
+        return torch.cat(parts, dim=-1), last
+
+    assert_close(causal_conv_naive, in_parts, inputs, TOLERANCE[dtype], documents_BT=documents)
 
 
 @packed_or_not

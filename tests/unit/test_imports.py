@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": BELOW_INFERENCE,
     "scaling": BELOW_INFERENCE | {"profiling", "training"},
     "search": BELOW_INFERENCE | {"profiling", "training"},
-    "benchmarking": BELOW_INFERENCE | {"profiling"},
+    "benchmarking": BELOW_INFERENCE | {"profiling", "training"},
     "reporting": {"models"},
     "steps": MIDDLE | BELOW_INFERENCE | {"reporting"},
     "launch": MIDDLE | BELOW_INFERENCE | {"steps"},

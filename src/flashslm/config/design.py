@@ -72,9 +72,11 @@ class KernelsConfig(Section):
     gated_delta_rule: Literal["auto", "chunked", "fla"] = "auto"
     gla: Literal["auto", "chunked", "fla"] = "auto"
     ssd: Literal["auto", "chunked", "mamba-ssm"] = "auto"
-    causal_conv: Literal["auto", "shifted", "fla"] = "auto"
+    causal_conv: Literal["auto", "shifted", "triton"] = "auto"
+    rotary: Literal["auto", "torch", "triton"] = "auto"  # with the norms of attention's heads
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     cross_entropy: Literal["auto", "chunked", "triton"] = "auto"
+    elementwise: Literal["auto", "torch", "inductor"] = "auto"  # norms, gates, rotations of a model that trains
     decode: Literal["auto", "torch", "fused"] = "auto"  # the decode step: fused is inference/fused
 
 

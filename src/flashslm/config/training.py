@@ -33,6 +33,8 @@ class TrainingConfig(Section):
     beta2: float = Field(default=0.95, ge=0, lt=1)
     gradient_clip: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Bit-exact resume needs deterministic algorithms; auto: on for a CPU, off on CUDA, where they cost time.
+    deterministic: Literal["auto"] | Switch = "auto"
     threads: int = Field(default=1, ge=1)  # CPU only
     processes: int = Field(default=0, ge=0)  # that pretrain together on each node; 0 = one per GPU, one on a CPU
     weight_norm: Distinct[Switch] = ("on", "off")
@@ -44,6 +46,10 @@ class TrainingConfig(Section):
     checkpoint_every_steps: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every_steps: int = Field(default=10, ge=1)
+
+    def is_deterministic(self, device_type: str) -> bool:
+        """Whether deterministic algorithms run on a device of this type."""
+        return device_type == "cpu" if self.deterministic == "auto" else self.deterministic == "on"
 
     @model_validator(mode="after")
     def _variants_are_usable(self) -> "TrainingConfig":

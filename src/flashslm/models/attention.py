@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
-from flashslm.models.interface import Operator, Sequence
+from flashslm.models.interface import Operator, Parts, Sequence
+from flashslm.models.linear import project_together
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.models.rope import Rotary, rotate
 from flashslm.models.states import AttentionState, DecodePosition, State, WindowState
 from flashslm.ops.attention import attention_step
-from flashslm.ops.dispatch import attention
+from flashslm.ops.dispatch import attention, attention_heads
+from flashslm.ops.rotary import HeadNorm
 
 
 class Attention(Operator):
@@ -30,6 +32,7 @@ class Attention(Operator):
         hidden, heads_size = architecture.hidden_size, architecture.heads_size
         kv_size = architecture.num_kv_heads * architecture.head_dim
         self.head_dim = architecture.head_dim
+        self.heads = (architecture.num_heads, architecture.num_kv_heads)
         self.q_proj = nn.Linear(hidden, heads_size, bias=False)
         self.k_proj = nn.Linear(hidden, kv_size, bias=False)
         self.v_proj = nn.Linear(hidden, kv_size, bias=False)
@@ -38,25 +41,31 @@ class Attention(Operator):
             RMSNorm(self.head_dim, INNER_NORM_EPS) if architecture.qk_norm else nn.Identity() for _ in range(2)
         )
 
-    def forward(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
-        q, k, v = self._project(x_BTD, sequence.angles)
+    def project(self, x: Tensor, angles: Rotary) -> Parts:
+        return (project_together(x, self.q_proj, self.k_proj, self.v_proj),)
+
+    def mix(self, projected: Parts, state: State | None, sequence: Sequence) -> tuple[Parts, State]:
+        q, k, v = attention_heads(projected[0], *sequence.angles, self.heads, self._head_norm())
         if state is not None:
             keys, values = cast(AttentionState | WindowState, state)
             k = torch.cat([keys.to(k.dtype), k], dim=1)
             v = torch.cat([values.to(v.dtype), v], dim=1)
-        o = attention(q, k, v, sequence.documents_BT, self.window)
-        return self.o_proj(o.flatten(-2)), self._state(k, v)
+        return (attention(q, k, v, sequence.documents_BT, self.window),), self._state(k, v)
 
-    def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
-        q, k, v = self._project(x_BD, position.angles)
-        keys, values = cast(AttentionState | WindowState, state)
-        o = attention_step(q, k, v, keys, values, position.lengths_B, self.window)
-        output: Tensor = self.o_proj(o.flatten(-2))
+    def output(self, mixed: Parts) -> Tensor:
+        output: Tensor = self.o_proj(mixed[0].flatten(-2))
         return output
 
-    def _project(self, x: Tensor, angles: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles), v
+    def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
+        q, k, v = (p(x_BD).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(self.q_norm(q), position.angles), rotate(self.k_norm(k), position.angles)
+        keys, values = cast(AttentionState | WindowState, state)
+        return self.output((attention_step(q, k, v, keys, values, position.lengths_B, self.window),))
+
+    def _head_norm(self) -> HeadNorm | None:
+        if not isinstance(self.q_norm, RMSNorm) or not isinstance(self.k_norm, RMSNorm):
+            return None
+        return HeadNorm(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, self.k_norm.eps)
 
     def _state(self, k: Tensor, v: Tensor) -> State:
         return AttentionState(k, v)

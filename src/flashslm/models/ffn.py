@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
-from flashslm.models.interface import Operator, Sequence
+from flashslm.models.interface import Operator, Parts, Sequence
+from flashslm.models.rope import Rotary
 from flashslm.models.states import DecodePosition, NoState, State
 
 
@@ -21,12 +22,16 @@ class FFN(Operator):
         self.up_proj = nn.Linear(hidden, size, bias=False)
         self.down_proj = nn.Linear(size, hidden, bias=False)
 
-    def forward(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
-        return self._transform(x_BTD), NoState()
+    def project(self, x: Tensor, angles: Rotary) -> Parts:
+        # Two products, not one as for q, k and v: the gradient of one would have to be joined from two halves.
+        return (F.silu(self.gate_proj(x)) * self.up_proj(x),)
+
+    def mix(self, projected: Parts, state: State | None, sequence: Sequence) -> tuple[Parts, State]:
+        return projected, NoState()
+
+    def output(self, mixed: Parts) -> Tensor:
+        output: Tensor = self.down_proj(mixed[0])
+        return output
 
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
-        return self._transform(x_BD)
-
-    def _transform(self, x: Tensor) -> Tensor:
-        output: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return output
+        return self.output(self.project(x_BD, position.angles))

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
 from flashslm.models.deltanet import DeltaNet
+from flashslm.models.interface import Parts
+from flashslm.models.rope import Rotary
 from flashslm.ops.precision import at_least_fp32
 
 
@@ -25,10 +27,12 @@ class GatedDeltaNet(DeltaNet):
         self.A_log = nn.Parameter(torch.empty(heads))
         self.dt_bias = nn.Parameter(torch.empty(heads))
 
-    def _log_decay(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, angles: Rotary) -> Parts:
+        qkv, beta = super().project(x, angles)
         dt = F.softplus(at_least_fp32(self.a_proj(x)) + self.dt_bias)
-        return -at_least_fp32(self.A_log).exp() * dt
+        return qkv, beta, -at_least_fp32(self.A_log).exp() * dt, self.g_proj(x)
 
-    def _output(self, o: Tensor, x: Tensor) -> Tensor:
-        output: Tensor = self.o_proj(self.o_norm(o).flatten(-2) * F.silu(self.g_proj(x)))
+    def output(self, mixed: Parts) -> Tensor:
+        o, gate = mixed
+        output: Tensor = self.o_proj(self.o_norm(o).flatten(-2) * F.silu(gate))
         return output

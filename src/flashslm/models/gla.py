@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
-from flashslm.models.interface import Operator, Sequence
+from flashslm.models.interface import Operator, Parts, Sequence
+from flashslm.models.linear import project_each
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.models.operator_spec import GLA_GATE_RANK
+from flashslm.models.rope import Rotary
 from flashslm.models.states import DecodePosition, GLAState, State
 from flashslm.ops.dispatch import gla
 from flashslm.ops.gla import gla_step
@@ -42,21 +44,24 @@ class GLA(Operator):
         self.o_norm = RMSNorm(architecture.head_dim, INNER_NORM_EPS)
         self.o_proj = nn.Linear(heads_size, hidden, bias=False)
 
-    def forward(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
+    def project(self, x: Tensor, angles: Rotary) -> Parts:
+        """Heads of q, k, v and of the decay's logarithm, and the gate."""
+        log_decay = F.logsigmoid(at_least_fp32(self.decay_up(self.decay_down(x)))) / GATE_TEMPERATURE
+        q, k, v, gate = project_each(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
+        q, k, v, log_decay = (y.unflatten(-1, (self.heads, -1)) for y in (q * self.key_dim**-0.5, k, v, log_decay))
+        return q, k, v, log_decay, gate
+
+    def mix(self, projected: Parts, state: State | None, sequence: Sequence) -> tuple[Parts, State]:
+        q, k, v, log_decay, gate = projected
         before = None if state is None else cast(GLAState, state).memory
-        o, memory = gla(*self._heads(x_BTD), before, sequence.documents_BT)
-        return self._output(o, x_BTD), GLAState(memory)
+        o, memory = gla(q, k, v, log_decay, before, sequence.documents_BT)
+        return (o, gate), GLAState(memory)
+
+    def output(self, mixed: Parts) -> Tensor:
+        o, gate = mixed
+        output: Tensor = self.o_proj(self.o_norm(o).flatten(-2) * F.silu(gate))
+        return output
 
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
-        return self._output(gla_step(*self._heads(x_BD), cast(GLAState, state).memory), x_BD)
-
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Heads of q, k, v and of the decay's logarithm."""
-        log_decay = F.logsigmoid(at_least_fp32(self.decay_up(self.decay_down(x)))) / GATE_TEMPERATURE
-        projected = (self.q_proj(x) * self.key_dim**-0.5, self.k_proj(x), self.v_proj(x), log_decay)
-        q, k, v, log_decay = (y.unflatten(-1, (self.heads, -1)) for y in projected)
-        return q, k, v, log_decay
-
-    def _output(self, o: Tensor, x: Tensor) -> Tensor:
-        output: Tensor = self.o_proj(self.o_norm(o).flatten(-2) * F.silu(self.g_proj(x)))
-        return output
+        q, k, v, log_decay, gate = self.project(x_BD, position.angles)
+        return self.output((gla_step(q, k, v, log_decay, cast(GLAState, state).memory), gate))

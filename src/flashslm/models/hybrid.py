@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
 from flashslm.models.cache import Cache, empty_state
-from flashslm.models.interface import Operator, Sequence
+from flashslm.models.compilation import compiled_in_training
+from flashslm.models.interface import Operator, Parts, Sequence
 from flashslm.models.norm import RMSNorm
 from flashslm.models.operator_spec import MIXERS
 from flashslm.models.operators import build_operator
 from flashslm.models.rope import Rotary, rotary
-from flashslm.models.states import DecodePosition, State, expand_state
+from flashslm.models.states import DecodePosition, NoState, State, expand_state
 from flashslm.ops.cross_entropy import linear_cross_entropy
 from flashslm.ops.documents import positions_in_document
+from flashslm.ops.precision import in_autocast_dtype
 
 INIT_STD = 0.02
 DT_RANGE = (1e-3, 1e-1)
@@ -54,8 +56,23 @@ class Layer(nn.Module):
 
     def extend(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
         """Run T tokens from a state; returns the stream and the state after them."""
-        y_BTD, state = self.operator(self.norm(x_BTD), state, sequence)
-        return x_BTD + y_BTD, state
+        if self.operator_name == "ffn":
+            return self._transform(x_BTD, sequence.angles), NoState()
+        mixed, state = self.operator.mix(self._enter(x_BTD, sequence.angles), state, sequence)
+        return self._leave(x_BTD, mixed), state
+
+    @compiled_in_training
+    def _transform(self, x: Tensor, angles: Rotary) -> Tensor:
+        operator = self.operator
+        return x + operator.output(operator.project(self.norm(x), angles))
+
+    @compiled_in_training
+    def _enter(self, x: Tensor, angles: Rotary) -> Parts:
+        return self.operator.project(self.norm(x), angles)
+
+    @compiled_in_training
+    def _leave(self, x: Tensor, mixed: Parts) -> Tensor:
+        return x + self.operator.output(mixed)
 
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
         """Run one token on a static state."""
@@ -101,7 +118,7 @@ class HybridLM(nn.Module):
 
     def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Final-normed hidden states [B, T, D] of the text tokens."""
-        x_BTD, meta_1MD = self.embedding(tokens_BT), self._meta_stream()
+        x_BTD, meta_1MD = in_autocast_dtype(self.embedding(tokens_BT)), self._meta_stream()
         text, meta = self._text_sequence(tokens_BT, documents_BT), self._meta_sequence()
         for index, layer in enumerate(self.residual_layers):
             # After the last mixer nothing reads the meta tokens' stream.
@@ -177,7 +194,7 @@ class HybridLM(nn.Module):
         return max((self.architecture.operators.rfind(mixer) for mixer in MIXERS), default=-1)
 
     def _meta_stream(self) -> Tensor | None:
-        return self.meta_tokens[None] if self.architecture.num_meta_tokens else None
+        return in_autocast_dtype(self.meta_tokens[None]) if self.architecture.num_meta_tokens else None
 
     def _meta_sequence(self) -> Sequence:
         return Sequence(self._angles(torch.arange(self.architecture.num_meta_tokens, device=self._device)))

@@ -8,6 +8,8 @@ from flashslm.models.architecture import Architecture
 from flashslm.models.rope import Rotary
 from flashslm.models.states import DecodePosition, NoState, State
 
+Parts = tuple[Tensor, ...]  # of a token's features; an operator's own order
+
 
 class Sequence(NamedTuple):
     """What an operator must know of the tokens it is given besides their features."""
@@ -17,7 +19,11 @@ class Sequence(NamedTuple):
 
 
 class Operator(nn.Module):
-    """A token mixer or an FFN. It sees normalised features and returns what is added to the stream."""
+    """A token mixer or an FFN. It sees normalised features and returns what is added to the stream.
+
+    It has three parts: `project` and `output` treat every token by itself, `mix` alone carries something from token to
+    token. The first two are what a compiler can fuse; the third calls the kernels of `ops`.
+    """
 
     reads: ClassVar[tuple[str, ...]] = ()  # linear layers whose rows meet the stream
     writes: ClassVar[tuple[str, ...]] = ()  # linear layers whose columns are added to the stream
@@ -28,6 +34,19 @@ class Operator(nn.Module):
 
     def forward(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
         """Run T tokens from `state` (None: nothing came before). Returns the output and the state after them."""
+        mixed, state = self.mix(self.project(x_BTD, sequence.angles), state, sequence)
+        return self.output(mixed), state
+
+    def project(self, x: Tensor, angles: Rotary) -> Parts:
+        """What `mix` and `output` need of each token, from its features [..., D] and the angles of its position."""
+        raise NotImplementedError
+
+    def mix(self, projected: Parts, state: State | None, sequence: Sequence) -> tuple[Parts, State]:
+        """Mix T tokens from `state`. Returns what `output` takes, and the state after them."""
+        raise NotImplementedError
+
+    def output(self, mixed: Parts) -> Tensor:
+        """What is added to the stream, [..., D]."""
         raise NotImplementedError
 
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:

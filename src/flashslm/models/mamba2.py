@@ -7,13 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
-from flashslm.models.interface import Operator, Sequence
+from flashslm.models.interface import Operator, Parts, Sequence
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.models.operator_spec import CONV_SIZE
+from flashslm.models.rope import Rotary
 from flashslm.models.states import DecodePosition, Mamba2State, State
 from flashslm.ops.causal_conv import causal_conv_step
 from flashslm.ops.dispatch import causal_conv, ssd, ssd_step
 from flashslm.ops.precision import at_least_fp32
+from flashslm.ops.ssd import RawScan
 
 
 class BiasedConvolution(nn.Module):
@@ -44,34 +46,37 @@ class Mamba2(Operator):
         self.norm = RMSNorm(a.mamba_inner, INNER_NORM_EPS)
         self.out_proj = nn.Linear(a.mamba_inner, a.hidden_size, bias=False)
 
-    def forward(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
+    def project(self, x: Tensor, angles: Rotary) -> Parts:
+        """Gate z, the convolution's input, and dt before its bias and softplus."""
+        z, conv_in, dt = self.in_proj(x).split(self.projected, dim=-1)
+        return z, conv_in, dt
+
+    def mix(self, projected: Parts, state: State | None, sequence: Sequence) -> tuple[Parts, State]:
         conv_before, ssm_before = (None, None) if state is None else cast(Mamba2State, state)
+        z, conv_in, dt = projected
         documents = sequence.documents_BT
-        z, conv_in, dt = self.in_proj(x_BTD).split(self.projected, dim=-1)
-        conv_out, conv_state = causal_conv(conv_in, self.conv.weight, self.conv.bias, conv_before, documents)
-        x, b, c = self._split(conv_out)
-        y, ssm_after = ssd(x, self._dt(dt), self._a(), b, c, ssm_before, documents)
-        return self._output(y, x, z), Mamba2State(conv_state, ssm_after)
+        taps, bias = self.conv.weight, self.conv.bias
+        (x, b, c), conv_state = causal_conv(conv_in, taps, bias, conv_before, documents, self.convolved)
+        x = x.unflatten(-1, (-1, self.head_dim))
+        raw = RawScan(self.dt_bias, self.D)
+        y, ssm_after = ssd(x, dt, self._a(), b, c, ssm_before, documents, raw)
+        return (y, z), Mamba2State(conv_state, ssm_after)
+
+    def output(self, mixed: Parts) -> Tensor:
+        """Gate by silu(z), normalise over all channels, project."""
+        y, z = mixed
+        output: Tensor = self.out_proj(self.norm(y.flatten(-2) * F.silu(at_least_fp32(z))).to(z.dtype))
+        return output
 
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
         before = cast(Mamba2State, state)
-        z, conv_in, dt = self.in_proj(x_BD).split(self.projected, dim=-1)
-        x, b, c = self._split(causal_conv_step(conv_in, self.conv.weight, self.conv.bias, before.conv))
-        y = ssd_step(x, self._dt(dt), self._a(), b, c, before.ssm)
-        return self._output(y, x, z)
-
-    def _split(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, conv_in, dt = self.project(x_BD, position.angles)
+        convolved = causal_conv_step(conv_in, self.conv.weight, self.conv.bias, before.conv)
         x, b, c = convolved.split(self.convolved, dim=-1)
-        return x.unflatten(-1, (-1, self.head_dim)), b, c
-
-    def _dt(self, dt: Tensor) -> Tensor:
-        return F.softplus(at_least_fp32(dt) + self.dt_bias)
+        x = x.unflatten(-1, (-1, self.head_dim))
+        raw = RawScan(self.dt_bias, self.D)
+        y = ssd_step(x, raw.step_size(dt), self._a(), b, c, before.ssm)
+        return self.output((raw.add_skip(y, x), z))
 
     def _a(self) -> Tensor:
         return -at_least_fp32(self.A_log).exp()
-
-    def _output(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """Add the skip D x, gate by silu(z), normalise over all channels, project."""
-        skipped = (y + self.D[:, None] * x).flatten(-2)
-        output: Tensor = self.out_proj(self.norm(skipped * F.silu(at_least_fp32(z))).to(z.dtype))
-        return output

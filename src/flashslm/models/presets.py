@@ -43,9 +43,16 @@ def _qwen3(width: int, ffn_size: int) -> Architecture:
     )
 
 
+def _deltanet() -> Architecture:
+    """967M parameters in 14 blocks of DeltaNet and FFN: a shape that flash-linear-attention's DeltaNet has too."""
+    sizes = ModelConfig(head_dim=128, ffn_ratio=2.625, num_meta_tokens=0)
+    return build_architecture("(DF)x14", 2048, sizes, vocab_size=131_072)
+
+
 PRESETS = {
     "nemotron-flash-1b": _nemotron_flash("(DFMF AFMF)x2 | (DFMF)x2", 2048),
     "nemotron-flash-3b": _nemotron_flash("(DFMF AFMF)x3 | (DFMF)x3", 3072),
+    "deltanet-1b": _deltanet(),
     "qwen3-0.6b": _qwen3(1024, 3072),
     "qwen3-1.7b": _qwen3(2048, 6144),
 }

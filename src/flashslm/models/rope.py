@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flashslm.ops.rotary import rotate_heads
+
 
 class Rotary(NamedTuple):
     """Cosines and sines of the angles, fp32 [..., 1, K/2]: they broadcast over heads."""
@@ -22,6 +24,4 @@ def rotary(positions: Tensor, head_dim: int, theta: float) -> Rotary:
 
 def rotate(x: Tensor, angles: Rotary) -> Tensor:
     """Rotate [..., H, K], pairing component i with i + K/2."""
-    first, second = x.chunk(2, dim=-1)
-    rotated = (first * angles.cos - second * angles.sin, second * angles.cos + first * angles.sin)
-    return torch.cat(rotated, dim=-1).to(x.dtype)
+    return rotate_heads(x, angles.cos, angles.sin)

@@ -16,7 +16,7 @@ from flashslm.ops.kernels import backend_of
 from flashslm.ops.precision import compute_dtype, without_autocast
 
 # Logits held at a time. On a CPU 4 MiB of fp32 stay in the cache; on a GPU the chunk must fill the device.
-CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 27}
+CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 29}
 
 
 @without_autocast
@@ -69,8 +69,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight = (None if g is None else g * grad_loss.to(g.dtype) for g in ctx.saved_tensors)
+        hidden, weight = (None if g is None else _scaled(g, grad_loss) for g in ctx.saved_tensors)
         return hidden, weight, None, None
+
+
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """In place on CUDA, where the head's gradient is large; autograd then refuses a second backward pass."""
+    factor = factor.to(gradient.dtype)
+    return gradient.mul_(factor) if gradient.is_cuda else gradient * factor
 
 
 @without_autocast
@@ -107,5 +113,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, the sum over chunks in total's dtype."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
+    elif total.is_cuda and total.dtype == torch.float32:
+        torch.addmm(total, left, right, total.dtype, out=total)  # added up where the product is made, in fp32
     else:
         total += left @ right

@@ -12,9 +12,20 @@ from torch import Tensor
 
 from flashslm.ops.chunks import ChunkMasks, chunk, chunk_decays, chunk_masks, initial_state, read_states, unchunk
 from flashslm.ops.documents import document_starts
-from flashslm.ops.precision import compute_dtype, without_autocast
+from flashslm.ops.precision import at_least_fp32, compute_dtype, without_autocast
 
+L2_EPS = 1e-6  # added to the sum of squares
 CHUNK_SIZE = 32  # with heads of 32 to 64, faster on a CPU than 16 and 64
+
+
+def normalise_heads(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k [..., K] of unit length, in at least fp32, q with the scale 1/sqrt(K)."""
+    return _unit(q) * q.shape[-1] ** -0.5, _unit(k)
+
+
+def _unit(x: Tensor) -> Tensor:
+    x = at_least_fp32(x)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)
 
 
 @without_autocast

@@ -25,18 +25,30 @@ BACKENDS = {
     "gated_delta_rule": ("chunked", "fla"),
     "gla": ("chunked", "fla"),
     "ssd": ("chunked", "mamba-ssm"),
-    "causal_conv": ("shifted", "fla"),
+    "causal_conv": ("shifted", "triton"),
+    "rotary": ("torch", "triton"),
     "attention": ("sdpa", "flash"),
     "cross_entropy": ("chunked", "triton"),
+    "elementwise": ("torch", "inductor"),
     "decode": ("torch", "fused"),
 }
 LIBRARIES = {
     "fla": ("fla", "flash-linear-attention"),
     "mamba-ssm": ("mamba_ssm", "mamba-ssm"),
     "triton": ("triton", "triton"),
+    "inductor": ("triton", "triton"),
     "fused": ("cuda.bindings", "cuda-bindings"),  # and Triton: torch for CUDA brings both
 }
-USUAL = ("delta_rule", "ssd", "causal_conv", "attention", "cross_entropy", "decode")  # of an exportable model
+USUAL = (
+    "delta_rule",
+    "ssd",
+    "causal_conv",
+    "rotary",
+    "attention",
+    "cross_entropy",
+    "elementwise",
+    "decode",
+)  # of an exportable model
 HALF_PRECISION_ONLY = {"delta_rule", "gated_delta_rule", "gla", "attention", "decode"}
 
 _setting = KernelsConfig()

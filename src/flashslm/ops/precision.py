@@ -21,6 +21,14 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x.to(compute_dtype(x))
 
 
+def in_autocast_dtype(x: Tensor) -> Tensor:
+    """`x` in autocast's dtype on CUDA: a residual stream in bf16 moves half the bytes of one in fp32.
+
+    A CPU's stream stays fp32: it has no kernels to gain from.
+    """
+    return x.to(torch.get_autocast_dtype("cuda")) if x.is_cuda and torch.is_autocast_enabled("cuda") else x
+
+
 def without_autocast(function: Callable[Args, Returned]) -> Callable[Args, Returned]:
     """Switch autocast off inside `function`, whose first argument is a tensor."""
 

@@ -4,14 +4,30 @@ Shapes: x [B, T, H, P], dt [B, T, H] (after softplus), a [H] (negative), b, c [B
 [B, H, P, N]. The skip D x is the caller's. Outputs have x's dtype, states at least fp32.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flashslm.ops.documents import ChunkedDocuments, chunk_documents, document_starts
-from flashslm.ops.precision import compute_dtype, without_autocast
+from flashslm.ops.precision import at_least_fp32, compute_dtype, without_autocast
 
 CHUNK_SIZE = 32  # on a CPU as fast as 64 or faster, at half the memory
+
+
+class RawScan(NamedTuple):
+    """What Mamba-2 wraps around the scan: dt = softplus(dt + bias), and the skip D x; fp32 [H] each."""
+
+    dt_bias_H: Tensor
+    skip_H: Tensor
+
+    def step_size(self, dt: Tensor) -> Tensor:
+        return F.softplus(at_least_fp32(dt) + self.dt_bias_H)
+
+    def add_skip(self, y: Tensor, x: Tensor) -> Tensor:
+        """y + D x for [..., H, P], in at least fp32."""
+        return y + self.skip_H[:, None] * x
 
 
 @without_autocast

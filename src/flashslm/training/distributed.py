@@ -84,6 +84,15 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, sharing its memory; any other tensor as it is."""
+    if current_world().size == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def copy_full_(target: Tensor, value: Tensor | None) -> None:
     """Fill a parameter or its moment from the whole value on rank 0; other ranks may pass None (a collective)."""
     if value is None:

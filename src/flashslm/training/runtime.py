@@ -1,5 +1,6 @@
 """The process-wide settings a run needs and puts back: seeds, determinism, threads, and SIGTERM as a request."""
 
+import gc
 import os
 import signal
 import threading
@@ -13,10 +14,29 @@ import torch
 
 
 @contextmanager
-def reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch, use deterministic algorithms where an operation has one, and `threads` threads on the CPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with this
-    deterministic, warn_only, threads_before = (
+def gc_held() -> Iterator[None]:
+    """No garbage collection inside: walking all objects stops the host for up to half a second at any step.
+
+    Steps make no reference cycles that matter; what has been made before is left out of later collections too.
+    """
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def reproducible(seed: int, threads: int, *, deterministic: bool = True) -> Iterator[None]:
+    """Seed torch, use `threads` threads on the CPU and, if asked, deterministic algorithms where there are some."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with this
+    before, warn_only, threads_before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.get_num_threads(),
@@ -26,13 +46,13 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
         debugging.fill_uninitialized_memory = False  # costs a pass a buffer
         try:
             yield
         finally:
             debugging.fill_uninitialized_memory = fill
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)
             torch.set_num_threads(threads_before)
 
 

@@ -6,7 +6,7 @@ import statistics
 import torch
 from torch import Tensor
 
-from flashslm.data.loader import IGNORE_INDEX, Batch, TokenLoader
+from flashslm.data.loader import IGNORE_INDEX, TokenLoader
 from flashslm.data.replay import ReplayLoader
 from flashslm.hardware import peak, pick_dtype
 from flashslm.infra.process.interrupts import Terminated
@@ -25,11 +25,12 @@ from flashslm.training.distributed import (
     sum_over_ranks,
 )
 from flashslm.training.learning_rate import learning_rate
-from flashslm.training.optimizer import build_optimizer, set_learning_rate
-from flashslm.training.runtime import StepClock, reproducible, sigterm_as_request
+from flashslm.training.prefetch import MakeBatch, prefetched
+from flashslm.training.runtime import StepClock, gc_held, reproducible, sigterm_as_request
 from flashslm.training.spec import Fetch, NonFiniteLoss, OnMetrics, TrainOutcome, TrainSpec
 from flashslm.training.state import capture, restore_
-from flashslm.training.weight_norm import mean_weight_norm, project_weights_
+from flashslm.training.step import TrainStep
+from flashslm.training.weight_norm import mean_weight_norm
 
 
 def train(
@@ -41,13 +42,16 @@ def train(
 ) -> TrainOutcome:
     """Train the model, which is at the spec's start, in place on its own device to the spec's last step.
 
-    With a store it saves checkpoints and goes on from the newest one. A resumed run yields bit for bit the weights and
-    the history of one that was never stopped; `on_metrics` then gets the restored rows first, so that whoever records
-    them has the whole curve. Under torchrun the model is sharded and rank 0 reports and saves.
+    With a store it saves checkpoints and goes on from the newest one. Under deterministic algorithms (a CPU's setting)
+    a resumed run yields bit for bit the weights and the history of one that was never stopped; `on_metrics` then gets
+    the restored rows first, so that whoever records them has the whole curve. Under torchrun the model is sharded and
+    rank 0 reports and saves.
 
     Raises NonFiniteLoss; Terminated (SystemExit 143) after SIGTERM, once the step is finished and saved.
     """
-    with reproducible(spec.seed, spec.training.threads):
+    device_type = next(model.parameters()).device.type
+    deterministic = spec.training.is_deterministic(device_type)
+    with reproducible(spec.seed, spec.training.threads, deterministic=deterministic), gc_held():
         return _Trainer(spec, model, fetch, store, on_metrics).run()
 
 
@@ -64,46 +68,34 @@ class _Trainer:
         self.train_loader, self.validation_loader = _loaders(spec, fetch, self.world)
         self.micro_batches = self.config.batch_size // self.train_loader.batch_size
         shard_model(model)
-        self.optimizer = build_optimizer(model, self.config)
+        self.step = TrainStep(model, self.config, self.precision, weight_norm=spec.weight_norm)
         self.bad_step = torch.full((), -1, device=self.device)
         self.start, train_time_s = self._restore()
         self.saved_step = self.start
         self.clock = StepClock(train_time_s)
 
     def run(self) -> TrainOutcome:
-        config, model, optimizer = self.config, self.model, self.optimizer
-        with sigterm_as_request() as stop:
-            for step in range(self.start, config.steps):
-                set_learning_rate(optimizer, learning_rate(step, config))
-                loss = self._accumulate_gradients(step)
-                gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                if self.spec.weight_norm:
-                    project_weights_(model)
+        with sigterm_as_request() as stop, prefetched(self.train_loader.batch, self.device) as batches:
+            for step in range(self.start, self.config.steps):
+                loss = self._accumulate_gradients(step, batches)
+                gradient_norm = self.step.update(step)
+                self.step.project()
                 self._finish_step(step, loss, full_tensor(gradient_norm))
-                if self._is_due(step + 1, config.checkpoint_every_steps):
+                if self._is_due(step + 1, self.config.checkpoint_every_steps):
                     self._save(step + 1)
                 if any_rank(stop.requested):
                     self._save(step + 1)
                     raise Terminated(143)
         return self._result()
 
-    def _accumulate_gradients(self, step: int) -> Tensor:
+    def _accumulate_gradients(self, step: int, batches: MakeBatch) -> Tensor:
         """Backward over the step's micro-batches; returns this rank's mean loss, still on the device."""
         total = torch.zeros((), device=self.device)
         for index in range(self.micro_batches):
-            batch = self.train_loader.batch(step * self.micro_batches + index)
-            loss = self._loss(batch) / self.micro_batches
+            loss = self.step.loss(batches(step * self.micro_batches + index)) / self.micro_batches
             loss.backward()
             total += loss.detach()
         return total
-
-    def _loss(self, batch: Batch) -> Tensor:
-        tokens, targets, documents = batch.to(self.device)
-        enabled = self.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            return self.model.loss(tokens, targets, documents if self.config.isolate_documents else None)
 
     def _finish_step(self, step: int, loss: Tensor, gradient_norm: Tensor) -> None:
         """Note a non-finite step without waiting for the device; log and validate where due."""
@@ -145,7 +137,10 @@ class _Trainer:
         known = peak(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
         if known and self.precision == "bfloat16":
             flops = training_flops_per_token(self.model, self.train_loader.sequence_length)
-            rates["mfu"] = flops * tokens_per_s / (known.flops_per_s * self.world.size)
+            rates["tflops_per_s"] = flops * tokens_per_s / (1e12 * self.world.size)
+            rates["mfu"] = 1e12 * rates["tflops_per_s"] / known.flops_per_s
+        if self.device.type == "cuda":
+            rates["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
         return rates
 
     @torch.no_grad()
@@ -154,7 +149,7 @@ class _Trainer:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in self.validation_loader.sequential(self.config.validation_batches):
             targets = int((batch.targets_BT != IGNORE_INDEX).sum())
-            sums += torch.stack([self._loss(batch).double() * targets, sums.new_tensor(targets)])
+            sums += torch.stack([self.step.loss(batch).double() * targets, sums.new_tensor(targets)])
         nats, count = sum_over_ranks(sums).tolist()
         return float(nats / count)
 
@@ -181,7 +176,7 @@ class _Trainer:
         self._check_finite()
         with self.clock.paused():
             values = {"history": self.history, "train_time_s": self.clock.total_s}
-            state = capture(self.model, self.optimizer, values)
+            state = capture(self.model, self.step.optimizer, values)
             if self.world.is_main:
                 self.checkpoints.save(done, state)
         self.saved_step = done
@@ -192,10 +187,9 @@ class _Trainer:
         found = self.checkpoints.load_latest() if self.checkpoints and self.world.is_main else None
         step = broadcast_value(found[0] if found else 0)
         if not step:
-            if self.spec.weight_norm:
-                project_weights_(self.model)
+            self.step.project()
             return 0, 0.0
-        values = restore_(self.model, self.optimizer, found[1] if found else None)
+        values = restore_(self.model, self.step.optimizer, found[1] if found else None)
         self.history = values["history"]
         for row in self.history:
             self._report(row)

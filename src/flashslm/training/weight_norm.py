@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flashslm.ops.precision import compute_dtype
-from flashslm.training.distributed import full_tensor
+from flashslm.training.distributed import current_world, full_tensor, local_tensor, sum_over_ranks
 
 MIN_NORM = 1e-8
 
@@ -28,10 +28,38 @@ class WeightNormModel(Protocol):
 def project_weights_(model: WeightNormModel) -> None:
     """Divide each row (axis 1) or column (axis 0) of the model's weight matrices by its L2 norm, in place.
 
-    Norms are taken in fp32 and clamped at 1e-8, so an all-zero vector stays zero.
+    Norms are taken in fp32 and clamped at 1e-8, so an all-zero vector stays zero. Whole fp32 matrices on CUDA take one
+    pass over memory, by Triton. Of matrices sharded by rows the columns' sums cross the ranks in one all-reduce.
     """
-    weights, norms = _weights_and_norms(model)
-    torch._foreach_div_(weights, torch._foreach_clamp_min(norms, MIN_NORM))
+    axes = model.weight_norm_axes()
+    weights = [local_tensor(model.get_parameter(name)) for name in axes]
+    if current_world().size == 1 and all(_fits_kernel(weight) for weight in weights):
+        from flashslm.ops.fused.weight_norm import project_triton_
+
+        project_triton_(weights, list(axes.values()))
+        return
+    sums = [_squares(weight, axis) for weight, axis in zip(weights, axes.values(), strict=True)]
+    _sum_columns_over_ranks(sums, list(axes.values()))
+    torch._foreach_div_(weights, torch._foreach_clamp_min([total.sqrt() for total in sums], MIN_NORM))
+
+
+def _fits_kernel(weight: Tensor) -> bool:
+    return weight.is_cuda and weight.dtype == torch.float32 and weight.is_contiguous()
+
+
+def _squares(weight: Tensor, axis: int) -> Tensor:
+    # Six times faster on a CPU than vector_norm, whose reduction over dimension 0 is strided there.
+    return weight.to(compute_dtype(weight)).square().sum(axis, keepdim=True)
+
+
+def _sum_columns_over_ranks(sums: list[Tensor], axes: list[int]) -> None:
+    """In place. Rows are whole on the rank that has them; a column is spread over all ranks."""
+    columns = [total for total, axis in zip(sums, axes, strict=True) if axis == 0]
+    if current_world().size == 1 or not columns:
+        return
+    together = sum_over_ranks(torch.cat([total.flatten() for total in columns]))
+    for total, whole in zip(columns, together.split([total.numel() for total in columns]), strict=True):
+        total.copy_(whole.view_as(total))
 
 
 @torch.no_grad()
@@ -47,11 +75,6 @@ def mean_weight_norm(model: WeightNormModel) -> Tensor:
 
 
 def _weights_and_norms(model: WeightNormModel) -> tuple[list[Tensor], list[Tensor]]:
-    weights: list[Tensor] = []
-    norms: list[Tensor] = []
-    for name, axis in model.weight_norm_axes().items():
-        weight = model.get_parameter(name)
-        weights.append(weight)
-        # Six times faster on a CPU than vector_norm, whose reduction over dimension 0 is strided there.
-        norms.append(weight.to(compute_dtype(weight)).square().sum(axis, keepdim=True).sqrt())
-    return weights, norms
+    axes = model.weight_norm_axes()
+    weights: list[Tensor] = [model.get_parameter(name) for name in axes]
+    return weights, [_squares(w, axis).sqrt() for w, axis in zip(weights, axes.values(), strict=True)]

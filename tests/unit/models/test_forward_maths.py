@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashslm.models import deltanet as deltanet_module
+from flashslm.ops import delta_rule as delta_rule_module
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -209,5 +209,5 @@ def test_every_norm_eps_is_felt(module, eps, make_model, tokens_BT):
 def test_the_l2_eps_is_felt(make_model, tokens_BT, monkeypatch):
     model = make_model(scale=0.5, operators="DM", norm_eps=1e-3)
     before = model.logits(model(tokens_BT))
-    monkeypatch.setattr(deltanet_module, "L2_EPS", 2e-6)
+    monkeypatch.setattr(delta_rule_module, "L2_EPS", 2e-6)
     assert (model.logits(model(tokens_BT)) - before).abs().max() > 1e-5

@@ -21,7 +21,7 @@ from flashslm.inference.fused.weights import pack_rows
 from flashslm.models.architecture import Architecture
 from flashslm.models.attention import Attention
 from flashslm.models.cache import Cache
-from flashslm.models.deltanet import L2_EPS, DeltaNet
+from flashslm.models.deltanet import DeltaNet
 from flashslm.models.ffn import FFN
 from flashslm.models.hybrid import HybridLM, Layer
 from flashslm.models.interface import Operator
@@ -30,6 +30,7 @@ from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.models.operator_spec import CONV_SIZE, OPERATOR_SPECS
 from flashslm.models.operators import layer_class
 from flashslm.models.states import AttentionState, DeltaNetState, Mamba2State, NoState, State
+from flashslm.ops.delta_rule import L2_EPS
 from flashslm.ops.kernels import MissingKernel, note
 
 KernelCall = Callable[[], None]

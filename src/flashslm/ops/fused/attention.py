@@ -43,6 +43,8 @@ def _unmasked(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
     with sdpa_kernel(FAST):
         if length == 1:
             o = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
+        elif not prefix:
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         elif prefix <= length:
             padded = F.pad(q, (0, 0, prefix, 0))
             o = F.scaled_dot_product_attention(padded, k, v, is_causal=True, enable_gqa=grouped)[:, :, prefix:]

@@ -4,6 +4,7 @@ Shapes and semantics are those of `ops.delta_rule` and `ops.gla`. The chunk kern
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,18 +23,23 @@ def delta_rule_fla(
     initial_state_BHKV: Tensor | None = None,
     documents_BT: Tensor | None = None,
     log_decay_BTH: Tensor | None = None,
+    *,
+    normalise: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Returns what `delta_rule_naive` does, to bf16's accuracy. With a decay it is the gated delta rule."""
+    """Returns what `delta_rule_naive` does, to bf16's accuracy. With a decay it is the gated delta rule.
+
+    With `normalise` the kernels give q and k unit length, and q the scale 1/sqrt(K).
+    """
     from fla.ops.delta_rule import chunk_delta_rule
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
     dtype = v_BTHV.dtype
     inputs = {"q": q_BTHK.to(dtype), "k": k_BTHK.to(dtype), "v": v_BTHV, "beta": beta_BTH.to(dtype)}
+    options = {"use_qk_l2norm_in_kernel": normalise, "scale": q_BTHK.shape[-1] ** -0.5 if normalise else 1.0}
     if log_decay_BTH is None:
-        return _by_documents(chunk_delta_rule, inputs, initial_state_BHKV, documents_BT)
-    return _by_documents(
-        chunk_gated_delta_rule, inputs | {"g": log_decay_BTH.float()}, initial_state_BHKV, documents_BT
-    )
+        return _by_documents(partial(chunk_delta_rule, **options), inputs, initial_state_BHKV, documents_BT)
+    inputs["g"] = log_decay_BTH.float()
+    return _by_documents(partial(chunk_gated_delta_rule, **options), inputs, initial_state_BHKV, documents_BT)
 
 
 def delta_rule_step_fla(
@@ -68,7 +74,7 @@ def gla_fla(
 
     dtype = v_BTHV.dtype
     inputs = {"q": q_BTHK.to(dtype), "k": k_BTHK.to(dtype), "v": v_BTHV, "g": log_decay_BTHK.float()}
-    return _by_documents(chunk_gla, inputs, initial_state_BHKV, documents_BT)
+    return _by_documents(partial(chunk_gla, scale=1.0), inputs, initial_state_BHKV, documents_BT)
 
 
 def _by_documents(
@@ -79,12 +85,11 @@ def _by_documents(
     if documents_BT is None:
         contiguous = {name: x.contiguous() for name, x in inputs.items()}
         state_of = None if initial is None else initial.contiguous()
-        output, state = kernel(**contiguous, scale=1.0, initial_state=state_of, output_final_state=True)
+        output, state = kernel(**contiguous, initial_state=state_of, output_final_state=True)
         return output, state
     packing = pack(documents_BT)
     output, states = kernel(
         **{name: one_row(x).contiguous() for name, x in inputs.items()},
-        scale=1.0,
         initial_state=None if initial is None else initial.index_select(0, packing.row_N),
         output_final_state=True,
         cu_seqlens=packing.offsets_N1,

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from flashslm.ops.documents import document_starts
 from flashslm.ops.precision import without_autocast
+from flashslm.ops.ssd import RawScan
 
 CHUNK_SIZE = 256
 
@@ -18,26 +19,33 @@ def ssd_mamba(
     c_BTN: Tensor,
     initial_state_BHPN: Tensor | None = None,
     documents_BT: Tensor | None = None,
+    raw: RawScan | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns what `ssd_naive` does, to the accuracy of x's dtype (tf32 for fp32)."""
+    """Returns what `ssd_naive` does, to the accuracy of x's dtype (tf32 for fp32).
+
+    With `raw` the kernels add dt's bias, take its softplus and add the skip. x, b and c may be slices of one tensor.
+    """
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     packed = documents_BT is not None
     initial = None if initial_state_BHPN is None else initial_state_BHPN.float().contiguous()
+    more = {} if raw is None else {"D": raw.skip_H, "dt_bias": raw.dt_bias_H, "dt_softplus": True}
     y, state = mamba_chunk_scan_combined(
-        x_BTHP.contiguous(),
-        dt_BTH.float(),
+        x_BTHP,
+        dt_BTH,
         a_H.float(),
-        b_BTN.to(x_BTHP.dtype)[:, :, None].contiguous(),
-        c_BTN.to(x_BTHP.dtype)[:, :, None].contiguous(),
+        b_BTN.to(x_BTHP.dtype)[:, :, None],
+        c_BTN.to(x_BTHP.dtype)[:, :, None],
         chunk_size=CHUNK_SIZE,
         initial_states=None if packed else initial,
         seq_idx=None if documents_BT is None else document_starts(documents_BT).cumsum(1, dtype=torch.int32),
         return_final_states=True,
+        **more,
     )
     if documents_BT is None or initial is None:
         return y, state
-    return _add_initial(y, state, dt_BTH.float() * a_H.float(), c_BTN, initial, documents_BT)
+    dt_BTH = dt_BTH.float() if raw is None else raw.step_size(dt_BTH)
+    return _add_initial(y, state, dt_BTH * a_H.float(), c_BTN, initial, documents_BT)
 
 
 def _add_initial(

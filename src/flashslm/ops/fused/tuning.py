@@ -1,0 +1,117 @@
+"""Triton's autotuned kernels are tuned once for a GPU and a set of versions, and compiled on all cores.
+
+Triton keeps timings in memory: every process compiles and times every configuration of every kernel again, one after
+the other. Here the winner of each kernel and tuning key is a small JSON file. It holds for configurations with a
+`pre_hook` too, which Triton's own disk cache leaves out. Of a kernel without a winner all configurations are compiled
+together before they are timed.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from flashslm.ops.kernel_cache import cache_directory
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_MS, TIMED_MS = 5, 25  # of each configuration; Triton's 25 and 100 choose the same ones
+
+
+@cache
+def install() -> None:
+    """Patch Triton's autotuner and point its caches to ours; to be called before a library with kernels is imported.
+
+    With TRITON_CACHE_AUTOTUNING set mamba-ssm keeps all configurations under deterministic algorithms as well.
+    """
+    root = cache_directory()
+    os.environ["TRITON_CACHE_DIR"] = str(root / "triton")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(root / "inductor")
+    os.environ["TRITON_CACHE_AUTOTUNING"] = "1"
+    from triton.backends.nvidia import compiler
+    from triton.runtime.autotuner import Autotuner
+
+    # Where ptxas refuses a configuration, Triton prints a reproducer and the tuner goes on.
+    compiler.print = lambda *values, **_: logger.debug(" ".join(map(str, values)))
+    Autotuner.check_disk_cache = _look_up_or_tune
+    Autotuner._bench = _compile_together_first(Autotuner._bench)
+
+
+def _look_up_or_tune(tuner: Any, tuning_key: Any, configs: list[Any], bench_fn: Any) -> bool:
+    """In place of Autotuner.check_disk_cache. Returns whether the winner was known."""
+    file = _winner_file(tuner, tuning_key, configs)
+    winner = _read_winner(file, configs)
+    if winner is not None:
+        tuner.cache[tuning_key] = winner
+        tuner.configs_timings = {winner: 0.0}
+        return True
+    tuner.flashslm_uncompiled = configs
+    bench_fn()
+    _write_winner(file, tuner, tuning_key)
+    return False
+
+
+def _winner_file(tuner: Any, tuning_key: Any, configs: list[Any]) -> Path:
+    """By what decides: the kernel's source with that of all it calls, the tuning key, the configurations."""
+    kernel = tuner.fn
+    while not hasattr(kernel, "cache_key"):
+        kernel = kernel.fn
+    parts = [kernel.cache_key, str(tuning_key), *map(str, configs)]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    return cache_directory() / "winners" / f"{tuner.base_fn.__name__}.{digest}.json"
+
+
+def _read_winner(file: Path, configs: list[Any]) -> Any | None:
+    try:
+        name = json.loads(file.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return next((config for config in configs if str(config) == name), None)
+
+
+def _write_winner(file: Path, tuner: Any, tuning_key: Any) -> None:
+    """Whole or not at all: several processes may tune the same kernel."""
+    winner = tuner.cache[tuning_key]
+    timings = {str(config): _median_ms(timing) for config, timing in tuner.configs_timings.items()}
+    found = {"kernel": tuner.base_fn.__name__, "key": str(tuning_key), "config": str(winner), "median_ms": timings}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    partial.replace(file)
+    logger.info("tuned %s for %s: %s", found["kernel"], found["key"], found["config"])
+
+
+def _median_ms(timing: Any) -> float | None:
+    median = timing[0] if isinstance(timing, list | tuple) else timing
+    return None if median == float("inf") else float(median)
+
+
+def _compile_together_first(bench: Any) -> Any:
+    def _bench(tuner: Any, *args: Any, config: Any, **meta: Any) -> Any:
+        if tuner._do_bench is None:
+            tuner._do_bench = _time_kernel
+        configs = tuner.__dict__.pop("flashslm_uncompiled", None)
+        if configs:
+            _compile_together(tuner, configs, args, meta)
+        return bench(tuner, *args, config=config, **meta)
+
+    return _bench
+
+
+def _compile_together(tuner: Any, configs: list[Any], args: tuple[Any, ...], meta: dict[str, Any]) -> None:
+    """Compile every configuration in a pool of threads; one that fails is met again, and left out, when it is timed."""
+    from triton.runtime._async_compile import AsyncCompileMode
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, AsyncCompileMode(pool, ignore_errors=True):
+        for config in configs:
+            tuner.fn.run(*args, **{**meta, **config.all_kwargs(), "warmup": True})
+
+
+def _time_kernel(kernel_call: Any, quantiles: Any) -> Any:
+    from triton.testing import do_bench
+
+    return do_bench(kernel_call, warmup=WARM_UP_MS, rep=TIMED_MS, quantiles=quantiles)

@@ -1,0 +1,43 @@
+"""One optimizer step in its parts: gradients of micro-batches, clipping and update, projection of the weights."""
+
+import torch
+from torch import Tensor
+
+from flashslm.config import TrainingConfig
+from flashslm.data.loader import Batch
+from flashslm.models.hybrid import HybridLM
+from flashslm.training.learning_rate import learning_rate
+from flashslm.training.optimizer import build_optimizer, set_learning_rate
+from flashslm.training.weight_norm import project_weights_
+
+
+class TrainStep:
+    """The parts in the order in which a step calls them; none waits for the device.
+
+    `precision` bfloat16 runs matrix products under autocast; parameters and moments stay fp32.
+    """
+
+    def __init__(self, model: HybridLM, config: TrainingConfig, precision: str, *, weight_norm: bool) -> None:
+        self.model, self.config, self.weight_norm = model, config, weight_norm
+        self.autocast = precision == "bfloat16"
+        self.device = next(model.parameters()).device
+        self.optimizer = build_optimizer(model, config)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean nats of a batch, which may still be on the host."""
+        tokens, targets, documents = batch.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.model.loss(tokens, targets, documents if self.config.isolate_documents else None)
+
+    def update(self, step: int) -> Tensor:
+        """Clip the gradients, update the weights, drop the gradients. Returns the gradients' norm before clipping."""
+        set_learning_rate(self.optimizer, learning_rate(step, self.config))
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return gradient_norm
+
+    def project(self) -> None:
+        """Weight normalisation, where it is on."""
+        if self.weight_norm:
+            project_weights_(self.model)
