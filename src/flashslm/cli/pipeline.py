@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from flashslm.cli.common import (
 )
 from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems, problems_before_a_run_here
+
+if TYPE_CHECKING:
+    from flashslm.infra.stack.doctor import Check
 
 
 def register(app: typer.Typer) -> None:
@@ -69,12 +72,16 @@ def compile_command(
     console.print(f"wrote {output}", highlight=False)
 
 
-def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
+def doctor(
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Also measure the gradients of this machine's kernels.")] = False,
+) -> None:
     """Try every service with your settings: object store, MLflow, registry, disk."""
     from flashslm.infra.stack.doctor import diagnose
     from flashslm.infra.stack.services import existing_settings
 
-    checks = diagnose(existing_settings(home))
+    checks = diagnose(existing_settings(home)) + (_check_gradients() if gpu else [])
     if as_json:
         print(json.dumps({"checks": [check.model_dump() for check in checks]}))
     else:
@@ -84,3 +91,24 @@ def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
             Console().print(f"{mark} {check.name:<20} {check.time_ms:8.1f} ms  {text}", highlight=False, soft_wrap=True)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
+
+
+def _check_gradients() -> "list[Check]":
+    """One check for each operation that training takes on CUDA."""
+    from flashslm.hardware import pick_device
+    from flashslm.infra.stack.doctor import Check
+    from flashslm.ops.gradient_check import TOLERANCE, check_gradients
+
+    if pick_device("auto") != "cuda":
+        hint = "run doctor --gpu where the steps run"
+        return [Check(name="gradients", ok=False, time_ms=0.0, detail="this machine has no usable GPU", hint=hint)]
+    return [
+        Check(
+            name=f"gradient {e.operation}",
+            ok=e.passed,
+            time_ms=e.time_ms,
+            detail=e.problem or f"{e.relative:.2%} off the naive backend in fp32, allowed {TOLERANCE:.0%}",
+            hint="" if e.passed else f"take other versions of its libraries, or set kernels.{e.operation} to torch's",
+        )
+        for e in check_gradients()
+    ]
