@@ -8,6 +8,7 @@ import typer
 from flashslm.cli import cluster, describe, export, pipeline, steps
 from flashslm.cli.bench import bench_app
 from flashslm.cli.common import console
+from flashslm.cli.kernels import kernels_app
 from flashslm.cli.models import models_app
 from flashslm.cli.schedule import schedule_app
 from flashslm.cli.stack import stack_app
@@ -29,6 +30,7 @@ app.add_typer(store_app, name="store")
 app.add_typer(models_app, name="models")
 app.add_typer(schedule_app, name="schedule")
 app.add_typer(bench_app, name="bench")
+app.add_typer(kernels_app, name="kernels")
 
 
 def main() -> None:

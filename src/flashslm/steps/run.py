@@ -3,10 +3,12 @@
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from flashslm.config import STEP_SECTIONS, RunConfig, from_step_json
+from flashslm.config.steps import GPU_STEPS
 from flashslm.infra.events import Events
 from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.settings import Settings
@@ -16,6 +18,7 @@ from flashslm.infra.tracking import mlflow_runs
 from flashslm.ops import kernels
 from flashslm.steps import attempts
 from flashslm.steps.context import StepContext
+from flashslm.steps.kernel_object import shared_kernels
 
 _log = logging.getLogger(__name__)
 PROVENANCE = {"code_digest", "config_digest", "image"}  # parameters that tell no two tasks of a run apart
@@ -60,7 +63,8 @@ def run_step(
                 inputs=_read_manifests(inputs or {}),
                 parameters=dict(parameters or {}),
             )
-            result = _execute(context, outputs or {})
+            with shared_kernels(context.store) if name in GPU_STEPS else nullcontext():
+                result = _execute(context, outputs or {})
     except BaseException as error:
         events.emit("fail", f"{type(error).__name__}: {error}", may_pass=attempts.may_pass(error))
         raise

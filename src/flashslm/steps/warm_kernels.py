@@ -1,0 +1,60 @@
+"""Compile and tune ahead what a recipe trains: each operator at each width, one step each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from flashslm.config import RunConfig, ScalingConfig, SearchConfig
+from flashslm.data.loader import Batch
+from flashslm.hardware import pick_device, pick_dtype
+from flashslm.models.architecture import Architecture, build_architecture
+from flashslm.models.hybrid import HybridLM
+from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
+from flashslm.ops import kernels
+from flashslm.training.proxy import proxy_training
+from flashslm.training.step import TrainStep
+
+VOCAB_SIZE = 1024  # no kernel depends on it
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """One training step: an architecture with one layer of each operator, and a batch's sizes."""
+
+    architecture: Architecture
+    batch: int
+    sequence_length: int
+
+
+def warm_ups(config: RunConfig) -> list[WarmUp]:
+    """What `fit_scaling_law`, `search_architecture` and `pretrain` of this recipe run, each once."""
+    return list(dict.fromkeys(_warm_ups(config)))
+
+
+def _warm_ups(config: RunConfig) -> Iterator[WarmUp]:
+    def at(operators: str, width: int, batch: int, length: int) -> WarmUp:
+        letters = "".join(dict.fromkeys(letter for letter in operators if letter.isalpha()))
+        return WarmUp(build_architecture(letters, width, config.model, VOCAB_SIZE), batch, length)
+
+    scaling, search, training = config.scaling, config.search, config.training
+    for width in (*scaling.widths, scaling.holdout_width):
+        yield at(scaling.block, width, scaling.batch_size, scaling.sequence_length)
+    for width in search.widths:
+        yield at(EXPORTABLE_OPERATORS, width, search.batch_size, search.sequence_length)
+        rows = training.micro_batch_size or training.batch_size
+        yield at(EXPORTABLE_OPERATORS, width, rows, training.sequence_length)
+
+
+def warm(config: RunConfig, warm_up: WarmUp) -> None:
+    """Run its step on this machine's device."""
+    kernels.configure(config.kernels)
+    device = pick_device("auto")
+    section: ScalingConfig | SearchConfig = config.scaling
+    training = proxy_training(section, 1, decay=False)
+    model = HybridLM.build(warm_up.architecture, device)
+    step = TrainStep(model, training, pick_dtype("auto", device), weight_norm=True)
+    tokens = torch.randint(VOCAB_SIZE, (warm_up.batch, warm_up.sequence_length))
+    step.loss(Batch(tokens, tokens, torch.zeros_like(tokens))).backward()
+    step.update(0)
+    step.project()
