@@ -13,10 +13,9 @@ import psutil
 import pytest
 
 from flashslm.infra.settings import Settings
-from flashslm.infra.stack import daemons, embedded_stack
+from flashslm.infra.stack import embedded_stack
 from flashslm.infra.tracking import mlflow_api, mlflow_runs, spool
 from flashslm.infra.tracking.mlflow_api import MlflowApi, MlflowError
-from flashslm.launch.local.full_run import send_spooled
 
 pytestmark = pytest.mark.services
 
@@ -302,20 +301,6 @@ def test_what_is_spooled_after_a_cut_line_is_sent(platform_env):
     assert mlflow_runs.backfill(platform_env) == 2
     assert [step for step, _ in history(platform_env, run_id, "loss")] == [0, 7]
     mlflow_runs.finish_run(platform_env, run_id, "FINISHED")
-
-
-def test_what_an_outage_spooled_is_sent_before_the_run_ends(stack_home, platform_env):
-    run_id = mlflow_runs.start_parent_run(platform_env, "outage")
-    daemons.stop(f"mlflow@{stack_home.resolve()}")
-    try:
-        body = {"metrics": [mlflow_api.metric_point("loss", 1.0, step) for step in range(5)]}
-        spool.append(spool.RunRef.of(platform_env, run_id), spool.Request(endpoint="runs/log-batch", body=body))
-        assert mlflow_runs.spooled()
-        settings = send_spooled(platform_env, stack_home)
-    finally:
-        embedded_stack.up(stack_home)
-    assert not mlflow_runs.spooled() and spool_files() == [] and len(history(settings, run_id, "loss")) == 5
-    mlflow_runs.finish_run(settings, run_id, "FINISHED")
 
 
 def test_a_deleted_experiment_is_restored(platform_env, caplog):

@@ -1,4 +1,4 @@
-"""`flashslm bench`: latency of decoding and throughput of a model with random weights, on this machine."""
+"""`flashslm bench`: decoding, throughput and training of a model with random weights, on this machine."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from flashslm.benchmarking.case import Case
     from flashslm.benchmarking.decode import ComparedPeer, DecodeResult
     from flashslm.benchmarking.throughput import ThroughputResult
+    from flashslm.benchmarking.training import TrainingResult
+    from flashslm.benchmarking.training_steps import StepSpeed
+    from flashslm.models.architecture import Architecture
 
 bench_app = typer.Typer(no_args_is_help=True, help="Speed of a model with random weights on this machine.")
 
@@ -82,24 +85,61 @@ def throughput(  # noqa: PLR0913 - one parameter an option
     finish(result, output)
 
 
+@bench_app.command()
+def training(  # noqa: PLR0913 - one parameter an option
+    preset: PresetOption = "",
+    model: ModelOption = "",
+    sequence_length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
+    batch: Annotated[int, typer.Option(help="Sequences of a step, in one micro-batch.")] = 8,
+    steps: Annotated[int, typer.Option(help="Steps that are timed, of each variant.")] = 30,
+    peer: Annotated[
+        Literal["", "transformers", "fla"], typer.Option(help="The library that trains the same shape beside ours.")
+    ] = "",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    deterministic: Annotated[bool, typer.Option(help="Use deterministic algorithms.")] = False,
+    kernels: KernelsOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Tokens a second, parts of a step and MFU, without and with weight normalisation; the last line is JSON."""
+    from flashslm.benchmarking.training import bench_training
+    from flashslm.benchmarking.training_steps import TrainingCase
+    from flashslm.hardware import pick_device, pick_dtype
+    from flashslm.ops.kernels import read_setting
+
+    kind = pick_device(device)
+    name, architecture = find_architecture(preset, model)
+    precision = pick_dtype(dtype, kind)
+    case = TrainingCase(name, architecture, sequence_length, batch, steps, kind, precision, deterministic)
+    result = bench_training(case, read_setting(kernels), peer or None)
+    show_training(result)
+    finish(result, output)
+
+
+def find_architecture(preset: str, model: str) -> "tuple[str, Architecture]":
+    """Name and architecture that one of the two options gives."""
+    from flashslm.cli.describe import read_architecture
+    from flashslm.models.presets import preset as find_preset
+
+    if bool(preset) == bool(model):
+        raise ValueError("give one of --preset, such as --preset nemotron-flash-1b, and --model")
+    return preset or model, find_preset(preset) if preset else read_architecture(model)
+
+
 def make_case(
     preset: str, model: str, context: int, new_tokens: int, batch: int, where: tuple[Any, Any], repeats: int
 ) -> "Case":
     """The case these options describe; `where` is device and dtype. ValueError says what is wrong with them."""
     from flashslm.benchmarking.case import Case
-    from flashslm.cli.describe import read_architecture
     from flashslm.hardware import pick_device, pick_dtype
-    from flashslm.models.presets import preset as find_preset
 
-    if bool(preset) == bool(model):
-        raise ValueError("give one of --preset, such as --preset nemotron-flash-1b, and --model")
-    architecture = find_preset(preset) if preset else read_architecture(model)
+    name, architecture = find_architecture(preset, model)
     device = pick_device(where[0])
     dtype = pick_dtype(where[1], device)
-    return Case(preset or model, architecture, context, new_tokens, batch, device, dtype, repeats)
+    return Case(name, architecture, context, new_tokens, batch, device, dtype, repeats)
 
 
-def finish(result: "DecodeResult | ThroughputResult", output: Path | None) -> None:
+def finish(result: "DecodeResult | ThroughputResult | TrainingResult", output: Path | None) -> None:
     """The JSON object, in the file too if there is one to write."""
     text = result.model_dump_json()
     if output:
@@ -158,3 +198,33 @@ def show_result(result: "DecodeResult | ThroughputResult", times: dict[str, str]
 def show_peer(peer: "ComparedPeer") -> None:
     text = f"{peer.preset} in {peer.engine}: TPOT {peer.tpot_ms_median:.4f} ms, {peer.ratio:.2f} times ours"
     Console().print(f"{'peer':<12}  {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_training(result: "TrainingResult") -> None:
+    """What ran, each variant's speed and its parts, the peer."""
+    out = Console()
+    lines = {
+        "model": f"{result.preset}, {result.parameters:,} parameters, {result.precision}, on {result.device}",
+        "sizes": f"{result.batch} sequences of {result.sequence_length} tokens, {result.steps} steps",
+        "first step": f"{result.first_step_s:.1f} s",
+        "peak memory": readable(result.peak_memory_bytes, "B"),
+        "weight norm": f"{result.weight_norm_share:.2%} of a step",
+    }
+    for name, text in lines.items():
+        out.print(f"{name:<12}  {text}", highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    columns = ["", "tokens/s", "TFLOP/s", "MFU", "step ms", "p90", *result.weight_norm_on.parts_ms, "loader wait"]
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left")
+    rows = {"weight norm off": result.weight_norm_off, "weight norm on": result.weight_norm_on}
+    if result.peer:
+        rows[f"{result.peer.engine}, ours {result.peer.ratio:.2f} times"] = result.peer
+    for name, speed in rows.items():
+        table.add_row(name, *_speed_cells(speed))
+    out.print(table)
+
+
+def _speed_cells(speed: "StepSpeed") -> list[str]:
+    mfu = "-" if speed.mfu is None else f"{speed.mfu:.1%}"
+    times = [speed.step_ms_median, speed.step_ms_p90, *speed.parts_ms.values(), speed.loader_wait_ms]
+    return [f"{speed.tokens_per_s:,.0f}", f"{speed.tflops_per_s:.1f}", mfu, *(f"{time:.1f}" for time in times)]

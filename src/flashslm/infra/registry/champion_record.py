@@ -14,11 +14,10 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
-from flashslm.infra.storage.object_store import ObjectCorrupt, ObjectStore, PreconditionFailed
+from flashslm.infra.storage.object_store import ObjectStore, PreconditionFailed
 
 Event = Literal["promotion", "rollback"]
 PREFIX = "registry/"
-_LOST = "A pending notification is lost: `flashslm models promote VERSION` of the champion sends it again"
 _log = logging.getLogger(__name__)
 
 
@@ -78,15 +77,8 @@ Stored = tuple[ChampionRecord | None, str]  # None where there is no (readable) 
 
 
 def read(store: ObjectStore, name: str) -> Stored:
-    """The record of a model. A damaged one is copied aside with a warning, if its bytes can be read, and counts as
-    absent.
-    """
-    try:
-        found = store.get_bytes(key_of(name))
-    except ObjectCorrupt as error:  # the server itself cannot read it
-        _log.warning("%s: it is removed, and MLflow's aliases count. %s", error, _LOST)
-        store.delete([key_of(name)])
-        return None, ""
+    """The record of a model. A damaged one is copied aside with a warning and counts as absent."""
+    found = store.get_bytes(key_of(name))
     if found is None:
         return None, ""
     content, etag = found
@@ -97,8 +89,13 @@ def read(store: ObjectStore, name: str) -> Stored:
         if not store.list(aside):
             store.put_json(aside, {"base16": content.hex()})
             why = " ".join(str(error).split())
-            where = key_of(name)
-            _log.warning("%s is damaged (%s): kept as %s, and MLflow's aliases count. %s", where, why, aside, _LOST)
+            _log.warning(
+                "%s is damaged (%s): it is kept as %s, and MLflow's aliases count. A notification that was pending is "
+                "lost: `flashslm models promote VERSION` of the champion sends it again",
+                key_of(name),
+                why,
+                aside,
+            )
         return None, etag
 
 

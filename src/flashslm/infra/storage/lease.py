@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from flashslm.infra.process import owners
-from flashslm.infra.storage.object_store import ObjectCorrupt, ObjectStore, PreconditionFailed
+from flashslm.infra.storage.object_store import ObjectStore, PreconditionFailed
 
 _POLL_S = 0.2
 
@@ -67,11 +67,7 @@ def _try_take(store: ObjectStore, key: str, holder: str, ttl_s: float) -> str:
 
 def _read(store: ObjectStore, key: str) -> tuple[dict[str, Any], str] | None:
     """The lease object and its etag; of a damaged one the value is empty, so that it is taken over."""
-    try:
-        found = store.get_bytes(key)
-    except ObjectCorrupt:  # the server itself cannot read it
-        store.delete([key])
-        return None
+    found = store.get_bytes(key)
     if found is None:
         return None
     with suppress(ValueError):

@@ -120,7 +120,7 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
         status = "KILLED"
         raise
     finally:
-        settings = send_spooled(settings, home)
+        _send_what_waits(settings, home)
         mlflow_runs.finish_run(settings, parent, status)
         with suppress(MlflowUnavailable):
             mlflow_runs.sweep(settings)  # an attempt that was killed could not end its own run
@@ -145,16 +145,13 @@ def _deliver_pending(settings: Settings, config: RunConfig, secrets: dict[str, s
             console.print(f"hook of an earlier promotion: {outcome}", highlight=False, markup=False, soft_wrap=True)
 
 
-def send_spooled(settings: Settings, home: Path) -> Settings:
-    """Send what MLflow could not take during the run, for which a stack that has ended is started again.
-
-    Returns the settings of the stack, whose ports may be others then. What cannot be sent is left to the next run.
-    """
+def _send_what_waits(settings: Settings, home: Path) -> None:
+    """Send what MLflow could not take during the run; if it was ended meanwhile it is started again for that."""
     with suppress(MlflowError, StoreError, StackError):
         if mlflow_runs.spooled():
-            settings = embedded_stack.up(home)
+            if embedded_stack.settings_of(home) == settings:
+                embedded_stack.up(home)
             mlflow_runs.backfill(settings)
-    return settings
 
 
 def _record(outcome: RunOutcome, settings: Settings, parent: str, config: RunConfig) -> None:

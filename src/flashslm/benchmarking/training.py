@@ -1,0 +1,120 @@
+"""How fast a model trains: steps of the trainer itself, with weight normalisation and without, beside a peer."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from flashslm.benchmarking import memory
+from flashslm.benchmarking.record import Provenance, provenance
+from flashslm.benchmarking.training_peer import Library, build_peer
+from flashslm.benchmarking.training_steps import StepSpeed, Trained, TrainingCase, peak_flops_per_s, step_times
+from flashslm.config import KernelsConfig, TrainingConfig
+from flashslm.models.accounting import parameters
+from flashslm.models.hybrid import HybridLM
+from flashslm.ops import kernels
+from flashslm.training.runtime import gc_held, reproducible
+from flashslm.training.step import TrainStep
+
+WARM_UP_STEPS = 3
+
+
+class TrainingPeerResult(StepSpeed):
+    """The same shape in the library that `engine` names; `ratio` is our tokens/s over its."""
+
+    engine: str
+    peak_memory_bytes: int
+    ratio: float
+
+
+class TrainingResult(Provenance):
+    """The last line of `flashslm bench training`. `weight_norm_share` is its part of a step, by the device's clock."""
+
+    preset: str
+    operators: str
+    parameters: int
+    precision: str
+    kernels: dict[str, str]
+    deterministic: bool
+    sequence_length: int
+    batch: int
+    steps: int
+    flops_per_token: float
+    peak_flops_per_s: float | None
+    first_step_s: float
+    weight_norm_off: StepSpeed
+    weight_norm_on: StepSpeed
+    weight_norm_share: float
+    peak_memory_bytes: int
+    peer: TrainingPeerResult | None = None
+
+
+def bench_training(case: TrainingCase, setting: KernelsConfig, peer: Library | None = None) -> TrainingResult:
+    """Time at least `case.steps` steps of each variant after a warm-up, then the peer. Frees what it used."""
+    kernels.configure(setting)
+    memory.release(case.device)
+    memory.reset_peak(case.device)
+    with _settings(case):
+        first_step_s, off, on = _measure_ours(case)
+    peak_bytes, decisions = memory.peak_bytes(case.device), kernels.decisions()
+    memory.release(case.device)
+    known = peak_flops_per_s(case)
+    return TrainingResult(
+        **provenance(case.device),
+        preset=case.preset,
+        operators=case.architecture.operators,
+        parameters=parameters(case.architecture)["total"],
+        precision=case.precision,
+        kernels=decisions,
+        deterministic=case.deterministic,
+        sequence_length=case.sequence_length,
+        batch=case.batch,
+        steps=case.steps,
+        flops_per_token=case.flops_per_token,
+        peak_flops_per_s=known,
+        first_step_s=first_step_s,
+        weight_norm_off=off,
+        weight_norm_on=on,
+        weight_norm_share=on.parts_ms["weight_norm"] / on.step_ms_median,
+        peak_memory_bytes=peak_bytes,
+        peer=_measure_peer(case, peer, off) if peer else None,
+    )
+
+
+def _measure_ours(case: TrainingCase) -> tuple[float, StepSpeed, StepSpeed]:
+    model = HybridLM.build(case.architecture, device=case.device)
+    config = TrainingConfig(batch_size=case.batch, sequence_length=case.sequence_length)
+    step = TrainStep(model, config, case.precision, weight_norm=False)
+    trained = Trained(step.loss, lambda: step.update(config.warmup_steps), step.project)
+    started = time.perf_counter()
+    step_times(case, trained, 1)
+    first_step_s = time.perf_counter() - started
+    speeds = []
+    for step.weight_norm in (False, True):
+        step_times(case, trained, WARM_UP_STEPS)
+        speeds.append(step_times(case, trained, case.steps))
+    return first_step_s, speeds[0], speeds[1]
+
+
+def _measure_peer(case: TrainingCase, library: Library, ours: StepSpeed) -> TrainingPeerResult:
+    memory.reset_peak(case.device)
+    with _settings(case):
+        engine, trained = build_peer(case, library)
+        step_times(case, trained, WARM_UP_STEPS)
+        speed = step_times(case, trained, case.steps)
+    result = TrainingPeerResult(
+        **speed.model_dump(),
+        engine=engine,
+        peak_memory_bytes=memory.peak_bytes(case.device),
+        ratio=ours.tokens_per_s / speed.tokens_per_s,
+    )
+    del trained
+    memory.release(case.device)
+    return result
+
+
+@contextmanager
+def _settings(case: TrainingCase) -> Iterator[None]:
+    with reproducible(0, torch.get_num_threads(), deterministic=case.deterministic), gc_held():
+        yield
