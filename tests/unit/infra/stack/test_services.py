@@ -1,5 +1,6 @@
 """Which home a command finds, and that looking starts nothing."""
 
+import json
 import os
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def test_commands_that_look_make_no_home(command: list[str], tmp_path: Path, mon
 
 
 def test_a_stack_that_does_not_run_is_named(tmp_path: Path) -> None:
-    state = '{"access_key": "a", "secret_key": "b", "ports": {"s3": 1, "mlflow": 2}}'
-    (tmp_path / "stack.json").write_text(state)
+    ports = dict.fromkeys(("s3", "mlflow", "master", "volume", "filer", "admin"), 1)
+    state = {"access_key": "a", "secret_key": "b", "ports": ports}
+    (tmp_path / "stack.json").write_text(json.dumps(state))
     with pytest.raises(StackError, match=r"does not run \(s3, mlflow\): start it with `flashslm stack up`"):
         existing_settings(tmp_path)
