@@ -120,7 +120,7 @@ def test_without_room_for_more_the_largest_context_decides(architecture, engines
 
 
 def test_on_a_gpu_the_context_is_set_back_when_its_room_is_used_up(architecture, engines, monkeypatch):
-    monkeypatch.setattr(operator_step, "_room", lambda model: 3)
+    monkeypatch.setattr(operator_step, "_steps_between_resets", lambda model: 3)
     (step,) = build_decode_steps(architecture, [4], 1, "cpu", torch.float32)
     for _ in range(7):
         step()
@@ -146,7 +146,7 @@ def fused(monkeypatch):
     module = ModuleType("decoder")
     module.FusedDecoder = FusedDecoder
     monkeypatch.setitem(sys.modules, "flashslm.inference.fused.decoder", module)
-    monkeypatch.setattr(operator_step, "form", lambda operation, weight: "fused")
+    monkeypatch.setattr(operator_step, "backend_of", lambda operation, weight: "fused")
     return FusedDecoder
 
 
