@@ -37,8 +37,10 @@ from tests.unit.training import tiny
 
 pytestmark = pytest.mark.services
 PACKAGE = Path(flashslm.__file__).parent
-WALK_LIMIT = 8
-SEEN_LIMIT = 16  # 14 today
+# The aim is 8. The bounded reader of recipes, texts too long for an argument and a module for the step itself added one
+# file each.
+WALK_LIMIT = 11
+SEEN_LIMIT = 17
 
 
 class FirstStep(BaseException):

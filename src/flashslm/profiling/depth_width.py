@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict
 
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import Architecture, InfeasibleArchitecture, repeat_block
-from flashslm.profiling.measure import ModelPoint, measure_models
 from flashslm.profiling.plan import ProfilingPlan
 
 MAX_MISS = 0.25  # relative distance to the parameter budget beyond which models are not comparable
@@ -58,6 +57,8 @@ def measure_depth_width(plan: ProfilingPlan) -> DepthWidthSweep:
 
     Each decodes as many tokens as every one of `contexts`.
     """
+    from flashslm.profiling.measure import ModelPoint, measure_models  # torch comes with it
+
     config = plan.profiling
     chosen: list[tuple[int, int, Architecture]] = []
     skipped = []

@@ -64,7 +64,7 @@ def test_nothing_new_is_too_little(tmp_path: Path, old: Path) -> None:
 
 
 def test_a_data_set_without_digests_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="prepared by an older version; train a champion anew"):
+    with pytest.raises(ValueError, match="prepared by an older version; train a new champion"):
         seen_digests(tmp_path)
 
 
