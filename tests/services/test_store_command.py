@@ -114,6 +114,7 @@ def test_only_what_nothing_needs_goes_and_only_when_that_is_asked_for(shop: Shop
     assert shop.store.list(ended.uri.split("/", 3)[3]) == [] and not old_run.exists() and run.exists() and mine.exists()
     assert shop.store.list(f"checkpoints/{finished}/") == [] and len(shop.store.list(f"checkpoints/{going_on}/")) == 1
     assert not shop.names(shop.command("gc", "--days", "30")) & {ended.sha256, str(old_run)}
+    Schedules(shop.store).delete(schedule["name"])  # other tests of this store list schedules
 
 
 def test_the_latest_run_and_a_home_in_use_are_left_alone(shop: Shop) -> None:
