@@ -396,14 +396,16 @@ def test_the_hooks_token_is_in_no_file_and_no_argument(project: Project, runs: d
     assert not any(TOKEN in command for command in project.seen_commands)
 
 
-def test_the_hook_got_one_signed_message_in_its_second_attempt(settings: Settings, runs: dict[str, Any]) -> None:
-    (first, _), (headers, body) = Receiver.received
-    wanted = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
-    assert hmac.compare_digest(headers["X-Flashslm-Signature"], wanted)
-    assert headers["X-Flashslm-Delivery"] == first["X-Flashslm-Delivery"]
-    message = json.loads(body)
-    assert (message["event"], message["model"], message["version"]) == ("promotion", NAME, "2")
-    assert abs(time.time() - message["sent_s"]) < 600
+def test_the_hook_hears_of_every_promotion_in_order(settings: Settings, runs: dict[str, Any]) -> None:
+    """That of version 1 failed, without a key to sign it: it is delivered before that of version 2."""
+    (refused, _), (repeated, first), (headers, body) = Receiver.received
+    assert refused["X-Flashslm-Delivery"] == repeated["X-Flashslm-Delivery"] != headers["X-Flashslm-Delivery"]
+    for received, text in ((repeated, first), (headers, body)):
+        wanted = "sha256=" + hmac.new(SECRET.encode(), text, hashlib.sha256).hexdigest()
+        assert hmac.compare_digest(received["X-Flashslm-Signature"], wanted)
+    messages = [json.loads(text) for text in (first, body)]
+    assert [(m["event"], m["model"], m["version"]) for m in messages] == [("promotion", NAME, v) for v in ("1", "2")]
+    assert all(abs(time.time() - message["sent_s"]) < 600 for message in messages)
     current = model_registry.champion(settings, NAME)
-    assert current is not None and current.hook == "delivered in attempt 2: 127.0.0.1 answered 204"
+    assert current is not None and current.hook == "delivered in attempt 1: 127.0.0.1 answered 204"
     assert current.hook in ended(runs["promoted"])["register_model"]
