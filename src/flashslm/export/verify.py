@@ -1,10 +1,10 @@
 """Hold an export to its contract from config.json alone; TensorRT-LLM's loader skips a misspelt tensor in silence."""
 
 import ast
+import importlib.util
+import logging
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flashslm.export.files import (
     INDEX_FILE,
@@ -29,9 +29,12 @@ from flashslm.export.names import exported_shapes
 from flashslm.export.published import ignored_fields
 from flashslm.export.serving import RECIPE_FILE, read_recipe, recipe_problems
 from flashslm.export.tokenizer import USE, beginning_problems, special_token_ids, tokenizer_problems, unknown_tokens
-from flashslm.export.weights import read_tensor
 from flashslm.models.architecture import Architecture
 
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
 README = "README.md"
 FORMAT_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 REQUIRED_FILES = (
@@ -166,11 +169,22 @@ def _weight_problems(directory: Path, shapes: dict[str, tuple[int, ...]], dtype:
         if framework not in ("pt", None)
     ]
     if not problems:
-        problems = [Problem(name, said) for name in shapes if (said := _value_problem(read_tensor(found[name], name)))]
+        problems = _value_problems({name: found[name] for name in shapes})
     return problems + _index_problems(directory)
 
 
-def _value_problem(tensor: torch.Tensor) -> str:
+def _value_problems(tensors: dict[str, StoredTensor]) -> list[Problem]:
+    """Where values cannot be a trained model's. Without torch, as in an image that only serves, none are read."""
+    if importlib.util.find_spec("torch") is None:
+        _log.warning("torch is not installed: the values of the weights are not checked")
+        return []
+    from flashslm.export.weights import read_tensor
+
+    found = ((name, _value_problem(read_tensor(stored, name))) for name, stored in tensors.items())
+    return [Problem(name, said) for name, said in found if said]
+
+
+def _value_problem(tensor: "torch.Tensor") -> str:
     """What is wrong with a tensor's values. A vector may be constant: a norm's weight begins as ones."""
     if bad := int((~tensor.isfinite()).sum()):
         return f"{bad} of {tensor.numel()} values are not finite"
