@@ -107,6 +107,15 @@ def test_of_two_promoters_one_wins(settings, name, run_id, make):
     assert aliases(settings, name)["champion"] == winners[0] and aliases(settings, name)["previous"] == base
 
 
+def test_two_writers_may_set_one_new_alias_at_the_same_moment(settings, name, run_id, make):
+    version = model_registry.register(settings, name, make("one"), run_id, {})
+    api = MlflowApi(settings)
+    with ThreadPoolExecutor(8) as pool:
+        for alias in (f"alias-{turn}" for turn in range(5)):  # MLflow itself refuses about one of eight such writes
+            list(pool.map(lambda alias: model_registry._set_alias(api, name, alias, version), [alias] * 8))
+    assert {f"alias-{turn}" for turn in range(5)} <= set(aliases(settings, name))
+
+
 RACER = """
 import sys
 from flashslm.infra.registry import model_registry

@@ -372,7 +372,14 @@ def _aliases(api: MlflowApi, name: str) -> dict[str, str]:
 
 
 def _set_alias(api: MlflowApi, name: str, alias: str, version: str) -> None:
-    api.post("registered-models/alias", {"name": name, "alias": alias, "version": version})
+    """MLflow refuses the later of two writers that set one new alias at the same moment; the later then asks again."""
+    wish = {"name": name, "alias": alias, "version": version}
+    try:
+        api.post("registered-models/alias", wish)
+    except MlflowError as error:
+        if "UNIQUE constraint" not in str(error) and "duplicate key" not in str(error):  # SQLite and PostgreSQL
+            raise
+        api.post("registered-models/alias", wish)
 
 
 def _delete_alias(api: MlflowApi, name: str, alias: str) -> None:
