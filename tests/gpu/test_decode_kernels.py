@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from flashslm.models.rope import Rotary, rotary, rotate
 from flashslm.ops.attention import attention_step
 from flashslm.ops.causal_conv import causal_conv_step
-from flashslm.ops.delta_rule import delta_rule_step
-from flashslm.ops.ssd import ssd_step
+from flashslm.ops.delta_rule import DeltaRuleToken, delta_rule_step
+from flashslm.ops.ssd import SSDToken, ssd_step
 from tests.gpu.conftest import relative_error
 
 pytestmark = pytest.mark.gpu
@@ -157,7 +157,7 @@ def test_delta_rule(heads, size, convolved):
     q, k, v = mixed.view(batch, 3, heads, size).unbind(1)
     q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPS) for x in (q, k))
     beta = inputs[:, channels:].double().sigmoid()
-    expected = delta_rule_step(q * size**-0.5, k, v, beta, expected_state)
+    expected = delta_rule_step(DeltaRuleToken(q * size**-0.5, k, v, beta, expected_state))
     assert relative_error(out, expected.flatten(1)) < TOLERANCE
     assert relative_error(state, expected_state) < TOLERANCE
 
@@ -187,7 +187,7 @@ def test_ssd(heads, size, state_size, convolved):
     z, dt = inputs[:, :inner].double(), inputs[:, inner + channels :].double()
     x, b, c = mixed.split([inner, state_size, state_size], dim=-1)
     x = x.view(batch, heads, size)
-    y = ssd_step(x, F.softplus(dt + dt_bias), -a_log.double().exp(), b, c, expected_state) + skip[:, None] * x
+    y = ssd_step(SSDToken(x, F.softplus(dt + dt_bias), -a_log.double().exp(), b, c, expected_state)) + skip[:, None] * x
     assert relative_error(out, y.flatten(1) * F.silu(z)) < TOLERANCE
     assert relative_error(state, expected_state) < TOLERANCE
 

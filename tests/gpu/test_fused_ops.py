@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flashslm.ops.attention import attention_naive
-from flashslm.ops.causal_conv import causal_conv_naive
+from flashslm.ops.attention import AttentionInputs, attention_naive
+from flashslm.ops.causal_conv import ConvInputs, causal_conv_naive
 from flashslm.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_naive
-from flashslm.ops.delta_rule import delta_rule_naive
-from flashslm.ops.gla import gla_naive
-from flashslm.ops.ssd import ssd_naive
+from flashslm.ops.delta_rule import DeltaRuleInputs, delta_rule_naive
+from flashslm.ops.gla import GLAInputs, gla_naive
+from flashslm.ops.ssd import SSDInputs, ssd_naive
 from tests.gpu.conftest import LENGTHS, TOLERANCE
+from tests.op_calls import of_tensors
 
 pytestmark = pytest.mark.gpu
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -38,7 +39,8 @@ def test_delta_rule(size, length, packed, assert_close, random_documents):
 
     documents = random_documents(2, length) if packed else None
     inputs = delta_inputs(length, size, size)
-    assert_close(delta_rule_naive, delta_rule_fla, inputs, TOLERANCE[BF16], documents_BT=documents)
+    naive, fused = (of_tensors(DeltaRuleInputs, op) for op in (delta_rule_naive, delta_rule_fla))
+    assert_close(naive, fused, inputs, TOLERANCE[BF16], documents_BT=documents)
 
 
 @packed_or_not
@@ -53,8 +55,8 @@ def test_gated_delta_rule_forward(length, packed, random_documents):
     documents = random_documents(2, length) if packed else None
     with torch.no_grad():
         exact = [x.double() for x in (*inputs, state)]
-        expected = delta_rule_naive(*exact, documents, log_decay_BTH=log_decay.double())
-        actual = delta_rule_fla(*inputs, state, documents, log_decay_BTH=log_decay)
+        expected = delta_rule_naive(DeltaRuleInputs(*exact, documents, log_decay.double()))
+        actual = delta_rule_fla(DeltaRuleInputs(*inputs, state, documents, log_decay))
     assert all(relative_error(a, e) < TOLERANCE[BF16] for a, e in zip(actual, expected, strict=True))
 
 
@@ -66,7 +68,8 @@ def test_gla(length, packed, assert_close, random_documents):
     log_decay = F.logsigmoid(torch.randn(2, length, 2, 64, device="cuda")) / 16
     q, k, v, _, state = delta_inputs(length, 64, 128)
     documents = random_documents(2, length) if packed else None
-    assert_close(gla_naive, gla_fla, [q, k, v, log_decay, state], 2 * TOLERANCE[BF16], documents_BT=documents)
+    naive, fused = of_tensors(GLAInputs, gla_naive), of_tensors(GLAInputs, gla_fla)
+    assert_close(naive, fused, [q, k, v, log_decay, state], 2 * TOLERANCE[BF16], documents_BT=documents)
 
 
 @packed_or_not
@@ -88,7 +91,8 @@ def test_ssd(dtype, size, state_size, length, packed, assert_close, random_docum
     ]
     documents = random_documents(2, length) if packed else None
     # The gradient of a sums over all tokens, with cancellation.
-    assert_close(ssd_naive, ssd_mamba, inputs, 3 * TOLERANCE[dtype], documents_BT=documents)
+    naive, fused = of_tensors(SSDInputs, ssd_naive), of_tensors(SSDInputs, ssd_mamba)
+    assert_close(naive, fused, inputs, 3 * TOLERANCE[dtype], documents_BT=documents)
 
 
 @packed_or_not
@@ -107,10 +111,11 @@ def test_causal_conv(channels, bias, dtype, length, packed, assert_close, random
     documents = random_documents(2, length) if packed else None
 
     def in_parts(*given, **options):
-        parts, last = causal_conv_triton(*given, **options, sizes=(channels // 2, channels // 3, channels // 6))
+        sizes = (channels // 2, channels // 3, channels // 6)
+        parts, last = causal_conv_triton(ConvInputs(*given, **options), sizes)
         return torch.cat(parts, dim=-1), last
 
-    assert_close(causal_conv_naive, in_parts, inputs, TOLERANCE[dtype], documents_BT=documents)
+    assert_close(of_tensors(ConvInputs, causal_conv_naive), in_parts, inputs, TOLERANCE[dtype], documents_BT=documents)
 
 
 @packed_or_not
@@ -126,7 +131,8 @@ def test_attention(sizes, length, prefix, window, packed, assert_close, random_d
     k, v = normal(2, prefix + length, groups, size), normal(2, prefix + length, groups, size)
     documents = random_documents(2, length) if packed else None
     options = {"documents_BT": documents, "window": window}
-    assert_close(attention_naive, attention_flash, [q, k, v], TOLERANCE[BF16], state=False, **options)
+    naive, fused = (of_tensors(AttentionInputs, op) for op in (attention_naive, attention_flash))
+    assert_close(naive, fused, [q, k, v], TOLERANCE[BF16], state=False, **options)
 
 
 @pytest.mark.parametrize("tokens, vocabulary", [(1, 7), (63, 513), (257, 4097), (130, 131_072)])

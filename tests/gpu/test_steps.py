@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flashslm.ops.delta_rule import delta_rule_naive
-from flashslm.ops.ssd import ssd_naive
+from flashslm.ops.delta_rule import DeltaRuleInputs, DeltaRuleToken, delta_rule_naive
+from flashslm.ops.ssd import SSDInputs, SSDToken, ssd_naive
 from tests.gpu.conftest import TOLERANCE, relative_error
 from tests.gpu.test_fused_ops import delta_inputs, normal
 
@@ -21,9 +21,13 @@ def test_delta_rule_steps(gated):
     log_decay = -F.softplus(torch.randn(2, LENGTH, 2, device="cuda")) if gated else None
     state = state.repeat(2, 1, 1, 1)
     exact = [x.double() for x in (q, k, v, beta, state)]
-    expected, last = delta_rule_naive(*exact, log_decay_BTH=None if log_decay is None else log_decay.double())
+    expected, last = delta_rule_naive(
+        DeltaRuleInputs(*exact, log_decay_BTH=None if log_decay is None else log_decay.double())
+    )
     outputs = [
-        delta_rule_step_fla(*(x[:, t] for x in (q, k, v, beta)), state, log_decay[:, t] if gated else None)
+        delta_rule_step_fla(
+            DeltaRuleToken(*(x[:, t] for x in (q, k, v, beta)), state, log_decay[:, t] if gated else None)
+        )
         for t in range(LENGTH)
     ]
     assert relative_error(torch.stack(outputs, 1), expected) < TOLERANCE[torch.bfloat16]
@@ -36,7 +40,7 @@ def test_ssd_steps():
     x, b, c = normal(2, LENGTH, 4, 64), normal(2, LENGTH, 128), normal(2, LENGTH, 128)
     dt, a = F.softplus(torch.randn(2, LENGTH, 4, device="cuda") - 2), -torch.rand(4, device="cuda") * 15 - 1
     state = torch.randn(2, 4, 64, 128, device="cuda")
-    expected, last = ssd_naive(*(t.double() for t in (x, dt, a, b, c, state)))
-    outputs = [ssd_step_mamba(x[:, t], dt[:, t], a, b[:, t], c[:, t], state) for t in range(LENGTH)]
+    expected, last = ssd_naive(SSDInputs(*(t.double() for t in (x, dt, a, b, c, state))))
+    outputs = [ssd_step_mamba(SSDToken(x[:, t], dt[:, t], a, b[:, t], c[:, t], state)) for t in range(LENGTH)]
     assert relative_error(torch.stack(outputs, 1), expected) < TOLERANCE[torch.bfloat16]
     assert relative_error(state, last) < 1e-4

@@ -7,7 +7,7 @@ from flashslm.config import KernelsConfig, ModelConfig
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
-from flashslm.ops.rotary import HeadNorm, attention_heads_naive
+from flashslm.ops.rotary import HeadNorm, HeadsInputs, attention_heads_naive
 from flashslm.training.weight_norm import project_weights_
 from tests.gpu.conftest import LENGTHS, TOLERANCE
 
@@ -29,7 +29,7 @@ def test_attention_heads(heads, size, dtype, normed, packed, length, assert_clos
         def op(x, *given):
             table = angles.to(torch.promote_types(x.dtype, torch.float32))
             norm = HeadNorm(*given, 1e-5, 1e-2) if given else None
-            return form(x, table.cos(), table.sin(), heads, norm)
+            return form(HeadsInputs(x, table.cos(), table.sin(), heads, norm))
 
         return op
 

@@ -11,9 +11,9 @@ from flashslm.models.linear import project_together
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.models.rope import Rotary, rotate
 from flashslm.models.states import AttentionState, DecodePosition, State, WindowState
-from flashslm.ops.attention import attention_step
+from flashslm.ops.attention import AttentionInputs, attention_step
 from flashslm.ops.dispatch import attention, attention_heads
-from flashslm.ops.rotary import HeadNorm
+from flashslm.ops.rotary import HeadNorm, HeadsInputs
 
 
 class Attention(Operator):
@@ -45,12 +45,12 @@ class Attention(Operator):
         return (project_together(x, self.q_proj, self.k_proj, self.v_proj),)
 
     def mix(self, projected: Parts, state: State | None, sequence: Sequence) -> tuple[Parts, State]:
-        q, k, v = attention_heads(projected[0], *sequence.angles, self.heads, self._head_norm())
+        q, k, v = attention_heads(HeadsInputs(projected[0], *sequence.angles, self.heads, self._head_norm()))
         if state is not None:
             keys, values = cast(AttentionState | WindowState, state)
             k = torch.cat([keys.to(k.dtype), k], dim=1)
             v = torch.cat([values.to(v.dtype), v], dim=1)
-        return (attention(q, k, v, sequence.documents_BT, self.window),), self._state(k, v)
+        return (attention(AttentionInputs(q, k, v, sequence.documents_BT, self.window)),), self._state(k, v)
 
     def output(self, mixed: Parts) -> Tensor:
         output: Tensor = self.o_proj(mixed[0].flatten(-2))

@@ -12,8 +12,8 @@ from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.models.operator_spec import CONV_SIZE
 from flashslm.models.rope import Rotary
 from flashslm.models.states import DecodePosition, DeltaNetState, State
-from flashslm.ops.causal_conv import causal_conv_step
-from flashslm.ops.delta_rule import normalise_heads
+from flashslm.ops.causal_conv import ConvInputs, causal_conv_step
+from flashslm.ops.delta_rule import DeltaRuleInputs, DeltaRuleToken, normalise_heads
 from flashslm.ops.dispatch import causal_conv, delta_rule, delta_rule_step
 from flashslm.ops.precision import at_least_fp32
 
@@ -53,9 +53,10 @@ class DeltaNet(Operator):
         qkv, beta, *decay_and_gate = projected
         documents, log_decay = sequence.documents_BT, decay_and_gate[0] if decay_and_gate else None
         sizes = [qkv.shape[-1] // 3] * 3
-        parts, conv = causal_conv(qkv, self._conv_weight(), None, conv_before, documents, sizes)
+        parts, conv = causal_conv(ConvInputs(qkv, self._conv_weight(), None, conv_before, documents), sizes)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
-        o, delta = delta_rule(q, k, v, beta, delta_before, documents, log_decay, normalise=True)
+        inputs = DeltaRuleInputs(q, k, v, beta, delta_before, documents, log_decay)
+        o, delta = delta_rule(inputs, normalise=True)
         return (o, *decay_and_gate[1:]), DeltaNetState(conv, delta)
 
     def output(self, mixed: Parts) -> Tensor:
@@ -70,7 +71,7 @@ class DeltaNet(Operator):
         convolved = causal_conv_step(qkv, self._conv_weight(), None, before.conv)
         q, k, v = convolved.unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
         q, k = normalise_heads(q, k)
-        o = delta_rule_step(q, k, v, beta, before.delta, log_decay)
+        o = delta_rule_step(DeltaRuleToken(q, k, v, beta, before.delta, log_decay))
         return self.output((o, *decay_and_gate[1:]))
 
     def _conv_weight(self) -> Tensor:

@@ -13,7 +13,7 @@ from flashslm.models.operator_spec import GLA_GATE_RANK
 from flashslm.models.rope import Rotary
 from flashslm.models.states import DecodePosition, GLAState, State
 from flashslm.ops.dispatch import gla
-from flashslm.ops.gla import gla_step
+from flashslm.ops.gla import GLAInputs, gla_step
 from flashslm.ops.precision import at_least_fp32
 
 GATE_TEMPERATURE = 16.0  # the paper's tau: it divides the log decay, so that a fresh layer forgets slowly
@@ -54,7 +54,7 @@ class GLA(Operator):
     def mix(self, projected: Parts, state: State | None, sequence: Sequence) -> tuple[Parts, State]:
         q, k, v, log_decay, gate = projected
         before = None if state is None else cast(GLAState, state).memory
-        o, memory = gla(q, k, v, log_decay, before, sequence.documents_BT)
+        o, memory = gla(GLAInputs(q, k, v, log_decay, before, sequence.documents_BT))
         return (o, gate), GLAState(memory)
 
     def output(self, mixed: Parts) -> Tensor:

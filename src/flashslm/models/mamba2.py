@@ -12,10 +12,10 @@ from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.models.operator_spec import CONV_SIZE
 from flashslm.models.rope import Rotary
 from flashslm.models.states import DecodePosition, Mamba2State, State
-from flashslm.ops.causal_conv import causal_conv_step
+from flashslm.ops.causal_conv import ConvInputs, causal_conv_step
 from flashslm.ops.dispatch import causal_conv, ssd, ssd_step
 from flashslm.ops.precision import at_least_fp32
-from flashslm.ops.ssd import RawScan
+from flashslm.ops.ssd import RawScan, SSDInputs, SSDToken
 
 
 class BiasedConvolution(nn.Module):
@@ -56,10 +56,10 @@ class Mamba2(Operator):
         z, conv_in, dt = projected
         documents = sequence.documents_BT
         taps, bias = self.conv.weight, self.conv.bias
-        (x, b, c), conv_state = causal_conv(conv_in, taps, bias, conv_before, documents, self.convolved)
+        (x, b, c), conv_state = causal_conv(ConvInputs(conv_in, taps, bias, conv_before, documents), self.convolved)
         x = x.unflatten(-1, (-1, self.head_dim))
         raw = RawScan(self.dt_bias, self.D)
-        y, ssm_after = ssd(x, dt, self._a(), b, c, ssm_before, documents, raw)
+        y, ssm_after = ssd(SSDInputs(x, dt, self._a(), b, c, ssm_before, documents), raw)
         return (y, z), Mamba2State(conv_state, ssm_after)
 
     def output(self, mixed: Parts) -> Tensor:
@@ -75,7 +75,7 @@ class Mamba2(Operator):
         x, b, c = convolved.split(self.convolved, dim=-1)
         x = x.unflatten(-1, (-1, self.head_dim))
         raw = RawScan(self.dt_bias, self.D)
-        y = ssd_step(x, raw.step_size(dt), self._a(), b, c, before.ssm)
+        y = ssd_step(SSDToken(x, raw.step_size(dt), self._a(), b, c, before.ssm))
         return self.output((raw.add_skip(y, x), z))
 
     def _a(self) -> Tensor:

@@ -6,6 +6,7 @@ its own key and the `window` - 1 before it, those of the prefix counted like any
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +16,20 @@ from flashslm.ops.documents import positions_in_document
 from flashslm.ops.precision import compute_dtype, without_autocast
 
 
+class AttentionInputs(NamedTuple):
+    """What each backend takes."""
+
+    q_BTHK: Tensor
+    k_BSGK: Tensor
+    v_BSGK: Tensor
+    documents_BT: Tensor | None = None
+    window: int | None = None
+
+
 @without_autocast
-def attention_naive(
-    q_BTHK: Tensor,
-    k_BSGK: Tensor,
-    v_BSGK: Tensor,
-    documents_BT: Tensor | None = None,
-    window: int | None = None,
-) -> Tensor:
+def attention_naive(inputs: AttentionInputs) -> Tensor:
     """Attend by explicit scores: the specification. Returns o [B, T, H, K]."""
+    q_BTHK, k_BSGK, v_BSGK, documents_BT, window = inputs
     dtype = compute_dtype(q_BTHK)
     group = q_BTHK.shape[2] // k_BSGK.shape[2]
     k, v = (x.to(dtype).repeat_interleave(group, dim=2) for x in (k_BSGK, v_BSGK))
@@ -33,14 +39,9 @@ def attention_naive(
     return torch.einsum("bhts,bshk->bthk", weights_BHTS, v).to(q_BTHK.dtype)
 
 
-def attention_sdpa(
-    q_BTHK: Tensor,
-    k_BSGK: Tensor,
-    v_BSGK: Tensor,
-    documents_BT: Tensor | None = None,
-    window: int | None = None,
-) -> Tensor:
+def attention_sdpa(inputs: AttentionInputs) -> Tensor:
     """Attend by torch's fused kernels. Returns what the naive form does."""
+    q_BTHK, k_BSGK, v_BSGK, documents_BT, window = inputs
     length, keys = q_BTHK.shape[1], k_BSGK.shape[1]
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
     plain = documents_BT is None and length == keys and (window is None or keys <= window)

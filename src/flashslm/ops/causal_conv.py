@@ -5,7 +5,7 @@ inputs, oldest first. Outputs have x's dtype.
 """
 
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,20 @@ from flashslm.ops.documents import document_starts, positions_in_document
 from flashslm.ops.precision import compute_dtype, without_autocast
 
 
+class ConvInputs(NamedTuple):
+    """What each backend takes."""
+
+    x_BTD: Tensor
+    weight_DK: Tensor
+    bias_D: Tensor | None = None
+    initial_state_BDK1: Tensor | None = None
+    documents_BT: Tensor | None = None
+
+
 @without_autocast
-def causal_conv_naive(
-    x_BTD: Tensor,
-    weight_DK: Tensor,
-    bias_D: Tensor | None = None,
-    initial_state_BDK1: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def causal_conv_naive(inputs: ConvInputs) -> tuple[Tensor, Tensor]:
     """Slide the window token by token: the specification. Returns y [B, T, D] and the last state [B, D, K-1]."""
+    x_BTD, weight_DK, bias_D, initial_state_BDK1, documents_BT = inputs
     dtype = compute_dtype(x_BTD)
     initial = _initial_state(x_BTD, weight_DK, initial_state_BDK1).to(dtype)
     starts_BT = None if documents_BT is None else document_starts(documents_BT)
@@ -40,14 +45,9 @@ def causal_conv_naive(
 
 
 @without_autocast
-def causal_conv(
-    x_BTD: Tensor,
-    weight_DK: Tensor,
-    bias_D: Tensor | None = None,
-    initial_state_BDK1: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def causal_conv_shifted(inputs: ConvInputs) -> tuple[Tensor, Tensor]:
     """Add K shifted copies of the sequence. Returns what the naive form does."""
+    x_BTD, weight_DK, bias_D, initial_state_BDK1, documents_BT = inputs
     length, dtype = x_BTD.shape[1], compute_dtype(x_BTD)
     initial = _initial_state(x_BTD, weight_DK, initial_state_BDK1).to(x_BTD.dtype)
     padded = torch.cat([initial.mT, x_BTD], dim=1)

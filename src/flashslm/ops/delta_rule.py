@@ -6,6 +6,7 @@ normalises q, k. Outputs have v's dtype, states at least fp32.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,29 @@ from flashslm.ops.precision import at_least_fp32, compute_dtype, without_autocas
 
 L2_EPS = 1e-6  # added to the sum of squares
 CHUNK_SIZE = 32  # with heads of 32 to 64, faster on a CPU than 16 and 64
+
+
+class DeltaRuleInputs(NamedTuple):
+    """What each backend takes; without a decay it is the plain rule."""
+
+    q_BTHK: Tensor
+    k_BTHK: Tensor
+    v_BTHV: Tensor
+    beta_BTH: Tensor
+    initial_state_BHKV: Tensor | None = None
+    documents_BT: Tensor | None = None
+    log_decay_BTH: Tensor | None = None
+
+
+class DeltaRuleToken(NamedTuple):
+    """One token of every sequence; the state is updated in place."""
+
+    q_BHK: Tensor
+    k_BHK: Tensor
+    v_BHV: Tensor
+    beta_BH: Tensor
+    state_BHKV: Tensor
+    log_decay_BH: Tensor | None = None
 
 
 def normalise_heads(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,16 +53,9 @@ def _unit(x: Tensor) -> Tensor:
 
 
 @without_autocast
-def delta_rule_naive(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    beta_BTH: Tensor,
-    initial_state_BHKV: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-    log_decay_BTH: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def delta_rule_naive(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]:
     """Run the recurrence token by token: the specification. Returns o [B, T, H, V] and the last state."""
+    q_BTHK, k_BTHK, v_BTHV, beta_BTH, initial_state_BHKV, documents_BT, log_decay_BTH = inputs
     dtype = compute_dtype(q_BTHK)
     q, k, v, beta = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH))
     initial = initial_state(k, v, initial_state_BHKV)
@@ -56,16 +73,7 @@ def delta_rule_naive(
 
 
 @without_autocast
-def delta_rule_chunked(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    beta_BTH: Tensor,
-    initial_state_BHKV: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-    log_decay_BTH: Tensor | None = None,
-    chunk_size: int = CHUNK_SIZE,
-) -> tuple[Tensor, Tensor]:
+def delta_rule_chunked(inputs: DeltaRuleInputs, chunk_size: int = CHUNK_SIZE) -> tuple[Tensor, Tensor]:
     """Run the recurrence chunk by chunk (WY form, Yang et al. 2024, section 3.2). Returns what the naive form does.
 
     With S the state that enters a chunk and A = tril(diag(beta) K K^T, -1), the values written in the chunk are
@@ -73,6 +81,7 @@ def delta_rule_chunked(
     sums up to L in the chunk, entry ij of both triangles is multiplied by exp(L_i - L_j), rows of K and Q that meet S
     by exp(L_i), rows of K that write to the next S by exp(L_C - L_i), and S by exp(L_C).
     """
+    q_BTHK, k_BTHK, v_BTHV, beta_BTH, initial_state_BHKV, documents_BT, log_decay_BTH = inputs
     length, dtype = q_BTHK.shape[1], compute_dtype(q_BTHK)
     chunk_size = min(chunk_size, length)
     q, k, v = (chunk(x.to(dtype), chunk_size) for x in (q_BTHK, k_BTHK, v_BTHV))
@@ -104,15 +113,9 @@ def delta_rule_chunked(
     return unchunk(output, length).to(v_BTHV.dtype), state
 
 
-def delta_rule_step(
-    q_BHK: Tensor,
-    k_BHK: Tensor,
-    v_BHV: Tensor,
-    beta_BH: Tensor,
-    state_BHKV: Tensor,
-    log_decay_BH: Tensor | None = None,
-) -> Tensor:
-    """Advance one token; the state is updated in place. Returns o [B, H, V] in v's dtype."""
+def delta_rule_step(token: DeltaRuleToken) -> Tensor:
+    """Advance one token. Returns o [B, H, V] in v's dtype."""
+    q_BHK, k_BHK, v_BHV, beta_BH, state_BHKV, log_decay_BH = token
     dtype = state_BHKV.dtype
     batch, heads, key_size, value_size = state_BHKV.shape
     if log_decay_BH is not None:

@@ -4,6 +4,8 @@ Shapes: q, k and g [B, T, H, K] (g <= 0), v [B, T, H, V], state [B, H, K, V]. Th
 dtype, states at least fp32.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,16 +26,21 @@ from flashslm.ops.precision import compute_dtype, without_autocast
 CHUNK_SIZE = 32  # with heads of 16 by 32, as fast on a CPU as 16 and 64
 
 
+class GLAInputs(NamedTuple):
+    """What each backend takes."""
+
+    q_BTHK: Tensor
+    k_BTHK: Tensor
+    v_BTHV: Tensor
+    log_decay_BTHK: Tensor
+    initial_state_BHKV: Tensor | None = None
+    documents_BT: Tensor | None = None
+
+
 @without_autocast
-def gla_naive(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    log_decay_BTHK: Tensor,
-    initial_state_BHKV: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def gla_naive(inputs: GLAInputs) -> tuple[Tensor, Tensor]:
     """Run the recurrence token by token: the specification. Returns o [B, T, H, V] and the last state."""
+    q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK, initial_state_BHKV, documents_BT = inputs
     dtype = compute_dtype(q_BTHK)
     q, k, v, log_decay = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK))
     initial = initial_state(k, v, initial_state_BHKV)
@@ -48,20 +55,13 @@ def gla_naive(
 
 
 @without_autocast
-def gla_chunked(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    log_decay_BTHK: Tensor,
-    initial_state_BHKV: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-    chunk_size: int = CHUNK_SIZE,
-) -> tuple[Tensor, Tensor]:
+def gla_chunked(inputs: GLAInputs, chunk_size: int = CHUNK_SIZE) -> tuple[Tensor, Tensor]:
     """Run the recurrence chunk by chunk (Yang et al. 2023, section 4). Returns what the naive form does.
 
     `chunk_size` is a power of two. With L the cumulative sum of g in a chunk: from the state that enters, token i reads
     (q_i * exp(L_i)) S; from tokens j <= i of its chunk, sum_j (sum_k q_ik k_jk exp(L_ik - L_jk)) v_j.
     """
+    q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK, initial_state_BHKV, documents_BT = inputs
     length, dtype = q_BTHK.shape[1], compute_dtype(q_BTHK)
     chunk_size = min(chunk_size, 1 << (length - 1).bit_length())
     q, k, v, log_decay = (chunk(x.to(dtype), chunk_size) for x in (q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK))

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashslm.ops.attention import attention_naive
-from flashslm.ops.causal_conv import causal_conv_naive
+from flashslm.ops.attention import AttentionInputs, attention_naive
+from flashslm.ops.causal_conv import ConvInputs, causal_conv_naive
 from flashslm.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_naive
-from flashslm.ops.delta_rule import delta_rule_naive, normalise_heads
+from flashslm.ops.delta_rule import DeltaRuleInputs, delta_rule_naive, normalise_heads
 from flashslm.ops.kernel_cache import cache_facts
-from flashslm.ops.rotary import HeadNorm, attention_heads_naive
-from flashslm.ops.ssd import RawScan, ssd_naive
+from flashslm.ops.rotary import HeadNorm, HeadsInputs, attention_heads_naive
+from flashslm.ops.ssd import RawScan, SSDInputs, ssd_naive
 
 TOLERANCE = 0.01  # of ||gradient - naive gradient|| / ||naive gradient||, the largest of an operation's inputs
 BATCH, LENGTH, HEADS, SIZE = 2, 192, 4, 128
@@ -111,10 +111,10 @@ def _delta_rule(gated: bool) -> tuple[str, Op, Op, list[Tensor]]:
         inputs.append(-0.1 * torch.rand(BATCH, LENGTH, HEADS, device="cuda"))
 
     def fused(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | None = None) -> Tensor:
-        return delta_rule_fla(q, k, v, beta, None, None, decay, normalise=True)[0]
+        return delta_rule_fla(DeltaRuleInputs(q, k, v, beta, log_decay_BTH=decay), normalise=True)[0]
 
     def naive(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | None = None) -> Tensor:
-        return delta_rule_naive(*normalise_heads(q, k), v, beta, log_decay_BTH=decay)[0]
+        return delta_rule_naive(DeltaRuleInputs(*normalise_heads(q, k), v, beta, log_decay_BTH=decay))[0]
 
     return ("gated_delta_rule" if gated else "delta_rule"), fused, naive, inputs
 
@@ -132,11 +132,11 @@ def _ssd() -> tuple[str, Op, Op, list[Tensor]]:
     ]
 
     def fused(x: Tensor, dt: Tensor, b: Tensor, c: Tensor, a: Tensor, bias: Tensor, skip: Tensor) -> Tensor:
-        return ssd_mamba(x, dt, a, b, c, None, None, RawScan(bias, skip))[0]
+        return ssd_mamba(SSDInputs(x, dt, a, b, c), RawScan(bias, skip))[0]
 
     def naive(x: Tensor, dt: Tensor, b: Tensor, c: Tensor, a: Tensor, bias: Tensor, skip: Tensor) -> Tensor:
         raw = RawScan(bias, skip)
-        return raw.add_skip(ssd_naive(x, raw.step_size(dt), a, b, c)[0], x)
+        return raw.add_skip(ssd_naive(SSDInputs(x, raw.step_size(dt), a, b, c))[0], x)
 
     return "ssd", fused, naive, inputs
 
@@ -148,10 +148,10 @@ def _causal_conv() -> tuple[str, Op, Op, list[Tensor]]:
     inputs = [_normal(BATCH, LENGTH, channels), _normal(channels, 4), _normal(channels), _normal(BATCH, channels, 3)]
 
     def fused(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
-        return causal_conv_triton(x, weight, bias, state)[0][0]
+        return causal_conv_triton(ConvInputs(x, weight, bias, state))[0][0]
 
     def naive(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
-        return causal_conv_naive(x, weight, bias, state)[0]
+        return causal_conv_naive(ConvInputs(x, weight, bias, state))[0]
 
     return "causal_conv", fused, naive, inputs
 
@@ -165,7 +165,7 @@ def _attention_heads() -> tuple[str, Op, Op, list[Tensor]]:
     def op(form: Callable[..., tuple[Tensor, ...]]) -> Op:
         def heads(qkv: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
             norm = HeadNorm(q_weight, k_weight, 1e-5, 1e-5)
-            parts = form(qkv, angles.cos(), angles.sin(), (HEADS, HEADS // 2), norm)
+            parts = form(HeadsInputs(qkv, angles.cos(), angles.sin(), (HEADS, HEADS // 2), norm))
             return torch.cat([part.flatten(2) for part in parts], dim=-1)
 
         return heads
@@ -177,7 +177,11 @@ def _attention() -> tuple[str, Op, Op, list[Tensor]]:
     from flashslm.ops.fused.attention import attention_flash
 
     inputs = [_normal(BATCH, LENGTH, HEADS, SIZE), *(_normal(BATCH, LENGTH, HEADS // 2, SIZE) for _ in range(2))]
-    return "attention", attention_flash, attention_naive, inputs
+
+    def op(form: Callable[[AttentionInputs], Tensor]) -> Op:
+        return lambda q, k, v: form(AttentionInputs(q, k, v))
+
+    return "attention", op(attention_flash), op(attention_naive), inputs
 
 
 def _loss() -> tuple[str, Op, Op, list[Tensor]]:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,11 +30,12 @@ def in_autocast_dtype(x: Tensor) -> Tensor:
 
 
 def without_autocast(function: Callable[Args, Returned]) -> Callable[Args, Returned]:
-    """Switch autocast off inside `function`, whose first argument is a tensor."""
+    """Switch autocast off inside `function`, whose first argument is a tensor, or a tuple that begins with one."""
 
     @functools.wraps(function)
     def wrapper(*args: Args.args, **kwargs: Args.kwargs) -> Returned:
-        device_type = args[0].device.type  # type: ignore[attr-defined]
+        first: Any = args[0]
+        device_type = (first[0] if isinstance(first, tuple) else first).device.type
         if not torch.is_autocast_enabled(device_type):
             return function(*args, **kwargs)
         with torch.autocast(device_type, enabled=False):

@@ -23,10 +23,19 @@ class HeadNorm(NamedTuple):
     k_eps: float
 
 
-def attention_heads_naive(
-    qkv_BTC: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int], norm: HeadNorm | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The specification. `heads` are H and G. Returns q [B, T, H, K], k and v [B, T, G, K] in qkv's dtype."""
+class HeadsInputs(NamedTuple):
+    """What each backend takes; `heads` are H and G."""
+
+    qkv_BTC: Tensor
+    cos: Tensor
+    sin: Tensor
+    heads: tuple[int, int]
+    norm: HeadNorm | None = None
+
+
+def attention_heads_naive(inputs: HeadsInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """The specification. Returns q [B, T, H, K], k and v [B, T, G, K] in qkv's dtype."""
+    qkv_BTC, cos, sin, heads, norm = inputs
     q_heads, kv_heads = heads
     all_heads = qkv_BTC.unflatten(-1, (q_heads + 2 * kv_heads, -1))
     q, k, v = all_heads.split([q_heads, kv_heads, kv_heads], dim=-2)

@@ -16,6 +16,29 @@ from flashslm.ops.precision import at_least_fp32, compute_dtype, without_autocas
 CHUNK_SIZE = 32  # on a CPU as fast as 64 or faster, at half the memory
 
 
+class SSDInputs(NamedTuple):
+    """What each backend takes."""
+
+    x_BTHP: Tensor
+    dt_BTH: Tensor
+    a_H: Tensor
+    b_BTN: Tensor
+    c_BTN: Tensor
+    initial_state_BHPN: Tensor | None = None
+    documents_BT: Tensor | None = None
+
+
+class SSDToken(NamedTuple):
+    """One token of every sequence; the state is updated in place."""
+
+    x_BHP: Tensor
+    dt_BH: Tensor
+    a_H: Tensor
+    b_BN: Tensor
+    c_BN: Tensor
+    state_BHPN: Tensor
+
+
 class RawScan(NamedTuple):
     """What Mamba-2 wraps around the scan: dt = softplus(dt + bias), and the skip D x; fp32 [H] each."""
 
@@ -31,16 +54,9 @@ class RawScan(NamedTuple):
 
 
 @without_autocast
-def ssd_naive(
-    x_BTHP: Tensor,
-    dt_BTH: Tensor,
-    a_H: Tensor,
-    b_BTN: Tensor,
-    c_BTN: Tensor,
-    initial_state_BHPN: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def ssd_naive(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
     """Run the recurrence token by token: the specification. Returns y [B, T, H, P] and the last state."""
+    x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, initial_state_BHPN, documents_BT = inputs
     dtype = compute_dtype(x_BTHP)
     x, dt, a, b, c = (v.to(dtype) for v in (x_BTHP, dt_BTH, a_H, b_BTN, c_BTN))
     initial = _initial_state(x, b, initial_state_BHPN)
@@ -56,21 +72,13 @@ def ssd_naive(
 
 
 @without_autocast
-def ssd_chunked(
-    x_BTHP: Tensor,
-    dt_BTH: Tensor,
-    a_H: Tensor,
-    b_BTN: Tensor,
-    c_BTN: Tensor,
-    initial_state_BHPN: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-    chunk_size: int = CHUNK_SIZE,
-) -> tuple[Tensor, Tensor]:
+def ssd_chunked(inputs: SSDInputs, chunk_size: int = CHUNK_SIZE) -> tuple[Tensor, Tensor]:
     """Run the recurrence chunk by chunk (Dao and Gu 2024, section 6). Returns what the naive form does.
 
     With L the cumulative sum of dt a in a chunk: inside it y_i = sum_{j<=i} (c_i·b_j) exp(L_i - L_j) dt_j x_j; from
     the state that enters, exp(L_i) S c_i.
     """
+    x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, initial_state_BHPN, documents_BT = inputs
     length, dtype = x_BTHP.shape[1], compute_dtype(x_BTHP)
     chunk_size = min(chunk_size, length)
     x, dt, b, c = (_chunk(v.to(dtype), chunk_size) for v in (x_BTHP, dt_BTH, b_BTN, c_BTN))
@@ -91,8 +99,9 @@ def ssd_chunked(
     return output.flatten(1, 2)[:, :length].to(x_BTHP.dtype), state
 
 
-def ssd_step(x_BHP: Tensor, dt_BH: Tensor, a_H: Tensor, b_BN: Tensor, c_BN: Tensor, state_BHPN: Tensor) -> Tensor:
-    """Advance one token; the state is updated in place. Returns y [B, H, P] in x's dtype."""
+def ssd_step(token: SSDToken) -> Tensor:
+    """Advance one token. Returns y [B, H, P] in x's dtype."""
+    x_BHP, dt_BH, a_H, b_BN, c_BN, state_BHPN = token
     dtype = state_BHPN.dtype
     x, dt, b, c = (v.to(dtype) for v in (x_BHP, dt_BH, b_BN, c_BN))
     state_BHPN.mul_(torch.exp(dt * a_H)[..., None, None])

@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashslm.ops.attention import attention_naive, attention_sdpa, attention_step
+from flashslm.ops.attention import AttentionInputs, attention_naive, attention_sdpa, attention_step
+from tests.op_calls import of_tensors
+
+NAIVE, SDPA = of_tensors(AttentionInputs, attention_naive), of_tensors(AttentionInputs, attention_sdpa)
 
 
 def make_inputs(length: int, prefix: int, heads: int = 4, groups: int = 2, size: int = 8) -> list[Tensor]:
@@ -24,13 +27,13 @@ def test_sdpa_is_naive_with_gradients(length, prefix, heads, groups, packed, win
 
     inputs = [*make_inputs(length, prefix, heads, groups), None]
     documents_BT = random_documents(2, length) if packed else None
-    assert_same(wrap(attention_naive), wrap(attention_sdpa), inputs, documents_BT, 1e-10)
+    assert_same(wrap(NAIVE), wrap(SDPA), inputs, documents_BT, 1e-10)
 
 
 def test_naive_weights_by_hand():
     """Two queries, one head: the first sees one key, the second weighs both by exp(q·k / sqrt(K))."""
     q, k, v = make_inputs(2, 0, heads=1, groups=1, size=4)
-    output = attention_naive(q, k, v)[:, :, 0]
+    output = NAIVE(q, k, v)[:, :, 0]
     scores = (q[:, 1, 0, None] * k[:, :, 0]).sum(-1) / math.sqrt(4)
     weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
     torch.testing.assert_close(output[:, 0], v[:, 0, 0])
@@ -42,7 +45,7 @@ def test_naive_weights_by_hand():
 def test_a_window_sees_itself_and_the_keys_before_it(prefix, window):
     """Query t stands at position prefix + t: attention over the window's positions up to there, one query by one."""
     q, k, v = make_inputs(9, prefix)
-    output = attention_naive(q, k, v, window=window)
+    output = NAIVE(q, k, v, window=window)
     for t in range(9):
         seen = slice(max(0, prefix + t - window + 1), prefix + t + 1)
         expected = F.scaled_dot_product_attention(
@@ -52,7 +55,7 @@ def test_a_window_sees_itself_and_the_keys_before_it(prefix, window):
 
 
 @pytest.mark.parametrize("window", [None, 7])
-@pytest.mark.parametrize("op", [attention_naive, attention_sdpa])
+@pytest.mark.parametrize("op", [NAIVE, SDPA])
 def test_packed_documents_are_separate_documents_after_the_prefix(op, window):
     q, k, v = make_inputs(20, 5)
     lengths = [1, 8, 11]
@@ -68,7 +71,7 @@ def test_packed_documents_are_separate_documents_after_the_prefix(op, window):
 def test_steps_are_naive_at_different_lengths():
     """Each sequence attends up to its own length; what lies beyond it in the cache has no influence."""
     q, k, v = make_inputs(12, 0)
-    expected = attention_naive(q, k, v)
+    expected = NAIVE(q, k, v)
     lengths_B = torch.tensor([0, 4])
     keys, values = (torch.full((2, 2, 16, 8), 1e3, dtype=torch.float64).transpose(1, 2) for _ in range(2))
     keys[1, :4], values[1, :4] = k[1, :4], v[1, :4]
@@ -84,7 +87,7 @@ def test_steps_are_naive_at_different_lengths():
 def test_steps_on_a_ring_are_naive_with_a_window(slots):
     """Sequences of different lengths on a ring that overflows, is larger than the window, or holds every position."""
     q, k, v = make_inputs(30, 0)
-    expected = attention_naive(q, k, v, window=5)
+    expected = NAIVE(q, k, v, window=5)
     keys, values = (torch.full((2, 2, slots, 8), 1e3, dtype=torch.float64).transpose(1, 2) for _ in range(2))
     lengths_B, rows = torch.tensor([0, 3]), torch.arange(2)
     keys[1, :3], values[1, :3] = k[1, :3], v[1, :3]

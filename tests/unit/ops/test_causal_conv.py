@@ -3,7 +3,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashslm.ops.causal_conv import causal_conv, causal_conv_naive, causal_conv_step
+from flashslm.ops.causal_conv import ConvInputs, causal_conv_naive, causal_conv_shifted, causal_conv_step
+from tests.op_calls import of_tensors
+
+NAIVE, SHIFTED = of_tensors(ConvInputs, causal_conv_naive), of_tensors(ConvInputs, causal_conv_shifted)
 
 
 def make_inputs(length: int, channels: int = 10) -> list[Tensor]:
@@ -20,25 +23,25 @@ def make_inputs(length: int, channels: int = 10) -> list[Tensor]:
 def test_fast_is_naive_with_gradients(length, with_bias, with_state, packed, assert_same, random_documents):
     x, weight, bias, state = make_inputs(length)
     inputs = [x, weight, bias if with_bias else None, state if with_state else None]
-    assert_same(causal_conv_naive, causal_conv, inputs, random_documents(2, length) if packed else None, 1e-12)
+    assert_same(NAIVE, SHIFTED, inputs, random_documents(2, length) if packed else None, 1e-12)
 
 
 def test_documents_shorter_than_the_window(assert_same):
     documents_BT = torch.tensor([[0, 1, 2, 2, 3, 3, 3, 4], [0, 0, 0, 1, 1, 2, 3, 3]])
-    assert_same(causal_conv_naive, causal_conv, make_inputs(8), documents_BT, 1e-12)
+    assert_same(NAIVE, SHIFTED, make_inputs(8), documents_BT, 1e-12)
 
 
 def test_naive_is_a_padded_convolution():
     x, weight, bias, _ = make_inputs(20)
     expected = F.silu(F.conv1d(F.pad(x.mT, (3, 0)), weight[:, None], bias, groups=10)).mT
-    output, state = causal_conv_naive(x, weight, bias)
+    output, state = NAIVE(x, weight, bias)
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(state, x[:, -3:].mT)
 
 
 def test_steps_are_the_sequence():
     x, weight, bias, state = make_inputs(11)
-    expected, last = causal_conv(x, weight, bias, state.expand(2, -1, -1))
+    expected, last = SHIFTED(x, weight, bias, state.expand(2, -1, -1))
     state = state.repeat(2, 1, 1)
     outputs = [causal_conv_step(x[:, t], weight, bias, state) for t in range(11)]
     torch.testing.assert_close(torch.stack(outputs, dim=1), expected)
@@ -47,5 +50,5 @@ def test_steps_are_the_sequence():
 
 def test_bf16_sums_in_fp32():
     x, weight, bias, _ = (v.bfloat16() for v in make_inputs(20))
-    expected, _ = causal_conv_naive(x.float(), weight.float(), bias.float())
-    torch.testing.assert_close(causal_conv(x, weight, bias)[0], expected.bfloat16())
+    expected, _ = NAIVE(x.float(), weight.float(), bias.float())
+    torch.testing.assert_close(SHIFTED(x, weight, bias)[0], expected.bfloat16())

@@ -3,7 +3,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashslm.ops.delta_rule import delta_rule_chunked, delta_rule_naive, delta_rule_step
+from flashslm.ops.delta_rule import (
+    DeltaRuleInputs,
+    DeltaRuleToken,
+    delta_rule_chunked,
+    delta_rule_naive,
+    delta_rule_step,
+)
 
 LENGTHS = (1, 7, 63, 64, 65, 130)
 GATED = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
@@ -27,7 +33,7 @@ def ordered(op):
 
     def call(q, k, v, beta, *rest, documents_BT=None, **options):
         *log_decay, state = rest
-        return op(q, k, v, beta, state, documents_BT, *log_decay, **options)
+        return op(DeltaRuleInputs(q, k, v, beta, state, documents_BT, *log_decay), **options)
 
     return call
 
@@ -73,8 +79,8 @@ def test_strong_decay_stays_finite(packed, assert_same, random_documents):
 def test_no_decay_is_the_plain_rule(op):
     *inputs, state = make_inputs(40, 8, 6)
     state = state.repeat(2, 1, 1, 1)
-    gated = op(*inputs, state, None, torch.zeros_like(inputs[3]))
-    torch.testing.assert_close(gated, op(*inputs, state))
+    gated = op(DeltaRuleInputs(*inputs, state, None, torch.zeros_like(inputs[3])))
+    torch.testing.assert_close(gated, op(DeltaRuleInputs(*inputs, state)))
 
 
 @GATED
@@ -83,7 +89,8 @@ def test_steps_are_chunked(gated):
     expected, last = CHUNKED(q, k, v, beta, *log_decay, state.expand(2, -1, -1, -1))
     state = state.repeat(2, 1, 1, 1)
     outputs = [
-        delta_rule_step(q[:, t], k[:, t], v[:, t], beta[:, t], state, *(g[:, t] for g in log_decay)) for t in range(70)
+        delta_rule_step(DeltaRuleToken(q[:, t], k[:, t], v[:, t], beta[:, t], state, *(g[:, t] for g in log_decay)))
+        for t in range(70)
     ]
     torch.testing.assert_close(torch.stack(outputs, dim=1), expected)
     torch.testing.assert_close(state, last)

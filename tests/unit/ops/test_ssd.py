@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashslm.ops.ssd import ssd_chunked, ssd_naive, ssd_step
+from flashslm.ops.ssd import SSDInputs, SSDToken, ssd_chunked, ssd_naive, ssd_step
+from tests.op_calls import of_tensors
+
+NAIVE, CHUNKED = of_tensors(SSDInputs, ssd_naive), of_tensors(SSDInputs, ssd_chunked)
 
 LENGTHS = (1, 7, 63, 64, 65, 130)
 
@@ -22,16 +25,16 @@ def make_inputs(length: int, head_dim: int, state_size: int, dtype: torch.dtype 
 def test_chunked_is_naive_with_gradients(length, with_state, packed, assert_same, random_documents):
     inputs = make_inputs(length, head_dim=6, state_size=5)
     documents_BT = random_documents(2, length) if packed else None
-    assert_same(ssd_naive, ssd_chunked, inputs if with_state else [*inputs[:5], None], documents_BT, 1e-10)
+    assert_same(NAIVE, CHUNKED, inputs if with_state else [*inputs[:5], None], documents_BT, 1e-10)
 
 
 @pytest.mark.parametrize("head_dim, state_size", [(4, 32), (32, 16), (1, 1)])
 @pytest.mark.parametrize("chunk_size", [1, 16, 64])
 def test_chunked_is_naive_for_sizes(head_dim, state_size, chunk_size, assert_same, random_documents):
     def chunked(*inputs, documents_BT):
-        return ssd_chunked(*inputs, documents_BT=documents_BT, chunk_size=chunk_size)
+        return CHUNKED(*inputs, documents_BT=documents_BT, chunk_size=chunk_size)
 
-    assert_same(ssd_naive, chunked, make_inputs(50, head_dim, state_size), random_documents(2, 50), 1e-10)
+    assert_same(NAIVE, chunked, make_inputs(50, head_dim, state_size), random_documents(2, 50), 1e-10)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["one-document", "packed"])
@@ -39,27 +42,27 @@ def test_strong_decay_stays_finite(packed, assert_same, random_documents):
     """exp(-total) overflows fp32 within a chunk here: only differences below the diagonal may be exponentiated."""
     inputs = make_inputs(130, 6, 5, torch.float32)
     inputs[1] = inputs[1] * 100
-    assert_same(ssd_naive, ssd_chunked, inputs, random_documents(2, 130) if packed else None, 1e-4)
+    assert_same(NAIVE, CHUNKED, inputs, random_documents(2, 130) if packed else None, 1e-4)
 
 
 def test_steps_are_chunked():
     x, dt, a, b, c, state = make_inputs(70, 6, 5)
-    expected, last = ssd_chunked(x, dt, a, b, c, state.expand(2, -1, -1, -1))
+    expected, last = CHUNKED(x, dt, a, b, c, state.expand(2, -1, -1, -1))
     state = state.repeat(2, 1, 1, 1)
-    outputs = [ssd_step(x[:, t], dt[:, t], a, b[:, t], c[:, t], state) for t in range(70)]
+    outputs = [ssd_step(SSDToken(x[:, t], dt[:, t], a, b[:, t], c[:, t], state)) for t in range(70)]
     torch.testing.assert_close(torch.stack(outputs, dim=1), expected)
     torch.testing.assert_close(state, last)
 
 
 def test_first_output_in_closed_form():
     x, dt, a, b, c, state = make_inputs(1, 6, 5)
-    output, _ = ssd_naive(x, dt, a, b, c, state.expand(2, -1, -1, -1))
+    output, _ = NAIVE(x, dt, a, b, c, state.expand(2, -1, -1, -1))
     written = (dt[:, 0] * (b * c).sum(-1))[..., None] * x[:, 0]
     kept = torch.exp(dt[:, 0] * a)[..., None] * (state[0] @ c[:, 0, None, :, None])[..., 0]
     torch.testing.assert_close(output[:, 0], written + kept)
 
 
-@pytest.mark.parametrize("op", [ssd_naive, ssd_chunked])
+@pytest.mark.parametrize("op", [NAIVE, CHUNKED])
 def test_packed_documents_are_separate_documents(op):
     x, dt, a, b, c, state = make_inputs(100, 6, 5)
     state = state.repeat(2, 1, 1, 1)

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.varlen import varlen_attn
 
+from flashslm.ops.attention import AttentionInputs
 from flashslm.ops.fused.packing import pack
 
 # In torch's own order, which has cuDNN first on Hopper. (An order set here, `set_priority`, would not be undone: torch
@@ -21,14 +22,9 @@ FAST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFIC
 GROUPED = "enable_gqa" in signature(varlen_attn).parameters  # from torch 2.12 on
 
 
-def attention_flash(
-    q_BTHK: Tensor,
-    k_BSGK: Tensor,
-    v_BSGK: Tensor,
-    documents_BT: Tensor | None = None,
-    window: int | None = None,
-) -> Tensor:
+def attention_flash(inputs: AttentionInputs) -> Tensor:
     """Returns what `attention_naive` does."""
+    q_BTHK, k_BSGK, v_BSGK, documents_BT, window = inputs
     if documents_BT is None and (window is None or k_BSGK.shape[1] <= window):
         return _unmasked(q_BTHK, k_BSGK, v_BSGK)
     if documents_BT is None:

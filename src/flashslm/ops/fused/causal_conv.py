@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flashslm.ops.causal_conv import ConvInputs
 from flashslm.ops.documents import positions_in_document
 from flashslm.ops.precision import without_autocast
 
@@ -315,18 +316,12 @@ def _launch(
 
 
 @without_autocast
-def causal_conv_triton(
-    x_BTD: Tensor,
-    weight_DK: Tensor,
-    bias_D: Tensor | None = None,
-    initial_state_BDK1: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-    sizes: Sequence[int] = (),
-) -> tuple[tuple[Tensor, ...], Tensor]:
+def causal_conv_triton(inputs: ConvInputs, sizes: Sequence[int] = ()) -> tuple[tuple[Tensor, ...], Tensor]:
     """Returns what `causal_conv_naive` does, its output cut into up to three parts of these sizes (none: one part).
 
     ValueError for another number of taps than four.
     """
+    x_BTD, weight_DK, bias_D, initial_state_BDK1, documents_BT = inputs
     batch, _, channels = x_BTD.shape
     if weight_DK.shape[1] != TAPS:
         raise ValueError(f"the fused convolution has {TAPS} taps, the weight {weight_DK.shape[1]}: take 'shifted'")

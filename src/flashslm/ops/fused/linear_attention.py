@@ -10,22 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashslm.ops.delta_rule import DeltaRuleInputs, DeltaRuleToken
 from flashslm.ops.fused.packing import one_row, pack
+from flashslm.ops.gla import GLAInputs
 from flashslm.ops.precision import without_autocast
 
 
 @without_autocast
-def delta_rule_fla(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    beta_BTH: Tensor,
-    initial_state_BHKV: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-    log_decay_BTH: Tensor | None = None,
-    *,
-    normalise: bool = False,
-) -> tuple[Tensor, Tensor]:
+def delta_rule_fla(inputs: DeltaRuleInputs, normalise: bool = False) -> tuple[Tensor, Tensor]:
     """Returns what `delta_rule_naive` does, to bf16's accuracy. With a decay it is the gated delta rule.
 
     With `normalise` the kernels give q and k unit length, and q the scale 1/sqrt(K).
@@ -33,22 +25,22 @@ def delta_rule_fla(
     from fla.ops.delta_rule import chunk_delta_rule
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
+    q_BTHK, k_BTHK, v_BTHV, beta_BTH, initial_state_BHKV, documents_BT, log_decay_BTH = inputs
     dtype = v_BTHV.dtype
-    inputs = {"q": q_BTHK.to(dtype), "k": k_BTHK.to(dtype), "v": v_BTHV, "beta": beta_BTH.to(dtype)}
+    tensors = {"q": q_BTHK.to(dtype), "k": k_BTHK.to(dtype), "v": v_BTHV, "beta": beta_BTH.to(dtype)}
     options = {"use_qk_l2norm_in_kernel": normalise, "scale": q_BTHK.shape[-1] ** -0.5 if normalise else 1.0}
     if log_decay_BTH is None:
-        return _by_documents(partial(chunk_delta_rule, **options), inputs, initial_state_BHKV, documents_BT)
-    inputs["g"] = log_decay_BTH.float()
-    return _by_documents(partial(chunk_gated_delta_rule, **options), inputs, initial_state_BHKV, documents_BT)
+        return _by_documents(partial(chunk_delta_rule, **options), tensors, initial_state_BHKV, documents_BT)
+    tensors["g"] = log_decay_BTH.float()
+    return _by_documents(partial(chunk_gated_delta_rule, **options), tensors, initial_state_BHKV, documents_BT)
 
 
-def delta_rule_step_fla(
-    q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, beta_BH: Tensor, state_BHKV: Tensor, log_decay_BH: Tensor | None = None
-) -> Tensor:
-    """Advance one token by the recurrent kernel; the state is updated in place. Returns o [B, H, V]."""
+def delta_rule_step_fla(token: DeltaRuleToken) -> Tensor:
+    """Advance one token by the recurrent kernel. Returns o [B, H, V]."""
     from fla.ops.delta_rule import fused_recurrent_delta_rule
     from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
 
+    q_BHK, k_BHK, v_BHV, beta_BH, state_BHKV, log_decay_BH = token
     q, k, v, beta = (x[:, None].contiguous() for x in (q_BHK.to(v_BHV.dtype), k_BHK.to(v_BHV.dtype), v_BHV, beta_BH))
     more = {"initial_state": state_BHKV, "output_final_state": True, "scale": 1.0}
     if log_decay_BH is None:
@@ -61,20 +53,14 @@ def delta_rule_step_fla(
 
 
 @without_autocast
-def gla_fla(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    log_decay_BTHK: Tensor,
-    initial_state_BHKV: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def gla_fla(inputs: GLAInputs) -> tuple[Tensor, Tensor]:
     """Returns what `gla_naive` does, to bf16's accuracy."""
     from fla.ops.gla import chunk_gla
 
+    q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK, initial_state_BHKV, documents_BT = inputs
     dtype = v_BTHV.dtype
-    inputs = {"q": q_BTHK.to(dtype), "k": k_BTHK.to(dtype), "v": v_BTHV, "g": log_decay_BTHK.float()}
-    return _by_documents(partial(chunk_gla, scale=1.0), inputs, initial_state_BHKV, documents_BT)
+    tensors = {"q": q_BTHK.to(dtype), "k": k_BTHK.to(dtype), "v": v_BTHV, "g": log_decay_BTHK.float()}
+    return _by_documents(partial(chunk_gla, scale=1.0), tensors, initial_state_BHKV, documents_BT)
 
 
 def _by_documents(

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flashslm.ops.rotary import HeadNorm
+from flashslm.ops.rotary import HeadsInputs
 
 TOKENS = 16  # of a program in the backward pass, which adds up the norms' gradients over them
 
@@ -177,10 +177,9 @@ def _options(cos: Tensor, heads: tuple[int, int], size: int, weight: Tensor | No
     return cos.numel() // half, {**constants, "HAS_NORM": weight is not None, "num_warps": warps}
 
 
-def attention_heads_triton(
-    qkv_BTC: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int], norm: HeadNorm | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def attention_heads_triton(inputs: HeadsInputs) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what `attention_heads_naive` does; between norm and rotation nothing is rounded."""
+    qkv_BTC, cos, sin, heads, norm = inputs
     q_weight, k_weight, *eps = (None, None, 0.0, 0.0) if norm is None else norm
     qkv = qkv_BTC if qkv_BTC.is_contiguous() else qkv_BTC.contiguous()
     q, k, v = _AttentionHeads.apply(qkv, cos.contiguous(), sin.contiguous(), heads, q_weight, k_weight, tuple(eps))

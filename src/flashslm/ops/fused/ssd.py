@@ -5,28 +5,20 @@ from torch import Tensor
 
 from flashslm.ops.documents import document_starts
 from flashslm.ops.precision import without_autocast
-from flashslm.ops.ssd import RawScan
+from flashslm.ops.ssd import RawScan, SSDInputs, SSDToken
 
 CHUNK_SIZE = 256
 
 
 @without_autocast
-def ssd_mamba(
-    x_BTHP: Tensor,
-    dt_BTH: Tensor,
-    a_H: Tensor,
-    b_BTN: Tensor,
-    c_BTN: Tensor,
-    initial_state_BHPN: Tensor | None = None,
-    documents_BT: Tensor | None = None,
-    raw: RawScan | None = None,
-) -> tuple[Tensor, Tensor]:
+def ssd_mamba(inputs: SSDInputs, raw: RawScan | None = None) -> tuple[Tensor, Tensor]:
     """Returns what `ssd_naive` does, to the accuracy of x's dtype (tf32 for fp32).
 
     With `raw` the kernels add dt's bias, take its softplus and add the skip. x, b and c may be slices of one tensor.
     """
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
+    x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, initial_state_BHPN, documents_BT = inputs
     packed = documents_BT is not None
     initial = None if initial_state_BHPN is None else initial_state_BHPN.float().contiguous()
     more = {} if raw is None else {"D": raw.skip_H, "dt_bias": raw.dt_bias_H, "dt_softplus": True}
@@ -65,10 +57,11 @@ def _add_initial(
     return y + (read * decay_BTH[..., None]).to(y.dtype), state + decay_BTH[:, -1, :, None, None] * initial
 
 
-def ssd_step_mamba(x_BHP: Tensor, dt_BH: Tensor, a_H: Tensor, b_BN: Tensor, c_BN: Tensor, state_BHPN: Tensor) -> Tensor:
-    """Advance one token; the state is updated in place. Returns y [B, H, P] in x's dtype."""
+def ssd_step_mamba(token: SSDToken) -> Tensor:
+    """Advance one token. Returns y [B, H, P] in x's dtype."""
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
+    x_BHP, dt_BH, a_H, b_BN, c_BN, state_BHPN = token
     heads, size, state_size = state_BHPN.shape[1:]
     dt = dt_BH.float()[..., None].expand(-1, -1, size)
     a = a_H.float()[:, None, None].expand(heads, size, state_size)
