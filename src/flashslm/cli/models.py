@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 from rich.console import Console
@@ -100,13 +100,9 @@ def models_promote(
 ) -> None:
     """Make a version champion; the present champion becomes previous."""
     from flashslm.infra.registry import model_registry
-    from flashslm.infra.registry.promotion import is_heard
-    from flashslm.infra.stack.services import existing_settings
 
-    settings = existing_settings(home)
-    gate = _gate(settings, name, config, no_hook)
+    settings, gate, notify = _promoter(home, name, config, no_hook)
     former = model_registry.champion_version(settings, gate.model_name)
-    notify = is_heard(gate.promotion_hook)
     model_registry.promote(settings, gate.model_name, version, expected_champion=former, notify=notify)
     if former == version and notify:  # it was champion already: only the hook is called again
         model_registry.announce_again(settings, gate.model_name)
@@ -123,12 +119,9 @@ def models_rollback(
 ) -> None:
     """Make the previous champion champion again; repeated, it changes nothing (`promote` undoes it)."""
     from flashslm.infra.registry import model_registry
-    from flashslm.infra.registry.promotion import is_heard
-    from flashslm.infra.stack.services import existing_settings
 
-    settings = existing_settings(home)
-    gate = _gate(settings, name, config, no_hook)
-    version = model_registry.rollback(settings, gate.model_name, notify=is_heard(gate.promotion_hook))
+    settings, gate, notify = _promoter(home, name, config, no_hook)
+    version = model_registry.rollback(settings, gate.model_name, notify)
     console.print(f"{gate.model_name} version {version} is champion again", highlight=False)
     _call_hook(settings, gate, version)
 
@@ -136,15 +129,29 @@ def models_rollback(
 @models_app.command("notify")
 def models_notify(config: ConfigOption, name: NameOption = "", home: HomeOption = HOME) -> None:
     """Call the recipe's hook for promotions that it has not heard of, because a process was killed or a call failed."""
+    settings, gate, notify = _promoter(home, name, config, no_hook=False)
+    if not notify:
+        raise ValueError(f"'{config}' has no gate.promotion_hook: give the recipe that names it")
+    if not _call_hook(settings, gate, "VERSION"):
+        console.print(f"nothing is pending for {gate.model_name}", highlight=False)
+
+
+class _Promoter(NamedTuple):
+    """Whose champion changes, and whether a hook is to hear of it."""
+
+    settings: "Settings"
+    gate: GateConfig
+    notify: bool
+
+
+def _promoter(home: Path, name: str, config: Path | None, no_hook: bool) -> _Promoter:
+    """For the registry of this home."""
     from flashslm.infra.registry.promotion import is_heard
     from flashslm.infra.stack.services import existing_settings
 
     settings = existing_settings(home)
-    gate = _gate(settings, name, config, no_hook=False)
-    if not is_heard(gate.promotion_hook):
-        raise ValueError(f"'{config}' has no gate.promotion_hook: give the recipe that names it")
-    if not _call_hook(settings, gate, "VERSION"):
-        console.print(f"nothing is pending for {gate.model_name}", highlight=False)
+    gate = _gate(settings, name, config, no_hook)
+    return _Promoter(settings, gate, is_heard(gate.promotion_hook))
 
 
 def _gate(settings: "Settings", name: str, config: Path | None, no_hook: bool) -> GateConfig:

@@ -10,15 +10,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr
 
-from flashslm.config.design import (
-    DataConfig,
-    KernelsConfig,
-    LatencyConfig,
-    ModelConfig,
-    ProfilingConfig,
-    ScalingConfig,
-    SearchConfig,
-)
+from flashslm.config import design
 from flashslm.config.platform_section import PlatformConfig
 from flashslm.config.retraining import RetrainingConfig
 from flashslm.config.section import DNS_LABEL, Section, Seed
@@ -31,13 +23,13 @@ class RunConfig(Section):
 
     name: str = Field(pattern=DNS_LABEL)
     seed: Seed = 0
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    kernels: KernelsConfig = KernelsConfig()
-    profiling: ProfilingConfig = ProfilingConfig()
-    latency: LatencyConfig = LatencyConfig()
-    scaling: ScalingConfig = ScalingConfig()
-    search: SearchConfig = SearchConfig()
+    data: design.DataConfig = design.DataConfig()
+    model: design.ModelConfig = design.ModelConfig()
+    kernels: design.KernelsConfig = design.KernelsConfig()
+    profiling: design.ProfilingConfig = design.ProfilingConfig()
+    latency: design.LatencyConfig = design.LatencyConfig()
+    scaling: design.ScalingConfig = design.ScalingConfig()
+    search: design.SearchConfig = design.SearchConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
