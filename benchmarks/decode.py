@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/decode.py [--quick] [--parts latency throughput batches] [--kernels decode=torch]
 
-Writes benchmarks/results/decode_<device>_<date>.json anew after every measurement, so that a run that is cut short
+Writes benchmarks/results/decode_<device>_<date>.json again after every measurement, so that a run that is cut short
 leaves what it has. The last line of stdout is that record. A measurement that fails is listed in it under `failed`, and
 the exit code is 1. `--quick` takes one context, one peer, fewer steps and no batches; prefill then runs in plain torch,
 whose forms need no autotuning, so its TTFT is not the engine's best.

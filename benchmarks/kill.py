@@ -133,7 +133,7 @@ class Bench:
         return (record.champion, record.previous) if record else ("", "")
 
     def aliases(self) -> dict[str, str]:
-        """Of MLflow itself, after somebody has read the registry."""
+        """Of MLflow itself, after the registry has been read."""
         model_registry.list_versions(self.settings, MODEL)
         model = MlflowApi(self.settings).get("registered-models/get", name=MODEL)["registered_model"]
         return {entry["alias"]: str(entry["version"]) for entry in model.get("aliases", [])}

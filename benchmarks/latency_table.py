@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/latency_table.py [--parts table calibration check sweep] [--budget-s 540]
 
-Sizes are Nemotron-Flash's. Writes benchmarks/results/latency_table_<device>_<date>.json anew after every stage. No
+Sizes are Nemotron-Flash's. Writes benchmarks/results/latency_table_<device>_<date>.json again after every stage. No
 stage begins that would not end within the budget if it took as long as the longest before it; those are listed in
-`left_out`. `--table RECORD` goes on with an earlier record's table: `--parts calibration check sweep`. The last line of
-stdout is the record's summary.
+`left_out`. `--table RECORD` continues with an earlier record's table: `--parts calibration check sweep`. The last line
+of stdout is the record's summary.
 """
 
 import argparse
@@ -154,7 +154,7 @@ def read_table(record: Path, plan: Plan) -> LatencyTable:
     table = LatencyTable.model_validate(json.loads(record.read_text(encoding="utf-8"))["table"])
     here = device_fingerprint(pick_device(plan.profiling.device))
     if table.device != here:
-        raise ValueError(f"the table of '{record}' was measured on {table.device}, this is {here}: measure it anew")
+        raise ValueError(f"the table of '{record}' was measured on {table.device}, this is {here}: measure it again")
     return table
 
 

@@ -139,7 +139,7 @@ def call(*command: str, env: dict[str, str] | None = None) -> str:
 
 
 def twice(download: Callable[[], object]) -> None:
-    """A mirror that stumbles once is no failure of the images."""
+    """One failed answer of a mirror is not a failure of the images."""
     try:
         download()
     except RuntimeError:

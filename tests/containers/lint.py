@@ -91,7 +91,7 @@ def nothing_is_added(file: list[Instruction]) -> Iterator[str]:
 
 
 def copies_are_named(file: list[Instruction]) -> Iterator[str]:
-    """A whole context brings what nobody looked at."""
+    """A whole context brings files that were not looked at."""
     for copy in _of(file, "COPY"):
         sources = [part for part in copy.value.split()[:-1] if not part.startswith("--")]
         yield from (f"COPY {copy.value}" for source in sources if source in (".", "./", "/", "*"))

@@ -1,6 +1,6 @@
 """A directory for gigabytes and for the name of what else a run makes; all of it is gone after the run.
 
-A run that was killed leaves its directory, which nobody holds then: the next run removes it.
+A run that was killed leaves its directory, which is unlocked then: the next run removes it.
 """
 
 import fcntl

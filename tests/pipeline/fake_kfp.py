@@ -1,7 +1,7 @@
 """A KFP API server (v2beta1) for tests: the endpoints that launches use, over HTTP, in memory.
 
 Bodies are read and written by the models of kfp_server_api, so that a field that the API does not have is an error in
-both directions. Faults are told in advance: `server.fail("POST", "/runs$", 503, times=2)`.
+both directions. Faults are set in advance: `server.fail("POST", "/runs$", 503, times=2)`.
 """
 
 import email
@@ -331,7 +331,7 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
 
 class Handler(BaseHTTPRequestHandler):
     """One request. Faults: "cut" ends the connection unheard, "cut_after" when the work is done, "slow" answers late,
-    "html" and "login" are what a gateway says to somebody it does not know.
+    "html" and "login" are what a gateway says to an unknown user.
     """
 
     fake: FakeKfp
@@ -392,7 +392,7 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "login":
             self._send(302, b"", {"Location": "https://idp.example/auth"})
         else:
-            body = json.dumps({"error": "told to fail", "message": "told to fail"}).encode()
+            body = json.dumps({"error": "set to fail", "message": "set to fail"}).encode()
             self._send(int(kind), body, {"Content-Type": "application/json"} | headers)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:

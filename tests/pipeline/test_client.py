@@ -108,7 +108,7 @@ def test_somebody_elses_creation_is_adopted(fake: FakeKfp, monkeypatch: pytest.M
 
 def test_a_conflict_over_something_invisible_is_an_error(fake: FakeKfp) -> None:
     fake.fail("POST", "/experiments$", 409)
-    with pytest.raises(KfpError, match="answers 409: told to fail"):
+    with pytest.raises(KfpError, match="answers 409: set to fail"):
         connect(fake).experiment("ours")
 
 
@@ -124,7 +124,7 @@ def test_waiting_grows_and_obeys_the_server(fake: FakeKfp) -> None:
 def test_patience_ends_with_what_the_server_said(fake: FakeKfp) -> None:
     fake.fail("GET", "/runs$", 500, times=99)
     waits: list[float] = []
-    with pytest.raises(Unavailable, match=f"KFP at {fake.url} answers 500: told to fail"):
+    with pytest.raises(Unavailable, match=f"KFP at {fake.url} answers 500: set to fail"):
         connect(fake, waits=waits, attempts=3).latest_runs(5)
     assert len(waits) == 2 and fake.count("GET", "/runs") == 3
 
@@ -149,8 +149,8 @@ def test_nobody_listens(fake: FakeKfp) -> None:
         (401, r"wants a token \(401\): put a token into \$FLASHSLM_KFP_TOKEN"),
         ("login", r"asks for a login \(302\): put a token into"),
         ("html", "answers with text/html instead of JSON: it is not the address of a KFP API, or it wants a login"),
-        (403, r"does not allow this \(403\): told to fail"),
-        (400, "answers 400: told to fail"),
+        (403, r"does not allow this \(403\): set to fail"),
+        (400, "answers 400: set to fail"),
     ],
 )
 def test_refusals_say_what_to_do_and_are_not_repeated(fake: FakeKfp, kind: int | str, expected: str) -> None:

@@ -138,7 +138,7 @@ def test_a_server_that_is_away_leaves_the_run_alone(fake: FakeKfp) -> None:
     run_id = fake.runs[0].run_id
     fake.fail("GET", "/runs/", 503, times=99)
     client = KfpClient(Connection(fake.url, environ={}, sleep=lambda _: None), "")
-    with pytest.raises(LaunchError, match=f"answers 503: told to fail; the run goes on: .*/{run_id}"):
+    with pytest.raises(LaunchError, match=f"answers 503: set to fail; the run continues: .*/{run_id}"):
         follow(client, run_id, Console(file=io.StringIO()))
 
 
@@ -181,7 +181,7 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(fake: FakeKfp, checkout: Path)
     _, errors = command.communicate(timeout=60)
     run = fake.runs[0]
     assert command.returncode == 130, errors
-    assert "Traceback" not in errors and f"the run goes on: {fake.url}/#/runs/details/{run.run_id}" in errors
+    assert "Traceback" not in errors and f"the run continues: {fake.url}/#/runs/details/{run.run_id}" in errors
     assert f"`flashslm runs cancel {run.run_id}` ends it" in errors
     assert run.state == "RUNNING" and fake.count("POST", ":terminate") == 0
 

@@ -67,10 +67,10 @@ def unix_sockets(home: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ssl.SSLContext | None]:
     """Who comes without credentials: plain HTTP, TLS without a certificate, TLS with that of another authority."""
-    nobody, other = ssl._create_unverified_context(), ssl._create_unverified_context()
+    bare, other = ssl._create_unverified_context(), ssl._create_unverified_context()
     files = ensure_certificates(tmp_path_factory.mktemp("other"))
     other.load_cert_chain(files / CERTIFICATE, files / KEY)
-    return {"plain": None, "without certificate": nobody, "other certificate": other}
+    return {"plain": None, "without certificate": bare, "other certificate": other}
 
 
 def connect(port: int, context: ssl.SSLContext | None) -> socket.socket:

@@ -60,7 +60,7 @@ def team(platform_env: Settings, store: ObjectStore, tmp_path: Path) -> Team:
 def test_both_call_the_recipes_hook_and_keep_what_came_of_it(team: Team) -> None:
     for version in ("1", "2"):
         assert team.models("promote", version, "--config", team.recipe()).exit_code == 0
-    for _ in range(2):  # the second time nothing changes, and nobody hears of it
+    for _ in range(2):  # the second time nothing changes, and no hook is called
         result = team.models("rollback", "--config", team.recipe())
         assert result.exit_code == 0 and f"{team.name} version 1 is champion again" in result.output
     assert team.heard() == [
@@ -72,11 +72,11 @@ def test_both_call_the_recipes_hook_and_keep_what_came_of_it(team: Team) -> None
 
 
 def test_nobody_is_passed_over_unless_that_is_said(team: Team) -> None:
-    assert team.models("promote", "1", "--name", team.name).exit_code == 0, "no promotion of this model told anybody"
+    assert team.models("promote", "1", "--name", team.name).exit_code == 0, "no promotion of this model called a hook"
     assert team.models("promote", "2", "--config", team.recipe()).exit_code == 0
     for command in (["promote", "1"], ["rollback"]):
         refused = team.models(*command, "--name", team.name)
-        assert isinstance(refused.exception, RegistryError) and "or --no-hook if nobody" in str(refused.exception)
+        assert isinstance(refused.exception, RegistryError) and "or --no-hook to promote" in str(refused.exception)
     assert team.champion().version == "2"
     assert team.models("rollback", "--name", team.name, "--no-hook").exit_code == 0
     assert team.champion().version == "1" and len(team.heard()) == 1

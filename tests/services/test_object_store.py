@@ -63,7 +63,7 @@ def test_round_trip(store, tree, tmp_path):
     target = store.get_tree(manifest, tmp_path / "a" / "b")
     assert hash_tree(target) == hash_tree(tree)
     assert [p.name for p in target.parent.iterdir()] == ["b"]  # no temporary left
-    assert store.put_tree(target, "model").sha256 == manifest.sha256  # the marker is no content
+    assert store.put_tree(target, "model").sha256 == manifest.sha256  # the marker is not content
 
 
 def test_a_part_of_a_tree_is_verified_and_the_rest_is_not_read(store, tree, tmp_path):
@@ -360,7 +360,7 @@ def test_a_server_restarted_in_mid_use_is_waited_for(settings, stack_home, store
     restart = threading.Thread(target=lambda: (time.sleep(0.5), embedded_stack.up(stack_home)))
     restart.start()
     try:
-        store.get_tree(manifest, tmp_path / "out")  # begins while nobody listens
+        store.get_tree(manifest, tmp_path / "out")  # begins while the port has no listener
     finally:
         restart.join()
     assert hash_tree(tmp_path / "out") == hash_tree(tree)

@@ -50,7 +50,7 @@ def test_two_nodes_give_the_run_of_one_process(
     assert server.created == server.deleted == [f"flashslm-{facts['run_key']}"]
     assert "on 2 processes" in result["summary"] and result["resumed_from_step"] == 0
     log = capfd.readouterr().out
-    assert "@metrics" not in log, "metrics are no lines for people"
+    assert "@metrics" not in log, "metrics are not printed as lines"
     run = MlflowApi(platform_env).search_runs("attributes.run_name = 'pretrain seed=0 weight_norm=on'")[0]
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
     assert tags["train_job.name"] == server.created[0] and tags["train_job.status"]
@@ -87,7 +87,7 @@ def test_nobody_trains_for_a_step_that_is_gone(
     server.on_create = partial(run_pods, tmp_path / "pod-cache")
     arguments = call(write_inputs(store, tmp_path), tmp_path / "x.json", processes=0, steps=STEPS)
     arguments["parameters"]["code_digest"] = "abandoned"  # a run of its own, which no other test has waited for
-    with pytest.raises(WorkerFailed, match="Abandoned: nobody has waited for this work for 1800 s"):
+    with pytest.raises(WorkerFailed, match="Abandoned: the step that began this work has not been heard of for 1800 s"):
         run_step("pretrain", **arguments)
 
 

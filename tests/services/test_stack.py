@@ -77,7 +77,9 @@ def test_a_killed_daemon_comes_back_with_its_data_even_on_another_port(home):
     os.kill(before["s3"], signal.SIGKILL)
     psutil.wait_procs([psutil.Process(before["s3"])] if psutil.pid_exists(before["s3"]) else [], timeout=10)
     assert {s.name: s.running for s in embedded_stack.status(home).services} == {"s3": False, "mlflow": True}
-    with socket.create_server(("127.0.0.1", int(settings.endpoint_url.rsplit(":", 1)[1]))):  # somebody else's now
+    with socket.create_server(
+        ("127.0.0.1", int(settings.endpoint_url.rsplit(":", 1)[1]))
+    ):  # another process has it now
         moved = embedded_stack.up(home)
     assert moved.endpoint_url != settings.endpoint_url
     assert moved == settings.model_copy(update={"endpoint_url": moved.endpoint_url})

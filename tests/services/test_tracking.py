@@ -171,7 +171,7 @@ def spool_files() -> list[Path]:
 
 
 def test_an_outage_costs_nothing(platform_env, stack_home, tmp_path, monkeypatch, caplog):
-    """MLflow dies in mid-run: the run goes on, and later its curve is whole, without duplicates."""
+    """MLflow dies in mid-run: the run continues, and later its curve is whole, without duplicates."""
     settings, api = platform_env, MlflowApi(platform_env)
     monkeypatch.setattr(mlflow_api, "_RETRIES", mlflow_api._RETRIES.new(total=1))
     (tmp_path / "late.txt").write_text("late")

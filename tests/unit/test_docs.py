@@ -61,7 +61,7 @@ def check(arguments: list[str], whole: bool) -> None:
         if not arguments or arguments[0] == "--help":
             return
         name, *arguments = arguments
-        assert name in command.commands, f"'{name}' is no command: {', '.join(command.commands)}"
+        assert name in command.commands, f"'{name}' is not a command: {', '.join(command.commands)}"
         command = command.commands[name]
     try:
         context = command.make_context("flashslm", arguments)
@@ -105,7 +105,7 @@ def test_the_commands_are_found() -> None:
     ],
 )
 def test_what_does_not_exist_is_seen(command: str, whole: bool) -> None:
-    with pytest.raises(Exception, match=r"[Mm]issing|[Nn]o such option|is no command|stepz|override"):
+    with pytest.raises(Exception, match=r"[Mm]issing|[Nn]o such option|is not a command|stepz|override"):
         check(shlex.split(command), whole)
 
 

@@ -18,7 +18,7 @@ class Decoder(Protocol):
     """What is timed: both engines have it."""
 
     def prefill(self, tokens_BT: Tensor) -> Tensor:
-        """Start afresh on prompts; the first tokens [B]."""
+        """Start again on prompts; the first tokens [B]."""
 
     def advance(self) -> object:
         """One decode step on the tokens of the one before, sampling included; does not wait for the device."""

@@ -74,7 +74,7 @@ def _follow(kfp: "KfpClient", run_id: str, quiet: bool) -> tuple[str, dict[str, 
         state, steps = follow(kfp, run_id, Console(stderr=True, quiet=quiet))
     except KeyboardInterrupt:
         console.print(
-            f"the run goes on: {kfp.run_url(run_id)}\n`flashslm runs cancel {run_id}` ends it",
+            f"the run continues: {kfp.run_url(run_id)}\n`flashslm runs cancel {run_id}` ends it",
             highlight=False,
             markup=False,
             soft_wrap=True,

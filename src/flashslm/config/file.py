@@ -85,9 +85,9 @@ def _read_mapping(file: Path) -> tuple[dict[str, Any], _Places]:
 
 
 def _validate(values: dict[str, Any]) -> tuple[RunConfig | None, list[str], set[str]]:
-    """Validate, and where that fails drop the offending values and go on, so that one mistake does not hide another.
+    """Validate, and where that fails drop the offending values and continue, so that one mistake does not hide another.
 
-    Also returns the names that were dropped: what the defaults in their place amount to is no mistake of the recipe.
+    Also returns the names that were dropped: a problem of the defaults in their place is not the recipe's.
     """
     problems: list[str] = []
     dropped: set[str] = set()

@@ -30,7 +30,7 @@ Path = tuple[str | int, ...]
 
 
 class UnreadableText(ValueError):
-    """Text that is no recipe; `line` counts from 1."""
+    """Text that is not a recipe; `line` counts from 1."""
 
     def __init__(self, problem: str, line: int):
         super().__init__(problem)

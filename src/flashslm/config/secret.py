@@ -60,7 +60,7 @@ def places_of_secrets(values: Any) -> list[str]:
 
 
 def leaves(values: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no mapping and no list, with its dotted path. What YAML's aliases repeat comes once."""
+    """Every value that is neither a mapping nor a list, with its dotted path. What aliases repeat is listed once."""
     waiting, seen = [(where, values)], set()
     while waiting:
         place, value = waiting.pop()

@@ -40,7 +40,7 @@ class TrainingConfig(Section):
     weight_norm: Distinct[Switch] = ("on", "off")
     seeds: Distinct[Seed] = (0,)
     deploy: Literal["best", "on", "off"] = "best"  # which variant is evaluated and exported
-    isolate_documents: bool = False  # attention, convolution and states start afresh at a document's first token
+    isolate_documents: bool = False  # attention, convolution and states start again at a document's first token
     validation_batches: int = Field(default=16, ge=1)
     validate_every_steps: int = Field(default=500, ge=1)
     checkpoint_every_steps: int = Field(default=500, ge=1)

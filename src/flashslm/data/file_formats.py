@@ -64,7 +64,7 @@ class _Budget:
         self._left -= num_bytes + 1
         if self._left < 0:
             raise ValueError(
-                f"'{self._name}' decompresses to more than {MAX_EXPANSION:,} times its size: it is no file of text"
+                f"'{self._name}' decompresses to more than {MAX_EXPANSION:,} times its size: it is not a text file"
             )
 
 

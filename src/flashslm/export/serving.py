@@ -35,7 +35,7 @@ def serving_recipe(architecture: Architecture, max_batch_size: int) -> dict[str,
 
 
 def read_recipe(directory: Path) -> dict[str, Any]:
-    """The recipe of a bundle. Raises ValueError when it is no YAML mapping."""
+    """The recipe of a bundle. Raises ValueError when it is not a YAML mapping."""
     try:
         recipe = yaml.safe_load((directory / RECIPE_FILE).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -69,7 +69,7 @@ class Cache:
         return Cache(layers, self.lengths_B[:batch], self.angles)
 
     def reset_from_prefix(self, prefix: list[State], length: int) -> None:
-        """Start every sequence afresh after a prefix of `length` tokens, given by its batch-1 states."""
+        """Restart every sequence after a prefix of `length` tokens, given by its batch-1 states."""
         for index, state in enumerate(prefix):
             self.store(index, state, 0, length)
         self.lengths_B.fill_(length)

@@ -1,4 +1,4 @@
-"""Packed documents: several sequences in one row, told apart by ids that do not decrease along T."""
+"""Packed documents: several sequences in one row, distinguished by ids that do not decrease along T."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ def positions_in_document(documents_BT: Tensor) -> Tensor:
 
 
 class ChunkedDocuments(NamedTuple):
-    """Masks that let a chunked recurrence start afresh inside a chunk."""
+    """Masks that let a chunked recurrence start again inside a chunk."""
 
     same: Tensor  # bool [B, chunks, C, C]: both tokens in one document
     first: Tensor  # int64 [B, chunks, C]: index in the chunk of the first token of the token's document

@@ -145,7 +145,7 @@ def read_setting(settings: Sequence[str] | None) -> KernelsConfig:
     except ValidationError as error:
         operations = ", ".join(KernelsConfig.model_fields)
         problems = [
-            f"'{e['loc'][0]}' is no operation: choose among {operations}"
+            f"'{e['loc'][0]}' is not an operation: choose among {operations}"
             if e["type"] == "extra_forbidden"
             else f"{e['loc'][0]}={e['input']}: {e['msg']}"
             for e in error.errors()

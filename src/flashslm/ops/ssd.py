@@ -125,7 +125,7 @@ def _chunk(x: Tensor, chunk_size: int) -> Tensor:
 
 
 def _cumsum_in_document(log_decay: Tensor, first: Tensor) -> Tensor:
-    """Cumulative sum along C that starts afresh at each document, whose first index in the chunk is `first`."""
+    """Cumulative sum along C that starts again at each document, whose first index in the chunk is `first`."""
     total = log_decay.cumsum(dim=2)
     before = (total - log_decay).gather(2, first[..., None].expand_as(total))
     return total - before

@@ -51,7 +51,7 @@ def measure_rounds(
 
     The steps of one group run in turn, each timed apart: they find caches and branch predictors as their neighbours
     leave them. With `keep` all groups are built once and many rounds are made; without it a group is built whenever its
-    turn comes, one being in memory at a time, for few rounds. A GPU is no one else's: there one round does, and each
+    turn comes, one being in memory at a time, for few rounds. A GPU is not shared: one round is enough there, and each
     step of a group is timed by itself.
     """
     rounds = 1 if device == "cuda" else min(CPU_ROUNDS_KEPT if keep else CPU_ROUNDS, repeats)

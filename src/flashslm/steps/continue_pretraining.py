@@ -39,7 +39,7 @@ def run(context: StepContext) -> dict[str, Any]:
 
 
 def why_diverged(error: NonFiniteLoss | WorkerFailed) -> str:
-    """What was not finite, also where a worker told it; "" where the failure is another one."""
+    """What was not finite, also where a worker reported it; "" for any other failure."""
     if isinstance(error, NonFiniteLoss):
         return str(error)
     kind, _, message = error.reported.partition(": ")

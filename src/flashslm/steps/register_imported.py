@@ -87,7 +87,7 @@ def register_imported(
 
 
 def _promote(settings: Settings, name: str, version: str, replaces: str, hook: PromotionHook) -> str:
-    """Make it champion and tell the hook; what became of that. One that is champion already is no news."""
+    """Make it champion and call the hook; returns the outcome. A champion's hook is not called again."""
     before = model_registry.champion(settings, name)
     model_registry.promote(settings, name, version, expected_champion=replaces, notify=is_heard(hook))
     if before and before.version == version:

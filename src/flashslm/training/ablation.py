@@ -63,7 +63,7 @@ def compare(runs: list[VariantRun]) -> Ablation:
 
 
 def choose_deployed(runs: list[VariantRun], deploy: str) -> VariantRun:
-    """The run that goes on: the named variant, or the one of lower mean loss; of its seeds the best."""
+    """The run that continues: the named variant, or the one of lower mean loss; of its seeds the best."""
     variants = sorted({r.weight_norm for r in runs}) if deploy == "best" else [deploy]
     groups = [[r for r in runs if r.weight_norm == name] for name in variants]
     best = min(groups, key=lambda group: statistics.fmean(r.validation_loss_nats for r in group))

@@ -18,7 +18,7 @@ TENSORS, VALUES = "state.safetensors", "state.json"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a run needs to go on exactly: named tensors, and everything else as JSON values."""
+    """What a run needs to continue exactly: named tensors, and everything else as JSON values."""
 
     tensors: dict[str, Tensor]
     values: dict[str, Any]
@@ -53,7 +53,7 @@ class CheckpointStore:
         """The newest checkpoint that verifies, or None.
 
         One that is missing or corrupt is removed with a warning and the one before it is taken. StoreUnavailable is
-        raised as it is: a server that does not answer is no reason to start afresh.
+        raised as it is: a server that does not answer is not a reason to start from the beginning.
         """
         for key in reversed(self._keys()):
             try:

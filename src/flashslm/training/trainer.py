@@ -42,10 +42,10 @@ def train(
 ) -> TrainOutcome:
     """Train the model, which is at the spec's start, in place on its own device to the spec's last step.
 
-    With a store it saves checkpoints and goes on from the newest one. Under deterministic algorithms (a CPU's setting)
-    a resumed run yields bit for bit the weights and the history of one that was never stopped; `on_metrics` then gets
-    the restored rows first, so that whoever records them has the whole curve. Under torchrun the model is sharded and
-    rank 0 reports and saves.
+    With a store it saves checkpoints and continues from the newest one. Under deterministic algorithms (a CPU's
+    setting) a resumed run yields bit for bit the weights and the history of one that was never stopped; `on_metrics`
+    then gets the restored rows first, so that a log of them has the whole curve. Under torchrun the model is sharded
+    and rank 0 reports and saves.
 
     Raises NonFiniteLoss; Terminated (SystemExit 143) after SIGTERM, once the step is finished and saved.
     """

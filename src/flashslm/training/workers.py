@@ -73,7 +73,7 @@ class WorkerOutput:
 def run_workers(module: str, argument: str, processes: int, output: WorkerOutput) -> None:
     """Run `python -m module argument` in as many processes under torchrun, to their end. Raises WorkerFailed.
 
-    An exception here, Terminated among them, reaches the workers as SIGTERM and goes on once they have saved.
+    An exception here, Terminated among them, reaches the workers as SIGTERM and continues once they have saved.
     """
     options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}", "-m", module, argument]
     variables = {PARENT_PID: str(os.getpid()), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SAVE_S)}

@@ -1,6 +1,6 @@
 """On PYTHONPATH this puts a stand-in for `flashslm.steps.run` into every Python process: steps without the work.
 
-What a step does is told by $FAKE_STEPS (JSON): `decision` of the gate, `decisions` {step: word},
+What a step does is set by $FAKE_STEPS (JSON): `decision` of the gate, `decisions` {step: word},
 `fail` {step: message}, `sleep` {step: seconds}, `linger` {label: seconds a sleeping step takes to end after a TERM},
 `kill_once` [steps], `may_pass` (of a failure).
 

@@ -51,5 +51,5 @@ def test_sizes_that_do_not_fit(make_case, sizes, message):
 def test_kernel_settings():
     assert read_setting(None) == KernelsConfig()
     assert read_setting(["decode=torch", "ssd=chunked"]) == KernelsConfig(decode="torch", ssd="chunked")
-    with pytest.raises(ValueError, match=r"kernels: 'gemm' is no operation: choose among default, .*decode"):
+    with pytest.raises(ValueError, match=r"kernels: 'gemm' is not an operation: choose among default, .*decode"):
         read_setting(["gemm=cuda"])

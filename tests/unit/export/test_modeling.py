@@ -59,7 +59,7 @@ def test_left_padded_generation_equals_each_row_alone(exported, tokens_BT):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_leaves_no_trace_in_the_cache(side, exported, tokens_BT):
-    """A padded row and a full one, swapped in the cache, then continued: each goes on as if alone."""
+    """A padded row and a full one, swapped in the cache, then continued: each continues as if alone."""
     row, pad, more_BT = tokens_BT[1:, :11], torch.zeros(1, 8, dtype=torch.long), torch.tensor([[3, 5, 7], [9, 4, 2]])
     padded = torch.cat([pad, row] if side == "left" else [row, pad], dim=1)
     batch = torch.cat([tokens_BT[:1], padded])

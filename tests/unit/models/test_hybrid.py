@@ -40,7 +40,7 @@ def test_chunked_prefill_is_one_prefill(chunk, meta, make_model, tokens_BT):
 
 
 @META
-def test_a_used_cache_starts_afresh(meta, make_model, tokens_BT):
+def test_a_used_cache_starts_empty_again(meta, make_model, tokens_BT):
     model = make_model(num_meta_tokens=meta)
     cache = filled_cache(model, 2, 40)
     expected = model.prefill(tokens_BT[:, :9], cache).clone()

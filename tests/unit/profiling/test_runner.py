@@ -77,7 +77,7 @@ def test_an_earlier_table_is_taken_up(place, capsys):
     assert second["table"] == first["table"] and second["check"]["models"]
     other = first["table"] | {"device": first["table"]["device"] | {"cores": 999}}
     (place / "elsewhere.json").write_text(json.dumps({"table": other}), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"cores=999.*measure it anew"):
+    with pytest.raises(ValueError, match=r"cores=999.*measure it again"):
         run(place / "no.json", "--parts", "check", "--table", str(place / "elsewhere.json"), capsys=capsys)
 
 

@@ -199,7 +199,7 @@ def test_a_silent_worker_on_another_host_loses_its_claim_only_after_the_ttl(url)
     assert study.lost_workers(0) == []
     assert study.take_over_abandoned() == 1
     assert study.lost_workers(0) == ["elsewhere 1 0.0"] and study.lost_workers(1) == []
-    assert not study.complete(claim, outcome(1.0)), "the slot belongs to somebody else now"
+    assert not study.complete(claim, outcome(1.0)), "the slot belongs to another worker now"
     assert study.finished() == []
 
 

@@ -34,7 +34,7 @@ def run_workers(arguments: list[dict], size: int) -> None:
 
 
 def test_two_ranks_give_the_single_process_run(tmp_path: Path) -> None:
-    """Afresh, and resumed from a checkpoint that a single process left at step 3."""
+    """From the beginning, and resumed from a checkpoint that a single process left at step 3."""
     dataset = tiny.write_dataset(tmp_path / "dataset")
     fetch, model = tiny.fetching(dataset), tiny.model()
     spec = tiny.spec(tiny.config(**CHANGES, keep_checkpoints=1), weight_norm=True)

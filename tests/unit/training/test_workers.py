@@ -38,7 +38,7 @@ def test_the_first_failure_is_kept_in_one_line(capfd: pytest.CaptureFixture[str]
     with pytest.raises(ValueError), print_failure():
         raise ValueError("two\n  lines")
     with pytest.raises(SystemExit), print_failure():
-        raise SystemExit(143)  # a worker that was told to stop has not failed
+        raise SystemExit(143)  # a worker that was asked to stop has not failed
     read.lines(capfd.readouterr().out)
     read.lines("@failure RuntimeError: connection closed by peer")
     assert read.output.failure == "ValueError: two lines"

@@ -55,7 +55,7 @@ def _load(
     binary = _compiled(file, f"sm_{major}{minor}", tuple(sorted(macros.items())))
     module = _checked(driver.cuModuleLoadData(binary), what)
     function = _checked(driver.cuModuleGetFunction(module, name.encode()), what)
-    # An SM must be idle to split its memory anew: with one split for all, a kernel begins beside the one that ends.
+    # An SM must be idle to split its memory differently: with one split, a kernel starts before the last ends.
     for attribute, value in (
         (Attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes),
         (Attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, ALL_SHARED),

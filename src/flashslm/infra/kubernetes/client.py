@@ -47,7 +47,7 @@ class Kubernetes:
         host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}", "") for name in ("HOST", "PORT"))
         if not host or not (SERVICE_ACCOUNT / "token").is_file():
             raise KubernetesError(
-                "this is no pod with a service account: a TrainJob is created from a step that runs on a cluster; "
+                "this is not a pod with a service account: a TrainJob is created from a step that runs on a cluster; "
                 "here set platform.nodes to 1"
             )
         host = f"[{host}]" if ":" in host else host

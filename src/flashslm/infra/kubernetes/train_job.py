@@ -83,14 +83,14 @@ class TrainJob:
                 self._report(f"TrainJob {self.name} created")
                 return
             except KubernetesError as error:
-                if error.status != 409:  # else it is there after all: an answer was lost, or somebody else made it
+                if error.status != 409:  # else it is there after all: an answer was lost, or another process made it
                     raise
 
     def _follow(self) -> None:
         while True:
             job = self._read()
             if job is None:
-                raise TrainJobFailed(f"TrainJob {self.name} is gone: somebody deleted it; a retry makes it anew")
+                raise TrainJobFailed(f"TrainJob {self.name} is gone: it was deleted; a retry creates it again")
             pods = self._pods()
             ended = _ended(job, "Complete") or _ended(job, "Failed")
             for pod in _started(pods, index="0"):
@@ -104,7 +104,7 @@ class TrainJob:
 
     def _stream(self, pod: KubernetesObject, follow: bool) -> None:
         """Hand on the pod's lines that are new, for as long as there are some. Lines carry their time, so that a
-        stream that was cut goes on behind the last whole line."""
+        stream that was cut continues behind the last whole line."""
         name = pod["metadata"]["name"]
         query = {"container": NODE, "timestamps": "true", "follow": str(follow).lower()}
         if seen := self._seen.get(name):

@@ -13,7 +13,7 @@ _START_TOLERANCE_S = 2.0  # psutil derives start times from the boot time, which
 def machine() -> str:
     """Where this process runs: its pod, or the host and, since a container counts pids from 1, its pid namespace.
 
-    A pod's host name is no identity: Kubernetes cuts it to 63 characters, which are equal for all steps of a run.
+    A pod's host name does not identify it: Kubernetes cuts it to 63 characters, which are equal for all steps of a run.
     """
     if uid := os.environ.get("KFP_POD_UID") or os.environ.get(POD_UID):
         return f"{os.environ.get('KFP_POD_NAME') or socket.gethostname()}/{uid}"

@@ -1,4 +1,4 @@
-"""Tell somebody of a promotion: a command, or a webhook signed with HMAC-SHA256. It never raises because of them."""
+"""Announce a promotion: to a command, or to a webhook signed with HMAC-SHA256. It never raises because of them."""
 
 import hashlib
 import hmac

@@ -299,14 +299,14 @@ def seen_data(settings: Settings, version: ModelVersion) -> list[Manifest]:
         if parent not in known:
             raise RegistryError(
                 f"model '{version.name}' version {line[-1].version} was trained from version {parent}, which is gone: "
-                "what it has seen is unknown. Promote a version whose line is whole, or train anew"
+                "what it has seen is unknown. Promote a version whose line is whole, or train again"
             )
         line.append(known[parent])
     for member in line:
         if not member.lineage.data:
             raise RegistryError(
                 f"model '{version.name}' version {member.version} does not say what it was trained on: "
-                "promote one that the pipeline registered, or train anew with design_and_train"
+                "promote one that the pipeline registered, or train again with design_and_train"
             )
     return [manifest for member in reversed(line) for manifest in member.lineage.data]
 

@@ -68,10 +68,10 @@ def _message(version: ModelVersion, notification: Notification) -> dict[str, Any
 
 
 def refuse_silence(settings: Settings, name: str) -> None:
-    """Raise RegistryError if a promotion of the model has called a hook: whoever it told must hear of the next one."""
-    told = next((v for v in model_registry.list_versions(settings, name) if v.hook), None)
-    if told:
+    """Raise RegistryError if a promotion of the model has called a hook: its receiver must hear of the next one."""
+    notified = next((v for v in model_registry.list_versions(settings, name) if v.hook), None)
+    if notified:
         raise RegistryError(
-            f"promotions of '{name}' call a hook (version {told.version}: {told.hook}): give --config with the recipe "
-            "that names it, or --no-hook if nobody is to hear of this one"
+            f"promotions of '{name}' call a hook (version {notified.version}: {notified.hook}): give --config with the "
+            "recipe that names it, or --no-hook to promote without calling it"
         )

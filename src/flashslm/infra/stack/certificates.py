@@ -20,8 +20,8 @@ _RENEW_DAYS = 30
 def ensure_certificates(directory: Path) -> Path:
     """Make an authority, a certificate and its key in `directory` (mode 0700), unless good ones are there.
 
-    The authority's key is not kept: nobody can sign a second certificate. One certificate serves every part, as server
-    and as client.
+    The authority's key is not kept, so that no second certificate can be signed. One certificate serves every part, as
+    server and as client.
     """
     if not _is_good(directory):
         directory.mkdir(parents=True, exist_ok=True)

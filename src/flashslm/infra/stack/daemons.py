@@ -59,7 +59,7 @@ def start(command: list[str], env: dict[str, str], mark: str, log: Path, directo
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    started_s = psutil.Process(process.pid).create_time()  # a zombie has one too: nobody reaps it but us
+    started_s = psutil.Process(process.pid).create_time()  # a zombie has one too: only we reap it
     while process.poll() is None and not _is_marked(
         process.pid, mark
     ):  # the kernel shows the environment a little late
@@ -106,7 +106,7 @@ def wait_until(healthy: Callable[[], bool], daemon: Daemon, name: str, timeout_s
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, with port + 10000 free too."""
+    """Ports without a listener, whose port + 10000 is free too."""
     candidates = random.SystemRandom().sample(_PORTS, len(_PORTS))
     free = (port for port in candidates if is_free(port) and is_free(port + GRPC_OFFSET))
     return [next(free) for _ in range(count)]
@@ -115,7 +115,7 @@ def free_ports(count: int) -> list[int]:
 def is_free(port: int) -> bool:
     """Whether a loopback port can be listened on."""
     with socket.socket() as probe:
-        # as servers do: connections of a stopped daemon that linger in TIME_WAIT are no obstacle
+        # as servers do: connections of a stopped daemon that linger in TIME_WAIT do not block it
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))

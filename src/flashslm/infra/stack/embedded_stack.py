@@ -93,8 +93,8 @@ def _sqlite_url(file: Path) -> str:
 def up(home: str | Path = DEFAULT_HOME) -> Settings:
     """Start what does not run and wait until S3 accepts a put and MLflow answers; safe to call at any time.
 
-    Data, credentials and (unless somebody else took them) ports are those of the last time. Raises StackError with the
-    end of the log of what failed.
+    Data, credentials and (unless another process took them) ports are those of the last time. Raises StackError with
+    the end of the log of what failed.
     """
     home = Path(home).resolve()
     private_directory(home)
@@ -111,8 +111,8 @@ def up(home: str | Path = DEFAULT_HOME) -> Settings:
 
 
 def use_home(home: str | Path) -> None:
-    """Have this process and its children keep fetched trees and spooled metrics under `home`, unless told otherwise,
-    and make files of the owner alone.
+    """Have this process and its children keep fetched trees and spooled metrics under `home`, unless the environment
+    says otherwise, and make files of the owner alone.
     """
     os.umask(PRIVATE_UMASK)
     os.environ.setdefault("FLASHSLM_CACHE", str(Path(home).resolve() / "trees"))

@@ -1,4 +1,4 @@
-"""A sign of life in the object store, so that pods which work for a step stop when nobody waits for them any more.
+"""A sign of life in the object store, so that pods which work for a step stop when it no longer waits for them.
 
 A step that is cancelled on a cluster has a second at most to say so: KFP's launcher ends at once, its container too.
 """
@@ -18,12 +18,12 @@ SILENCE_S = 1800.0  # time for a retry of the step to begin
 
 
 class Abandoned(RuntimeError):
-    """Nobody waits for this work."""
+    """The step that waited for this work is gone."""
 
 
 @contextmanager
 def send_heartbeats(store: ObjectStore, key: str, every_s: float = BEAT_S) -> Iterator[None]:
-    """Say now and every so often that somebody waits."""
+    """Say now and at intervals that a step waits."""
 
     def beat() -> None:
         store.put_json(key, {"seen_s": time.time()})
@@ -37,7 +37,7 @@ def send_heartbeats(store: ObjectStore, key: str, every_s: float = BEAT_S) -> It
 def require_heartbeats(
     store: ObjectStore, key: str, every_s: float = BEAT_S, silence_s: float = SILENCE_S
 ) -> Iterator[None]:
-    """Send this process SIGTERM once nobody has said so for `silence_s`; raises Abandoned if that is the case now."""
+    """Send this process SIGTERM once that has not been said for `silence_s`; raises Abandoned if so now."""
 
     def is_silent() -> bool:
         found = store.get_json(key)
@@ -49,7 +49,7 @@ def require_heartbeats(
             os.kill(os.getpid(), signal.SIGTERM)
 
     if is_silent():
-        raise Abandoned(f"nobody has waited for this work for {silence_s:.0f} s: the step that began it is gone")
+        raise Abandoned(f"the step that began this work has not been heard of for {silence_s:.0f} s")
     with _every(every_s, listen):
         yield
 

@@ -14,7 +14,7 @@ _POLL_S = 0.2
 
 
 class LeaseTimeout(RuntimeError):
-    """Somebody else kept the lease for as long as we were ready to wait."""
+    """Another process kept the lease for as long as we were ready to wait."""
 
 
 class Lease:
@@ -47,7 +47,7 @@ def hold(store: ObjectStore, key: str, ttl_s: float = 60.0, wait_s: float = 30.0
     try:
         yield Lease(key, deadline_s)
     finally:
-        with suppress(PreconditionFailed):  # it ran out and is somebody else's now
+        with suppress(PreconditionFailed):  # it ran out and is another process's now
             store.put_json(key, {"holder": "", "expires_s": 0.0}, if_match=etag)
 
 

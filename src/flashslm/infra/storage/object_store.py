@@ -119,20 +119,22 @@ class ObjectStore:
         """Fill a directory with a tree, or leave it as it was; a directory that already holds it is reused.
 
         Every file's sha256 and the tree's digest are verified. Raises ObjectMissing, ObjectCorrupt, StoreUnavailable,
-        or StoreError when the disk is full or the directory holds files of somebody else.
+        or StoreError when the disk is full or the directory holds other files.
         """
         target = Path(directory)
         if not holds(target, manifest.sha256):
             target.parent.mkdir(parents=True, exist_ok=True)
             with locked(target.parent):
-                if not holds(target, manifest.sha256):  # nobody else filled it meanwhile, and may be reading it
+                if not holds(
+                    target, manifest.sha256
+                ):  # not filled by another process meanwhile, which may be reading it
                     self._fill(manifest, target)
         return target
 
     def get_part(self, manifest: Manifest, beginnings: tuple[str, ...], directory: str | Path) -> Path:
         """Copy the files of a tree whose path has one of the `beginnings` into a directory; raises as `get_tree` does.
 
-        Every one of them is verified. That there is none is no error.
+        Every one of them is verified. It is not an error if there is none.
         """
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)
@@ -213,7 +215,7 @@ class ObjectStore:
         return {entry["Key"]: ObjectEntry(entry["Size"], entry["LastModified"].timestamp()) for entry in found}
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects; absent ones are no error."""
+        """Remove objects; absent ones are not an error."""
         wanted = sorted(set(keys))
         for start in range(0, len(wanted), 1000):  # the protocol's limit
             objects = [{"Key": key} for key in wanted[start : start + 1000]]
@@ -261,7 +263,7 @@ class ObjectStore:
                 self.client.upload_file(str(root / path), self.bucket, f"{prefix}/{path}", Config=_TRANSFER)
 
         in_parallel(send, files)
-        with suppress(PreconditionFailed):  # the same tree, put by somebody else meanwhile
+        with suppress(PreconditionFailed):  # the same tree, put by another process meanwhile
             self.put_json(_index_key(prefix), _index_of(files), if_absent=True)
 
     def _download(self, manifest: Manifest, tree: Path | None, beginnings: tuple[str, ...] = ("",)) -> None:

@@ -48,7 +48,7 @@ class Manifest(BaseModel):
 
 
 class UnsafeTree(ValueError):
-    """A tree would hold, or reach, what is no file inside its own directory."""
+    """A tree would hold, or reach, something else than files inside its own directory."""
 
 
 class FileEntry(BaseModel):
@@ -103,8 +103,8 @@ def check_path(path: str) -> None:
 
 
 def read_index(value: Any) -> dict[str, FileEntry]:
-    """The files that a tree's index names. Raises ValueError for what is no index, UnsafeTree for a path that leaves
-    the tree's directory.
+    """The files that a tree's index names. Raises ValueError for what is not an index, UnsafeTree for a path that
+    leaves the tree's directory.
     """
     files = _Index.model_validate(value).files
     for path in files:
@@ -137,7 +137,7 @@ def holds(directory: Path, digest: str) -> bool:
         return False
     try:
         return tree_digest(hash_tree(directory)) == digest
-    except UnsafeTree:  # somebody put a link there
+    except UnsafeTree:  # there is a link now
         return False
 
 

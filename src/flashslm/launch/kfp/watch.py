@@ -25,7 +25,7 @@ def follow(
 ) -> tuple[str, list[StepRecord]]:
     """Show a run's steps until it ends; returns its state (SUCCEEDED, FAILED, CANCELED, SKIPPED) and its steps.
 
-    Raises LaunchError when the server is away for longer than the connection's patience: the run goes on.
+    Raises LaunchError when the server is away for longer than the connection's patience: the run continues.
     """
     known: dict[str, StepRecord] = {}
     with Display(console) as display:
@@ -34,7 +34,7 @@ def follow(
                 run = client.run(run_id)
                 steps = with_results(client, run_id, steps_of(client, run), known)
             except Unavailable as error:
-                raise LaunchError(f"{error}; the run goes on: {client.run_url(run_id)}") from error
+                raise LaunchError(f"{error}; the run continues: {client.run_url(run_id)}") from error
             display.show(steps, list(_changes(known, steps)))
             known = {step.label: step for step in steps}
             if run.state in ENDED:

@@ -131,7 +131,7 @@ class Collector:
                     yield Garbage("record", key, entry.bytes, "old", (key,))
 
     def _trees(self, checkpoints: list[Garbage]) -> Iterator[Garbage]:
-        """Trees that nothing names. Those of checkpoints that go are no other run's, and need no age."""
+        """Trees that nothing names. Those of removed checkpoints belong to no other run, whatever their age."""
         removed = {garbage.name for garbage in checkpoints}
         of_checkpoints = {key: self._digests_at(key) for key in self.store.list(_CHECKPOINTS)}
         kept = {digest for key, digests in of_checkpoints.items() if key not in removed for digest in digests}

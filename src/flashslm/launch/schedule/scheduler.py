@@ -147,7 +147,7 @@ class Scheduler:
                 why = "no scheduler was there, and missed times are not caught up"
                 update = {"settled_s": now_s - GRACE_S, "last": Outcome(due_s=due_s, state="MISSED", detail=why)}
             elif (former_s := self._goes_on(schedule, now_s)) is not None:
-                why = f"the run of {schedule.times.shown(former_s)} goes on"
+                why = f"the run of {schedule.times.shown(former_s)} continues"
                 update["last"] = Outcome(due_s=due_s, state="SKIPPED", detail=why)
             else:
                 update["running"] = Running(due_s=due_s, scheduler=self._name, seen_s=now_s)

@@ -35,7 +35,7 @@ def install() -> None:
     from triton.backends.nvidia import compiler
     from triton.runtime.autotuner import Autotuner
 
-    # Where ptxas refuses a configuration, Triton prints a reproducer and the tuner goes on.
+    # Where ptxas refuses a configuration, Triton prints a reproducer and the tuner continues.
     compiler.print = lambda *values, **_: logger.debug(" ".join(map(str, values)))
     Autotuner.check_disk_cache = _look_up_or_tune
     Autotuner._bench = _compile_together_first(Autotuner._bench)

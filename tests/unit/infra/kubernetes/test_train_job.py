@@ -77,7 +77,7 @@ def api(address: str, tmp_path: Path) -> Kubernetes:
 
 
 class Watched:
-    """A job and what it told."""
+    """A job and what it logged."""
 
     def __init__(self, api: Kubernetes, manifest: Document):
         self.lines: list[str] = []
@@ -174,9 +174,9 @@ def test_a_job_that_is_being_deleted_is_waited_for(
     server: FakeKubernetes, watched: Watched, manifest: Document
 ) -> None:
     server.jobs[NAME] = manifest | {"metadata": {"name": NAME, "deletionTimestamp": "2026-11-01T00:00:00Z"}}
-    server.on_create = trains("anew")
+    server.on_create = trains("again")
     watched.job.run()
-    assert (watched.lines, server.created) == (["anew"], [NAME])
+    assert (watched.lines, server.created) == (["again"], [NAME])
 
 
 def test_a_lost_answer_does_not_make_a_second_job(server: FakeKubernetes, watched: Watched) -> None:
@@ -277,7 +277,7 @@ def test_a_job_deleted_by_hand_is_an_error(server: FakeKubernetes, watched: Watc
             server.changed.notify_all()
 
     server.on_create = script
-    with pytest.raises(TrainJobFailed, match="is gone: somebody deleted it"):
+    with pytest.raises(TrainJobFailed, match="is gone: it was deleted"):
         watched.job.run()
 
 

@@ -1,4 +1,4 @@
-"""Who owns a run or a trial: two processes are told apart wherever they run."""
+"""Who owns a run or a trial: two processes are distinguished wherever they run."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Whoever works for somebody that is gone stops."""
+"""A worker stops when the step that it works for is gone."""
 
 import signal
 import threading
@@ -42,7 +42,10 @@ def test_what_is_abandoned_does_not_begin(seen_s: float | None) -> None:
     store: Any = MemoryStore()
     if seen_s is not None:
         store.put_json(KEY, {"seen_s": seen_s})
-    with pytest.raises(Abandoned, match="nobody has waited for this work for 1800 s"), require_heartbeats(store, KEY):
+    with (
+        pytest.raises(Abandoned, match="the step that began this work has not been heard of for 1800 s"),
+        require_heartbeats(store, KEY),
+    ):
         pytest.fail("it began")
 
 

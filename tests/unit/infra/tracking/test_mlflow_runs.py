@@ -89,6 +89,6 @@ def test_owners():
     assert not owners.is_gone(owner)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert owners.is_gone(owner), "a zombie is dead, though nobody has reaped it yet"
+    assert owners.is_gone(owner), "a zombie is dead, though it has not been reaped yet"
     child.communicate()
     assert owners.is_gone(owner)

@@ -29,7 +29,7 @@ def at(text: str, zone: str = ZONE) -> float:
 
 
 class Run:
-    """A run that goes on until the test sets its exit code."""
+    """A run that continues until the test sets its exit code."""
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
@@ -66,7 +66,7 @@ class World:
         return Scheduler(self.schedules, launch, self.said.append, now=lambda: self.now_s)
 
     def go(self, scheduler: Scheduler, until: str, step_s: float = 30.0, ends: bool = True) -> None:
-        """Tick until a time of the zone's clock; runs end at once unless told otherwise."""
+        """Tick until a time of the zone's clock; runs end at once by default."""
         end_s = at(until)
         while self.now_s < end_s:
             self.now_s = min(self.now_s + step_s, end_s)
@@ -172,7 +172,7 @@ def test_a_run_that_goes_on_skips_the_next_times(world: World) -> None:
     world.go(scheduler, "2026-07-01 03:30", ends=False)
     assert world.fired == [("nightly", "2026-07-01 01:00:00+02:00")]
     assert world.said[1:] == [
-        f"nightly: due 2026-07-01 0{hour}:00:00+02:00: skipped: the run of 2026-07-01 01:00:00+02:00 goes on"
+        f"nightly: due 2026-07-01 0{hour}:00:00+02:00: skipped: the run of 2026-07-01 01:00:00+02:00 continues"
         for hour in (2, 3)
     ]
     world.runs[0].exit_code = 3
@@ -198,7 +198,7 @@ def test_the_run_of_another_scheduler_skips_too_until_that_is_silent(world: Worl
     first, second = world.scheduler(), world.scheduler()
     world.go(first, "2026-07-01 01:30", ends=False)
     seen_s = world.find().running.seen_s
-    assert world.now_s - seen_s <= HEARTBEAT_S + 30, "a run that goes on is said to"
+    assert world.now_s - seen_s <= HEARTBEAT_S + 30, "a run that continues is said to"
     world.now_s = at("2026-07-01 02:00")
     first.tick()
     second.tick()
@@ -261,7 +261,7 @@ def test_a_schedule_deleted_during_its_run(world: World) -> None:
     world.go(scheduler, "2026-07-01 02:20", ends=False)
     world.add(cron="*/30 * * * *")
     world.go(scheduler, "2026-07-01 02:40", ends=False)
-    assert len(world.fired) == 1 and world.find().last.state == "SKIPPED", "its run still goes on"
+    assert len(world.fired) == 1 and world.find().last.state == "SKIPPED", "its run still continues"
     world.runs[0].exit_code = 0
     world.go(scheduler, "2026-07-01 03:10", ends=False)
     assert len(world.fired) == 2
