@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "flashslm"
 
-LEAVES = {"config", "data", "hardware", "infra"}
+LEAVES = {"config", "data", "hardware", "infra", "statistics"}
 SHARED_TABLES = {"flashslm.models.operator_spec"}  # without imports of their own: everyone may read them
 BELOW_INFERENCE = {"inference", "models", "ops"}
 MIDDLE = {"evaluation", "export", "profiling", "scaling", "search", "training"}

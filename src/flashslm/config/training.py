@@ -40,6 +40,7 @@ class TrainingConfig(Section):
     weight_norm: Distinct[Switch] = ("on", "off")
     seeds: Distinct[Seed] = (0,)
     deploy: Literal["best", "on", "off"] = "best"  # which variant is evaluated and exported
+    deploy_seed: Seed | None = None  # which of its seeds; null = the first of `seeds`
     isolate_documents: bool = False  # attention, convolution and states start again at a document's first token
     validation_batches: int = Field(default=16, ge=1)
     validate_every_steps: int = Field(default=500, ge=1)
@@ -51,12 +52,19 @@ class TrainingConfig(Section):
         """Whether deterministic algorithms run on a device of this type."""
         return device_type == "cpu" if self.deterministic == "auto" else self.deterministic == "on"
 
+    @property
+    def deployed_seed(self) -> int:
+        """The seed of the run that is evaluated and exported."""
+        return self.seeds[0] if self.deploy_seed is None else self.deploy_seed
+
     @model_validator(mode="after")
     def _variants_are_usable(self) -> "TrainingConfig":
         if not self.weight_norm or not self.seeds:
             raise ValueError("weight_norm and seeds each need at least one value")
         if self.deploy != "best" and self.deploy not in self.weight_norm:
             raise ValueError(f"deploy is '{self.deploy}': allowed are 'best' and the values of weight_norm")
+        if self.deploy_seed is not None and self.deploy_seed not in self.seeds:
+            raise ValueError(f"deploy_seed is {self.deploy_seed}: allowed are the values of seeds, {list(self.seeds)}")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         return self

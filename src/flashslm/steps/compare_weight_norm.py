@@ -13,7 +13,8 @@ def run(context: StepContext) -> dict[str, Any]:
     manifests = context.manifests("checkpoints")
     runs = [_read(context.fetch_manifest(manifest)) for manifest in manifests]
     ablation = compare(runs)
-    deployed = choose_deployed(runs, context.config.training.deploy)
+    training = context.config.training
+    deployed = choose_deployed(runs, training.deploy, training.deployed_seed)
     context.publish_json("ablation", {"ablation.json": ablation.model_dump(mode="json")}, {"verdict": ablation.verdict})
     context.outputs["chosen"] = manifests[runs.index(deployed)]
     return {

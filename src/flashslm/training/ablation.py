@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from flashslm.statistics import Difference, judge, t_difference
+
 
 class VariantRun(BaseModel):
     """One pretraining run: `history` rows are the trainer's metric lines."""
@@ -31,11 +33,14 @@ class VariantSummary(BaseModel):
 
 
 class Ablation(BaseModel):
-    """`difference_nats` is on minus off (negative: weight normalisation is better), paired by seed."""
+    """`difference_nats` is on minus off (negative: weight normalisation is better), paired by seed.
+
+    `difference_interval_nats` is Student's t at 95 %; there is none with fewer than two pairs of seeds.
+    """
 
     variants: list[VariantSummary]
     difference_nats: float | None
-    difference_spread_nats: float | None
+    difference_interval_nats: tuple[float, float] | None
     step_time_increase: float | None
     curves: dict[str, dict[str, list[tuple[int, float]]]]  # run label -> metric -> (step, value)
     verdict: str
@@ -50,24 +55,26 @@ def compare(runs: list[VariantRun]) -> Ablation:
     summaries = {name: _summarise(name, group) for name, group in by_variant.items() if group}
     twins = {r.seed: r.validation_loss_nats for r in by_variant["off"]}
     differences = [r.validation_loss_nats - twins[r.seed] for r in by_variant["on"] if r.seed in twins]
-    mean = statistics.fmean(differences) if differences else None
-    spread = statistics.stdev(differences) if len(differences) > 1 else None
+    found = t_difference(differences) if differences else None
     return Ablation(
         variants=list(summaries.values()),
-        difference_nats=mean,
-        difference_spread_nats=spread,
+        difference_nats=found.value if found else None,
+        difference_interval_nats=(found.low, found.high) if found and len(differences) > 1 else None,
         step_time_increase=_step_time_increase(summaries),
         curves={f"{r.weight_norm}, seed {r.seed}": {key: r.series(key) for key in CURVES} for r in runs},
-        verdict=_verdict(mean, spread, len(differences)),
+        verdict=_verdict(found),
     )
 
 
-def choose_deployed(runs: list[VariantRun], deploy: str) -> VariantRun:
-    """The run that continues: the named variant, or the one of lower mean loss; of its seeds the best."""
+def choose_deployed(runs: list[VariantRun], deploy: str, seed: int) -> VariantRun:
+    """The run that continues: of the named variant, or of the one of lower mean loss, that with the recipe's seed.
+
+    Choosing the seed of lowest loss would deploy, and report, luck.
+    """
     variants = sorted({r.weight_norm for r in runs}) if deploy == "best" else [deploy]
     groups = [[r for r in runs if r.weight_norm == name] for name in variants]
     best = min(groups, key=lambda group: statistics.fmean(r.validation_loss_nats for r in group))
-    return min(best, key=lambda r: (r.validation_loss_nats, r.seed))
+    return next(r for r in best if r.seed == seed)
 
 
 def _summarise(name: str, group: list[VariantRun]) -> VariantSummary:
@@ -89,17 +96,18 @@ def _step_time_increase(summaries: dict[str, VariantSummary]) -> float | None:
     return summaries["on"].step_time_ms / summaries["off"].step_time_ms - 1
 
 
-def _verdict(mean: float | None, spread: float | None, pairs: int) -> str:
-    """A difference within two standard errors of the seeds' spread is a tie; one seed decides nothing."""
-    if mean is None:
+def _verdict(found: Difference | None) -> str:
+    """An interval over the seeds that holds zero cannot tell; one seed decides nothing."""
+    if found is None:
         return "only one variant was trained: nothing to compare"
-    better = "on" if mean < 0 else "off"
-    if spread is None:
-        return f"weight_norm={better} is {abs(mean):.4f} nats better with one seed: no spread, no claim"
-    error: float = spread / pairs**0.5
-    if abs(mean) <= 2 * error:
-        return f"tie: difference {mean:+.4f} nats, standard error {error:.4f} over {pairs} seeds"
-    return f"weight_norm={better} is better by {abs(mean):.4f} nats, standard error {error:.4f} over {pairs} seeds"
+    if found.items < 2:
+        better = "on" if found.value < 0 else "off"
+        return f"weight_norm={better} is {abs(found.value):.4f} nats better with one seed: no spread, no claim"
+    interval = f"95 % interval {found.low:+.4f} to {found.high:+.4f} over {found.items} seeds"
+    outcome = judge(found.low, found.high, higher_is_better=False)
+    if outcome == "cannot tell":
+        return f"cannot tell: difference {found.value:+.4f} nats, {interval}"
+    return f"weight_norm={'on' if outcome == 'better' else 'off'} is better by {abs(found.value):.4f} nats, {interval}"
 
 
 def load_run(training: dict[str, Any], history: list[dict[str, float]]) -> VariantRun:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flashslm.config import TrainingConfig
 from flashslm.training.ablation import VariantRun, choose_deployed, compare
 
 
@@ -23,18 +24,30 @@ def test_difference_is_paired_by_seed() -> None:
     ]
     ablation = compare(runs)
     assert ablation.difference_nats == pytest.approx(-0.15)
-    assert ablation.difference_spread_nats == pytest.approx(0.0707107, rel=1e-5)
+    # Student's t of one degree of freedom: 12.7062 standard errors of 0.05
+    assert ablation.difference_interval_nats == pytest.approx((-0.15 - 0.63531, -0.15 + 0.63531), rel=1e-5)
     assert ablation.step_time_increase == pytest.approx(0.1)
     on, off = ablation.variants
     assert (on.validation_loss_nats, off.validation_loss_nats) == pytest.approx((3.1, 3.25))
     assert on.final_weight_norm == 1.5 and on.final_gradient_norm == 1.0
     assert ablation.curves["on, seed 0"]["validation_loss_nats"] == [(10, 3.0)]
-    assert ablation.verdict.startswith("weight_norm=on is better by 0.1500 nats")
+    assert ablation.verdict == (
+        "cannot tell: difference -0.1500 nats, 95 % interval -0.7853 to +0.4853 over 2 seeds"
+    ), "1.96 standard errors would have called this a gain"
 
 
-def test_difference_within_the_spread_is_a_tie() -> None:
+def test_a_difference_beyond_the_interval_is_a_claim() -> None:
+    runs = [make_run("on", seed, 3.0 + 0.001 * seed) for seed in range(3)] + [
+        make_run("off", seed, 3.2 - 0.001 * seed) for seed in range(3)
+    ]
+    assert compare(runs).verdict == (
+        "weight_norm=on is better by 0.1980 nats, 95 % interval -0.2030 to -0.1930 over 3 seeds"
+    )
+
+
+def test_a_difference_within_the_spread_cannot_tell() -> None:
     runs = [make_run("on", 0, 3.0), make_run("on", 1, 3.4), make_run("off", 0, 3.1), make_run("off", 1, 3.2)]
-    assert compare(runs).verdict.startswith("tie: difference +0.0500 nats")
+    assert compare(runs).verdict.startswith("cannot tell: difference +0.0500 nats")
 
 
 def test_one_seed_makes_no_claim() -> None:
@@ -47,7 +60,15 @@ def test_one_variant_has_nothing_to_compare_with() -> None:
     assert ablation.difference_nats is None and ablation.step_time_increase is None
 
 
-def test_deployed_run_is_of_the_better_variant_on_average() -> None:
+def test_deployed_run_is_of_the_better_variant_on_average_and_of_the_recipes_seed() -> None:
     runs = [make_run("on", 0, 3.0), make_run("on", 1, 3.9), make_run("off", 0, 3.2), make_run("off", 1, 3.3)]
-    assert choose_deployed(runs, "best") is runs[2]
-    assert choose_deployed(runs, "on") is runs[0]
+    assert choose_deployed(runs, "best", seed=1) is runs[3], "not the seed of lowest loss"
+    assert choose_deployed(runs, "best", seed=0) is runs[2]
+    assert choose_deployed(runs, "on", seed=1) is runs[1]
+
+
+def test_the_deployed_seed_is_one_of_the_seeds() -> None:
+    assert TrainingConfig(seeds=(3, 1)).deployed_seed == 3
+    assert TrainingConfig(seeds=(3, 1), deploy_seed=1).deployed_seed == 1
+    with pytest.raises(ValueError, match=r"deploy_seed is 7: allowed are the values of seeds, \[3, 1\]"):
+        TrainingConfig(seeds=(3, 1), deploy_seed=7)
