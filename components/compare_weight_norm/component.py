@@ -8,7 +8,7 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("compare_weight_norm"), install_kfp_package=False)
 def compare_weight_norm(
-    config: str,
+    training_config: dict,
     code_digest: str,
     dataset: Input[Dataset],
     checkpoints: Input[list[Model]],
@@ -16,12 +16,7 @@ def compare_weight_norm(
     chosen: Output[Model],
 ):
     """Compare every variant and seed; choose the checkpoint to evaluate and export."""
-    from flashslm.steps.run import run_step
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    run_step(
-        "compare_weight_norm",
-        config=config,
-        inputs={"dataset": dataset.path, "checkpoints": [checkpoint.path for checkpoint in checkpoints]},
-        outputs={"ablation": ablation.path, "chosen": chosen.path},
-        parameters={"code_digest": code_digest},
-    )
+    run_component("compare_weight_norm", arguments, ("ablation", "chosen"))

@@ -8,7 +8,11 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("compare_with_champion"), install_kfp_package=False)
 def compare_with_champion(
-    config: str,
+    seed: int,
+    kernels_config: dict,
+    training_config: dict,
+    evaluation_config: dict,
+    retraining_config: dict,
     code_digest: str,
     champion: Input[Artifact],
     deployed: Input[Model],
@@ -17,23 +21,8 @@ def compare_with_champion(
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
 ):
-    """Evaluate both exported models on the champion's data sets and on the new one."""
-    import json
+    """Evaluate both models on the champion's data sets and on the new one."""
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    from flashslm.steps.run import run_step
-
-    result = run_step(
-        "compare_with_champion",
-        config=config,
-        inputs={
-            "champion": champion.path,
-            "deployed": deployed.path,
-            "exported": exported.path,
-            "dataset": dataset.path,
-        },
-        outputs={"evaluation": evaluation.path},
-        parameters={"code_digest": code_digest},
-    )
-    metrics.metadata.update({k: v for k, v in result.items() if isinstance(v, int | float)})
-    with open(metrics.path, "w") as file:  # without a file here the step would never be a cache hit
-        json.dump(metrics.metadata, file)
+    run_component("compare_with_champion", arguments, ("evaluation",))

@@ -8,25 +8,18 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("evaluate"), install_kfp_package=False)
 def evaluate(
-    config: str,
+    seed: int,
+    kernels_config: dict,
+    training_config: dict,
+    evaluation_config: dict,
     code_digest: str,
     dataset: Input[Dataset],
     chosen: Input[Model],
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
 ):
-    """Perplexity, bits per byte, needle retrieval and the recipe's lm-eval tasks."""
-    import json
+    """Perplexity, bits per byte, needle retrieval and lm-eval tasks."""
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    from flashslm.steps.run import run_step
-
-    result = run_step(
-        "evaluate",
-        config=config,
-        inputs={"dataset": dataset.path, "chosen": chosen.path},
-        outputs={"evaluation": evaluation.path},
-        parameters={"code_digest": code_digest},
-    )
-    metrics.metadata.update({k: v for k, v in result.items() if isinstance(v, int | float)})
-    with open(metrics.path, "w") as file:  # without a file here the step would never be a cache hit
-        json.dump(metrics.metadata, file)
+    run_component("evaluate", arguments, ("evaluation",))

@@ -8,7 +8,10 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("export_model"), install_kfp_package=False)
 def export_model(
-    config: str,
+    kernels_config: dict,
+    profiling_config: dict,
+    latency_config: dict,
+    export_config: dict,
     code_digest: str,
     dataset: Input[Dataset],
     chosen: Input[Model],
@@ -16,19 +19,8 @@ def export_model(
     metrics: Output[Metrics],
     latency_table: Input[Artifact] = None,
 ):
-    """Write the Hugging Face directory and the TensorRT-LLM bundle, reload, compare, measure."""
-    import json
+    """Write the deployable directories, reload, compare, measure."""
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    from flashslm.steps.run import run_step
-
-    inputs = {"dataset": dataset, "chosen": chosen, "latency_table": latency_table}
-    result = run_step(
-        "export_model",
-        config=config,
-        inputs={name: artifact.path for name, artifact in inputs.items() if artifact},
-        outputs={"exported": exported.path},
-        parameters={"code_digest": code_digest},
-    )
-    metrics.metadata.update({k: v for k, v in result.items() if isinstance(v, int | float)})
-    with open(metrics.path, "w") as file:  # without a file here the step would never be a cache hit
-        json.dump(metrics.metadata, file)
+    run_component("export_model", arguments, ("exported",))

@@ -7,13 +7,17 @@ from components.images import image_of
 
 
 @dsl.component(base_image=image_of("fetch_champion"), install_kfp_package=False)
-def fetch_champion(config: str, code_digest: str, champion: Output[Artifact], deployed: Output[Model]):
-    """Read the champion's version, what it was trained on and its exported model; fail if there is none."""
-    from flashslm.steps.run import run_step
+def fetch_champion(
+    training_config: dict,
+    evaluation_config: dict,
+    latency_config: dict,
+    gate_config: dict,
+    code_digest: str,
+    champion: Output[Artifact],
+    deployed: Output[Model],
+):
+    """Read the champion's version, its training data and its model; fail if there is none."""
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    run_step(
-        "fetch_champion",
-        config=config,
-        outputs={"champion": champion.path, "deployed": deployed.path},
-        parameters={"code_digest": code_digest},
-    )
+    run_component("fetch_champion", arguments, ("champion", "deployed"))

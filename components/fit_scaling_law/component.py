@@ -8,19 +8,19 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("fit_scaling_law"), install_kfp_package=False)
 def fit_scaling_law(
-    config: str,
+    seed: int,
+    model_config: dict,
+    kernels_config: dict,
+    profiling_config: dict,
+    latency_config: dict,
+    scaling_config: dict,
     code_digest: str,
     dataset: Input[Dataset],
     latency_table: Input[Artifact],
     scaling_law: Output[Artifact],
 ):
     """Train the small family, fit the law, choose depth and width."""
-    from flashslm.steps.run import run_step
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    run_step(
-        "fit_scaling_law",
-        config=config,
-        inputs={"dataset": dataset.path, "latency_table": latency_table.path},
-        outputs={"scaling_law": scaling_law.path},
-        parameters={"code_digest": code_digest},
-    )
+    run_component("fit_scaling_law", arguments, ("scaling_law",))

@@ -8,7 +8,7 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("gate"), install_kfp_package=False)
 def gate(
-    config: str,
+    gate_config: dict,
     code_digest: str,
     evaluation: Input[Artifact],
     exported: Input[Model],
@@ -16,19 +16,8 @@ def gate(
     latency_table: Input[Artifact],
     verdict: Output[Artifact],
 ) -> str:
-    """Compare with the recipe's limits and the champion; return the one word the pipeline branches on."""
-    from flashslm.steps.run import run_step
+    """Compare with the limits and the champion; return the word the pipeline branches on."""
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    result = run_step(
-        "gate",
-        config=config,
-        inputs={
-            "evaluation": evaluation.path,
-            "exported": exported.path,
-            "chosen": chosen.path,
-            "latency_table": latency_table.path,
-        },
-        outputs={"verdict": verdict.path},
-        parameters={"code_digest": code_digest},
-    )
-    return result["decision"]
+    return run_component("gate", arguments, ("verdict",))["decision"]

@@ -8,20 +8,18 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("prepare_new_data"), install_kfp_package=False)
 def prepare_new_data(
-    config: str,
+    seed: int,
+    data_config: dict,
+    training_config: dict,
+    evaluation_config: dict,
+    retraining_config: dict,
     code_digest: str,
     source_digest: str,
     champion: Input[Artifact],
     dataset: Output[Dataset],
 ) -> str:
-    """Read the source; return "retrain", or "hold" where too little is new: the word the pipeline branches on."""
-    from flashslm.steps.run import run_step
+    """Return "retrain", or "hold" where too little is new."""
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    result = run_step(
-        "prepare_new_data",
-        config=config,
-        inputs={"champion": champion.path},
-        outputs={"dataset": dataset.path},
-        parameters={"code_digest": code_digest},
-    )
-    return result["decision"]
+    return run_component("prepare_new_data", arguments, ("dataset",))["decision"]

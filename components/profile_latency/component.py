@@ -8,15 +8,16 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("profile_latency"), install_kfp_package=False)
 def profile_latency(
-    config: str, code_digest: str, device_digest: str, dataset: Input[Dataset], latency_table: Output[Artifact]
+    model_config: dict,
+    kernels_config: dict,
+    profiling_config: dict,
+    code_digest: str,
+    device_digest: str,
+    dataset: Input[Dataset],
+    latency_table: Output[Artifact],
 ):
-    """Measure every operator, check the sums against whole models; a changed `device_digest` is a cache miss."""
-    from flashslm.steps.run import run_step
+    """Measure every operator, check the sums against whole models."""
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    run_step(
-        "profile_latency",
-        config=config,
-        inputs={"dataset": dataset.path},
-        outputs={"latency_table": latency_table.path},
-        parameters={"code_digest": code_digest},
-    )
+    run_component("profile_latency", arguments, ("latency_table",))

@@ -8,7 +8,8 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("register_model"), install_kfp_package=False)
 def register_model(
-    config: str,
+    name: str,
+    gate_config: dict,
     code_digest: str,
     config_digest: str,
     image: str,
@@ -17,17 +18,8 @@ def register_model(
     exported: Input[Model],
     verdict: Input[Artifact],
 ):
-    """Register the exported model and move the champion alias, unless the champion has changed since the gate."""
-    from flashslm.steps.run import run_step
+    """Register the model and move the champion alias, unless the champion has changed."""
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    run_step(
-        "register_model",
-        config=config,
-        inputs={
-            "dataset": dataset.path,
-            "evaluation": evaluation.path,
-            "exported": exported.path,
-            "verdict": verdict.path,
-        },
-        parameters={"code_digest": code_digest, "config_digest": config_digest, "image": image},
-    )
+    run_component("register_model", arguments)

@@ -8,20 +8,21 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("search_architecture"), install_kfp_package=False)
 def search_architecture(
-    config: str,
+    seed: int,
+    model_config: dict,
+    kernels_config: dict,
+    profiling_config: dict,
+    latency_config: dict,
+    scaling_config: dict,
+    search_config: dict,
     code_digest: str,
     worker: str,
     dataset: Input[Dataset],
     latency_table: Input[Artifact],
     scaling_law: Input[Artifact],
 ) -> str:
-    """Work on the shared study until every trial is finished; return what this worker has to say, in plain words."""
-    from flashslm.steps.run import run_step
+    """Work on the shared study until every trial is finished; return what this worker did."""
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    result = run_step(
-        "search_architecture",
-        config=config,
-        inputs={"dataset": dataset.path, "latency_table": latency_table.path, "scaling_law": scaling_law.path},
-        parameters={"worker": worker, "code_digest": code_digest},
-    )
-    return result["worker"]
+    return run_component("search_architecture", arguments)["worker"]

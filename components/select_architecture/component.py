@@ -8,21 +8,22 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("select_architecture"), install_kfp_package=False)
 def select_architecture(
-    config: str,
+    seed: int,
+    model_config: dict,
+    kernels_config: dict,
+    profiling_config: dict,
+    latency_config: dict,
+    scaling_config: dict,
+    search_config: dict,
     code_digest: str,
-    workers: list[str],
+    workers: list,
     dataset: Input[Dataset],
     latency_table: Input[Artifact],
     scaling_law: Input[Artifact],
     architecture: Output[Artifact],
 ):
     """Read the study once every worker is done: `workers` only says that they are."""
-    from flashslm.steps.run import run_step
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    run_step(
-        "select_architecture",
-        config=config,
-        inputs={"dataset": dataset.path, "latency_table": latency_table.path, "scaling_law": scaling_law.path},
-        outputs={"architecture": architecture.path},
-        parameters={"code_digest": code_digest},
-    )
+    run_component("select_architecture", arguments, ("architecture",))

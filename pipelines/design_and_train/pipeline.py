@@ -1,14 +1,13 @@
 """design_and_train: from text and a device to an evaluated, exported and, if it is better, promoted model."""
 
-from collections.abc import Callable
-
 from kfp import dsl
 
+from components.check_recipe.component import check_recipe
 from components.compare_weight_norm.component import compare_weight_norm
 from components.evaluate.component import evaluate
 from components.export_model.component import export_model
 from components.fit_scaling_law.component import fit_scaling_law
-from components.gate.component import gate
+from components.gate.component import gate as gate_component
 from components.prepare_data.component import prepare_data
 from components.pretrain.component import pretrain
 from components.profile_latency.component import profile_latency
@@ -16,72 +15,62 @@ from components.register_model.component import register_model
 from components.report.component import report
 from components.search_architecture.component import search_architecture
 from components.select_architecture.component import select_architecture
-
-RETRIES = 2  # the recipe's platform.retries replaces it at launch
-
-
-def step(component: Callable[..., dsl.PipelineTask], **inputs: object) -> dsl.PipelineTask:
-    """A step may be killed at any time: the retry resumes its work or repeats it."""
-    return component(**inputs).set_retry(RETRIES, backoff_duration="5s", backoff_factor=2.0)
-
-
-def side_effect(component: Callable[..., dsl.PipelineTask], **inputs: object) -> dsl.PipelineTask:
-    """A step that must act in every run."""
-    return step(component, **inputs).set_caching_options(False)
+from components.step_task import Steps
 
 
 @dsl.pipeline(name="design-and-train", description=__doc__)
-def design_and_train(  # noqa: PLR0913 - one configuration a step: a change leaves the other steps' cache entries valid
-    prepare_data_config: str,
-    profile_latency_config: str,
-    fit_scaling_law_config: str,
-    search_architecture_config: str,
-    select_architecture_config: str,
-    pretrain_config: str,
-    compare_weight_norm_config: str,
-    evaluate_config: str,
-    export_model_config: str,
-    gate_config: str,
-    register_model_config: str,
-    report_config: str,
+def design_and_train(
+    name: str,
     code_digest: str,
-    config_digest: str,
     image: str,
-    source_digest: str,
-    device_digest: str,
-    workers: list[str],
-    variants: list[dict],
+    source_digest: str = "",
+    device_digest: str = "",
+    seed: int = 0,
+    data: dict = {},
+    model: dict = {},
+    kernels: dict = {},
+    profiling: dict = {},
+    latency: dict = {},
+    scaling: dict = {},
+    search: dict = {},
+    training: dict = {},
+    evaluation: dict = {},
+    export: dict = {},
+    gate: dict = {},
+    retraining: dict = {},
+    workers: list[str] = ["0", "1"],
 ):
-    code = {"code_digest": code_digest}
-    dataset = step(prepare_data, config=prepare_data_config, source_digest=source_digest, **code).outputs["dataset"]
-    measured_on = {"device_digest": device_digest, **code}
-    profile = step(profile_latency, config=profile_latency_config, dataset=dataset, **measured_on)
-    known = {"dataset": dataset, "latency_table": profile.outputs["latency_table"], **code}
-    known["scaling_law"] = step(fit_scaling_law, config=fit_scaling_law_config, **known).outputs["scaling_law"]
+    """Sections hold what differs from a recipe's defaults; each step gets only those that its work depends on."""
+    step = Steps(locals())
+    recipe = step(check_recipe, "Check the recipe")
+    preparation = step(prepare_data, "Prepare data").after(recipe)
+    inputs = {"dataset": preparation.outputs["dataset"]}
+    profile = step(profile_latency, "Profile latency", **inputs)
+    latency_table = profile.outputs["latency_table"]
+    known = inputs | {"latency_table": latency_table}
+    known["scaling_law"] = step(fit_scaling_law, "Fit the scaling law", **known).outputs["scaling_law"]
 
     with dsl.ParallelFor(workers, name="search-workers") as worker:
-        search = step(search_architecture, config=search_architecture_config, worker=worker, **known)
-    done = dsl.Collected(search.output)
-    architecture = step(select_architecture, config=select_architecture_config, workers=done, **known).output
+        searching = step(search_architecture, "Search architectures", worker=worker, **known)
+    done = dsl.Collected(searching.output)
+    architecture = step(select_architecture, "Select the architecture", workers=done, **known).output
 
-    inputs = {"dataset": dataset, **code}
-    with dsl.ParallelFor(variants, name="weight-norm-variants") as variant:
-        settings = {"config": pretrain_config, "weight_norm": variant.weight_norm, "seed": variant.seed}
-        training = step(pretrain, architecture=architecture, **settings, **inputs)
-    checkpoints = dsl.Collected(training.outputs["checkpoint"])
-    comparison = step(compare_weight_norm, config=compare_weight_norm_config, checkpoints=checkpoints, **inputs)
+    with dsl.ParallelFor(recipe.outputs["Output"], name="weight-norm-variants") as variant:
+        settings = {"weight_norm": variant.weight_norm, "seed": variant.seed}
+        pretraining = step(pretrain, "Pretrain", architecture=architecture, **settings, **inputs)
+    checkpoints = dsl.Collected(pretraining.outputs["checkpoint"])
+    comparison = step(compare_weight_norm, "Compare weight normalisation", checkpoints=checkpoints, **inputs)
     chosen = comparison.outputs["chosen"]
 
     inputs |= {"chosen": chosen}
-    evaluation = step(evaluate, config=evaluate_config, **inputs).outputs["evaluation"]
-    latency_table = known["latency_table"]
-    exported = step(export_model, config=export_model_config, latency_table=latency_table, **inputs).outputs["exported"]
+    quality = step(evaluate, "Evaluate", **inputs).outputs["evaluation"]
+    exported = step(export_model, "Export", latency_table=latency_table, **inputs).outputs["exported"]
 
-    candidate = {"evaluation": evaluation, "exported": exported, **code}
-    judgement = side_effect(gate, config=gate_config, chosen=chosen, latency_table=latency_table, **candidate)
+    candidate = {"evaluation": quality, "exported": exported}
+    judgement = step.fresh(gate_component, "Promote or hold", chosen=chosen, latency_table=latency_table, **candidate)
     candidate["verdict"] = judgement.outputs["verdict"]
     with dsl.If(judgement.outputs["Output"] == "promote", name="promote"):
-        origin = {"dataset": dataset, "config_digest": config_digest, "image": image}
-        side_effect(register_model, config=register_model_config, **origin, **candidate)
+        origin = {"dataset": inputs["dataset"], "config_digest": recipe.outputs["config_digest"]}
+        step.fresh(register_model, "Register the champion", **origin, **candidate)
     results = known | candidate | {"architecture": architecture, "chosen": chosen}
-    side_effect(report, config=report_config, ablation=comparison.outputs["ablation"], **results)
+    step.fresh(report, "Report", ablation=comparison.outputs["ablation"], **results)

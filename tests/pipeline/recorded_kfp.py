@@ -1,7 +1,7 @@
 """Answers that a real KFP 2.17.0 gave about runs of this project's pipelines, put into the fake server.
 
 `recorded/NAME.json.gz` is `GET /apis/v2beta1/runs/ID` without the specification, `NAME.v1beta1.json.gz` the older API's
-answer with Argo's workflow. Cluster: Kubernetes 1.36.2, Argo 4.0.8.
+answer with Argo's workflow, `PIPELINE.yaml.gz` the definition that ran. Cluster: Kubernetes 1.36.2, Argo 4.0.8.
 """
 
 import gzip
@@ -22,10 +22,10 @@ def recorded(name: str) -> dict[str, Any]:
 
 
 def add_recorded_run(fake: FakeKfp, name: str) -> str:
-    """Serve a recorded run, with the compiled pipeline's definition as the real server does; returns its id."""
+    """Serve a recorded run, with its pipeline's definition as the real server does; returns its id."""
     run = read("V2beta1Run", recorded(name))
-    golden = HERE / "golden" / f"{PIPELINES.get(name, 'design_and_train')}.yaml"
-    spec, *_ = yaml.safe_load_all(golden.read_text(encoding="utf-8"))
+    definition = HERE / "recorded" / f"{PIPELINES.get(name, 'design_and_train')}.yaml.gz"
+    spec = yaml.safe_load(gzip.decompress(definition.read_bytes()))
     run.pipeline_spec = {"pipeline_spec": spec}
     fake.runs.append(run)
     if (HERE / "recorded" / f"{name}.v1beta1.json.gz").is_file():

@@ -49,8 +49,8 @@ def test_a_recipe_becomes_pipeline_version_experiment_and_run(fake: FakeKfp) -> 
     assert (run.display_name, run.service_account) == (submission.name, "runner")
     assert run.pipeline_version_reference.pipeline_version_id == version.pipeline_version_id
     assert run.runtime_config.parameters == {
-        "prepare_data_config": RECIPE.for_step("prepare_data"),
-        "evaluate_config": RECIPE.for_step("evaluate"),
+        **{section: {} for section in ("data", "kernels", "training", "evaluation")},
+        "seed": 0,
         "source_digest": cluster_source_digest(RECIPE.data),
     }
     declared = fake.specs[version.pipeline_version_id]["root"]["inputDefinitions"]["parameters"]
@@ -234,7 +234,7 @@ def test_files_of_this_machine_are_refused(fake: FakeKfp, tmp_path: Path) -> Non
 
 def test_arguments_that_a_recipe_does_not_give(fake: FakeKfp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit_module, "pipeline_arguments", lambda *_: {"code_digest": "x"})
-    with pytest.raises(LaunchError, match="pipeline 'retraining' needs evaluate_config, prepare_data_config, source_d"):
+    with pytest.raises(LaunchError, match="pipeline 'retraining' needs data, evaluation, kernels, seed, source_d"):
         send(fake)
 
 

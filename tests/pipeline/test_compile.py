@@ -3,7 +3,6 @@
 Refresh the golden files: FLASHSLM_UPDATE_GOLDEN=1 pytest tests/pipeline/test_compile.py
 """
 
-import json
 import os
 import re
 import sys
@@ -12,8 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
+from kfp.compiler.pipeline_spec_builder import to_protobuf_value
+from kfp.local.executor_output_utils import pb2_value_to_python
 
-from flashslm.config import DESIGN_STEPS, RunConfig
+from flashslm.config import DESIGN_STEPS, STEP_SECTIONS, RunConfig
+from flashslm.config.file import load
+from flashslm.config.steps import EVERY_SECTION
 from flashslm.launch.compiling import (
     code_digest,
     compile_pipeline,
@@ -22,7 +25,10 @@ from flashslm.launch.compiling import (
     project_root,
     tree_digest,
 )
+from flashslm.launch.kfp.cluster_pass import step_of
+from flashslm.launch.parity_lint import Compiled
 from flashslm.launch.processes import LaunchError
+from flashslm.steps.component import section_parameter
 
 GOLDEN = Path(__file__).parent / "golden"
 PIPELINES = ("design_and_train", "retraining")
@@ -70,25 +76,72 @@ def test_a_recipe_gives_exactly_the_arguments_of_both_pipelines() -> None:
     arguments = pipeline_arguments(config, "digest", "source")
     assert set(arguments) == declared("design_and_train") | declared("retraining")
     shared = declared("design_and_train") & declared("retraining")
-    assert shared == {
-        "code_digest",
-        "config_digest",
-        "image",
-        "source_digest",
-        "export_model_config",
-        "register_model_config",
-    }
+    assert shared == {"code_digest", "image", "source_digest", *EVERY_SECTION}
     assert arguments["workers"] == ["0", "1", "2"]
-    assert {"weight_norm": "off", "seed": "1"} in arguments["variants"] and len(arguments["variants"]) == 4
-    assert json.loads(arguments["gate_config"]) == {"gate": config.gate.model_dump(mode="json")}
+    assert (arguments["training"], arguments["search"], arguments["gate"]) == ({"seeds": [0, 1]}, {}, {})
 
 
-def test_the_recipes_digest_is_that_of_the_work() -> None:
-    def digest_of(values: dict[str, Any]) -> str:
-        config = RunConfig.model_validate({"name": "toy"} | values)
-        return str(pipeline_arguments(config, "digest", "source")["config_digest"])
+TYPES = {"workers": "LIST", "seed": "NUMBER_INTEGER"} | {
+    section: "STRUCT" for section in EVERY_SECTION if section not in ("name", "seed")
+}
 
-    assert digest_of({}) == digest_of({"platform": {"image": "all@sha256:1"}}) != digest_of({"seed": 1})
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_there_is_one_parameter_per_section_and_none_is_json_in_a_text(pipeline: str) -> None:
+    spec = yaml.safe_load((GOLDEN / f"{pipeline}.yaml").read_text())
+    declared = spec["root"]["inputDefinitions"]["parameters"]
+    assert {name: value["parameterType"] for name, value in declared.items()} == {
+        name: TYPES.get(name, "STRING") for name in declared
+    }
+    config = load(project_root() / "configs" / "smoke.yaml")
+    for name, value in pipeline_arguments(config, "digest", "source").items():
+        assert not isinstance(value, str) or not value.startswith(("{", "[")), name
+    required = {name for name, value in declared.items() if not value.get("isOptional")}
+    assert required == {"name", "code_digest", "image"}, "'Create run' needs no more"
+
+
+@pytest.mark.parametrize("recipe", sorted((project_root() / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_comes_back_from_kfps_doubles_as_it_was(recipe: Path) -> None:
+    config = load(recipe)
+    sections = {name: value for name, value in config.as_parameters().items() if name in EVERY_SECTION}
+    sections["search"] = sections["search"] | {"workers": config.search.workers}
+
+    def through_kfp(value: Any) -> Any:
+        return pb2_value_to_python(to_protobuf_value(value))
+
+    doubles = {name: through_kfp(value) for name, value in sections.items()}
+    assert isinstance(doubles["seed"], float)
+    again = RunConfig.model_validate(doubles | {"platform": config.platform})
+    assert again == config and repr(again) == repr(config)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_task_gets_the_sections_that_its_step_reads_and_no_others(pipeline: str) -> None:
+    spec = yaml.safe_load((GOLDEN / f"{pipeline}.yaml").read_text())
+    seen = set()
+    for _, name, task in Compiled(spec, {}).tasks():
+        if "executorLabel" not in (component := spec["components"][task["componentRef"]["name"]]):
+            continue
+        step = step_of(spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"])
+        given = {key: value.get("componentInputParameter", "") for key, value in task["inputs"]["parameters"].items()}
+        sections = {s: section_parameter(s) for s in STEP_SECTIONS[step]}
+        own = {"pretrain": {"seed"}}.get(step, set())  # of the variant
+        assert {key for key in given if key in ALL_SECTION_PARAMETERS} - own == set(sections.values()), name
+        for section, parameter in sections.items():
+            assert given[parameter].removeprefix("pipelinechannel--") == section, name
+        seen.add(step)
+    assert "check_recipe" in seen and len(seen) > 7
+
+
+ALL_SECTION_PARAMETERS = {section_parameter(section) for section in EVERY_SECTION}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_tasks_have_display_names(pipeline: str) -> None:
+    spec = yaml.safe_load((GOLDEN / f"{pipeline}.yaml").read_text())
+    names = {name: task["taskInfo"]["name"] for _, name, task in Compiled(spec, {}).tasks() if "retryPolicy" in task}
+    assert all(label[0].isupper() for label in names.values())
+    assert len(set(names.values())) == len(names), "KFP's graph tells tasks apart"
 
 
 def test_retraining_looks_at_registry_and_source_in_every_run(tmp_path: Path) -> None:
@@ -101,7 +154,7 @@ def test_retraining_looks_at_registry_and_source_in_every_run(tmp_path: Path) ->
         if "retryPolicy" in task
     }
     cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {"continue-pretraining", "export-model", "compare-with-champion"}
+    assert cached == {"check-recipe", "continue-pretraining", "export-model", "compare-with-champion"}
     assert "source_digest" in tasks["prepare-new-data"]["inputs"]["parameters"], "what a schedule looks for"
 
 

@@ -97,13 +97,13 @@ def test_failing_step_is_reported_with_its_message_and_its_log(fake_runs: FakeRu
     assert "fit_scaling_law failed: ValueError: budget of 0.1 ms is below every measured model" in runs.printed
     assert f"log: {step.log}" in runs.printed
     assert "in work" in runs.printed, "the end of the step's traceback"
-    assert runs.ran() == ["prepare_data", "profile_latency", "fit_scaling_law"]
+    assert runs.ran() == ["check_recipe", "prepare_data", "profile_latency", "fit_scaling_law"]
 
 
 def test_an_error_that_would_come_again_is_not_retried(fake_runs: FakeRuns) -> None:
     runs = fake_runs(retries=2)
     result = runs.run(fail={"prepare_data": "no text"})
-    assert (by_label(result)["prepare_data"].attempt, runs.ran()) == (1, ["prepare_data"])
+    assert (by_label(result)["prepare_data"].attempt, runs.ran()) == (1, ["check_recipe", "prepare_data"])
     assert "prepare_data failed: ValueError: no text" in runs.printed
     assert by_label(runs.run(fail={"prepare_data": "busy"}, may_pass=True))["prepare_data"].attempt == 3
 
@@ -200,7 +200,7 @@ def test_run_local_compiles_with_the_recipes_retries_and_passes_the_codes_digest
     env = runs.env(fail={"prepare_data": "no text"})
     result = launcher.run_local(config, tmp_path / "run", env, tmp_path / "home", quiet=True)
     assert (result.state, result.exit_code, result.log) == ("FAILURE", 1, tmp_path / "run" / "logs" / "kfp.log")
-    (call,) = runs.calls()
+    call = runs.calls()[-1]
     assert call["parameters"]["code_digest"] == "digest of the code"
     assert "retryPolicy" not in (tmp_path / "run" / "pipeline.yaml").read_text()
 

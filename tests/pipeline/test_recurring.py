@@ -22,7 +22,9 @@ from tests.pipeline.fake_kfp import FakeKfp
 from tests.pipeline.tiny import enter_checkout
 from tests.unit.launch.schedule.memory_store import MemoryStore
 
-RECIPE = RunConfig.model_validate({"name": "toy", "platform": {"service_account": "runner"}})
+RECIPE = RunConfig.model_validate(
+    {"name": "toy", "evaluation": {"batch_size": 4}, "platform": {"service_account": "runner"}}
+)
 NIGHTLY = Cron.parse("0 2 * * *", "UTC")
 
 
@@ -56,7 +58,7 @@ def test_a_schedule_runs_the_latest_version_alone_and_does_not_catch_up(fake: Fa
     assert (made.max_concurrency, made.no_catchup, made.service_account) == ("1", True, "runner")
     assert made.pipeline_version_reference.pipeline_id == fake.pipelines[0].pipeline_id
     assert made.pipeline_version_reference.pipeline_version_id is None
-    assert made.runtime_config.parameters["evaluate_config"] == RECIPE.for_step("evaluate")
+    assert made.runtime_config.parameters["evaluation"] == {"batch_size": 4}
     assert fake.experiments[0].display_name == "toy" and fake.runs == []
 
 

@@ -29,7 +29,7 @@ def test_each_decision_takes_its_branch(
     runs = fake_runs(pipeline="retraining")
     decisions = {"prepare_new_data": new, "continue_pretraining": training, "gate_challenger": gate}
     result = runs.run(decisions=decisions)
-    assert result.state == "SUCCESS" and sorted(runs.ran()) == sorted(expected)
+    assert result.state == "SUCCESS" and sorted(runs.ran()) == sorted(["check_recipe", *expected])
     calls = {call["step"]: call for call in runs.calls()}
     sources = {
         "champion": "fetch_champion",

@@ -10,24 +10,31 @@ from kfp import dsl
 
 
 @dsl.component(base_image="runtime", install_kfp_package=False)
-def prepare_data(config: str, code_digest: str, source_digest: str) -> str:
-    from flashslm.steps.run import run_step
+def prepare_data(seed: int, data_config: dict, code_digest: str, source_digest: str) -> str:
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    return run_step("prepare_data", config=config, parameters={"code_digest": code_digest})["decision"]
+    return run_component("prepare_data", arguments)["decision"]
 
 
 @dsl.component(base_image="runtime", install_kfp_package=False)
-def evaluate(config: str, code_digest: str, data: str) -> str:
-    from flashslm.steps.run import run_step
+def evaluate(
+    seed: int, kernels_config: dict, training_config: dict, evaluation_config: dict, code_digest: str, text: str
+) -> str:
+    arguments = locals()
+    from flashslm.steps.component import run_component
 
-    return run_step("evaluate", config=config, parameters={"code_digest": code_digest})["decision"]
+    return run_component("evaluate", arguments)["decision"]
 
 
 @dsl.pipeline(name="retraining")
-def retraining(prepare_data_config: str, evaluate_config: str, code_digest: str, source_digest: str):
-    data = prepare_data(config=prepare_data_config, code_digest=code_digest, source_digest=source_digest).set_retry(1)
-    data.set_caching_options(CACHED)
-    evaluate(config=evaluate_config, code_digest=code_digest, data=data.output).set_retry(1)
+def retraining(
+    seed: int, data: dict, kernels: dict, training: dict, evaluation: dict, code_digest: str, source_digest: str
+):
+    prepared = prepare_data(seed=seed, data_config=data, code_digest=code_digest, source_digest=source_digest)
+    prepared.set_retry(1).set_caching_options(CACHED)
+    settings = {"kernels_config": kernels, "training_config": training, "evaluation_config": evaluation}
+    evaluate(seed=seed, code_digest=code_digest, text=prepared.output, **settings).set_retry(1)
 """
 
 

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from flashslm.config import RunConfig
+from flashslm.config.problems import MAX_SHOWN, describe
 from flashslm.config.recipe_text import MAX_BYTES, UnreadableText, decode, read_values
 from flashslm.config.secret import MISPLACED, SECRET_FIELDS, leaves, places_of_secrets, without_secrets
 
 _MAX_PROBLEMS = 50  # that one message lists
-_MAX_SHOWN = 200  # characters of a value that is quoted
 
 
 class ConfigError(ValueError):
@@ -97,7 +97,7 @@ def _validate(values: dict[str, Any]) -> tuple[RunConfig | None, list[str], set[
         except ValidationError as error:
             errors = error.errors(include_url=False, include_context=False)
         inner = {e["loc"][:-1] for e in errors}  # items that are wrong themselves: their list is not also too short
-        problems += [_describe(e) for e in errors if e["type"] != "too_short" or e["loc"] not in inner]
+        problems += [describe(e, RunConfig) for e in errors if e["type"] != "too_short" or e["loc"] not in inner]
         dropped |= {".".join(str(part) for part in e["loc"][:2]) for e in errors}
         if not _drop_all(values, (e["loc"] for e in errors)):
             return None, problems, dropped
@@ -139,7 +139,7 @@ def dump(config: RunConfig) -> str:
 def _apply_override(values: dict[str, Any], text: str, places: _Places) -> str:
     """Set one `a.b=value` (value read as YAML) in place; return the problem, or an empty string."""
     key, separator, raw = text.partition("=")
-    shown = without_secrets(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
+    shown = without_secrets(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…")
     if not separator or not key.strip():
         return f"override '{shown}': expected section.key=value, for example training.steps=50"
     *parents, leaf = key.strip().split(".")
@@ -157,28 +157,3 @@ def _apply_override(values: dict[str, Any], text: str, places: _Places) -> str:
             return f"override '{where}': every user of the machine sees a command's arguments: write it in the recipe"
     places.override(key.strip())
     return ""
-
-
-def _describe(error: Any) -> str:
-    """One pydantic error as: where, what was given, what is allowed."""
-    where = ".".join(str(part) for part in error["loc"]) or "recipe"
-    if error["type"] == "extra_forbidden":
-        allowed = ", ".join(_fields_at(error["loc"][:-1]))
-        return without_secrets(f"{where}: unknown key; allowed here: {allowed}")
-    message = error["msg"].removeprefix("Value error, ")
-    silent = isinstance(error.get("input"), dict) or error["type"] == "missing" or where in SECRET_FIELDS
-    given = "" if silent else f" (given: {_shown(error['input'])})"
-    return without_secrets(f"{where}: {message}{given}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}… ({len(text):,} characters)"
-
-
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    model: Any = RunConfig
-    for part in location:
-        inside = get_args(model)  # of a dict: key and value; of a tuple: the item
-        model = inside[isinstance(part, str)] if inside else model.model_fields[part].annotation
-    return sorted(model.model_fields)

@@ -8,10 +8,11 @@ import json
 import math
 from typing import Any
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, ValidationError
 
 from flashslm.config import design
 from flashslm.config.platform_section import PlatformConfig
+from flashslm.config.problems import describe
 from flashslm.config.retraining import RetrainingConfig
 from flashslm.config.section import DNS_LABEL, Section, Seed
 from flashslm.config.steps import STEP_SECTIONS
@@ -41,9 +42,26 @@ class RunConfig(Section):
         """The sections a step reads, as canonical JSON: the step's configuration and part of its cache key."""
         return json.dumps(self.model_dump(mode="json", include=set(STEP_SECTIONS[step])), sort_keys=True)
 
+    def as_parameters(self) -> dict[str, Any]:
+        """The pipeline's parameters of the same names: each section with what differs from the defaults.
+
+        The platform is part of the definition, and the number of search workers is the length of `workers`.
+        """
+        values = self.model_dump(mode="json", exclude={"platform"}, exclude_defaults=True)
+        sections = {name: values.get(name, {}) for name in RunConfig.model_fields if name not in NOT_PARAMETERS}
+        sections["search"].pop("workers", None)
+        return sections | {
+            "name": self.name,
+            "seed": self.seed,
+            "workers": [str(i) for i in range(self.search.workers)],
+        }
+
     def variants(self) -> list[dict[str, str]]:
         """Every pretraining run of the recipe as strings (ints in lists reach a KFP task as floats)."""
         return [{"weight_norm": w, "seed": str(s)} for w in self.training.weight_norm for s in self.training.seeds]
+
+
+NOT_PARAMETERS = {"platform", "name", "seed"}  # of the kind that is a mapping
 
 
 class UndeclaredSection(LookupError):
@@ -74,14 +92,20 @@ class StepConfig(RunConfig):
 
 
 def from_step_json(step: str, text: str) -> StepConfig:
-    """Read what `RunConfig.for_step(step)` wrote. Raises ValueError where it holds other sections than `step` reads."""
+    """Read the sections of a step, whole as `RunConfig.for_step(step)` writes them or with what differs from the
+    defaults. Raises ValueError where it holds other sections than `step` reads, and names each field that is wrong.
+    """
     values, declared = json.loads(text), set(STEP_SECTIONS[step])
     if set(values) != declared:
         raise ValueError(
             f"the configuration of step '{step}' has the sections {', '.join(sorted(values)) or 'none'}: it must have "
             f"{', '.join(sorted(declared))}, as RunConfig.for_step('{step}') writes them"
         )
-    config = StepConfig.model_validate(values)
+    try:
+        config = StepConfig.model_validate(values)
+    except ValidationError as error:
+        found = [describe(e, StepConfig) for e in error.errors(include_url=False, include_context=False)]
+        raise ValueError("the recipe cannot be used: " + "; ".join(found)) from None
     config._step = step
     return config
 

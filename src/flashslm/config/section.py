@@ -1,13 +1,14 @@
 """What every section of a recipe has in common."""
 
 from collections import Counter
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 DNS_SUBDOMAIN_OR_NONE = r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$"  # a Kubernetes object's name
 MAX_LIST = 1000  # values in a list that each cost a measurement or a training
+MAX_INTEGER = 2**53  # a double holds every integer below it
 T = TypeVar("T")
 
 Positive = Annotated[int, Field(ge=1)]
@@ -29,3 +30,12 @@ class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, numbers finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _is_exact_in_a_double(cls, value: Any) -> Any:
+        """KFP passes every number of a recipe as a double, which would round a larger integer."""
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and abs(number) >= MAX_INTEGER:
+                raise ValueError(f"{number} is too large: an integer of a recipe is below 2^53 ({MAX_INTEGER})")
+        return value

@@ -2,7 +2,24 @@
 
 # Which sections of the recipe a step reads. A step is given these and no others, so a change elsewhere in the recipe
 # leaves its cache entry valid.
+EVERY_SECTION = (
+    "name",
+    "seed",
+    "data",
+    "model",
+    "kernels",
+    "profiling",
+    "latency",
+    "scaling",
+    "search",
+    "training",
+    "evaluation",
+    "export",
+    "gate",
+    "retraining",
+)
 DESIGN_STEPS: dict[str, tuple[str, ...]] = {
+    "check_recipe": EVERY_SECTION,
     "prepare_data": ("seed", "data"),
     "profile_latency": ("model", "kernels", "profiling"),
     "fit_scaling_law": ("seed", "model", "kernels", "profiling", "latency", "scaling"),
@@ -17,7 +34,7 @@ DESIGN_STEPS: dict[str, tuple[str, ...]] = {
     "report": ("name", "gate"),
 }
 
-# `retraining` has these besides export_model and register_model.
+# `retraining` has these besides check_recipe, export_model and register_model.
 RETRAINING_STEPS: dict[str, tuple[str, ...]] = {
     "fetch_champion": ("training", "evaluation", "latency", "gate"),
     "prepare_new_data": ("seed", "data", "training", "evaluation", "retraining"),

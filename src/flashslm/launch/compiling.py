@@ -10,10 +10,9 @@ from typing import Any
 import yaml
 
 import flashslm
-from flashslm.config import STEP_SECTIONS, RunConfig
-from flashslm.config import digest as config_digest
+from flashslm.config import RunConfig
 from flashslm.hardware import machine_digest
-from flashslm.infra.storage.long_texts import shortened
+from flashslm.infra.storage.long_sections import shortened
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.launch.processes import LaunchError
 
@@ -72,26 +71,22 @@ def _set_retries(spec: dict[str, Any], retries: int) -> None:
 
 
 def pipeline_arguments(config: RunConfig, digest: str, source: str, device: str = "") -> dict[str, Any]:
-    """Arguments of every pipeline: one configuration a step, digests of code, recipe, source and device, what loops run
-    over. `arguments_for` picks those of one.
+    """Arguments of every pipeline: the sections of the recipe, and the digests of code, source and device.
+    `arguments_for` picks those of one.
 
-    `device` stands for a cluster's hardware that the latency table is measured on: this machine if it is empty. The
-    recipe's digest leaves out on what it runs.
+    `device` stands for a cluster's hardware that the latency table is measured on: this machine if it is empty.
     """
-    return {f"{step}_config": config.for_step(step) for step in STEP_SECTIONS} | {
+    return config.as_parameters() | {
         "code_digest": digest,
-        "config_digest": config_digest(config.model_dump(mode="json", exclude={"platform"})),
         "image": "",  # none on this machine; a cluster's package has its own
         "source_digest": source,
         "device_digest": device or machine_digest(),
-        "workers": [str(i) for i in range(config.search.workers)],
-        "variants": config.variants(),
     }
 
 
-def with_short_texts(arguments: dict[str, Any], open_store: Callable[[], ObjectStore]) -> dict[str, Any]:
-    """Arguments whose long texts (a recipe may name thousands of paths) are objects in the store."""
-    return {k: shortened(v, open_store) if isinstance(v, str) else v for k, v in arguments.items()}
+def with_short_sections(arguments: dict[str, Any], open_store: Callable[[], ObjectStore]) -> dict[str, Any]:
+    """Arguments whose long sections (a recipe may name thousands of paths) are objects in the store."""
+    return {k: shortened(v, open_store) if isinstance(v, dict) else v for k, v in arguments.items()}
 
 
 def arguments_for(spec: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:

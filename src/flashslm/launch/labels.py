@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # The same for every task of a run.
-_COMMON_ARGUMENTS = {"config", "code_digest", "config_digest", "device_digest", "image", "source_digest"}
+_COMMON_ARGUMENTS = {"code_digest", "config_digest", "device_digest", "image", "name", "source_digest"}
 _LONGEST_TEXT = 40
 
 

@@ -34,6 +34,7 @@ class StepContext:
     inputs: dict[str, Manifest | list[Manifest]]
     parameters: dict[str, str]
     outputs: dict[str, Manifest] = field(default_factory=dict)
+    pages: dict[str, str] = field(default_factory=dict)  # HTML that KFP shows, by the name of its output
 
     def manifest(self, name: str) -> Manifest:
         found = self.inputs[name]

@@ -9,12 +9,14 @@ from flashslm.steps.context import StepContext
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `report`: report.html and lineage.json (name, uri, sha256, bytes of every artifact of the run)."""
+    """Outputs `report`: report.html and lineage.json (name, uri, sha256, bytes of every artifact of the run),
+    and the page itself for KFP."""
     artifacts = collect(context)
     drawn = figures(artifacts)
     with context.scratch() as directory:
         page = directory / "report.html"
-        page.write_text(render(artifacts, drawn), encoding="utf-8")
+        context.pages["page"] = render(artifacts, drawn)
+        page.write_text(context.pages["page"], encoding="utf-8")
         context.mlflow_run.log_file(page)
         for name, figure in drawn.items():
             context.mlflow_run.log_figure(figure, f"plots/{name}.png")

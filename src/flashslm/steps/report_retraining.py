@@ -8,11 +8,13 @@ from flashslm.steps.report import lineage
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `report`: report.html; its manifest knows the decision and every artifact of the run."""
+    """Outputs `report`: report.html; its manifest knows the decision and every artifact of the run. And the page
+    itself for KFP."""
     artifacts = collect(context)
     with context.scratch() as directory:
         page = directory / "report.html"
-        page.write_text(render_retraining(artifacts), encoding="utf-8")
+        context.pages["page"] = render_retraining(artifacts)
+        page.write_text(context.pages["page"], encoding="utf-8")
         context.mlflow_run.log_file(page)
         metadata = {"inputs": lineage(context), "decision": artifacts.decision, "reasons": artifacts.reasons}
         context.publish("report", directory, metadata)

@@ -12,7 +12,7 @@ from flashslm.config.steps import GPU_STEPS
 from flashslm.infra.events import Events
 from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.settings import Settings
-from flashslm.infra.storage import long_texts
+from flashslm.infra.storage import long_sections
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.ops import kernels
@@ -32,11 +32,11 @@ def run_step(
     outputs: Mapping[str, str] | None = None,
     parameters: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Run step `name` and write a manifest for each output.
+    """Run step `name` and write a manifest for each output; an HTML page as it is.
 
-    `config` is what `RunConfig.for_step` wrote; `inputs` and `outputs` are paths of manifest files. In a pod the work
-    runs in its own process and is tried again after a crash (`attempts`). Returns the step's result: numbers with
-    units in their names, `summary` (one line), and what the pipeline branches on.
+    `config` is JSON of the sections that the step reads; `inputs` and `outputs` are paths of manifest files. In a pod
+    the work runs in its own process and is tried again after a crash (`attempts`). Returns the step's result: numbers
+    with units in their names, `summary` (one line), and what the pipeline branches on.
     """
     if name not in STEP_SECTIONS:
         raise ValueError(f"step '{name}' is unknown; allowed: {', '.join(STEP_SECTIONS)}")
@@ -55,7 +55,7 @@ def run_step(
             store = ObjectStore(settings)
             context = StepContext(
                 step=name,
-                config=from_step_json(name, long_texts.whole(config, store)),
+                config=from_step_json(name, long_sections.whole(config, store)),
                 settings=settings,
                 store=store,
                 mlflow_run=mlflow_run,
@@ -103,7 +103,10 @@ def _execute(context: StepContext, outputs: Mapping[str, str]) -> dict[str, Any]
     context.mlflow_run.set_tags({f"artifact.{name}": manifest.uri for name, manifest in context.outputs.items()})
     for name, path in outputs.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        context.outputs[name].write(Path(path))
+        if name in context.pages:
+            Path(path).write_text(context.pages[name], encoding="utf-8")
+        else:
+            context.outputs[name].write(Path(path))
     return result
 
 

@@ -53,7 +53,7 @@ def run_step(name, *, config, inputs=None, outputs=None, parameters=None):
     die_with_parent()
     script = json.loads(os.environ.get("FAKE_STEPS", "{}"))
     variant = {k: v for k, v in (parameters or {}).items() if k not in ("code_digest", "config_digest", "image")}
-    label = " ".join([name, *(f"{k}={v}" for k, v in variant.items())])
+    label = " ".join([name, *(f"{k}={v}" for k, v in sorted(variant.items()))])
     events = Events.from_env(name, label)
     events.emit("start")
     call = {"step": name, "label": label, "config": json.loads(config), "parameters": parameters, "pid": os.getpid()}
@@ -69,7 +69,12 @@ def run_step(name, *, config, inputs=None, outputs=None, parameters=None):
         Path(path).write_text(json.dumps(manifest | {"metadata": {"made_by": label}}))
     events.emit("end", f"{label} is done")
     decision = script.get("decisions", {}).get(name, script.get("decision", "promote"))
-    return {"loss_nats": 1.5, "worker": f"fake-{variant.get('worker')}", "decision": decision}
+    checked = {}
+    if name == "check_recipe":
+        from flashslm.config import from_step_json
+
+        checked = {"variants": from_step_json(name, config).variants(), "config_digest": "recipe"}
+    return checked | {"loss_nats": 1.5, "worker": f"fake-{variant.get('worker')}", "decision": decision}
 
 
 sys.modules["flashslm.steps.run"] = module = types.ModuleType("flashslm.steps.run")

@@ -38,7 +38,7 @@ def make_context(**changes: Any) -> StepContext:
 
 
 def test_unknown_step_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"step 'pretrian' is unknown; allowed: prepare_data, .*pretrain"):
+    with pytest.raises(ValueError, match=r"step 'pretrian' is unknown; allowed: check_recipe, .*pretrain"):
         run_step("pretrian", config="{}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from flashslm.config import RunConfig
 from flashslm.launch.labels import step_label
 
 _FIELD_OF_ITEM = re.compile(r'parseJson\(string_value\)\["(.+)"\]')
@@ -27,18 +28,28 @@ class DefinedTask:
 
 def defined_tasks(specification: dict[str, Any], arguments: dict[str, Any]) -> list[DefinedTask]:
     """Every container task of a PipelineSpec; a loop whose items no argument gives counts as one iteration."""
-    return list(_Walk(specification).tasks(specification["root"]["dag"], (), dict(arguments)))
+    walk = _Walk(specification, {"check-recipe.Output": _variants(arguments)})
+    return list(walk.tasks(specification["root"]["dag"], (), dict(arguments)))
+
+
+def _variants(arguments: dict[str, Any]) -> list[Any]:
+    """What check_recipe returns for a run's arguments: the pretraining runs."""
+    try:
+        return list(RunConfig(name="any", training=arguments.get("training", {})).variants())
+    except ValueError:  # the step refuses it
+        return [None]
 
 
 @dataclass
 class _Walk:
     specification: dict[str, Any]
+    outputs: dict[str, Any]  # those that the arguments determine, as "task.output"
 
     def tasks(self, dag: dict[str, Any], path: tuple[str, ...], values: dict[str, Any]) -> Iterator[DefinedTask]:
         for name in _in_order(dag["tasks"]):
             task = dag["tasks"][name]
             component = self.specification["components"][task["componentRef"]["name"]]
-            inputs = _inputs_of(task, values)
+            inputs = self._inputs_of(task, values)
             if "dag" not in component:
                 step = component["executorLabel"].removeprefix("exec-").replace("-", "_")
                 label = step_label(step, inputs)
@@ -52,6 +63,20 @@ class _Walk:
         resources = executor.get("container", {}).get("resources", {})
         return str(resources.get("resourceMemoryLimit") or resources.get("memoryLimit") or "")
 
+    def _inputs_of(self, task: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        """The parameters of a task that the run's arguments determine; what other tasks find out is left out."""
+        found = {}
+        for name, given in task.get("inputs", {}).get("parameters", {}).items():
+            produced = given.get("taskOutputParameter", {})
+            output = f"{produced.get('producerTask')}.{produced.get('outputParameterKey')}"
+            if "constant" in given.get("runtimeValue", {}):
+                found[name] = given["runtimeValue"]["constant"]
+            elif (source := given.get("componentInputParameter")) in values:
+                found[name] = _selected(values[source], given.get("parameterExpressionSelector", ""))
+            elif output in self.outputs:
+                found[name] = self.outputs[output]
+        return found
+
 
 def _in_order(tasks: dict[str, Any]) -> list[str]:
     """Tasks after those they depend on; of several that are ready the first by name, as the compiler sorts them."""
@@ -60,17 +85,6 @@ def _in_order(tasks: dict[str, Any]) -> list[str]:
         ready = [n for n in sorted(tasks) if n not in ordered and set(tasks[n].get("dependentTasks", [])) <= {*ordered}]
         ordered += ready[:1] or sorted(set(tasks) - set(ordered))
     return ordered
-
-
-def _inputs_of(task: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a task that the run's arguments determine; outputs of other tasks are left out."""
-    found = {}
-    for name, given in task.get("inputs", {}).get("parameters", {}).items():
-        if "constant" in given.get("runtimeValue", {}):
-            found[name] = given["runtimeValue"]["constant"]
-        elif (source := given.get("componentInputParameter")) in values:
-            found[name] = _selected(values[source], given.get("parameterExpressionSelector", ""))
-    return found
 
 
 def _selected(value: Any, selector: str) -> Any:

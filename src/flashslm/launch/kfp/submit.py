@@ -11,7 +11,7 @@ from flashslm.data.sources import local_directories, source_digest, with_revisio
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.storage.s3 import s3_client
-from flashslm.launch.compiling import arguments_for, pipeline_arguments, with_short_texts
+from flashslm.launch.compiling import arguments_for, pipeline_arguments, with_short_sections
 from flashslm.launch.kfp.client import KfpClient
 from flashslm.launch.kfp.cluster_pass import OWN_ARGUMENTS, ClusterPackage, for_cluster
 from flashslm.launch.processes import LaunchError
@@ -47,7 +47,7 @@ def submit(client: KfpClient, config: RunConfig, pipeline: str, experiment: str 
 
 def stored_arguments(package: ClusterPackage, config: RunConfig, source: str) -> dict[str, Any]:
     """`cluster_arguments`, the long ones of which are in the object store of this environment's settings."""
-    return with_short_texts(cluster_arguments(package, config, source), lambda: ObjectStore(Settings.from_env()))
+    return with_short_sections(cluster_arguments(package, config, source), lambda: ObjectStore(Settings.from_env()))
 
 
 def cluster_arguments(package: ClusterPackage, config: RunConfig, source: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.s3 import StoreError
 
 _ARTIFACT, _ARTIFACTS = "__kfp_artifact__", "__kfp_artifact_list__"  # as kfp.local.cache writes them
-_NUMBERS = "system.Metrics"  # artifacts without a manifest
+_WITHOUT_MANIFEST = {"system.HTML", "system.Metrics"}
 
 
 def cache_directory(home: Path) -> Path:
@@ -53,7 +53,7 @@ def _manifest_files(content: bytes) -> list[Path]:
     if not isinstance(entry, dict):
         raise ValueError("not a JSON object")
     artifacts = [artifact for value in entry.values() if isinstance(value, dict) for artifact in _artifacts(value)]
-    return [Path(artifact["uri"]) for artifact in artifacts if artifact["schema_title"] != _NUMBERS]
+    return [Path(artifact["uri"]) for artifact in artifacts if artifact["schema_title"] not in _WITHOUT_MANIFEST]
 
 
 def _artifacts(value: dict[str, Any]) -> list[dict[str, Any]]:

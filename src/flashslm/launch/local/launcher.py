@@ -22,7 +22,13 @@ from flashslm.infra.process.parent import PARENT_PID
 from flashslm.infra.settings import FOREIGN_VARIABLES, Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.s3 import s3_client
-from flashslm.launch.compiling import arguments_for, code_digest, compile_pipeline, pipeline_arguments, with_short_texts
+from flashslm.launch.compiling import (
+    arguments_for,
+    code_digest,
+    compile_pipeline,
+    pipeline_arguments,
+    with_short_sections,
+)
 from flashslm.launch.display import Display
 from flashslm.launch.local.runner import Job
 from flashslm.launch.processes import StopSignals, exclusive, stop_tree
@@ -68,7 +74,7 @@ def run_local(
     source = source_digest(config.data, s3_client(Settings.from_env(env)) if reads_s3(config.data) else None)
     spec = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
     arguments = arguments_for(spec, pipeline_arguments(config, code_digest(), source))
-    arguments = with_short_texts(arguments, lambda: ObjectStore(Settings.from_env(env)))
+    arguments = with_short_sections(arguments, lambda: ObjectStore(Settings.from_env(env)))
     job = Job(compiled, arguments, run_dir, home)
     return run_job(job, env, Console(stderr=True, quiet=quiet))
 

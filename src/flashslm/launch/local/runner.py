@@ -107,7 +107,8 @@ def observe_tasks(logs: Path) -> None:
         task = current.task = make_task(call["task_name"], arguments, logs)
         task.emit("task_start", log=str(task.log))
         outputs, state = execute(**call)
-        made = {k: v.uri for k, v in outputs.items() if isinstance(v, dsl.Artifact) and not isinstance(v, dsl.Metrics)}
+        artifacts = {k: v for k, v in outputs.items() if isinstance(v, dsl.Artifact)}
+        made = {k: v.uri for k, v in artifacts.items() if not isinstance(v, dsl.Metrics | dsl.HTML)}
         task.emit("task_end", state=state.name, cached=not task.attempts, artifacts=made)
         return outputs, state
 

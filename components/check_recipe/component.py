@@ -1,0 +1,33 @@
+"""Component check_recipe: every value of the recipe, before any work."""
+
+from typing import Dict, List, NamedTuple
+
+from kfp import dsl
+
+from components.images import image_of
+
+
+@dsl.component(base_image=image_of("check_recipe"), install_kfp_package=False)
+def check_recipe(
+    name: str,
+    seed: int,
+    data_config: dict,
+    model_config: dict,
+    kernels_config: dict,
+    profiling_config: dict,
+    latency_config: dict,
+    scaling_config: dict,
+    search_config: dict,
+    training_config: dict,
+    evaluation_config: dict,
+    export_config: dict,
+    gate_config: dict,
+    retraining_config: dict,
+    code_digest: str,
+) -> NamedTuple("Checked", [("Output", List[Dict[str, str]]), ("config_digest", str)]):
+    """Refuse a wrong value by its name; return the pretraining runs and the recipe's digest."""
+    arguments = locals()
+    from flashslm.steps.component import run_component
+
+    checked = run_component("check_recipe", arguments)
+    return checked["variants"], checked["config_digest"]

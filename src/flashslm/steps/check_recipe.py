@@ -1,0 +1,27 @@
+"""check_recipe: the whole recipe before any work, since on a cluster a person may have changed it in KFP's pages."""
+
+from typing import Any
+
+from flashslm.config import digest
+from flashslm.config.steps import EVERY_SECTION
+from flashslm.steps.context import StepContext
+from flashslm.steps.recipe_checks import problems_before_a_run
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Result: `variants`, the pretraining runs of the recipe, and `config_digest`, the identity of all its sections.
+
+    Raises ValueError that names every field that is wrong.
+    """
+    config = context.config
+    found = problems_before_a_run(config)
+    if "workers" in config.search.model_fields_set:
+        found.append("search.workers: the pipeline's own parameter 'workers' says it: one text per worker")
+    if found:
+        raise ValueError("the recipe cannot be used: " + "; ".join(found))
+    variants = config.variants()
+    return {
+        "variants": variants,
+        "config_digest": digest(config.model_dump(mode="json", include=set(EVERY_SECTION))),
+        "summary": f"recipe '{config.name}' is valid; pretraining runs: {len(variants)}",
+    }

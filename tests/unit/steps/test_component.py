@@ -1,0 +1,72 @@
+"""What a KFP component hands to its step, and what KFP shows of it."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashslm.steps import component
+from flashslm.steps.component import run_component
+
+
+@dataclass
+class FakeArtifact:
+    path: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+
+    def run_step(name: str, **call: Any) -> dict[str, Any]:
+        made.append({"name": name, **call, "config": json.loads(call["config"])})
+        return {"loss_nats": 1.5, "summary": "trained"}
+
+    monkeypatch.setattr(component, "run_step", run_step)
+    return made
+
+
+def test_sections_artifacts_and_parameters_reach_the_step(calls: list[dict[str, Any]], tmp_path: Path) -> None:
+    metrics = FakeArtifact(str(tmp_path / "metrics"))
+    arguments = {
+        "model_config": {},
+        "kernels_config": {"gla": "fla"},
+        "training_config": {"steps": 3.0},
+        "code_digest": "code",
+        "weight_norm": "on",
+        "seed": "7",
+        "dataset": FakeArtifact("/in/dataset"),
+        "architecture": FakeArtifact("/in/architecture"),
+        "checkpoint": FakeArtifact("/out/checkpoint"),
+        "metrics": metrics,
+    }
+    assert run_component("pretrain", arguments, ("checkpoint",))["summary"] == "trained"
+    (call,) = calls
+    assert call["config"] == {"model": {}, "kernels": {"gla": "fla"}, "training": {"steps": 3.0}}
+    assert call["inputs"] == {"dataset": "/in/dataset", "architecture": "/in/architecture"}
+    assert call["outputs"] == {"checkpoint": "/out/checkpoint"}
+    assert call["parameters"] == {"code_digest": "code", "weight_norm": "on", "seed": "7"}
+    assert metrics.metadata == {"loss_nats": 1.5, "display_name": "seed=7 weight_norm=on"}, "what KFP compares runs by"
+    assert json.loads(Path(metrics.path).read_text()) == {"loss_nats": 1.5}, "without a file nothing is cached"
+
+
+def test_what_only_decides_about_the_cache_does_not_reach_the_step(calls: list[dict[str, Any]]) -> None:
+    arguments = {"seed": 0, "data_config": {}, "code_digest": "code", "source_digest": "source"}
+    run_component("prepare_data", arguments | {"dataset": FakeArtifact("/out/dataset")}, ("dataset",))
+    assert calls[0]["parameters"] == {"code_digest": "code"} and calls[0]["inputs"] == {}
+
+
+def test_absent_artifacts_and_lists_of_texts_are_no_inputs(calls: list[dict[str, Any]]) -> None:
+    sections = {f"{name}_config": {} for name in ("model", "kernels", "profiling", "latency", "scaling", "search")}
+    arguments = sections | {"seed": 0, "workers": ["done", "done"], "latency_table": None, "dataset": FakeArtifact("/d")}
+    run_component("select_architecture", arguments)
+    assert calls[0]["inputs"] == {"dataset": "/d"}
+
+
+def test_several_artifacts_are_a_list(calls: list[dict[str, Any]]) -> None:
+    checkpoints = [FakeArtifact("/1"), FakeArtifact("/2")]
+    run_component("compare_weight_norm", {"training_config": {}, "checkpoints": checkpoints})
+    assert calls[0]["inputs"] == {"checkpoints": ["/1", "/2"]}
