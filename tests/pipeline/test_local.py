@@ -84,7 +84,8 @@ def test_changed_code_misses_the_cache_and_a_changed_section_only_where_it_is_re
     assert len(runs.ran()) == 2 * before
     runs.config = RunConfig.model_validate(runs.config.model_dump() | {"search": {"trials": 3}})
     runs.run(fail={"select_architecture": "no trial"})
-    assert runs.ran()[2 * before :] == ["search_architecture", "search_architecture", "select_architecture"]
+    read = ["search_architecture", "search_architecture", "select_architecture"]
+    assert runs.ran()[2 * before :] == ["check_recipe", *read]
 
 
 def test_failing_step_is_reported_with_its_message_and_its_log(fake_runs: FakeRuns) -> None:

@@ -16,7 +16,7 @@ NOTHING: Any = None
 
 
 def check(sections: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(dict.fromkeys(EVERY_SECTION, {}) | {"name": "toy", "seed": 0} | sections)
+    text = json.dumps({key: {} for key in EVERY_SECTION} | {"name": "toy", "seed": 0} | sections)
     config = from_step_json("check_recipe", text)
     events = Events("check_recipe", "check_recipe", None)
     return check_recipe.run(StepContext("check_recipe", config, NOTHING, NOTHING, NOTHING, events, {}, {}))

@@ -60,8 +60,10 @@ def test_what_only_decides_about_the_cache_does_not_reach_the_step(calls: list[d
 
 
 def test_absent_artifacts_and_lists_of_texts_are_no_inputs(calls: list[dict[str, Any]]) -> None:
-    sections = {f"{name}_config": {} for name in ("model", "kernels", "profiling", "latency", "scaling", "search")}
-    arguments = sections | {"seed": 0, "workers": ["done", "done"], "latency_table": None, "dataset": FakeArtifact("/d")}
+    names = ("model", "kernels", "profiling", "latency", "scaling", "search")
+    sections: dict[str, Any] = {f"{name}_config": {} for name in names}
+    artifacts = {"latency_table": None, "dataset": FakeArtifact("/d")}
+    arguments = sections | artifacts | {"seed": 0, "workers": ["done", "done"]}
     run_component("select_architecture", arguments)
     assert calls[0]["inputs"] == {"dataset": "/d"}
 
