@@ -75,6 +75,24 @@ def test_two_processes_that_are_stopped_and_resumed_give_the_run_of_one(
     assert metric_steps(platform_env, "pretrain seed=0 weight_norm=on") == list(range(1, STEPS + 1))
 
 
+def test_the_same_weights_have_the_same_address_however_long_they_took(
+    platform_env: Settings, store: ObjectStore, inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times are in the manifest; a resumed run has other ones."""
+    monkeypatch.setenv("FLASHSLM_CACHE", str(tmp_path / "cache"))
+    made = []
+    for number in (1, 2):
+        arguments = call(inputs, tmp_path / f"{number}.json", steps=6, log_every_steps=2)
+        arguments["parameters"]["code_digest"] = f"other checkpoints {number}"
+        run_step("pretrain", **arguments)
+        made.append(Manifest.read(tmp_path / f"{number}.json"))
+    assert made[0].sha256 == made[1].sha256
+    assert made[0].metadata["train_time_s"] != made[1].metadata["train_time_s"]
+    assert {"tokens_per_s", "step_time_ms", "device", "resumed_from_step"} <= set(made[0].metadata)
+    rows = (store.get_tree(made[0], tmp_path / "tree") / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [2, 4, 6] and "loss_nats" in rows[0]
+
+
 def test_a_worker_says_why_it_failed(
     platform_env: Settings, inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

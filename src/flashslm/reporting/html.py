@@ -26,6 +26,7 @@ class RunArtifacts:
     pareto: list[dict[str, Any]]
     best: dict[str, Any]
     ablation: dict[str, Any]
+    step_time_ms: dict[str, float]  # by variant: "on", "off"
     evaluation: dict[str, Any]
     export: dict[str, Any]
     verdict: dict[str, Any]

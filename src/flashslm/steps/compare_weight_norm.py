@@ -4,30 +4,35 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.context import StepContext
-from flashslm.training.ablation import VariantRun, choose_deployed, compare, load_run
+from flashslm.training.ablation import VariantRun, choose_deployed, compare, load_run, step_times
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `ablation` (ablation.json) and `chosen` (the deployed run's checkpoint, the same object)."""
+    """Outputs `ablation` (ablation.json; times in its manifest) and `chosen` (the deployed run's checkpoint, the same
+    object).
+    """
     manifests = context.manifests("checkpoints")
-    runs = [_read(context.fetch_manifest(manifest)) for manifest in manifests]
+    runs = [_read(context.fetch_manifest(manifest), manifest) for manifest in manifests]
     ablation = compare(runs)
     training = context.config.training
     deployed = choose_deployed(runs, training.deploy, training.deployed_seed)
-    context.publish_json("ablation", {"ablation.json": ablation.model_dump(mode="json")}, {"verdict": ablation.verdict})
+    times = step_times(runs)
+    facts = {"verdict": ablation.verdict} | times.model_dump()
+    context.publish_json("ablation", {"ablation.json": ablation.model_dump(mode="json")}, facts)
     context.outputs["chosen"] = manifests[runs.index(deployed)]
     return {
         **{f"validation_loss_{v.weight_norm}_nats": v.validation_loss_nats for v in ablation.variants},
         "difference_nats": ablation.difference_nats,
-        "step_time_increase": ablation.step_time_increase,
+        "step_time_increase": times.step_time_increase,
         "chosen_weight_norm": deployed.weight_norm,
         "chosen_seed": str(deployed.seed),
         "summary": f"{ablation.verdict}; weight_norm={deployed.weight_norm}, seed {deployed.seed} is chosen",
     }
 
 
-def _read(directory: Path) -> VariantRun:
+def _read(directory: Path, manifest: Manifest) -> VariantRun:
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     training = json.loads((directory / "training.json").read_text(encoding="utf-8"))
-    return load_run(training, [json.loads(line) for line in lines])
+    return load_run(training, [json.loads(line) for line in lines], manifest.metadata["step_time_ms"])

@@ -46,6 +46,7 @@ def collect(context: StepContext) -> RunArtifacts:
         pareto=read("architecture", "pareto.json"),
         best=read("architecture", "best.json"),
         ablation=read("ablation", "ablation.json"),
+        step_time_ms=context.manifest("ablation").metadata["step_time_ms"],
         evaluation=read("evaluation", "evaluation.json"),
         export=export,
         verdict=read("verdict", "verdict.json"),

@@ -39,7 +39,7 @@ def collect(context: StepContext) -> RetrainingArtifacts:
         reasons=verdict["reasons"],
         evaluation=context.read_json("evaluation", "evaluation.json"),
         export=context.manifest("exported").metadata,
-        training=context.read_json("chosen", "training.json"),
+        training=context.manifest("chosen").metadata | context.read_json("chosen", "training.json"),
         verdict=verdict,
         **common,
     )

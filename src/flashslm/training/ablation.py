@@ -1,4 +1,4 @@
-"""The weight-norm ablation: both variants' curves, their difference with the seeds' spread, norms and cost per step."""
+"""The weight-norm ablation: both variants' curves, norms, difference with the spread over seeds, and cost per step."""
 
 import statistics
 from typing import Any
@@ -14,6 +14,7 @@ class VariantRun(BaseModel):
     weight_norm: str  # "on" or "off"
     seed: int
     validation_loss_nats: float
+    step_time_ms: float
     history: list[dict[str, float]]
 
     def series(self, key: str) -> list[tuple[int, float]]:
@@ -27,7 +28,6 @@ class VariantSummary(BaseModel):
     seeds: list[int]
     validation_loss_nats: float
     spread_nats: float | None
-    step_time_ms: float
     final_weight_norm: float
     final_gradient_norm: float
 
@@ -41,9 +41,15 @@ class Ablation(BaseModel):
     variants: list[VariantSummary]
     difference_nats: float | None
     difference_interval_nats: tuple[float, float] | None
-    step_time_increase: float | None
     curves: dict[str, dict[str, list[tuple[int, float]]]]  # run label -> metric -> (step, value)
     verdict: str
+
+
+class StepTimes(BaseModel):
+    """What a step took under each variant, the median over its seeds; `step_time_increase` is on over off, minus 1."""
+
+    step_time_ms: dict[str, float]
+    step_time_increase: float | None
 
 
 CURVES = ("loss_nats", "validation_loss_nats", "weight_norm", "gradient_norm")
@@ -60,10 +66,17 @@ def compare(runs: list[VariantRun]) -> Ablation:
         variants=list(summaries.values()),
         difference_nats=found.value if found else None,
         difference_interval_nats=(found.low, found.high) if found and len(differences) > 1 else None,
-        step_time_increase=_step_time_increase(summaries),
         curves={f"{r.weight_norm}, seed {r.seed}": {key: r.series(key) for key in CURVES} for r in runs},
         verdict=_verdict(found),
     )
+
+
+def step_times(runs: list[VariantRun]) -> StepTimes:
+    """The cost of weight normalisation in time: of the devices that trained, so apart from what was learned."""
+    by_variant = {name: [r.step_time_ms for r in runs if r.weight_norm == name] for name in ("on", "off")}
+    times_ms = {name: statistics.median(times) for name, times in by_variant.items() if times}
+    increase = times_ms["on"] / times_ms["off"] - 1 if len(times_ms) == 2 else None
+    return StepTimes(step_time_ms=times_ms, step_time_increase=increase)
 
 
 def choose_deployed(runs: list[VariantRun], deploy: str, seed: int) -> VariantRun:
@@ -84,16 +97,9 @@ def _summarise(name: str, group: list[VariantRun]) -> VariantSummary:
         seeds=[r.seed for r in group],
         validation_loss_nats=statistics.fmean(losses),
         spread_nats=statistics.stdev(losses) if len(losses) > 1 else None,
-        step_time_ms=statistics.median([value for r in group for _, value in r.series("step_time_ms")]),
         final_weight_norm=statistics.fmean(r.series("weight_norm")[-1][1] for r in group),
         final_gradient_norm=statistics.fmean(r.series("gradient_norm")[-1][1] for r in group),
     )
-
-
-def _step_time_increase(summaries: dict[str, VariantSummary]) -> float | None:
-    if len(summaries) < 2:
-        return None
-    return summaries["on"].step_time_ms / summaries["off"].step_time_ms - 1
 
 
 def _verdict(found: Difference | None) -> str:
@@ -110,11 +116,12 @@ def _verdict(found: Difference | None) -> str:
     return f"weight_norm={'on' if outcome == 'better' else 'off'} is better by {abs(found.value):.4f} nats, {interval}"
 
 
-def load_run(training: dict[str, Any], history: list[dict[str, float]]) -> VariantRun:
-    """A run from its checkpoint's training.json and metrics.jsonl."""
+def load_run(training: dict[str, Any], history: list[dict[str, float]], step_time_ms: float) -> VariantRun:
+    """A run from its checkpoint's training.json and metrics.jsonl, and the step time in its manifest."""
     return VariantRun(
         weight_norm=training["weight_norm"],
         seed=training["seed"],
         validation_loss_nats=training["validation_loss_nats"],
+        step_time_ms=step_time_ms,
         history=history,
     )

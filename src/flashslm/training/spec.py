@@ -1,5 +1,6 @@
 """What a training run is made of and what it comes to: plain values, the same for a step, its workers and a proxy."""
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,8 @@ from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.architecture import Architecture
 
 OnMetrics = Callable[[int, dict[str, float]], None]
+# Of the device and the moment, not of what was trained: columns of the history.
+SPEEDS = ("tokens_per_s", "step_time_ms", "tflops_per_s", "mfu", "peak_memory_bytes")
 Fetch = Callable[[Manifest], Path]  # the directory of a stored tree
 
 
@@ -95,9 +98,19 @@ class TrainOutcome(_Values):
     kernels: dict[str, str]  # the implementation that each kernel took
     checkpoint: Manifest | None = None  # the trained model, where it was stored
 
-    def summary(self) -> dict[str, Any]:
-        """The numbers of the whole run, without its history."""
-        return self.model_dump(exclude={"history", "kernels", "checkpoint"})
+    def results(self) -> dict[str, Any]:
+        """The numbers of the whole run that another run of the same work has too."""
+        return self.model_dump(include={"steps", "tokens_seen", "loss_nats", "validation_loss_nats", "precision"})
+
+    def measured(self) -> dict[str, Any]:
+        """Those of this run alone: its speed and where it ran."""
+        alone = {"tokens_per_s", "train_time_s", "device", "world_size", "resumed_from_step"}
+        times_ms = [row["step_time_ms"] for row in self.history]
+        return self.model_dump(include=alone) | {"step_time_ms": statistics.median(times_ms)}
+
+    def curve(self) -> list[dict[str, int | float]]:
+        """The history without speeds."""
+        return [{key: value for key, value in row.items() if key not in SPEEDS} for row in self.history]
 
     def validation_losses_nats(self) -> dict[int, float]:
         """By step count, wherever it was taken."""

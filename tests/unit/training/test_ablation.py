@@ -3,16 +3,17 @@
 import pytest
 
 from flashslm.config import TrainingConfig
-from flashslm.training.ablation import VariantRun, choose_deployed, compare
+from flashslm.training.ablation import VariantRun, choose_deployed, compare, step_times
 
 
 def make_run(weight_norm: str, seed: int, loss: float, step_time_ms: float = 10.0) -> VariantRun:
     rows = [
-        {"step": 0, "loss_nats": 5.0, "step_time_ms": step_time_ms, "weight_norm": 1.0, "gradient_norm": 2.0},
-        {"step": 10, "loss_nats": 4.0, "step_time_ms": step_time_ms, "weight_norm": 1.5, "gradient_norm": 1.0},
+        {"step": 0, "loss_nats": 5.0, "weight_norm": 1.0, "gradient_norm": 2.0},
+        {"step": 10, "loss_nats": 4.0, "weight_norm": 1.5, "gradient_norm": 1.0},
         {"step": 10, "validation_loss_nats": loss},
     ]
-    return VariantRun(weight_norm=weight_norm, seed=seed, validation_loss_nats=loss, history=rows)
+    results = {"weight_norm": weight_norm, "seed": seed, "validation_loss_nats": loss}
+    return VariantRun.model_validate(results | {"step_time_ms": step_time_ms, "history": rows})
 
 
 def test_difference_is_paired_by_seed() -> None:
@@ -26,7 +27,8 @@ def test_difference_is_paired_by_seed() -> None:
     assert ablation.difference_nats == pytest.approx(-0.15)
     # Student's t of one degree of freedom: 12.7062 standard errors of 0.05
     assert ablation.difference_interval_nats == pytest.approx((-0.15 - 0.63531, -0.15 + 0.63531), rel=1e-5)
-    assert ablation.step_time_increase == pytest.approx(0.1)
+    assert step_times(runs).step_time_increase == pytest.approx(0.1)
+    assert step_times(runs).step_time_ms == {"on": 11.0, "off": 10.0}
     on, off = ablation.variants
     assert (on.validation_loss_nats, off.validation_loss_nats) == pytest.approx((3.1, 3.25))
     assert on.final_weight_norm == 1.5 and on.final_gradient_norm == 1.0
@@ -56,8 +58,8 @@ def test_one_seed_makes_no_claim() -> None:
 
 
 def test_one_variant_has_nothing_to_compare_with() -> None:
-    ablation = compare([make_run("on", 0, 3.0)])
-    assert ablation.difference_nats is None and ablation.step_time_increase is None
+    runs = [make_run("on", 0, 3.0)]
+    assert compare(runs).difference_nats is None and step_times(runs).step_time_increase is None
 
 
 def test_deployed_run_is_of_the_better_variant_on_average_and_of_the_recipes_seed() -> None:
