@@ -62,9 +62,10 @@ def without_resources(spec: Document) -> Document:
     return bare
 
 
-def test_every_step_knows_its_retries(package: ClusterPackage) -> None:
+def test_every_step_knows_its_retries_and_its_patience(package: ClusterPackage) -> None:
     for executor in package.spec["deploymentSpec"]["executors"].values():
         assert {"name": STEP_RETRIES, "value": str(PLATFORM.retries)} in executor["container"]["env"]
+        assert {"name": "FLASHSLM_PATIENCE_S", "value": str(PLATFORM.patience_s)} in executor["container"]["env"]
 
 
 def test_dag_is_the_local_one(package: ClusterPackage, tmp_path: Path) -> None:

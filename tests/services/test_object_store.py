@@ -349,7 +349,7 @@ def test_wrong_keys_and_a_missing_bucket_are_told_apart(settings):
 
 
 def test_an_unreachable_server_is_named(settings):
-    store = ObjectStore(settings.model_copy(update={"endpoint_url": "http://127.0.0.1:1"}), max_attempts=2)
+    store = ObjectStore(settings.model_copy(update={"endpoint_url": "http://127.0.0.1:1"}), patience_s=1)
     with pytest.raises(StoreUnavailable, match=r"http://127\.0\.0\.1:1.*flashslm stack status"):
         store.get_json("k")
 
@@ -374,7 +374,7 @@ def test_the_users_own_cloud_and_proxy_do_not_interfere(settings, monkeypatch):
     for name, value in {"AWS_PROFILE": "nonsense", "http_proxy": "http://127.0.0.1:9"}.items():
         monkeypatch.setenv(name, value)
     s3._session.cache_clear()
-    store = ObjectStore(settings, max_attempts=1)
+    store = ObjectStore(settings, patience_s=0)
     key = f"test/{os.urandom(8).hex()}.json"
     store.put_json(key, {"n": 1})
     assert store.get_json(key)[0] == {"n": 1}

@@ -89,7 +89,7 @@ def overlay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @pytest.fixture(scope="module")
 def store(overlay: Store) -> ObjectStore:
     """Of a server that is up: a put works, with the keys and over the parts' TLS."""
-    store, deadline_s = ObjectStore(overlay.settings, max_attempts=1), time.monotonic() + 60
+    store, deadline_s = ObjectStore(overlay.settings, patience_s=0), time.monotonic() + 60
     while True:
         try:
             store.put_json("kept.json", {"n": 1})

@@ -50,7 +50,8 @@ class StepRunner:
 
         directory = self.artifacts / self.recipe.name
         embedded_stack.use_home(self.home)
-        os.environ.update(resolve_settings(self.home).as_env())
+        settings = resolve_settings(self.home).model_copy(update={"patience_s": self.recipe.platform.patience_s})
+        os.environ.update(settings.as_env())
         if "gate" in STEP_SECTIONS[step]:
             os.environ.update(self.recipe.gate.promotion_hook.environment(os.environ))
         named = outputs if isinstance(outputs, Mapping) else {name: name for name in outputs}

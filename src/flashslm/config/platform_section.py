@@ -74,6 +74,7 @@ class PlatformConfig(Section):
     """How steps run on a cluster and how often they are retried anywhere."""
 
     retries: int = Field(default=2, ge=0)
+    patience_s: int = Field(default=900, ge=0)  # a step waits so long for an object store or database that is away
     namespace: str = Field(default="kubeflow", pattern=DNS_LABEL)
     service_account: ObjectName = ""  # "" = the installation's own
     image: Image = ""  # "" = the one in components/images.py; a digest (name@sha256:...) keeps caching honest

@@ -18,6 +18,7 @@ VARIABLES = {
     "parent_run_id": "FLASHSLM_PARENT_RUN_ID",
     "study_url": "FLASHSLM_STUDY_URL",
     "s3_checksums": "FLASHSLM_S3_CHECKSUMS",
+    "patience_s": "FLASHSLM_PATIENCE_S",
 }
 
 
@@ -45,6 +46,9 @@ class Settings(BaseModel):
     study_url: str = Field(default="", repr=False)  # may hold a password
     # "when_required" for S3 servers that refuse the CRC trailers newer clients send (some MinIO, Ceph, B2)
     s3_checksums: Literal["when_supported", "when_required"] = "when_supported"
+    # How long to wait for an object store or a study database that is away. A step has the recipe's
+    # platform.patience_s, a command at a terminal this.
+    patience_s: int = Field(default=60, ge=0)
 
     @field_validator("endpoint_url", "tracking_uri")
     @classmethod

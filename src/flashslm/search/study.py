@@ -8,30 +8,32 @@ slot's candidate and its training are functions of the seed, doing one twice was
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import optuna
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import make_url
 
 from flashslm.infra.process import owners
+from flashslm.search.database import DatabaseRefused, DatabaseUnavailable, RecordGone, StudyDatabase
 from flashslm.search.trial import Candidate, FinishedTrial
 from flashslm.training.spec import TrainOutcome
 
 HEARTBEAT_S = 20.0
 HEARTBEAT_TTL_S = 300.0  # silence after which a claim on another host counts as abandoned; allows for clock skew
 ATTEMPTS = 3  # a candidate that failed, or took its worker down with it, this often gets a loss of infinity
-LOCKED_RETRIES = 8
 LOST, FAILED, YIELDED = "lost", "failed", "yielded"  # why a trial is FAIL; a yielded one says nothing of its candidate
 
-T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class StudyGone(RuntimeError):
+    """The study is not in its database any longer: all of its trials are lost."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,45 @@ class Claim:
 
     trial_id: int
     candidate: Candidate
+    token: str  # the trial's own: a restored database gives its id to another one
 
 
 class SearchStudy:
     """One search's trials. Objects are cheap: each worker opens its own."""
 
-    def __init__(self, storage: RDBStorage, name: str, ttl_s: float) -> None:
-        self.name, self._storage, self._ttl_s = name, storage, ttl_s
-        self._study = _retried(lambda: optuna.load_study(study_name=name, storage=storage, sampler=_sampler()))
-        self._study_id = storage.get_study_id_from_name(name)
+    def __init__(self, database: StudyDatabase, name: str, ttl_s: float) -> None:
+        self.name, self._database, self._ttl_s = name, database, ttl_s
+        self._storage = database.storage
+        self.read_again()
 
     @classmethod
-    def open(cls, url: str, name: str, *, ttl_s: float = HEARTBEAT_TTL_S) -> "SearchStudy":
-        """Open the study `name`, making it (and the directory of an sqlite file) when it is not there yet."""
+    def open(cls, url: str, name: str, *, patience_s: float = 60.0, ttl_s: float = HEARTBEAT_TTL_S) -> "SearchStudy":
+        """Open the study `name`, making it (and the directory of an sqlite file) when it is not there yet.
+
+        Every call waits up to `patience_s` for a database that is away.
+        """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = _retried(lambda: RDBStorage(url, engine_kwargs=_engine_options(url)))
-        _retried(lambda: optuna.create_study(study_name=name, storage=storage, load_if_exists=True))
-        return cls(storage, name, ttl_s)
+        database = StudyDatabase(url, patience_s)
+        storage = database.storage
+        database.call(lambda: optuna.create_study(study_name=name, storage=storage, load_if_exists=True))
+        return cls(database, name, ttl_s)
+
+    def read_again(self) -> None:
+        """Forget what was read: optuna keeps finished trials, which a restored database may not hold any longer.
+
+        Raises StudyGone.
+        """
+        self._outages, self._has_lost_records = self._database.outages, False
+        load = partial(optuna.load_study, study_name=self.name, storage=self._storage, sampler=_sampler())
+        try:
+            self._study = self._database.call(load)
+        except RecordGone as error:
+            raise self._gone() from error
+
+    @property
+    def may_have_changed(self) -> bool:
+        """Whether the database was away, or lost a record, since it was last read whole."""
+        return self._has_lost_records or self._outages != self._database.outages
 
     def finished(self) -> list[FinishedTrial]:
         """Finished trials by slot; of a slot trained twice, the first."""
@@ -81,12 +105,16 @@ class SearchStudy:
         return None
 
     def complete(self, claim: Claim, outcome: TrainOutcome) -> bool:
-        """Record a finished training; False when the claim had been taken over meanwhile."""
+        """Record a finished training; False when the claim had been taken over, or its record lost, meanwhile."""
+        if not self._is_ours(claim):
+            return False
         self._set_attribute(claim.trial_id, "train_time_s", outcome.train_time_s)
         return self._finish(claim.trial_id, TrialState.COMPLETE, outcome.validation_loss_nats)
 
     def fail(self, claim: Claim, reason: str) -> None:
         """Record a failed training; the last of its attempts ends the slot with a loss of infinity."""
+        if not self._is_ours(claim):
+            return
         if self.failed_attempts(claim.candidate.slot) + 1 >= ATTEMPTS:
             self._set_attribute(claim.trial_id, "reason", f"{FAILED}: {reason}")
             self._finish(claim.trial_id, TrialState.COMPLETE, float("inf"))
@@ -95,7 +123,8 @@ class SearchStudy:
 
     def release(self, claim: Claim) -> None:
         """Give a slot back untrained, without counting an attempt."""
-        self._end_unfinished(claim.trial_id, YIELDED)
+        if self._is_ours(claim):
+            self._end_unfinished(claim.trial_id, YIELDED)
 
     def failed_attempts(self, slot: int) -> int:
         """How often this slot's candidate failed or its worker was lost."""
@@ -117,9 +146,9 @@ class SearchStudy:
         def beat() -> None:
             while not stop.wait(every_s):
                 try:
-                    self._set_attribute(claim.trial_id, "heartbeat_s", time.time())
-                except StorageInternalError:
-                    logging.getLogger(__name__).warning("no heartbeat for slot %d: storage", claim.candidate.slot)
+                    self._set_attribute(claim.trial_id, "heartbeat_s", time.time(), patience_s=0.0)
+                except (DatabaseUnavailable, DatabaseRefused) as error:  # training goes on
+                    _log.warning("no heartbeat for slot %d: %s", claim.candidate.slot, error)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -140,7 +169,24 @@ class SearchStudy:
         worker = trial.user_attrs["worker"]
         if owners.is_local(worker):
             return owners.is_gone(worker)
-        return time.time() - float(trial.user_attrs["heartbeat_s"]) > self._ttl_s
+        heard_s = max(float(trial.user_attrs["heartbeat_s"]), self._database.back_since_s)
+        return time.time() - heard_s > self._ttl_s  # while the database was away nobody could be heard
+
+    def _is_ours(self, claim: Claim) -> bool:
+        """Whether the database still has this claim."""
+        try:
+            trial = self._database.call(lambda: self._storage.get_trial(claim.trial_id))
+            is_ours = bool(trial.user_attrs.get("token") == claim.token)
+        except RecordGone:
+            is_ours = False
+        if not is_ours:
+            self._has_lost_records = True
+            _log.warning("the study's record of slot %d is gone: its claim is lost", claim.candidate.slot)
+        return is_ours
+
+    def _gone(self) -> StudyGone:
+        where = self._database.where
+        return StudyGone(f"study '{self.name}' is not in {where} any longer: run the search again, or restore it")
 
     def _try_claim(self, candidate: Candidate) -> Claim | None:
         """Add a RUNNING trial and look who came first."""
@@ -156,7 +202,7 @@ class SearchStudy:
         won = bool(mine) and rivals[0] is mine[0]
         for trial in mine[1:] if won else mine:
             self._end_unfinished(trial._trial_id, YIELDED)
-        return Claim(mine[0]._trial_id, candidate) if won else None
+        return Claim(mine[0]._trial_id, candidate, token) if won else None
 
     def _add(self, candidate: Candidate, state: TrialState, loss_nats: float | None, **extra: str) -> None:
         attributes = candidate.attributes() | {
@@ -165,28 +211,39 @@ class SearchStudy:
             **extra,
         }
         trial = optuna.trial.create_trial(state=state, value=loss_nats, user_attrs=attributes)
-        _retried(lambda: self._study.add_trial(trial))
+        try:
+            self._database.call(lambda: self._study.add_trial(trial))
+        except RecordGone as error:
+            raise self._gone() from error
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """In the order of their numbers."""
-        return _retried(lambda: self._study.get_trials(deepcopy=False, states=states))
+        try:
+            return self._database.call(lambda: self._study.get_trials(deepcopy=False, states=states))
+        except RecordGone as error:
+            raise self._gone() from error
 
     def _end_unfinished(self, trial_id: int, reason: str) -> None:
         self._set_attribute(trial_id, "reason", reason)
         self._finish(trial_id, TrialState.FAIL)
 
-    def _set_attribute(self, trial_id: int, key: str, value: Any) -> None:
-        """Ignored on a trial that another process has ended meanwhile."""
+    def _set_attribute(self, trial_id: int, key: str, value: Any, patience_s: float | None = None) -> None:
+        """Ignored on a trial that another process has ended meanwhile, and on one whose record is gone."""
         try:
-            _retried(lambda: self._storage.set_trial_user_attr(trial_id, key, value))
+            self._database.call(lambda: self._storage.set_trial_user_attr(trial_id, key, value), patience_s)
         except UpdateFinishedTrialError:
             return
+        except RecordGone:
+            self._has_lost_records = True
 
     def _finish(self, trial_id: int, state: TrialState, loss_nats: float | None = None) -> bool:
         values = None if loss_nats is None else [loss_nats]
         try:
-            return bool(_retried(lambda: self._storage.set_trial_state_values(trial_id, state, values)))
+            return bool(self._database.call(lambda: self._storage.set_trial_state_values(trial_id, state, values)))
         except UpdateFinishedTrialError:
+            return False
+        except RecordGone:
+            self._has_lost_records = True
             return False
 
 
@@ -197,25 +254,3 @@ def _finished(trial: FrozenTrial) -> FinishedTrial:
 
 def _sampler() -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler()  # never asked: the proposer fills the slots
-
-
-def _engine_options(url: str) -> dict[str, Any]:
-    """Wait for sqlite's file lock; make sure that its directory is there; drop Postgres connections that died."""
-    if not url.startswith("sqlite"):
-        return {"pool_pre_ping": True}
-    Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
-    return {"connect_args": {"timeout": 60}}
-
-
-def _retried(operation: Callable[[], T]) -> T:
-    """Run a storage operation, again after a pause when the database is locked, out of reach or just being set up."""
-    from sqlalchemy.exc import DBAPIError
-
-    for attempt in range(LOCKED_RETRIES):
-        try:
-            return operation()
-        except (StorageInternalError, DBAPIError):
-            if attempt == LOCKED_RETRIES - 1:
-                raise
-            time.sleep(0.05 * 2**attempt)
-    raise AssertionError("unreachable")

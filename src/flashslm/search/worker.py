@@ -27,15 +27,31 @@ class WorkerSummary:
 
 
 def run_worker(study: SearchStudy, proposer: Proposer, train: Train, on_trial: OnTrial | None = None) -> WorkerSummary:
-    """Work until no slot is left. `train` may raise TrialFailed; any other exception frees the slot and propagates."""
+    """Work until no slot is left. `train` may raise TrialFailed; any other exception frees the slot and propagates.
+
+    A database that was away may have come back without its last records, so after an outage the study is read whole,
+    and cycles that miss a trial are worked off again: a later cycle's candidates depend on all earlier trials.
+    """
     summary = WorkerSummary()
-    for cycle in range(proposer.num_cycles):
-        history = study.finished()
-        summary.completed = len(history)
-        candidates = proposer.propose(cycle, history)
-        _work_off(study, candidates, train, on_trial, summary)
-    summary.completed = len(study.finished())
+    while not _is_finished(study, proposer, train, on_trial, summary):
+        study.read_again()
     return summary
+
+
+def _is_finished(
+    study: SearchStudy, proposer: Proposer, train: Train, on_trial: OnTrial | None, summary: WorkerSummary
+) -> bool:
+    """Work off all cycles; False as soon as the study may have lost trials."""
+    wanted: set[int] = set()
+    for cycle in range(proposer.num_cycles):
+        candidates = proposer.propose(cycle, study.finished())
+        wanted |= {c.slot for c in candidates}
+        if study.may_have_changed or not _work_off(study, candidates, train, on_trial, summary):
+            return False
+    study.read_again()
+    finished = {t.slot for t in study.finished()}
+    summary.completed = len(finished)
+    return wanted <= finished and not study.may_have_changed
 
 
 def _work_off(
@@ -44,8 +60,11 @@ def _work_off(
     train: Train,
     on_trial: OnTrial | None,
     summary: WorkerSummary,
-) -> None:
-    """Train free candidates of one cycle until all of it is finished, by this worker or others."""
+) -> bool:
+    """Train free candidates of one cycle until all of it is finished, by this worker or others.
+
+    False if the study may have lost trials meanwhile.
+    """
     pause_s = POLL_S[0]
     wanted = {c.slot for c in candidates}
     while not wanted <= {t.slot for t in study.finished()}:
@@ -54,15 +73,18 @@ def _work_off(
             time.sleep(pause_s)
             summary.waited_s += pause_s
             pause_s = min(1.5 * pause_s, POLL_S[1])
-            continue
-        pause_s = POLL_S[0]
-        outcome = _train_claim(study, claim, train)
-        if outcome is None:
-            summary.failed += 1
-            continue
-        summary.trained += 1
-        if on_trial is not None:
-            on_trial(claim.candidate, outcome)
+        else:
+            pause_s = POLL_S[0]
+            outcome = _train_claim(study, claim, train)
+            if outcome is None:
+                summary.failed += 1
+            else:
+                summary.trained += 1
+                if on_trial is not None:
+                    on_trial(claim.candidate, outcome)
+        if study.may_have_changed:
+            return False
+    return not study.may_have_changed
 
 
 def _train_claim(study: SearchStudy, claim: Claim, train: Train) -> TrainOutcome | None:

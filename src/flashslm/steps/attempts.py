@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from flashslm.infra.process.parent import PARENT_PID
+from flashslm.infra.storage.lease import LeaseTimeout
 from flashslm.infra.storage.s3 import StoreUnavailable
 
 RETRIES = "FLASHSLM_STEP_RETRIES"  # set by the cluster pass from platform.retries
@@ -35,8 +36,8 @@ def retries() -> int:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the same work may succeed in a new process: the store is away, the device faulted, a worker crashed."""
-    if isinstance(error, StoreUnavailable | ConnectionError):
+    """Whether the same work may succeed in a new process: a service is away, the device faulted, a worker crashed."""
+    if isinstance(error, StoreUnavailable | LeaseTimeout | ConnectionError):
         return True
     if "OutOfMemory" in type(error).__name__:
         return False

@@ -9,6 +9,7 @@ from typing import Any
 
 from flashslm.config import STEP_SECTIONS, RunConfig, from_step_json
 from flashslm.config.steps import GPU_STEPS
+from flashslm.infra import outages
 from flashslm.infra.events import Events
 from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.settings import Settings
@@ -51,7 +52,8 @@ def run_step(
     events = Events.from_env(name, label)
     events.emit("start")
     try:
-        with mlflow_runs.open_run(settings, label, tags={"step": name} | variant) as mlflow_run:
+        run = mlflow_runs.open_run(settings, label, tags={"step": name} | variant)
+        with run as mlflow_run, outages.heard_by(_outage_listener(mlflow_run, events)):
             store = ObjectStore(settings)
             context = StepContext(
                 step=name,
@@ -84,6 +86,16 @@ def _decide_kernels(config: RunConfig, measures: bool) -> None:
 
     kernels.configure(config.kernels)
     kernels.preflight(pick_device(config.profiling.device if measures else "auto"))
+
+
+def _outage_listener(mlflow_run: mlflow_runs.TrackedRun, events: Events) -> outages.OnOutage:
+    """Say what the step waits for where a person looks: its MLflow run, and the terminal."""
+
+    def listen(kind: str, sentence: str) -> None:
+        events.emit("progress", sentence)
+        mlflow_run.set_tags({f"outage.{kind.replace(' ', '_')}": sentence})
+
+    return listen
 
 
 def _log_to_stderr() -> None:

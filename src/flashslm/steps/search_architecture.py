@@ -47,7 +47,8 @@ def open_study(context: StepContext) -> SearchStudy:
     """The study is named by the work: same configuration, inputs and code = same study."""
     if not context.settings.study_url:
         raise ValueError("FLASHSLM_STUDY_URL is not set: give an Optuna storage such as sqlite:///study.db")
-    return SearchStudy.open(context.settings.study_url, study_name(context))
+    settings = context.settings
+    return SearchStudy.open(settings.study_url, study_name(context), patience_s=settings.patience_s)
 
 
 def study_name(context: StepContext) -> str:

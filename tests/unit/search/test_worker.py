@@ -1,19 +1,25 @@
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy.exc import InternalError, OperationalError, ProgrammingError
 
+from flashslm.infra import outages
 from flashslm.infra.process import owners
-from flashslm.search.study import ATTEMPTS, SearchStudy
+from flashslm.search import database
+from flashslm.search.database import DatabaseRefused, DatabaseUnavailable
+from flashslm.search.study import ATTEMPTS, SearchStudy, StudyGone
 from flashslm.search.trial import TrialFailed
 from flashslm.search.worker import run_worker
 from tests.unit.search.synthetic import loss_nats, run_serially
@@ -177,6 +183,147 @@ def test_rivals_for_a_slot_do_not_share_it(url):
         claimed = [slot for slot in pool.map(rival, range(6)) if slot is not None]
     assert len(claimed) == len(set(claimed)), "two workers hold one slot"
     assert 0 in claimed
+
+
+def file_of(url: str) -> Path:
+    return Path(url.removeprefix("sqlite:///"))
+
+
+@contextmanager
+def locked(url: str):
+    """The database cannot be used while the block runs."""
+    holder = sqlite3.connect(file_of(url), isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        holder.close()
+
+
+@pytest.fixture
+def quick_outages(monkeypatch):
+    """An outage is said after a tenth of a second, and sqlite waits for its lock no longer."""
+    monkeypatch.setattr(outages, "_FIRST_SAID_AFTER_S", 0.1)
+    monkeypatch.setattr(database, "_SQLITE_LOCK_S", 0.1)
+
+
+@pytest.mark.usefixtures("quick_outages")
+def test_a_database_that_is_away_during_the_search_is_waited_for(url, expected):
+    heard, gone = [], threading.Event()
+
+    def slow(candidate):
+        if candidate.slot == 9 and not gone.is_set():
+            gone.set()
+            time.sleep(0.3)
+        return train(candidate)
+
+    def take_away():
+        gone.wait(LIMIT_S)
+        with locked(url):
+            wait_until(lambda: heard)
+
+    study = SearchStudy.open(url, "search")
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    with outages.heard_by(lambda kind, sentence: heard.append(f"{kind}: {sentence}")):
+        summary = run_worker(study, make_search(), slow)
+    thread.join()
+    assert study.finished() == expected and summary.completed == TRIALS
+    assert heard[0].startswith("study database: study database at sqlite:///") and "has been away for" in heard[0]
+    assert "answers again" in heard[-1]
+
+
+@pytest.mark.usefixtures("quick_outages")
+def test_a_result_is_read_from_a_database_that_comes_back(url, expected):
+    """What select_architecture does."""
+    run_worker(SearchStudy.open(url, "search"), make_search(), train)
+    with ThreadPoolExecutor(1) as pool, locked(url):
+        reading = pool.submit(lambda: SearchStudy.open(url, "search", patience_s=LIMIT_S).finished())
+        time.sleep(1.0)
+        assert not reading.done()
+    assert reading.result() == expected
+
+
+@pytest.mark.usefixtures("quick_outages")
+def test_patience_for_a_database_ends(url):
+    study = SearchStudy.open(url, "search", patience_s=0.5)
+    with locked(url), pytest.raises(DatabaseUnavailable, match=r"sqlite:///.* does not answer: .*locked"):
+        study.finished()
+
+
+@pytest.mark.usefixtures("quick_outages")
+def test_a_heartbeat_does_not_hold_a_training_up(url):
+    study = SearchStudy.open(url, "search")
+    claim = study.claim(make_search().propose(0, []))
+    with locked(url), study.heartbeat(claim, every_s=0.01):
+        time.sleep(0.3)
+    assert study.complete(claim, outcome(1.0))
+
+
+def test_a_wrong_password_is_not_waited_for():
+    error = OperationalError("", {}, Exception('FATAL:  password authentication failed for user "flashslm"'))
+    assert not database._is_outage(error)
+    assert database._is_outage(OperationalError("", {}, Exception("server closed the connection unexpectedly")))
+    assert database._is_outage(InternalError("", {}, Exception("cannot execute INSERT in a read-only transaction")))
+    assert not database._is_outage(ProgrammingError("", {}, Exception("syntax error")))
+
+
+def test_a_mistake_in_the_database_is_said_in_its_own_words(url):
+    study = SearchStudy.open(url, "search")
+    with sqlite3.connect(file_of(url)) as connection:
+        connection.execute("DROP TABLE trials")
+    with pytest.raises(DatabaseRefused, match=r"sqlite:///.* refuses: no such table: trials"):
+        study.finished()
+
+
+def lose_records(url: str, where: str) -> None:
+    """What a restored database does not hold any longer."""
+    with sqlite3.connect(file_of(url)) as connection:
+        lost = [row[0] for row in connection.execute(f"SELECT trial_id FROM trials WHERE {where}")]
+        for table in ("trial_values", "trial_user_attributes", "trials"):
+            connection.executemany(f"DELETE FROM {table} WHERE trial_id = ?", [(trial,) for trial in lost])
+
+
+@pytest.mark.parametrize("where", ["state = 'RUNNING'", "trial_id > 4"], ids=["its claim", "a part of the history"])
+def test_records_that_are_gone_cost_their_trials_only(url, expected, where, caplog):
+    """The database goes back in time while this worker trains slot 9; ids of what is lost are given to new trials."""
+    trained = []
+
+    def forgetful(candidate):
+        trained.append(candidate.slot)
+        if trained.count(9) == 1 and candidate.slot == 9:
+            lose_records(url, where)
+        return train(candidate)
+
+    study = SearchStudy.open(url, "search")
+    summary = run_worker(study, make_search(), forgetful)
+    assert study.finished() == expected and summary.completed == TRIALS
+    assert trained.count(9) == 2 and "its claim is lost" in caplog.text
+    assert (len(trained) == TRIALS + 1) == where.startswith("state")
+
+
+def test_a_claim_whose_id_went_to_another_trial_does_not_end_that_one(url):
+    study = SearchStudy.open(url, "search")
+    candidates = make_search().propose(0, [])
+    mine = study.claim(candidates)
+    lose_records(url, "1")
+    other = SearchStudy.open(url, "search")
+    theirs = other.claim(candidates[1:])
+    assert theirs.trial_id == mine.trial_id
+    assert not study.complete(mine, outcome(1.0))
+    study.fail(mine, "diverged")
+    study.release(mine)
+    assert other.complete(theirs, outcome(2.0)) and [t.loss_nats for t in other.finished()] == [2.0]
+
+
+def test_a_worker_ends_only_when_the_study_is_gone(url):
+    def deletes(candidate):
+        if candidate.slot == 5:
+            optuna.delete_study(study_name="search", storage=url)
+        return train(candidate)
+
+    with pytest.raises(StudyGone, match=r"study 'search' is not in sqlite:///.* any longer: run the search again"):
+        run_worker(SearchStudy.open(url, "search"), make_search(), deletes)
 
 
 def test_a_candidate_that_takes_its_workers_down_is_given_up(url):

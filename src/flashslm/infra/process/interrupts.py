@@ -2,9 +2,23 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
+
+_POLL_S = 0.1
+
+
+@dataclass
+class StopRequest:
+    """Set once a signal has asked for the end. No threading.Event: its wait has a lock that the handler would take."""
+
+    requested: bool = False
+
+
+_process = StopRequest()
 
 
 class Terminated(SystemExit):
@@ -13,20 +27,52 @@ class Terminated(SystemExit):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise Terminated on SIGTERM; without effect outside the main thread, which alone receives signals."""
+    """Raise Terminated on SIGTERM; without effect outside the main thread, which alone receives signals.
+
+    Until the block is left, threads that wait for something see either signal in `stop_requested`.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def terminate(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
+        request_stop()
         raise Terminated(128 + number)
 
     before = signal.signal(signal.SIGTERM, terminate)
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
+        end_stop_request()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    request_stop()
+    raise KeyboardInterrupt
+
+
+def request_stop() -> None:
+    """Let waiting threads know that this process is asked to end."""
+    _process.requested = True
+
+
+def end_stop_request() -> None:
+    """The block that was asked to end has been left."""
+    _process.requested = False
+
+
+def stop_requested(within_s: float = 0.0) -> bool:
+    """Whether this process is asked to end, or is so within that time."""
+    until_s = time.monotonic() + within_s
+    while not _process.requested and (left_s := until_s - time.monotonic()) > 0:
+        time.sleep(min(left_s, _POLL_S))
+    return _process.requested
 
 
 @contextmanager

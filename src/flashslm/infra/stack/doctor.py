@@ -41,7 +41,7 @@ def diagnose(settings: Settings, directory: Path | None = None) -> list[Check]:
 
 
 def _check_s3(settings: Settings) -> list[Check]:
-    store = ObjectStore(settings, max_attempts=2)
+    store = ObjectStore(settings, patience_s=2)
     key, value = f"probe/{uuid.uuid4().hex}.json", {"probe": settings.bucket}
 
     def read() -> str:

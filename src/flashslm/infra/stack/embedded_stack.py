@@ -215,7 +215,7 @@ def _is_healthy(service: Service, settings: Settings) -> bool:
 def _accepts_put(settings: Settings) -> bool:
     try:
         with translated("S3", _PROBE_KEY):
-            s3_client(settings, max_attempts=1).put_object(Bucket=settings.bucket, Key=_PROBE_KEY, Body=b"up")
+            s3_client(settings, patience_s=0).put_object(Bucket=settings.bucket, Key=_PROBE_KEY, Body=b"up")
     except StoreError:
         return False
     return True

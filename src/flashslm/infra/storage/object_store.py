@@ -5,7 +5,6 @@ its files. Its index, `cas/ab/<sha256>.index.json`, is written last, so a reader
 names a tree and is what steps hand to each other.
 """
 
-import hashlib
 import json
 import re
 import tempfile
@@ -21,9 +20,10 @@ from urllib.parse import urlsplit
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
+from flashslm.infra.outages import Wait
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.s3 import (
-    MAX_ATTEMPTS,
+    SERVICE,
     ObjectCorrupt,
     ObjectMissing,
     PreconditionFailed,
@@ -36,6 +36,7 @@ from flashslm.infra.storage.s3 import (
 from flashslm.infra.storage.tree import (
     MARKER,
     FileEntry,
+    HashingSink,
     Manifest,
     disk_errors,
     hash_tree,
@@ -80,10 +81,13 @@ class ObjectEntry(NamedTuple):
 class ObjectStore:
     """Trees and JSON objects of one bucket. Safe to share between threads."""
 
-    def __init__(self, settings: Settings, max_attempts: int = MAX_ATTEMPTS):
+    def __init__(self, settings: Settings, patience_s: float | None = None):
+        """`patience_s` is how long a call waits for a server that is away, the settings' own unless given."""
         self.bucket = settings.bucket
-        self.client = s3_client(settings, max_attempts)
-        self._impatient = s3_client(settings, max_attempts=1)
+        self._patience_s = settings.patience_s if patience_s is None else patience_s
+        self.client = s3_client(settings, self._patience_s)
+        self._impatient = s3_client(settings, patience_s=0)
+        self._endpoint_url = settings.endpoint_url
         self._where = f"S3 at {settings.endpoint_url}, bucket '{settings.bucket}'"
 
     def ensure_bucket(self) -> None:
@@ -322,7 +326,7 @@ class ObjectStore:
         key = f"{prefix}/{path}"
 
         def stream(client: Any, file: IO[bytes] | None = None) -> str:
-            sink = _HashingSink(file)
+            sink = HashingSink(file)
             client.download_fileobj(self.bucket, key, sink, Config=_TRANSFER)
             return sink.hash.hexdigest()
 
@@ -340,18 +344,22 @@ class ObjectStore:
         A server that checks its own blocks answers 500 for a damaged one, for ever: waiting as for one that is away
         would take minutes and end in the wrong error.
         """
-        for pause_s in (_PAUSE_S, 0.0):
-            try:
-                with translated(self._where, key):
-                    return read(self._impatient)
-            except StoreUnavailable as error:
-                if error.status != HTTPStatus.INTERNAL_SERVER_ERROR or not self._serves():
-                    break
-                time.sleep(pause_s)
-        else:
-            raise ObjectCorrupt(f"{self._where} cannot read '{key}' though it reads others: its bytes are damaged")
-        with translated(self._where, key):
-            return read(self.client)
+        client, failures = self._impatient, 0
+        with Wait(SERVICE, self._endpoint_url, self._patience_s) as wait:
+            while True:
+                try:
+                    with translated(self._where, key):
+                        return read(client)
+                except StoreUnavailable as error:
+                    client = self.client
+                    if error.status == HTTPStatus.INTERNAL_SERVER_ERROR and self._serves():
+                        failures += 1
+                        if failures > 1:
+                            reason = "though it reads others: its bytes are damaged"
+                            raise ObjectCorrupt(f"{self._where} cannot read '{key}' {reason}") from error
+                        time.sleep(_PAUSE_S)
+                    elif not wait.pause(str(error)):
+                        raise
 
     def _serves(self) -> bool:
         """Whether the server stores an object now and gives it back."""
@@ -372,18 +380,6 @@ class ObjectStore:
         if parts.path != f"/{_prefix_of(manifest.sha256)}":
             raise ObjectCorrupt(f"{manifest.uri} is not the address of a tree with the sha256 {manifest.sha256}")
         return parts.path.strip("/")
-
-
-class _HashingSink:
-    """Hashes what is written to it and passes it on. Not seekable, so that ranges arrive in order."""
-
-    def __init__(self, file: IO[bytes] | None = None):
-        self.hash = hashlib.sha256()
-        self.file = file
-
-    def write(self, data: bytes) -> int:
-        self.hash.update(data)
-        return self.file.write(data) if self.file else len(data)
 
 
 def _corrupt(what: str, expected: str, actual: str) -> ObjectCorrupt:

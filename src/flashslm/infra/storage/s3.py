@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,10 +14,12 @@ from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
+from flashslm.infra.outages import Wait
 from flashslm.infra.settings import Settings
 
 _session_lock = threading.Lock()  # threads may share a client, but not make clients of one session at once
-MAX_ATTEMPTS = 12  # exponential backoff to 20 s: a server that restarts on a busy machine took over half a minute
+SERVICE = "object store"
+_WAIT = "flashslm.wait"  # in the context of a request, which all of its attempts share
 
 
 class StoreError(RuntimeError):
@@ -46,12 +49,16 @@ class StoreUnavailable(StoreError):
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def s3_client(settings: Settings, max_attempts: int = MAX_ATTEMPTS) -> Any:
-    """The one place an S3 client is made: path-style addresses, standard retries, bounded waits."""
+def s3_client(settings: Settings, patience_s: float | None = None) -> Any:
+    """The one place an S3 client is made: path-style addresses, bounded waits for an answer.
+
+    A request that the server does not answer, or fails (429, 5xx), is repeated for `patience_s` (the settings' own
+    unless given; 0 = it is sent once). A read that ends in HTTP 500 is not: that may be damage, see `ObjectStore`.
+    """
     config = Config(
         signature_version="s3v4",
         s3={"addressing_style": "path"},
-        retries={"mode": "standard", "total_max_attempts": max_attempts},
+        retries={"mode": "standard", "total_max_attempts": 1},  # `_ride_out` repeats
         connect_timeout=5,
         read_timeout=60,
         max_pool_connections=20,  # files at once x parts at once, with room
@@ -60,7 +67,7 @@ def s3_client(settings: Settings, max_attempts: int = MAX_ATTEMPTS) -> Any:
         proxies={} if urlsplit(settings.endpoint_url).hostname in LOOPBACK else None,  # never by the user's proxy
     )
     with _session_lock:
-        return _session().client(
+        client = _session().client(
             "s3",
             endpoint_url=settings.endpoint_url,
             aws_access_key_id=settings.access_key,
@@ -68,6 +75,35 @@ def s3_client(settings: Settings, max_attempts: int = MAX_ATTEMPTS) -> Any:
             region_name=settings.region,
             config=config,
         )
+    if patience_s := settings.patience_s if patience_s is None else patience_s:
+        client.meta.events.register("needs-retry.s3", partial(_ride_out, settings.endpoint_url, patience_s))
+    return client
+
+
+def _ride_out(
+    where: str,
+    patience_s: float,
+    response: tuple[Any, dict[str, Any]] | None,
+    caught_exception: Exception | None,
+    operation: Any,
+    request_dict: dict[str, Any],
+    **_: Any,
+) -> float | None:
+    """botocore asks after every attempt in how many seconds the next one is due; None = what it got is final."""
+    status = int(response[1].get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) if response else 0
+    wait: Wait | None = request_dict["context"].get(_WAIT)
+    is_final = caught_exception is None and not is_outage(status)
+    if is_final or (status == HTTPStatus.INTERNAL_SERVER_ERROR and operation.name == "GetObject"):
+        if wait:
+            wait.end()
+        return None
+    wait = request_dict["context"].setdefault(_WAIT, wait or Wait(SERVICE, where, patience_s))
+    return 0.0 if wait.pause(str(caught_exception or f"HTTP {status}")) else None
+
+
+def is_outage(status: int) -> bool:
+    """Whether an HTTP status says that the server cannot answer now, and nothing of the request."""
+    return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 @cache
@@ -113,7 +149,7 @@ def _translate(where: str, key: str, error: ClientError) -> StoreError:
         return PreconditionFailed(f"conditional put of '{key}' in {where} lost: {reason}")
     if status in (401, 403):
         return StoreError(f"{where} refused access to '{key}' ({reason}): check AWS_ACCESS_KEY_ID and its secret")
-    return _unavailable(where, error) if status >= 500 or status == 429 else StoreError(f"{where}: {error}")
+    return _unavailable(where, error) if is_outage(status) else StoreError(f"{where}: {error}")
 
 
 def _unavailable(where: str, error: Exception) -> StoreUnavailable:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -56,6 +56,18 @@ class FileEntry(BaseModel):
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
+
+
+class HashingSink:
+    """Hashes what is written to it and passes it on. Not seekable, so that ranges arrive in order."""
+
+    def __init__(self, file: IO[bytes] | None = None):
+        self.hash = hashlib.sha256()
+        self.file = file
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        return self.file.write(data) if self.file else len(data)
 
 
 class _Index(BaseModel):

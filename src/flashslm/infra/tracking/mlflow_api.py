@@ -22,6 +22,7 @@ from flashslm.infra.storage.s3 import s3_client, translated
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = urllib3.Timeout(connect=3.0, read=30.0)
+_ARTIFACT_PATIENCE_S = 5.0  # nothing waits for what is only logged: it is spooled
 _RETRIES = urllib3.Retry(
     total=3, backoff_factor=0.3, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None, raise_on_status=False
 )
@@ -116,7 +117,7 @@ class MlflowApi:
         key = f"{root.path.strip('/')}/{path}"
         if root.scheme == "s3":
             with translated(f"S3 at {self.settings.endpoint_url}, bucket '{root.netloc}'", key):
-                s3_client(self.settings).upload_file(str(file), root.netloc, key)
+                s3_client(self.settings, _ARTIFACT_PATIENCE_S).upload_file(str(file), root.netloc, key)
         elif root.scheme == "mlflow-artifacts":
             with file.open("rb") as body:
                 headers = {"Content-Length": str(file.stat().st_size), "Content-Type": "application/octet-stream"}

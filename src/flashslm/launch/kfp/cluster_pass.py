@@ -14,6 +14,7 @@ import yaml
 
 from flashslm.config import HOOK_URL_VARIABLE, MULTI_NODE_STEPS, GpuType, PlatformConfig, StepResources, digest
 from flashslm.infra.kubernetes.train_job import VARIABLE as TRAIN_JOB
+from flashslm.infra.settings import VARIABLES
 from flashslm.launch.compiling import code_digest, compile_pipeline
 from flashslm.launch.kfp.train_job_template import Source, step_labels, train_job_template
 from flashslm.launch.parity_lint import lint
@@ -96,7 +97,10 @@ def for_cluster(pipeline: str, platform: PlatformConfig, root: Path | None = Non
         executor["container"] |= {"resources": _resources(resources, platform)}
         if image := resources.image or platform.image:
             executor["container"]["image"] = image
-        executor["container"]["env"] = [{"name": STEP_RETRIES, "value": str(platform.retries)}]
+        executor["container"]["env"] = [
+            {"name": STEP_RETRIES, "value": str(platform.retries)},
+            {"name": VARIABLES["patience_s"], "value": str(platform.patience_s)},
+        ]
         if platform.has_train_job(step):
             job = train_job_template(
                 step, platform, executor["container"]["image"], _secrets(platform, step), _maps(platform)

@@ -3,6 +3,7 @@
 from flashslm.config import GpuType, PlatformConfig
 from flashslm.infra.kubernetes.train_job import API_VERSION, NODE, KubernetesObject
 from flashslm.infra.process.owners import POD_UID
+from flashslm.infra.settings import VARIABLES
 
 MANAGER = "flashslm.dev/pretrain"  # of our entry in runtimePatches, beside those of Kueue and others
 
@@ -33,6 +34,7 @@ def train_job_template(
         "resourcesPerNode": {"requests": amounts, "limits": dict(amounts)},
         "env": [
             {"name": POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+            {"name": VARIABLES["patience_s"], "value": str(platform.patience_s)},
             *_references("secretKeyRef", secrets),
             *_references("configMapKeyRef", config_maps),
         ],

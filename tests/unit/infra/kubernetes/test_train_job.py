@@ -118,7 +118,8 @@ def test_template_is_a_train_job_of_trainer_2_3(manifest: Document) -> None:
     assert trainer["resourcesPerNode"]["limits"] == {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "8"}
     assert manifest["spec"]["activeDeadlineSeconds"] == 604_800
     assert manifest["spec"]["runtimeRef"] == {"name": "flashslm-torch"}
-    sources = {e["name"]: next(iter(e["valueFrom"].values())) for e in trainer["env"]}
+    assert {"name": "FLASHSLM_PATIENCE_S", "value": "900"} in trainer["env"]
+    sources = {e["name"]: next(iter(e["valueFrom"].values())) for e in trainer["env"] if "valueFrom" in e}
     assert sources["AWS_SECRET_ACCESS_KEY"] == {"name": "flashslm-s3", "key": "AWS_SECRET_ACCESS_KEY"}
     assert sources["AWS_REGION"] == {"name": "flashslm", "key": "AWS_REGION", "optional": True}
     assert "FLASHSLM_STUDY_URL" not in sources, "training does not need the search's database"

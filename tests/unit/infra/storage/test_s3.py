@@ -49,9 +49,9 @@ def test_connection_errors_are_unavailable():
         raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
 
 
-def test_client_is_path_style_with_retries_and_the_checksum_mode():
+def test_client_is_path_style_with_bounded_waits_and_the_checksum_mode():
     config = s3.s3_client(SETTINGS.model_copy(update={"s3_checksums": "when_required"})).meta.config
     assert config.s3["addressing_style"] == "path"
-    assert config.retries["mode"] == "standard" and config.retries["total_max_attempts"] == s3.MAX_ATTEMPTS
+    assert config.retries["mode"] == "standard" and config.retries["total_max_attempts"] == 1
     assert config.request_checksum_calculation == config.response_checksum_validation == "when_required"
     assert config.connect_timeout <= 10 and config.read_timeout <= 120
