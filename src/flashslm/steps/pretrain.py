@@ -4,6 +4,7 @@ The training itself is also continue_pretraining's: in this process; with severa
 torchrun; with several nodes, in a Kubeflow TrainJob.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_architecture
 from flashslm.steps.context import StepContext
-from flashslm.training.spec import Fetch, FromArchitecture, FromExport, OnMetrics, TrainOutcome, TrainSpec
+from flashslm.training.spec import Fetch, FromArchitecture, FromExport, OnMetrics, OnResume, TrainOutcome, TrainSpec
 from flashslm.training.trained_model import store_model
 from flashslm.training.trainer import train
 from flashslm.training.workers import WorkerFailed, WorkerOutput, run_workers
 
 WORKER = "flashslm.steps.pretrain_worker"
+_log = logging.getLogger(__name__)
 WATCHED = "watched"  # tells workers to stop when the step that started them is gone
 
 
@@ -53,31 +55,36 @@ def train_in_step(context: StepContext, spec: TrainSpec) -> TrainOutcome:
         losses = ", ".join(f"{key} {value:.3f}" for key, value in values.items() if key.endswith("loss_nats"))
         context.events.emit("progress", f"step {step} of {spec.training.steps}: {losses}", training_step=step)
 
+    def on_resume(step: int, checkpoint: str) -> None:
+        text = f"resumes from step {step} of {spec.training.steps} (checkpoint {checkpoint})"
+        _log.info("%s", text)
+        context.mlflow_run.set_tags({"resumed_from": f"step {step}, {checkpoint}"})
+        context.events.emit("progress", text, training_step=step)
+
+    output = WorkerOutput(on_metrics, on_resume, on_log=lambda line: print(line, flush=True))
     template = train_job.template_from_environment()
     processes = spec.training.processes or max(1, torch.cuda.device_count())
     if template:
-        outcome = _train_on_nodes(context, spec, template, _worker_output(on_metrics))
+        outcome = _train_on_nodes(context, spec, template, output)
     elif processes > 1:
-        outcome = _train_on_gpus(context, spec, processes, _worker_output(on_metrics))
+        outcome = _train_on_gpus(context, spec, processes, output)
     else:
-        outcome = train_in_process(spec, context.fetch_manifest, context.store, on_metrics)
+        outcome = train_in_process(spec, context.fetch_manifest, context.store, on_metrics, on_resume)
     assert outcome.checkpoint is not None  # rank 0 stored it
     context.outputs["checkpoint"] = outcome.checkpoint
     return outcome
 
 
-def train_in_process(spec: TrainSpec, fetch: Fetch, store: ObjectStore, on_metrics: OnMetrics) -> TrainOutcome:
+def train_in_process(
+    spec: TrainSpec, fetch: Fetch, store: ObjectStore, on_metrics: OnMetrics, on_resume: OnResume
+) -> TrainOutcome:
     """This process' part of the run, fp32 weights on its device; rank 0 stores the result."""
     match spec.start:
         case FromArchitecture(architecture=architecture):
             model = HybridLM.build(architecture, device=pick_device("auto"), seed=spec.seed)
         case FromExport(exported=exported):
             model = load_export(fetch(exported) / "huggingface", pick_device("auto")).to(torch.float32).train()
-    return store_model(spec, model, train(spec, model, fetch, store, on_metrics), store)
-
-
-def _worker_output(on_metrics: OnMetrics) -> WorkerOutput:
-    return WorkerOutput(on_metrics, on_log=lambda line: print(line, flush=True))
+    return store_model(spec, model, train(spec, model, fetch, store, on_metrics, on_resume), store)
 
 
 def _train_on_gpus(context: StepContext, spec: TrainSpec, processes: int, output: WorkerOutput) -> TrainOutcome:

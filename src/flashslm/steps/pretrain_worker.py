@@ -7,23 +7,25 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from flashslm.infra import outages
 from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.settings import Settings
-from flashslm.infra.storage.heartbeat import require_heartbeats
+from flashslm.infra.storage.heartbeat import SILENCE_S, require_heartbeats
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.ops import kernels
 from flashslm.steps.context import tree_cache
 from flashslm.steps.pretrain import WATCHED, train_in_process
 from flashslm.training.distributed import world_from_environment
 from flashslm.training.spec import TrainSpec
-from flashslm.training.workers import print_failure, print_metrics
+from flashslm.training.workers import print_failure, print_metrics, print_outage, print_resumed
 
 
 def main(key: str, watched: bool) -> None:
     """Train by the spec stored at `key`; rank 0 stores the outcome where the step looks for it, and listens whether
     that step is still there if it is to be `watched`."""
     die_with_parent()
-    store, cache = ObjectStore(Settings.from_env()), tree_cache()
+    settings = Settings.from_env()
+    store, cache = ObjectStore(settings), tree_cache()
     found = store.get_json(key)
     if found is None:
         raise ValueError(f"there is no TrainSpec at '{key}': the step writes it before it starts workers")
@@ -34,14 +36,15 @@ def main(key: str, watched: bool) -> None:
     def fetch(tree: Manifest) -> Path:
         return store.get_tree(tree, cache / tree.sha256)
 
-    with world_from_environment() as world, ExitStack() as listening:
+    with world_from_environment(settings.patience_s) as world, ExitStack() as listening:
         if watched and world.is_main:
-            listening.enter_context(require_heartbeats(store, spec.object_key("heartbeat")))
-        outcome = train_in_process(spec, fetch, store, print_metrics)
+            silence_s = SILENCE_S + settings.patience_s  # the step may wait for a store that is away
+            listening.enter_context(require_heartbeats(store, spec.object_key("heartbeat"), silence_s=silence_s))
+        outcome = train_in_process(spec, fetch, store, print_metrics, print_resumed)
         if world.is_main:
             store.put_json(spec.object_key("outcome"), outcome.model_dump(mode="json"))
 
 
 if __name__ == "__main__":
-    with print_failure():
+    with print_failure(), outages.heard_by(print_outage):
         main(sys.argv[1], watched=WATCHED in sys.argv[2:])

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 Value = TypeVar("Value")
+_TIMEOUT_S = 1800.0  # of a collective
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ def current_world() -> World:
 
 
 @contextmanager
-def world_from_environment() -> Iterator[World]:
+def world_from_environment(patience_s: float = 0.0) -> Iterator[World]:
     """Join the process group that torchrun's RANK, WORLD_SIZE and LOCAL_RANK describe, and leave it afterwards.
 
-    Each rank takes the GPU of its local rank. Host-side collectives go over gloo, those of GPU tensors over NCCL.
+    The other ranks wait for rank 0 while that waits for an object store, up to `patience_s` longer than for anything
+    else. Each rank takes the GPU of its local rank. Host-side collectives go over gloo, those of GPU tensors over NCCL.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
@@ -49,7 +52,7 @@ def world_from_environment() -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, timeout=timedelta(seconds=_TIMEOUT_S + patience_s))
     try:
         yield current_world()
     finally:

@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
+
+from flashslm.infra.process import interrupts
 
 
 @contextmanager
@@ -56,25 +58,28 @@ def reproducible(seed: int, threads: int, *, deterministic: bool = True) -> Iter
             torch.set_num_threads(threads_before)
 
 
-@dataclass
-class StopRequest:
-    """Set once SIGTERM has come."""
-
-    requested: bool = False
-
-
 @contextmanager
-def sigterm_as_request() -> Iterator[StopRequest]:
-    """Let the step in progress finish; without effect outside the main thread, which alone receives signals."""
-    stop = StopRequest()
+def sigterm_as_request() -> Iterator[interrupts.StopRequest]:
+    """Let the step in progress finish; without effect outside the main thread, which alone receives signals.
+
+    Nothing waits for a service that is away any longer (`interrupts.stop_requested`).
+    """
+    stop = interrupts.StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: setattr(stop, "requested", True))
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.requested = True
+        interrupts.request_stop()
+
+    before = signal.signal(signal.SIGTERM, request)
     try:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
+        if before is signal.SIG_DFL:  # else an enclosing block is on its way out too
+            interrupts.end_stop_request()
 
 
 class StepClock:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from flashslm.training.distributed import (
 from flashslm.training.learning_rate import learning_rate
 from flashslm.training.prefetch import MakeBatch, prefetched
 from flashslm.training.runtime import StepClock, gc_held, reproducible, sigterm_as_request
-from flashslm.training.spec import Fetch, NonFiniteLoss, OnMetrics, TrainOutcome, TrainSpec
+from flashslm.training.spec import Fetch, NonFiniteLoss, OnMetrics, OnResume, TrainOutcome, TrainSpec
 from flashslm.training.state import capture, restore_
 from flashslm.training.step import TrainStep
 from flashslm.training.weight_norm import mean_weight_norm
@@ -39,27 +40,36 @@ def train(
     fetch: Fetch,
     store: ObjectStore | None = None,
     on_metrics: OnMetrics | None = None,
+    on_resume: OnResume | None = None,
 ) -> TrainOutcome:
     """Train the model, which is at the spec's start, in place on its own device to the spec's last step.
 
     With a store it saves checkpoints and continues from the newest one. Under deterministic algorithms (a CPU's
-    setting) a resumed run yields bit for bit the weights and the history of one that was never stopped; `on_metrics`
-    then gets the restored rows first, so that a log of them has the whole curve. Under torchrun the model is sharded
-    and rank 0 reports and saves.
+    setting) a resumed run yields bit for bit the weights and the history of one that was never stopped; `on_resume`
+    then gets where it continues, and `on_metrics` the rows from there. Under torchrun the model is sharded and rank 0
+    reports and saves.
 
-    Raises NonFiniteLoss; Terminated (SystemExit 143) after SIGTERM, once the step is finished and saved.
+    Raises NonFiniteLoss; Terminated (SystemExit 143) after SIGTERM, once the step is finished and, unless the store is
+    away, saved.
     """
     device_type = next(model.parameters()).device.type
     deterministic = spec.training.is_deterministic(device_type)
     with reproducible(spec.seed, spec.training.threads, deterministic=deterministic), gc_held():
-        return _Trainer(spec, model, fetch, store, on_metrics).run()
+        return _Trainer(spec, model, fetch, store, on_metrics, on_resume).run()
 
 
 class _Trainer:
     def __init__(
-        self, spec: TrainSpec, model: HybridLM, fetch: Fetch, store: ObjectStore | None, on_metrics: OnMetrics | None
+        self,
+        spec: TrainSpec,
+        model: HybridLM,
+        fetch: Fetch,
+        store: ObjectStore | None,
+        on_metrics: OnMetrics | None,
+        on_resume: OnResume | None,
     ) -> None:
-        self.spec, self.model, self.config, self.on_metrics = spec, model, spec.training, on_metrics
+        self.spec, self.model, self.config = spec, model, spec.training
+        self.on_metrics, self.on_resume = on_metrics, on_resume
         self.checkpoints = CheckpointStore(store, spec.run_key, self.config.keep_checkpoints) if store else None
         self.history: list[dict[str, float]] = []
         self.world = current_world()
@@ -75,7 +85,8 @@ class _Trainer:
         self.clock = StepClock(train_time_s)
 
     def run(self) -> TrainOutcome:
-        with sigterm_as_request() as stop, prefetched(self.train_loader.batch, self.device) as batches:
+        batching = prefetched(self.train_loader.batch, self.device)
+        with sigterm_as_request() as stop, self.checkpoints or nullcontext(), batching as batches:
             for step in range(self.start, self.config.steps):
                 loss = self._accumulate_gradients(step, batches)
                 gradient_norm = self.step.update(step)
@@ -191,8 +202,8 @@ class _Trainer:
             return 0, 0.0
         values = restore_(self.model, self.step.optimizer, found[1] if found else None)
         self.history = values["history"]
-        for row in self.history:
-            self._report(row)
+        if self.checkpoints and self.on_resume and self.world.is_main:
+            self.on_resume(step, self.checkpoints.key(step))
         return step, values["train_time_s"]
 
     def _result(self) -> TrainOutcome:

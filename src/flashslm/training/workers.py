@@ -1,7 +1,7 @@
 """Worker processes that train together: torchrun on this node, and what their output says.
 
-A worker reports metrics and its failure in marked lines of its output; every other line is its log.
-Run as a module, this is torchrun itself, which ends with the process that started it.
+A worker reports metrics, where it resumes, outages and its failure in marked lines of its output; every other line is
+its log. Run as a module, this is torchrun itself, which ends with the process that started it.
 """
 
 import json
@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from flashslm.infra import outages
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
-from flashslm.training.spec import OnMetrics
+from flashslm.training.spec import OnMetrics, OnResume
 
-_METRICS, _FAILURE = "@metrics ", "@failure "
+_METRICS, _RESUMED, _OUTAGE, _FAILURE = "@metrics", "@resumed", "@outage", "@failure"
 _SAVE_S = 600  # after SIGTERM the workers finish their step and save
 
 
@@ -28,7 +29,17 @@ class WorkerFailed(RuntimeError):
 
 def print_metrics(step: int, metrics: dict[str, float]) -> None:
     """The `on_metrics` of a worker."""
-    print(_METRICS + json.dumps({"step": step} | metrics), flush=True)
+    print(_METRICS, json.dumps({"step": step} | metrics), flush=True)
+
+
+def print_resumed(step: int, checkpoint: str) -> None:
+    """The `on_resume` of a worker."""
+    print(_RESUMED, json.dumps({"step": step, "checkpoint": checkpoint}), flush=True)
+
+
+def print_outage(kind: str, sentence: str) -> None:
+    """What a worker does with an outage that it waits for (`outages.heard_by`)."""
+    print(_OUTAGE, json.dumps({"kind": kind, "sentence": sentence}), flush=True)
 
 
 @contextmanager
@@ -37,30 +48,37 @@ def print_failure() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        print(_FAILURE + " ".join(f"{type(error).__name__}: {error}".split()), flush=True)
+        print(_FAILURE, " ".join(f"{type(error).__name__}: {error}".split()), flush=True)
         raise
 
 
 class WorkerOutput:
-    """Hands metrics to `on_metrics`, each step once, and log lines to `on_log`; keeps the first failure.
+    """Hands metrics to `on_metrics`, each step once, resumption to `on_resume`, log lines to `on_log`, and outages to
+    those who listen to this process'; keeps the first failure.
 
-    Lines may come again, as those of a worker that resumed or of a log that was cut off do.
+    Lines may come again, as those of a log that was cut off do.
     """
 
-    def __init__(self, on_metrics: OnMetrics, on_log: Callable[[str], None]):
-        self._on_metrics, self._on_log = on_metrics, on_log
+    def __init__(self, on_metrics: OnMetrics, on_resume: OnResume, on_log: Callable[[str], None]):
+        self._on_metrics, self._on_resume, self._on_log = on_metrics, on_resume, on_log
         self._step = 0
         self.failure = ""
 
     def line(self, text: str) -> None:
-        if text.startswith(_METRICS):
-            try:
-                self.row(json.loads(text.removeprefix(_METRICS)))
-            except ValueError:  # cut off where the worker was killed
+        mark, _, content = text.partition(" ")
+        if mark == _FAILURE:
+            self.failure = self.failure or content
+            return
+        try:
+            if mark == _METRICS:
+                self.row(json.loads(content))
+            elif mark == _RESUMED:
+                self._resumed(**json.loads(content))
+            elif mark == _OUTAGE:
+                outages.say(**json.loads(content))
+            else:
                 self._on_log(text)
-        elif text.startswith(_FAILURE):
-            self.failure = self.failure or text.removeprefix(_FAILURE)
-        else:
+        except ValueError:  # cut off where the worker was killed
             self._on_log(text)
 
     def row(self, row: dict[str, float]) -> None:
@@ -68,6 +86,10 @@ class WorkerOutput:
         if (step := int(row["step"])) > self._step:
             self._step = step
             self._on_metrics(step, {key: value for key, value in row.items() if key != "step"})
+
+    def _resumed(self, step: int, checkpoint: str) -> None:
+        self._step = max(self._step, step)  # rows up to there are those of an earlier attempt, or were shown
+        self._on_resume(step, checkpoint)
 
 
 def run_workers(module: str, argument: str, processes: int, output: WorkerOutput) -> None:

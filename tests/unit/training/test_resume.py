@@ -34,10 +34,13 @@ class Reference:
 
 
 def run(
-    dataset: Path, store: Path | None = None, on_metrics: Callable[[int, dict[str, float]], None] | None = None
+    dataset: Path,
+    store: Path | None = None,
+    on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+    on_resume: Callable[[int, str], None] | None = None,
 ) -> tuple[dict[str, torch.Tensor], TrainOutcome]:
     model, directory = tiny.model(), tiny.DirectoryStore(store) if store else None
-    outcome = train(tiny.spec(weight_norm=True), model, tiny.fetching(dataset), directory, on_metrics)
+    outcome = train(tiny.spec(weight_norm=True), model, tiny.fetching(dataset), directory, on_metrics, on_resume)
     return model.state_dict(), outcome
 
 
@@ -64,10 +67,21 @@ def test_resume_after_an_exception(reference: Reference, tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         run(reference.dataset, tmp_path, fail)
     rows: Rows = []
-    weights, result = run(reference.dataset, tmp_path, lambda step, metrics: rows.append({"step": step} | metrics))
+    resumed: list[tuple[int, str]] = []
+    weights, result = run(
+        reference.dataset,
+        tmp_path,
+        lambda step, metrics: rows.append({"step": step} | metrics),
+        lambda step, checkpoint: resumed.append((step, checkpoint)),
+    )
     assert result.resumed_from_step == 3
     reference.check(weights, result.history)
-    assert rows == result.history  # the recorder of the second attempt sees the whole curve
+    assert rows == [row for row in result.history if row["step"] > 3]  # the second attempt's metrics begin there
+    assert [step for step, _ in resumed] == [3] and resumed[0][1].endswith("/00000003.json")
+
+
+def test_a_run_that_begins_does_not_say_that_it_resumes(reference: Reference, tmp_path: Path) -> None:
+    run(reference.dataset, tmp_path, on_resume=lambda step, checkpoint: pytest.fail(f"{step} {checkpoint}"))
 
 
 def test_resume_after_sigkill(reference: Reference, tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 import pytest
 
-from flashslm.training.workers import WorkerOutput, print_failure, print_metrics
+from flashslm.infra import outages
+from flashslm.training.workers import WorkerOutput, print_failure, print_metrics, print_outage, print_resumed
 
 
 class Read:
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.log: list[str] = []
-        self.output = WorkerOutput(lambda step, values: self.rows.append((step, values)), self.log.append)
+        self.resumed: list[tuple[int, str]] = []
+        self.output = WorkerOutput(
+            lambda step, values: self.rows.append((step, values)),
+            lambda step, checkpoint: self.resumed.append((step, checkpoint)),
+            self.log.append,
+        )
 
     def lines(self, text: str) -> None:
         for line in text.splitlines():
@@ -18,13 +24,36 @@ class Read:
 
 def test_metrics_come_through_once_each(capfd: pytest.CaptureFixture[str]) -> None:
     read = Read()
-    for step in (1, 2, 2, 1, 3):  # a worker that resumed tells the restored rows again
+    for step in (1, 2, 2, 1, 3):  # a log that was cut off comes again
         print_metrics(step, {"loss_nats": step / 2})
     read.lines(capfd.readouterr().out)
     read.output.row({"step": 3.0, "loss_nats": 9.0})
     read.output.row({"step": 4.0, "loss_nats": 2.0})
     assert read.rows == [(step, {"loss_nats": step / 2}) for step in (1, 2, 3, 4)]
     assert read.log == []
+
+
+def test_rows_begin_where_workers_resume(capfd: pytest.CaptureFixture[str]) -> None:
+    read = Read()
+    print_resumed(141, "checkpoints/x/00000141.json")
+    print_metrics(142, {"loss_nats": 1.0})
+    print_resumed(141, "checkpoints/x/00000141.json")  # the workers restarted under the same attempt
+    for step in (142, 143):
+        print_metrics(step, {"loss_nats": 1.0})
+    read.lines(capfd.readouterr().out)
+    for step in range(1, 144):
+        read.output.row({"step": step, "loss_nats": 1.0})  # the outcome's whole history
+    assert [step for step, _ in read.rows] == [142, 143]
+    assert read.resumed == [(141, "checkpoints/x/00000141.json")] * 2 and read.log == []
+
+
+def test_an_outage_that_a_worker_waits_for_is_heard_by_who_listens(capfd: pytest.CaptureFixture[str]) -> None:
+    read, heard = Read(), []
+    print_outage("object store", "object store at X has been away for 60 s")
+    line = capfd.readouterr().out
+    with outages.heard_by(lambda kind, sentence: heard.append((kind, sentence))):
+        read.lines(line)
+    assert heard == [("object store", "object store at X has been away for 60 s")] and read.log == []
 
 
 def test_log_lines_are_passed_on_and_half_a_row_is_one() -> None:

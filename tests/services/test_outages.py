@@ -1,0 +1,174 @@
+"""Outages of the object store while a step trains: it goes on training, waits, and ends well or when it is told to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flashslm.infra.settings import Settings
+from flashslm.infra.stack import embedded_stack
+from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreUnavailable
+from flashslm.infra.storage.tree import hash_tree
+from flashslm.infra.tracking.mlflow_api import MlflowApi
+from tests.services.pretraining import call, metric_steps, write_inputs
+
+pytestmark = pytest.mark.services
+ROOT = Path(__file__).parents[2]
+STEPS, EVERY = 90, 20
+SCRIPT = """
+import json, sys, time
+from flashslm.infra import outages
+from flashslm.steps.run import run_step
+from flashslm.training import checkpoint
+outages._FIRST_SAID_AFTER_S, outages._SAID_EVERY_S, checkpoint._TRAINING_WAITS_S = 0.3, 1.0, 0.5
+run_step('pretrain', **json.loads(sys.argv[1]))
+"""
+
+
+@contextmanager
+def without_store(home: Path) -> Iterator[None]:
+    """SeaweedFS is killed, and started again with the same data after the block."""
+    pid = next(service.pid for service in embedded_stack.status(home).services if service.name == "s3")
+    psutil.Process(pid).kill()
+    try:
+        yield
+    finally:
+        embedded_stack.up(home)
+
+
+class Step:
+    """A pretraining in a process of its own, and what it has said."""
+
+    def __init__(self, arguments: dict[str, Any], directory: Path, patience_s: int) -> None:
+        self.events, self.log = directory / "events.jsonl", directory / "step.log"
+        variables = {"FLASHSLM_EVENTS": str(self.events), "FLASHSLM_PATIENCE_S": str(patience_s)}
+        variables["FLASHSLM_CACHE"] = str(directory / "cache")
+        with self.log.open("wb") as log:
+            command = [sys.executable, "-c", SCRIPT, json.dumps(arguments)]
+            self.process = subprocess.Popen(command, env=os.environ | variables, cwd=ROOT, stderr=log)
+
+    def said(self) -> list[dict[str, Any]]:
+        lines = self.events.read_text().splitlines() if self.events.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def trained_steps(self) -> int:
+        return max((event.get("training_step", 0) for event in self.said()), default=0)
+
+    def sentences(self, part: str) -> list[str]:
+        return [event["summary"] for event in self.said() if part in event["summary"]]
+
+    def wait_until(self, condition: Any) -> None:
+        limit_s = time.monotonic() + 120.0
+        while not condition():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < limit_s, self.said()[-5:]
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def arguments(store: ObjectStore, tmp_path: Path) -> dict[str, Any]:
+    inputs = write_inputs(store, tmp_path)
+    made = call(inputs, tmp_path / "out.json", processes=1, steps=STEPS, checkpoint_every_steps=EVERY)
+    made["parameters"]["code_digest"] = str(tmp_path)  # this test's own checkpoints
+    return made
+
+
+def first_checkpoints(store: ObjectStore) -> list[str]:
+    """Of all runs in the store."""
+    return [key for key in store.list("checkpoints/") if key.endswith(f"/{EVERY:08d}.json")]
+
+
+def tags(settings: Settings) -> dict[str, str]:
+    api = MlflowApi(settings)
+    run = api.search_runs("attributes.run_name = 'pretrain seed=0 weight_norm=on'")[0]
+    return {"status": run["info"]["status"]} | {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+
+
+def test_training_goes_on_while_one_checkpoint_waits_for_the_store(
+    platform_env: Settings, stack_home: Path, store: ObjectStore, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    before, step = first_checkpoints(store), Step(arguments, tmp_path, patience_s=120)
+    step.wait_until(lambda: first_checkpoints(store) != before)
+    with without_store(stack_home):
+        step.wait_until(lambda: step.trained_steps() == 3 * EVERY)  # the second checkpoint waits for the first one
+        step.wait_until(lambda: len(step.sentences("has been away for")) >= 2)
+        time.sleep(1.0)
+        assert step.trained_steps() == 3 * EVERY
+    assert step.process.wait(120) == 0, step.log.read_text()
+    assert step.sentences("answers again at")
+    assert f"object store at {platform_env.endpoint_url} has been away for" in step.log.read_text()
+    found = tags(platform_env)
+    assert found["status"] == "FINISHED" and "answers again at" in found["outage.object_store"]
+    assert store.get_tree(Manifest.read(tmp_path / "out.json"), tmp_path / "result")
+    assert metric_steps(platform_env, "pretrain seed=0 weight_norm=on") == list(range(1, STEPS + 1))
+
+
+def test_sigterm_ends_a_step_that_waits_and_the_next_attempt_says_where_it_resumes(
+    platform_env: Settings, stack_home: Path, store: ObjectStore, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    before, step = first_checkpoints(store), Step(arguments, tmp_path, patience_s=900)
+    step.wait_until(lambda: first_checkpoints(store) != before)
+    with without_store(stack_home):
+        step.wait_until(lambda: step.trained_steps() == 3 * EVERY)
+        time.sleep(1.0)
+        step.process.send_signal(signal.SIGTERM)
+        assert step.process.wait(30) == 128 + signal.SIGTERM
+        assert "was not stored" in step.log.read_text()
+    (tmp_path / "again").mkdir()
+    again = Step(arguments, tmp_path / "again", patience_s=120)
+    assert again.process.wait(120) == 0, again.log.read_text()
+    (said,) = again.sentences("resumes from step")
+    assert said.startswith(f"resumes from step {EVERY} of {STEPS} (checkpoint checkpoints/")
+    assert said in again.log.read_text()
+    assert metric_steps(platform_env, "pretrain seed=0 weight_norm=on") == list(range(EVERY + 1, STEPS + 1))
+    assert tags(platform_env)["resumed_from"].startswith(f"step {EVERY}, checkpoints/")
+
+
+def test_patience_for_the_store_ends(settings: Settings, stack_home: Path, store: ObjectStore) -> None:
+    impatient = ObjectStore(settings.model_copy(update={"patience_s": 2}))
+    with without_store(stack_home):
+        for use in (lambda: impatient.put_json("k", 1), lambda: impatient.get_json("k"), lambda: impatient.list("k")):
+            started_s = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                use()
+            assert 1.5 < time.monotonic() - started_s < 10.0
+    store.put_json("k", 1)
+
+
+def test_a_tree_that_is_being_sent_when_the_store_goes_arrives_whole(
+    settings: Settings, stack_home: Path, tmp_path: Path
+) -> None:
+    source, patient = tmp_path / "source", ObjectStore(settings.model_copy(update={"patience_s": 120}))
+    source.mkdir()
+    for n in range(8):
+        (source / f"{n}.bin").write_bytes(os.urandom(24 * 2**20))
+    sending = subprocess.Popen(
+        [sys.executable, "-c", SEND, str(source)], env=os.environ | patient_env(settings), stdout=subprocess.PIPE
+    )
+    time.sleep(2.0)
+    with without_store(stack_home):
+        time.sleep(3.0)
+        assert sending.poll() is None
+    manifest = Manifest.model_validate_json(sending.communicate(timeout=120)[0])
+    assert hash_tree(patient.get_tree(manifest, tmp_path / "copy")) == hash_tree(source)
+
+
+SEND = """
+import sys
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import ObjectStore
+print(ObjectStore(Settings.from_env()).put_tree(sys.argv[1], "x").model_dump_json())
+"""
+
+
+def patient_env(settings: Settings) -> dict[str, str]:
+    return settings.model_copy(update={"patience_s": 120}).as_env()
