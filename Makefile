@@ -9,7 +9,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= auto
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test lint format test-portable test-unit test-gpu test-containers images pin-images golden golden-losses clean
+.PHONY: setup demo test lint format test-portable test-unit test-gpu test-containers images pin-images golden golden-losses recipe-reference clean
 
 setup: $(INSTALLED)
 
@@ -86,6 +86,11 @@ golden: $(INSTALLED)
 # After a change that is meant to alter the arithmetic of training; read the difference before committing it.
 golden-losses: $(INSTALLED)
 	FLASHSLM_UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/unit/training/test_golden_losses.py
+
+# From the descriptions in src/flashslm/config.
+recipe-reference: $(INSTALLED)
+	$(BIN)/flashslm config reference > docs/recipe.md
+	$(BIN)/flashslm config schema > configs/recipe.schema.json
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -38,8 +38,14 @@ def test_dump_round_trips(tmp_path: Path) -> None:
         ("{gpu_steps: {gpu_type: h100}}", "h100 not in gpu_types; there are: none"),
         ("{cpu_steps: {memory: 8GB}}", "platform.cpu_steps.memory: String should match"),
         ("{cpu_steps: {cpu: 0}}", "platform.cpu_steps.cpu: String should match"),
-        ("{gpu_types: {h200: {nodes: 3}}}", "nodes: unknown key; allowed here: node_selector, resource, tolerations"),
-        ("{gpu_types: {h200: {tolerations: [{kee: a}]}}}", "kee: unknown key; allowed here: effect, key, operator"),
+        (
+            "{gpu_types: {h200: {nodes: 3}}}",
+            "nodes: unknown key; did you mean 'platform.nodes'? allowed here: node_selector, resource, tolerations",
+        ),
+        (
+            "{gpu_types: {h200: {tolerations: [{kee: a}]}}}",
+            "kee: unknown key; did you mean 'key'? allowed here: effect, key, operator",
+        ),
         ("{namespace: My_Team}", "platform.namespace: String should match"),
         ("{nodes: 0}", "platform.nodes: Input should be greater than or equal to 1"),
         ("{training_runtime: My_Runtime}", "platform.training_runtime: String should match"),

@@ -8,6 +8,7 @@ import typer
 from flashslm.cli import cluster, describe, export, pipeline, steps
 from flashslm.cli.bench import bench_app
 from flashslm.cli.common import console
+from flashslm.cli.config import config_app
 from flashslm.cli.kernels import kernels_app
 from flashslm.cli.models import models_app
 from flashslm.cli.schedule import schedule_app
@@ -25,6 +26,7 @@ steps.register(app)
 cluster.register(app)
 export.register(app)
 describe.register(app)
+app.add_typer(config_app, name="config")
 app.add_typer(stack_app, name="stack")
 app.add_typer(store_app, name="store")
 app.add_typer(models_app, name="models")

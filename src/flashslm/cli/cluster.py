@@ -8,8 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from flashslm.cli.common import ConfigOption, JsonOption, Overrides, PipelineOption, console, show
-from flashslm.config.file import load
+from flashslm.cli.common import ConfigOption, JsonOption, Overrides, PipelineOption, console, load_recipe, show
 from flashslm.steps.recipe_checks import problems_before_a_run
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def submit(
     """Run a recipe on a cluster: upload the pipeline unless KFP has this version of it, start a run."""
     from flashslm.launch.kfp.submit import submit as submit_recipe
 
-    recipe = load(config, overrides, checks=problems_before_a_run)
+    recipe = load_recipe(config, overrides, problems_before_a_run)
     kfp = client(host, recipe.platform.namespace)
     submission = submit_recipe(kfp, recipe, pipeline, experiment)
     console.print(f"run {submission.name}: {submission.url}", highlight=False, markup=False, soft_wrap=True)

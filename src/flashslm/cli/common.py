@@ -1,11 +1,16 @@
 """Options and output that the commands share."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from flashslm.config import RunConfig
+from flashslm.config.file import load
+from flashslm.config.no_effect import without_effect
 
 console = Console(stderr=True)
 
@@ -41,6 +46,15 @@ KernelsOption = Annotated[
 
 HOME = Path(".flashslm")
 ARTIFACTS = Path("artifacts")
+
+
+def load_recipe(config: Path, overrides: list[str] | None, checks: Callable[[RunConfig], list[str]]) -> RunConfig:
+    """The recipe, after a warning on stderr for each setting that it gives in vain. Raises ConfigError."""
+    recipe = load(config, overrides, checks=checks)
+    for text in without_effect(recipe):
+        console.print("[bold yellow]warning:[/]", end=" ")
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return recipe
 
 
 def show(result: Any, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from flashslm.cli.common import (
     JsonOption,
     Overrides,
     console,
+    load_recipe,
     show,
 )
 from flashslm.config import GateConfig, PromotionHook
@@ -82,7 +83,7 @@ def models_register(  # noqa: PLR0913 - one parameter an option
     from flashslm.infra.stack.services import existing_settings
     from flashslm.steps.register_imported import register_imported
 
-    recipe = load(config, overrides, checks=problems)
+    recipe = load_recipe(config, overrides, problems)
     embedded_stack.use_home(home)
     found = register_imported(existing_settings(home), directory, recipe, name, alias, replaces, foreign_code)
     show(found, as_json)

@@ -15,9 +15,9 @@ from flashslm.cli.common import (
     Overrides,
     PipelineOption,
     console,
+    load_recipe,
     show,
 )
-from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems, problems_before_a_run_here
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run(
     """Run a whole pipeline on this machine, from the compiled YAML."""
     from flashslm.launch.local.full_run import run_pipeline
 
-    recipe = load(config, overrides, checks=problems_before_a_run_here)
+    recipe = load_recipe(config, overrides, problems_before_a_run_here)
     outcome = run_pipeline(recipe, home=home, quiet=as_json, pipeline=pipeline)
     show(outcome.facts(), as_json)
     raise typer.Exit(outcome.local.exit_code)
@@ -60,7 +60,7 @@ def compile_command(
     from flashslm.launch.kfp.cluster_pass import for_cluster
 
     if config:
-        platform = load(config, overrides, checks=problems).platform
+        platform = load_recipe(config, overrides, problems).platform
         package = for_cluster(pipeline, platform)
         output.parent.mkdir(parents=True, exist_ok=True)
         text = package.manifests(platform.namespace) if kubernetes else package.text()

@@ -18,9 +18,9 @@ from flashslm.cli.common import (
     Overrides,
     PipelineOption,
     console,
+    load_recipe,
     show,
 )
-from flashslm.config.file import load
 from flashslm.config.paths import with_absolute_paths
 from flashslm.steps.recipe_checks import problems_before_a_run
 
@@ -70,7 +70,7 @@ def create(  # noqa: PLR0913 - one parameter an option
     if experiment and not host:
         raise ValueError("--experiment is KFP's: it needs --host; MLflow's experiment is the environment's")
     times = Cron.parse(cron, time_zone)
-    recipe = load(config, overrides, checks=problems_before_a_run)
+    recipe = load_recipe(config, overrides, problems_before_a_run)
     load_pipeline(pipeline, project_root())  # a name that is wrong is an error now, not at two in the morning
     now_s = time.time()
     if host:

@@ -16,10 +16,10 @@ from flashslm.cli.common import (
     HomeOption,
     JsonOption,
     Overrides,
+    load_recipe,
     show,
 )
 from flashslm.config import STEP_SECTIONS, RunConfig
-from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems
 
 
@@ -84,7 +84,7 @@ def command(work: Work) -> Callable[..., None]:
         home: HomeOption = HOME,
         as_json: JsonOption = False,
     ) -> None:
-        show(work(StepRunner(load(config, overrides, checks=problems), artifacts, home)), as_json)
+        show(work(StepRunner(load_recipe(config, overrides, problems), artifacts, home)), as_json)
 
     return run
 

@@ -12,24 +12,39 @@ from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, OPERATORS
 class DataConfig(Section):
     """Where text comes from and how it becomes token shards."""
 
-    source: Literal["python-stdlib", "files", "huggingface"] = "python-stdlib"
-    paths: Annotated[
-        tuple[str, ...], LocalPath()
-    ] = ()  # source=files: local or s3://, globs allowed; .parquet .jsonl[.gz|.zst] .txt .py .md
-    text_field: str = "text"
-    dataset: Annotated[str, LocalPath(or_id=True)] = ""  # source=huggingface: hub id
-    dataset_config: str = ""
-    dataset_split: str = "train"
-    dataset_revision: str = ""  # of the hub: a commit, tag or branch; "" = the newest when the step runs
-    max_bytes: int = Field(default=0, ge=0)  # 0 = all of it
-    validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
-    tokenizer: Annotated[str, LocalPath(or_id=True)] = (
-        "train"  # "train" = byte-level BPE on this text; else a directory or a hub id
+    source: Literal["python-stdlib", "files", "huggingface"] = Field(
+        default="python-stdlib",
+        description="Where the text comes from: the source of this interpreter's standard library, files, or the hub.",
     )
-    tokenizer_revision: str = ""  # as dataset_revision, where the tokenizer is a hub id
-    vocab_size: int = Field(default=4096, ge=258)  # tokenizer=train only
-    tokenizer_bytes: int = Field(default=4_000_000, ge=10_000)  # text the BPE is trained on
-    shard_tokens: int = Field(default=16_777_216, ge=1024)
+    paths: Annotated[tuple[str, ...], LocalPath()] = Field(
+        default=(),
+        description="source 'files': local or s3:// paths, globs allowed, of .parquet, .jsonl[.gz|.zst], .txt, .py and "
+        ".md files.",
+    )
+    text_field: str = Field(default="text", description="The column or key that holds a document's text.")
+    dataset: Annotated[str, LocalPath(or_id=True)] = Field(
+        default="", description="source 'huggingface': the data set's id on the hub, or a directory."
+    )
+    dataset_config: str = Field(default="", description="The data set's configuration; empty: its default.")
+    dataset_split: str = Field(default="train", description="The split that is read.")
+    dataset_revision: str = Field(
+        default="", description="Commit, tag or branch on the hub; empty: the newest when the step runs."
+    )
+    max_bytes: int = Field(default=0, ge=0, description="Bytes of text to read; 0: all of it.")
+    validation_fraction: float = Field(
+        default=0.05, gt=0, lt=0.5, description="Share of the documents that is held out."
+    )
+    tokenizer: Annotated[str, LocalPath(or_id=True)] = Field(
+        default="train", description="'train': byte-level BPE on this text; else a directory or an id on the hub."
+    )
+    tokenizer_revision: str = Field(
+        default="", description="Commit, tag or branch of a tokenizer on the hub; empty: the newest."
+    )
+    vocab_size: int = Field(default=4096, ge=258, description="Vocabulary of a tokenizer that is trained.")
+    tokenizer_bytes: int = Field(
+        default=4_000_000, ge=10_000, description="Bytes of text that the tokenizer is trained on."
+    )
+    shard_tokens: int = Field(default=16_777_216, ge=1024, description="Tokens per shard.")
 
     @model_validator(mode="after")
     def _source_has_its_fields(self) -> "DataConfig":
@@ -43,20 +58,28 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Sizes every architecture of a run shares; widths are searched, order and repeats too."""
 
-    head_dim: int = Field(default=64, ge=4, le=256)  # attention and DeltaNet
-    kv_group: int = Field(default=4, ge=1)  # query heads per key/value head (as far as the head count divides)
-    ffn_ratio: float = Field(default=3.0, gt=0, le=1024)
-    mamba_state: int = Field(default=128, ge=4)
-    mamba_head_dim: int = Field(default=64, ge=4)
-    mamba_expand: int = Field(default=2, ge=1)
-    num_meta_tokens: int = Field(default=256, ge=0)
-    max_position_embeddings: int = Field(default=33_024, ge=64)
-    rope_theta: float = Field(default=10_000.0, gt=0)
-    rope_type: Literal["default", "ntk"] = "default"
-    original_max_position_embeddings: int = Field(default=0, ge=0)  # rope_type=ntk
-    norm_eps: float = Field(default=1e-6, gt=0)
-    qk_norm: bool = False  # RMSNorm over each head of attention's q and k
-    window: int = Field(default=512, ge=1)  # keys that a query of window attention (W) sees
+    head_dim: int = Field(default=64, ge=4, le=256, description="Size of a head of attention and of DeltaNet.")
+    kv_group: int = Field(
+        default=4,
+        ge=1,
+        description="Query heads per key/value head, as far as the number of heads can be divided by it.",
+    )
+    ffn_ratio: float = Field(
+        default=3.0, gt=0, le=1024, description="Hidden size of the feed-forward layer over the width."
+    )
+    mamba_state: int = Field(default=128, ge=4, description="State size of Mamba-2 per head channel.")
+    mamba_head_dim: int = Field(default=64, ge=4, description="Size of a head of Mamba-2.")
+    mamba_expand: int = Field(default=2, ge=1, description="Inner size of Mamba-2 over the width.")
+    num_meta_tokens: int = Field(default=256, ge=0, description="Learned tokens in front of every sequence.")
+    max_position_embeddings: int = Field(default=33_024, ge=64, description="Positions, meta tokens included.")
+    rope_theta: float = Field(default=10_000.0, gt=0, description="Base of the rotary position embedding.")
+    rope_type: Literal["default", "ntk"] = Field(default="default", description="How rotary frequencies are scaled.")
+    original_max_position_embeddings: int = Field(
+        default=0, ge=0, description="rope_type 'ntk': the positions that the unscaled frequencies were made for."
+    )
+    norm_eps: float = Field(default=1e-6, gt=0, description="Added to the mean square in every RMSNorm.")
+    qk_norm: bool = Field(default=False, description="RMSNorm over each head of attention's queries and keys.")
+    window: int = Field(default=512, ge=1, description="Keys that a query of window attention (W) sees.")
 
 
 class KernelsConfig(Section):
@@ -67,38 +90,75 @@ class KernelsConfig(Section):
     precision only. mamba-ssm's products of fp32 tensors have tf32's accuracy.
     """
 
-    default: Literal["auto", "torch"] = "auto"  # torch: what auto means below is torch's form on every device
-    delta_rule: Literal["auto", "chunked", "fla"] = "auto"
-    gated_delta_rule: Literal["auto", "chunked", "fla"] = "auto"
-    gla: Literal["auto", "chunked", "fla"] = "auto"
-    ssd: Literal["auto", "chunked", "mamba-ssm"] = "auto"
-    causal_conv: Literal["auto", "shifted", "triton"] = "auto"
-    rotary: Literal["auto", "torch", "triton"] = "auto"  # with the norms of attention's heads
-    attention: Literal["auto", "sdpa", "flash"] = "auto"
-    cross_entropy: Literal["auto", "chunked", "triton"] = "auto"
-    elementwise: Literal["auto", "torch", "inductor"] = "auto"  # norms, gates, rotations of a model that trains
-    decode: Literal["auto", "torch", "fused"] = "auto"  # the decode step: fused is inference/fused
+    default: Literal["auto", "torch"] = Field(
+        default="auto", description="What auto means in the other settings; torch: torch's form on every device."
+    )
+    delta_rule: Literal["auto", "chunked", "fla"] = Field(default="auto", description="The delta rule of DeltaNet.")
+    gated_delta_rule: Literal["auto", "chunked", "fla"] = Field(
+        default="auto", description="The rule of Gated DeltaNet."
+    )
+    gla: Literal["auto", "chunked", "fla"] = Field(default="auto", description="Gated linear attention.")
+    ssd: Literal["auto", "chunked", "mamba-ssm"] = Field(default="auto", description="Mamba-2's scan.")
+    causal_conv: Literal["auto", "shifted", "triton"] = Field(
+        default="auto", description="The short causal convolutions."
+    )
+    rotary: Literal["auto", "torch", "triton"] = Field(
+        default="auto", description="Rotary position embedding, with the norms of attention's heads."
+    )
+    attention: Literal["auto", "sdpa", "flash"] = Field(default="auto", description="Softmax attention.")
+    cross_entropy: Literal["auto", "chunked", "triton"] = Field(default="auto", description="The head with its loss.")
+    elementwise: Literal["auto", "torch", "inductor"] = Field(
+        default="auto", description="Norms, gates and residual additions of a model in training."
+    )
+    decode: Literal["auto", "torch", "fused"] = Field(default="auto", description="The decode step of a model in use.")
 
 
 class ProfilingConfig(Section):
     """What the latency table measures, on the present device, with the engine that ships."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU
-    threads: int = Field(default=1, ge=1)  # CPU only
-    compile_processes: int = Field(default=4, ge=0)  # CUDA only: they compile a table's kernels before it is measured
-    # Letters; the exportable ones, which the search uses, are always among them.
-    operators: str = Field(default=EXPORTABLE_OPERATORS, pattern=rf"^[{OPERATORS}]+$")
-    widths: Distinct[Width] = Field(default=(1024, 1280, 1536, 1792, 2048, 2304, 2560), min_length=1)
-    contexts: Distinct[Positive] = Field(default=(1024, 8192), min_length=1)
-    batches: Distinct[Positive] = Field(default=(1,), min_length=1)
-    warmup: int = Field(default=3, ge=0)
-    repeats: int = Field(default=20, ge=3)
-    sweep_block: str = "DFMF"
-    sweep_depths: Distinct[Depth] = Field(default=(6, 12, 18, 24, 30), min_length=1)  # of models of equal parameters
-    sweep_parameters: Distinct[Positive] = Field(default=(300_000_000, 500_000_000, 1_000_000_000), min_length=1)
-    calibration_models: int = Field(default=0, ge=0)  # whole models per batch that a step's overhead is fitted on
-    check_models: int = Field(default=8, ge=1)  # random whole models the table's prediction is compared with
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where latency is measured; auto: CUDA if any."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Of weights and caches; auto: bfloat16 on CUDA, float32 on a CPU."
+    )
+    threads: int = Field(default=1, ge=1, description="Threads of a CPU that is measured.")
+    compile_processes: int = Field(
+        default=4, ge=0, description="CUDA: processes that compile the table's kernels before they are measured."
+    )
+    operators: str = Field(
+        default=EXPORTABLE_OPERATORS,
+        pattern=rf"^[{OPERATORS}]+$",
+        description="Letters of the operators in the table; the exportable ones, which the search uses, are required.",
+    )
+    widths: Distinct[Width] = Field(
+        default=(1024, 1280, 1536, 1792, 2048, 2304, 2560), min_length=1, description="Hidden sizes of the table."
+    )
+    contexts: Distinct[Positive] = Field(
+        default=(1024, 8192), min_length=1, description="Text tokens in the cache at which operators are timed."
+    )
+    batches: Distinct[Positive] = Field(default=(1,), min_length=1, description="Sequences that are decoded together.")
+    warmup: int = Field(default=3, ge=0, description="Untimed runs before each measurement.")
+    repeats: int = Field(default=20, ge=3, description="Timed runs per measurement; the median counts.")
+    sweep_block: str = Field(
+        default="DFMF", description="Operators of the block whose repeats make the depth-width sweep."
+    )
+    sweep_depths: Distinct[Depth] = Field(
+        default=(6, 12, 18, 24, 30), min_length=1, description="Token mixers of the sweep's models of equal parameters."
+    )
+    sweep_parameters: Distinct[Positive] = Field(
+        default=(300_000_000, 500_000_000, 1_000_000_000), min_length=1, description="Parameters of the sweep's models."
+    )
+    calibration_models: int = Field(
+        default=0,
+        ge=0,
+        description="Whole models per batch size that the overhead of a step is fitted on; 0: none is fitted.",
+    )
+    check_models: int = Field(
+        default=8,
+        ge=1,
+        description="Random whole models whose measured latency is compared with the table's prediction.",
+    )
 
     @model_validator(mode="after")
     def _operators_are_those_of_the_search(self) -> "ProfilingConfig":
@@ -114,48 +174,72 @@ class ProfilingConfig(Section):
 class LatencyConfig(Section):
     """The latency budget per decoded token, absolute or relative to a reference architecture on the same device."""
 
-    context: int = Field(default=8192, ge=1)
-    batch: int = Field(default=1, ge=1)
-    target_ms: float = Field(default=0.0, ge=0)  # 0 = use the reference below
-    reference_operators: str = "DFMF AFMF DFMF AFMF DFMF DFMF"
-    reference_width: int = Field(default=2048, ge=8, le=65_536)
-    reference_factor: float = Field(default=1.0, gt=0)
+    context: int = Field(default=8192, ge=1, description="Text tokens in the cache at which the budget holds.")
+    batch: int = Field(default=1, ge=1, description="Sequences decoded together.")
+    target_ms: float = Field(
+        default=0.0, ge=0, description="The budget in ms per token; 0: that of the reference below."
+    )
+    reference_operators: str = Field(
+        default="DFMF AFMF DFMF AFMF DFMF DFMF", description="Operators of the reference architecture."
+    )
+    reference_width: int = Field(
+        default=2048, ge=8, le=65_536, description="Hidden size of the reference architecture."
+    )
+    reference_factor: float = Field(default=1.0, gt=0, description="The budget over the reference's predicted latency.")
 
 
 class ScalingConfig(Section):
     """The small (depth, width) family of the law L0 + a·D^-alpha + b·W^-beta + c·N^-gamma."""
 
-    block: str = "DFMF"  # the block whose repeats make the depth
-    depths: Distinct[Depth] = Field(default=(6, 12, 18), min_length=1)
-    widths: Distinct[Width] = Field(default=(512, 768, 1024), min_length=1)
-    holdout_depth: Depth = 24
-    holdout_width: int = Field(default=1536, ge=8, le=65_536)
-    checkpoints: int = Field(default=4, ge=2, le=1000)  # points in N read off each run
-    steps: int = Field(default=1000, ge=4)
-    batch_size: int = Field(default=32, ge=1)
-    sequence_length: int = Field(default=1024, ge=8)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    bootstrap: int = Field(default=100, ge=10)
-    choice_depths: Distinct[Depth] = Field(default=(6, 12, 18, 24, 30), min_length=1)
+    block: str = Field(default="DFMF", description="Operators of the block whose repeats make the depth.")
+    depths: Distinct[Depth] = Field(
+        default=(6, 12, 18), min_length=1, description="Token mixers of the trained models."
+    )
+    widths: Distinct[Width] = Field(
+        default=(512, 768, 1024), min_length=1, description="Hidden sizes of the trained models."
+    )
+    holdout_depth: Depth = Field(default=24, description="Token mixers of the model that the law has to predict.")
+    holdout_width: int = Field(default=1536, ge=8, le=65_536, description="Hidden size of that model.")
+    checkpoints: int = Field(
+        default=4, ge=2, le=1000, description="Points in training tokens that are read off each run."
+    )
+    steps: int = Field(default=1000, ge=4, description="Optimizer steps of each run.")
+    batch_size: int = Field(default=32, ge=1, description="Sequences per optimizer step.")
+    sequence_length: int = Field(default=1024, ge=8, description="Tokens per sequence.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
+    bootstrap: int = Field(
+        default=100, ge=10, description="Resampled fits behind the intervals of the law's constants."
+    )
+    choice_depths: Distinct[Depth] = Field(
+        default=(6, 12, 18, 24, 30),
+        min_length=1,
+        description="Depths among which the law chooses under the latency budget.",
+    )
 
 
 class SearchConfig(Section):
     """Aging evolution (Real et al. 2019) over three-stage architectures; the proxy is a short training run."""
 
-    workers: int = Field(default=2, ge=1, le=64)
-    trials: int = Field(default=200, ge=1)
-    population: int = Field(default=32, ge=2)
-    sample: int = Field(default=8, ge=1)
-    candidates_per_cycle: int = Field(default=10, ge=1)
-    max_operators: int = Field(default=30, ge=1, le=1024)
-    max_mixer_types: int = Field(default=2, ge=1, le=3)  # mixer types per block type
-    seed_designs: Distinct[str] = ()  # known designs, one operator string each, stages separated by "|"
-    widths: Distinct[Width] = Field(default=(1024, 1280, 1536, 1792, 2048, 2304, 2560), min_length=1)
-    steps: int = Field(default=500, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    sequence_length: int = Field(default=1024, ge=8)
-    learning_rate: float = Field(default=5e-4, gt=0)
-    validation_batches: int = Field(default=16, ge=1)
+    workers: int = Field(default=2, ge=1, le=64, description="Processes that train candidates of the shared study.")
+    trials: int = Field(default=200, ge=1, description="Candidates that are trained in all.")
+    population: int = Field(default=32, ge=2, description="Newest trials that parents are drawn from.")
+    sample: int = Field(default=8, ge=1, description="Trials of a tournament; the best of them becomes the parent.")
+    candidates_per_cycle: int = Field(default=10, ge=1, description="Candidates that are proposed together.")
+    max_operators: int = Field(default=30, ge=1, le=1024, description="Operators of an architecture at most.")
+    max_mixer_types: int = Field(default=2, ge=1, le=3, description="Kinds of token mixers per block type at most.")
+    seed_designs: Distinct[str] = Field(
+        default=(), description='Designs that are trained first: one operator string each, stages separated by "|".'
+    )
+    widths: Distinct[Width] = Field(
+        default=(1024, 1280, 1536, 1792, 2048, 2304, 2560),
+        min_length=1,
+        description="Hidden sizes; a candidate takes the largest within the budget.",
+    )
+    steps: int = Field(default=500, ge=1, description="Optimizer steps of a candidate's proxy training.")
+    batch_size: int = Field(default=32, ge=1, description="Sequences per optimizer step.")
+    sequence_length: int = Field(default=1024, ge=8, description="Tokens per sequence.")
+    learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")
+    validation_batches: int = Field(default=16, ge=1, description="Batches that the proxy loss is measured on.")
 
     @model_validator(mode="after")
     def _sample_fits_population(self) -> "SearchConfig":

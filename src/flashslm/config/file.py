@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from flashslm.config import RunConfig
 from flashslm.config.problems import MAX_SHOWN, describe
 from flashslm.config.recipe_text import MAX_BYTES, UnreadableText, decode, read_values
+from flashslm.config.reference import near_settings
 from flashslm.config.secret import MISPLACED, SECRET_FIELDS, leaves, places_of_secrets, without_secrets
 
 _MAX_PROBLEMS = 50  # that one message lists
@@ -97,7 +98,9 @@ def _validate(values: dict[str, Any]) -> tuple[RunConfig | None, list[str], set[
         except ValidationError as error:
             errors = error.errors(include_url=False, include_context=False)
         inner = {e["loc"][:-1] for e in errors}  # items that are wrong themselves: their list is not also too short
-        problems += [describe(e, RunConfig) for e in errors if e["type"] != "too_short" or e["loc"] not in inner]
+        wrong = [e for e in errors if e["type"] != "too_short" or e["loc"] not in inner]
+        shown = _MAX_PROBLEMS - len(problems)  # only these need a hint
+        problems += [describe(e, RunConfig, near_settings if n < shown else None) for n, e in enumerate(wrong)]
         dropped |= {".".join(str(part) for part in e["loc"][:2]) for e in errors}
         if not _drop_all(values, (e["loc"] for e in errors)):
             return None, problems, dropped

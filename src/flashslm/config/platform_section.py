@@ -14,7 +14,9 @@ def _quantity(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Cpu = Annotated[str, BeforeValidator(_quantity), Field(pattern=r"^([1-9][0-9]*(\.[0-9]+)?|0?\.[0-9]+|[1-9][0-9]*m)$")]
+_CPU = r"^([1-9][0-9]*(\.[0-9]+)?|0?\.[0-9]+|[1-9][0-9]*m)$"
+_CpuText = Annotated[str, Field(pattern=_CPU)]
+Cpu = Annotated[_CpuText, BeforeValidator(_quantity, json_schema_input_type=_CpuText | int | float)]
 Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?([KMGTPE]i?|k)?$")]
 ObjectName = Annotated[str, Field(pattern=DNS_SUBDOMAIN_OR_NONE)]
 Image = Annotated[str, Field(pattern=r"^\S*$")]
@@ -23,77 +25,106 @@ Image = Annotated[str, Field(pattern=r"^\S*$")]
 class Toleration(Section):
     """A taint that a pod may meet on its node."""
 
-    key: str = ""
-    operator: Literal["Exists", "Equal"] = "Exists"
-    value: str = ""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    key: str = Field(default="", description="The taint's key; empty: every key.")
+    operator: Literal["Exists", "Equal"] = Field(default="Exists", description="Whether the value counts.")
+    value: str = Field(default="", description="The taint's value; operator 'Equal' only.")
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
+        default="", description="The taint's effect; empty: every effect."
+    )
 
 
 class GpuType(Section):
     """A kind of GPU node: the resource a pod asks for and the nodes it may use."""
 
-    resource: str = "nvidia.com/gpu"
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu", effect="NoSchedule"),)
+    resource: str = Field(default="nvidia.com/gpu", description="The resource that a pod asks for.")
+    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels of the nodes.")
+    tolerations: tuple[Toleration, ...] = Field(
+        default=(Toleration(key="nvidia.com/gpu", effect="NoSchedule"),), description="Taints of the nodes."
+    )
 
 
 class StepResources(Section):
     """What a pod gets; requests equal limits, so that no neighbour slows a measurement down."""
 
-    cpu: Cpu = "2"
-    memory: Memory = "8Gi"
-    gpus: int = Field(default=0, ge=0)
-    gpu_type: str = ""  # a name in platform.gpu_types; "" = any node with nvidia.com/gpu
-    shared_memory: Memory | Literal[""] = ""  # /dev/shm, counts against memory; "" = the engine's own (64Mi)
-    timeout_s: int = Field(default=86_400, ge=60)  # of one attempt
-    image: Image = ""  # "" = platform.image
+    cpu: Cpu = Field(default="2", description="CPU cores.")
+    memory: Memory = Field(default="8Gi", description="Memory.")
+    gpus: int = Field(default=0, ge=0, description="GPUs.")
+    gpu_type: str = Field(default="", description="A name in platform.gpu_types; empty: any node with nvidia.com/gpu.")
+    shared_memory: Memory | Literal[""] = Field(
+        default="", description="/dev/shm, which counts against memory; empty: the engine's own (64Mi)."
+    )
+    timeout_s: int = Field(default=86_400, ge=60, description="Seconds per attempt.")
+    image: Image = Field(default="", description="Container image; empty: platform.image.")
 
 
 class GpuStepResources(StepResources):
     """The same with what a step of GPU_STEPS needs."""
 
-    cpu: Cpu = "8"
-    memory: Memory = "64Gi"
-    gpus: int = Field(default=1, ge=0)
-    shared_memory: Memory | Literal[""] = "16Gi"
+    cpu: Cpu = Field(default="8", description="CPU cores.")
+    memory: Memory = Field(default="64Gi", description="Memory.")
+    gpus: int = Field(default=1, ge=0, description="GPUs.")
+    shared_memory: Memory | Literal[""] = Field(default="16Gi", description="/dev/shm, which counts against memory.")
 
 
 class StepOverride(Section):
     """Where one step differs from the others of its kind; null = as they."""
 
-    cpu: Cpu | None = None
-    memory: Memory | None = None
-    gpus: int | None = Field(default=None, ge=0)
-    gpu_type: str | None = None
-    shared_memory: Memory | Literal[""] | None = None
-    timeout_s: int | None = Field(default=None, ge=60)
-    image: Image | None = None
+    cpu: Cpu | None = Field(default=None, description="CPU cores.")
+    memory: Memory | None = Field(default=None, description="Memory.")
+    gpus: int | None = Field(default=None, ge=0, description="GPUs.")
+    gpu_type: str | None = Field(default=None, description="A name in platform.gpu_types.")
+    shared_memory: Memory | Literal[""] | None = Field(
+        default=None, description="/dev/shm, which counts against memory."
+    )
+    timeout_s: int | None = Field(default=None, ge=60, description="Seconds per attempt.")
+    image: Image | None = Field(default=None, description="Container image.")
 
 
 class PlatformConfig(Section):
     """How steps run on a cluster and how often they are retried anywhere."""
 
-    retries: int = Field(default=2, ge=0)
-    patience_s: int = Field(default=900, ge=0)  # a step waits so long for an object store or database that is away
-    namespace: str = Field(default="kubeflow", pattern=DNS_LABEL)
-    service_account: ObjectName = ""  # "" = the installation's own
-    image: Image = ""  # "" = the one in components/images.py; a digest (name@sha256:...) keeps caching honest
-    image_pull_secret: ObjectName = ""
+    retries: int = Field(default=2, ge=0, description="Further attempts of a step that failed, on a cluster and here.")
+    patience_s: int = Field(
+        default=900, ge=0, description="Seconds that a step waits for an object store or study database that is away."
+    )
+    namespace: str = Field(default="kubeflow", pattern=DNS_LABEL, description="The namespace that runs belong to.")
+    service_account: ObjectName = Field(default="", description="Of the pods; empty: the installation's own.")
+    image: Image = Field(
+        default="",
+        description="Container image of every step; empty: the one in components/images.py. A digest "
+        "(name@sha256:...) keeps caching honest.",
+    )
+    image_pull_secret: ObjectName = Field(
+        default="", description="Secret with the image registry's credentials; empty: none."
+    )
     cpu_steps: StepResources = StepResources()
     gpu_steps: GpuStepResources = GpuStepResources()
-    steps: dict[str, StepOverride] = Field(default_factory=dict)
-    gpu_types: dict[str, GpuType] = Field(default_factory=dict)
-    nodes: int = Field(default=1, ge=1)  # that a step of MULTI_NODE_STEPS trains on, each with the step's resources
-    training_runtime: str = Field(default="flashslm-torch", pattern=DNS_LABEL)  # of Kubeflow Trainer; with nodes > 1
-    # Names in the namespace; their keys are the variables of the environment contract. "" = none.
-    config_map: ObjectName = "flashslm"
-    s3_secret: ObjectName = "flashslm-s3"
-    mlflow_secret: ObjectName = "flashslm-mlflow"
-    database_secret: ObjectName = "flashslm-database"
-    hook_secret: ObjectName = ""  # of gate.promotion_hook.url; only register_model reads it
-    deadline_s: int = Field(default=0, ge=0)  # of a whole run; 0 = none
-    ttl_s: int = Field(default=7 * 86_400, ge=0)  # pods and workflow go so long after a run's end; 0 = never
-    cron_time_zone: str = "UTC"  # the installation's CRON_SCHEDULE_TIMEZONE
+    steps: dict[str, StepOverride] = Field(default_factory=dict, description="Resources of single steps, by name.")
+    gpu_types: dict[str, GpuType] = Field(default_factory=dict, description="Kinds of GPU nodes, by a name of yours.")
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        description="Nodes that a step of MULTI_NODE_STEPS trains on, each with the step's resources.",
+    )
+    training_runtime: str = Field(
+        default="flashslm-torch", pattern=DNS_LABEL, description="The runtime of Kubeflow Trainer; with several nodes."
+    )
+    config_map: ObjectName = Field(
+        default="flashslm", description="ConfigMap whose keys are variables of the environment contract; empty: none."
+    )
+    s3_secret: ObjectName = Field(default="flashslm-s3", description="Secret of the same kind, for S3; empty: none.")
+    mlflow_secret: ObjectName = Field(default="flashslm-mlflow", description="The same for MLflow.")
+    database_secret: ObjectName = Field(default="flashslm-database", description="The same for the studies' database.")
+    hook_secret: ObjectName = Field(
+        default="", description="Secret with gate.promotion_hook.url; only register_model reads it. Empty: none."
+    )
+    deadline_s: int = Field(default=0, ge=0, description="Seconds for a whole run; 0: no limit.")
+    ttl_s: int = Field(
+        default=7 * 86_400,
+        ge=0,
+        description="Seconds after a run's end when its pods and workflow are removed; 0: never.",
+    )
+    cron_time_zone: str = Field(default="UTC", description="The installation's CRON_SCHEDULE_TIMEZONE, an IANA name.")
 
     @field_validator("cron_time_zone")
     @classmethod

@@ -1,5 +1,7 @@
 """What is wrong with a recipe's values, in words: the field, what was given, what is allowed."""
 
+import difflib
+from collections.abc import Callable
 from typing import Any, get_args
 
 from flashslm.config.secret import SECRET_FIELDS, without_secrets
@@ -7,16 +9,29 @@ from flashslm.config.secret import SECRET_FIELDS, without_secrets
 MAX_SHOWN = 200  # characters of a value that is quoted
 
 
-def describe(error: Any, model: Any) -> str:
-    """One of pydantic's errors about `model` as: where, what was given, what is allowed."""
+Near = Callable[[str], list[str]]
+
+
+def describe(error: Any, model: Any, near: Near | None = None) -> str:
+    """One of pydantic's errors about `model` as: where, what was given, what is allowed.
+
+    `near` finds settings elsewhere that a key may stand for; without it a message has no such hint.
+    """
     where = ".".join(str(part) for part in error["loc"]) or "recipe"
     if error["type"] == "extra_forbidden":
-        allowed = ", ".join(_fields_at(error["loc"][:-1], model))
-        return without_secrets(f"{where}: unknown key; allowed here: {allowed}")
+        fields = _fields_at(error["loc"][:-1], model)
+        hint = _did_you_mean(where, fields, near) if near and len(where) <= MAX_SHOWN else ""
+        return without_secrets(f"{where}: unknown key; {hint}allowed here: {', '.join(fields)}")
     message = error["msg"].removeprefix("Value error, ")
     silent = isinstance(error.get("input"), dict) or error["type"] == "missing" or where in SECRET_FIELDS
     given = "" if silent else f" (given: {_shown(error['input'])})"
     return without_secrets(f"{where}: {message}{given}")
+
+
+def _did_you_mean(where: str, fields: list[str], near: Near) -> str:
+    """From the fields of the same section, else from the settings of all; "" if none is near."""
+    found = difflib.get_close_matches(where.rpartition(".")[2], fields, n=2) or near(where)
+    return f"did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
 def _shown(value: Any) -> str:

@@ -22,8 +22,8 @@ from flashslm.config.training import EvaluationConfig, ExportConfig, GateConfig,
 class RunConfig(Section):
     """A whole recipe."""
 
-    name: str = Field(pattern=DNS_LABEL)
-    seed: Seed = 0
+    name: str = Field(pattern=DNS_LABEL, description="The recipe's name; runs are named after it.")
+    seed: Seed = Field(default=0, description="Of the text's order, the law, the search and the needles.")
     data: design.DataConfig = design.DataConfig()
     model: design.ModelConfig = design.ModelConfig()
     kernels: design.KernelsConfig = design.KernelsConfig()
@@ -73,7 +73,7 @@ class StepConfig(RunConfig):
     the section's defaults whatever the recipe says.
     """
 
-    name: str = ""  # only some steps declare it
+    name: str = Field(default="", description="The recipe's name, for the steps that declare it.")
     _step: str = PrivateAttr("")
 
     def __getattribute__(self, name: str) -> Any:

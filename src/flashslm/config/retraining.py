@@ -16,13 +16,22 @@ HOOK_URL_VARIABLE = "FLASHSLM_HOOK_URL"  # the webhook's address for a process t
 class RetrainingConfig(Section):
     """Continued pretraining of the champion on text it has not seen; what is not said here is as in `training`."""
 
-    steps: int = Field(default=1000, ge=1)
-    learning_rate: float = Field(default=3e-4, gt=0)
-    min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
-    warmup_steps: int = Field(default=50, ge=0)
-    replay_fraction: float = Field(default=0.1, ge=0, lt=1)  # of each batch's sequences: from the champion's first data
-    min_new_bytes: int = Field(default=1_000_000, ge=1)  # less new text than this waits for the next run
-    max_evaluated_datasets: int = Field(default=4, ge=1)  # of the champion's: the first and the newest; plus the new
+    steps: int = Field(default=1000, ge=1, description="Optimizer steps on the new text.")
+    learning_rate: float = Field(default=3e-4, gt=0, description="Peak learning rate.")
+    min_learning_rate_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="The last step's learning rate over the peak."
+    )
+    warmup_steps: int = Field(default=50, ge=0, description="Steps of linear warm-up; a cosine follows.")
+    replay_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of each batch's sequences that comes from the champion's first data.",
+    )
+    min_new_bytes: int = Field(default=1_000_000, ge=1, description="Less new text than this waits for the next run.")
+    max_evaluated_datasets: int = Field(
+        default=4, ge=1, description="The champion's data sets on which both are compared: the first and the newest."
+    )
 
 
 class PromotionHook(Section):
@@ -31,11 +40,15 @@ class PromotionHook(Section):
     The address may hold a token, so it is written nowhere: a step takes it from $FLASHSLM_HOOK_URL.
     """
 
-    command: Annotated[tuple[str, ...], LocalPath(program=True)] = ()
-    url: Secret = Secret("")
-    secret_variable: str = "FLASHSLM_HOOK_SECRET"  # the environment variable that holds the webhook's key
-    timeout_s: float = Field(default=10.0, gt=0)
-    attempts: int = Field(default=3, ge=1)
+    command: Annotated[tuple[str, ...], LocalPath(program=True)] = Field(
+        default=(), description="A program and its arguments; it gets JSON on its standard input."
+    )
+    url: Secret = Field(default=Secret(""), description="Address of a webhook, which gets signed JSON.")
+    secret_variable: str = Field(
+        default="FLASHSLM_HOOK_SECRET", description="The environment variable that holds the webhook's key."
+    )
+    timeout_s: float = Field(default=10.0, gt=0, description="Seconds per attempt.")
+    attempts: int = Field(default=3, ge=1, description="Attempts in all.")
 
     @field_validator("url")
     @classmethod

@@ -21,32 +21,59 @@ Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 class TrainingConfig(Section):
     """Pretraining and its ablation: every value of weight_norm x every seed is one run."""
 
-    steps: int = Field(default=10_000, ge=1)
-    batch_size: int = Field(default=64, ge=1)  # sequences per optimizer step
-    micro_batch_size: int = Field(default=0, ge=0)  # 0 = batch_size (no gradient accumulation)
-    sequence_length: int = Field(default=1024, ge=8)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
-    warmup_steps: int = Field(default=100, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    gradient_clip: float = Field(default=1.0, gt=0)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Bit-exact resume needs deterministic algorithms; auto: on for a CPU, off on CUDA, where they cost time.
-    deterministic: Literal["auto"] | Switch = "auto"
-    threads: int = Field(default=1, ge=1)  # CPU only
-    processes: int = Field(default=0, ge=0)  # that pretrain together on each node; 0 = one per GPU, one on a CPU
-    weight_norm: Distinct[Switch] = ("on", "off")
-    seeds: Distinct[Seed] = (0,)
-    deploy: Literal["best", "on", "off"] = "best"  # which variant is evaluated and exported
-    deploy_seed: Seed | None = None  # which of its seeds; null = the first of `seeds`
-    isolate_documents: bool = False  # attention, convolution and states start again at a document's first token
-    validation_batches: int = Field(default=16, ge=1)
-    validate_every_steps: int = Field(default=500, ge=1)
-    checkpoint_every_steps: int = Field(default=500, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
-    log_every_steps: int = Field(default=10, ge=1)
+    steps: int = Field(default=10_000, ge=1, description="Optimizer steps of each run.")
+    batch_size: int = Field(default=64, ge=1, description="Sequences per optimizer step, over all processes.")
+    micro_batch_size: int = Field(
+        default=0,
+        ge=0,
+        description="Sequences that pass through the model together; 0: batch_size, no gradient accumulation.",
+    )
+    sequence_length: int = Field(default=1024, ge=8, description="Tokens per sequence.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate of AdamW.")
+    min_learning_rate_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="The last step's learning rate over the peak."
+    )
+    warmup_steps: int = Field(default=100, ge=0, description="Steps of linear warm-up; a cosine follows.")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the first moment.")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW's decay of the second moment.")
+    gradient_clip: float = Field(default=1.0, gt=0, description="Largest norm of the whole gradient.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Of the forward and backward pass; auto: bfloat16 on CUDA, float32 on a CPU."
+    )
+    deterministic: Literal["auto"] | Switch = Field(
+        default="auto",
+        description="Deterministic algorithms, which a bit-exact resume needs; auto: on for a CPU, off on CUDA, where "
+        "they cost time.",
+    )
+    threads: int = Field(default=1, ge=1, description="Threads of a process that trains on a CPU.")
+    processes: int = Field(
+        default=0, ge=0, description="Processes that pretrain together on each node; 0: one per GPU, one on a CPU."
+    )
+    weight_norm: Distinct[Switch] = Field(
+        default=("on", "off"),
+        description="Variants of the ablation: with weight normalisation after every step, and without.",
+    )
+    seeds: Distinct[Seed] = Field(default=(0,), description="Every variant is trained once for each seed.")
+    deploy: Literal["best", "on", "off"] = Field(
+        default="best",
+        description="The variant that is evaluated and exported; best: that of the lowest validation loss.",
+    )
+    deploy_seed: Seed | None = Field(
+        default=None, description="Which of that variant's seeds; null: the first of `seeds`."
+    )
+    isolate_documents: bool = Field(
+        default=False, description="Attention, convolutions and states start again at a document's first token."
+    )
+    validation_batches: int = Field(default=16, ge=1, description="Batches per validation.")
+    validate_every_steps: int = Field(
+        default=500, ge=1, description="Steps between validations; the last step has one too."
+    )
+    checkpoint_every_steps: int = Field(
+        default=500, ge=1, description="Steps between checkpoints that a retry resumes from."
+    )
+    keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept during training.")
+    log_every_steps: int = Field(default=10, ge=1, description="Steps between rows of metrics.")
 
     def is_deterministic(self, device_type: str) -> bool:
         """Whether deterministic algorithms run on a device of this type."""
@@ -73,36 +100,55 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """What is measured on the chosen checkpoint."""
 
-    sequence_length: int = Field(default=1024, ge=8)
-    batch_size: int = Field(default=16, ge=1)
-    max_tokens: int = Field(default=0, ge=0)  # 0 = the whole validation split
-    needle_lengths: Distinct[Annotated[int, Field(ge=18)]] = (1024, 4096)  # key, value and some text
-    needle_samples: int = Field(default=32, ge=1)
-    lm_eval_tasks: Distinct[str] = ()
-    lm_eval_limit: int = Field(default=0, ge=0)  # documents a task; 0 = all
+    sequence_length: int = Field(default=1024, ge=8, description="Tokens per sequence of the perplexity.")
+    batch_size: int = Field(default=16, ge=1, description="Sequences that are evaluated together.")
+    max_tokens: int = Field(default=0, ge=0, description="Validation tokens that are evaluated; 0: the whole split.")
+    needle_lengths: Distinct[Annotated[int, Field(ge=18)]] = Field(
+        default=(1024, 4096), description="Tokens of the texts that a key and its value have to be found in."
+    )
+    needle_samples: int = Field(default=32, ge=1, description="Texts per needle length.")
+    lm_eval_tasks: Distinct[str] = Field(default=(), description="Tasks of lm-evaluation-harness by name.")
+    lm_eval_limit: int = Field(default=0, ge=0, description="Documents per task; 0: all.")
 
 
 class ExportConfig(Section):
     """What the exported directory holds."""
 
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_shard_bytes: int = Field(default=5_000_000_000, ge=1_000_000)
-    parity_tokens: int = Field(default=128, ge=8)
-    parity_tolerance: float = Field(default=1e-4, gt=0)
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Of the exported weights.")
+    max_shard_bytes: int = Field(default=5_000_000_000, ge=1_000_000, description="Bytes per safetensors file at most.")
+    parity_tokens: int = Field(
+        default=128, ge=8, description="Tokens on which the reloaded export must give the same logits."
+    )
+    parity_tolerance: float = Field(
+        default=1e-4, gt=0, description="Largest absolute difference of those logits, in fp32."
+    )
 
 
 class GateConfig(Section):
     """When a model may become champion. A limit of 0 means no limit."""
 
-    model_name: str = Field(default="flashslm", pattern=MODEL_NAME)  # in MLflow's registry
-    max_perplexity: float = Field(default=0.0, ge=0)
-    max_latency_ms: float = Field(default=0.0, ge=0)
-    max_parameters: int = Field(default=0, ge=0)
-    min_perplexity_gain: float = Field(default=0.0, ge=0)  # relative gain a challenger must show over the champion
-    max_latency_increase: float = Field(default=0.1, ge=0)  # relative to the champion, same device
-    max_size_increase: float = Field(default=0.1, ge=0)  # parameters, relative to the champion
+    model_name: str = Field(
+        default="flashslm", pattern=MODEL_NAME, description="The model's name in MLflow's registry."
+    )
+    max_perplexity: float = Field(default=0.0, ge=0, description="Validation perplexity at most; 0: no limit.")
+    max_latency_ms: float = Field(default=0.0, ge=0, description="Measured ms per decoded token at most; 0: no limit.")
+    max_parameters: int = Field(default=0, ge=0, description="Parameters at most; 0: no limit.")
+    min_perplexity_gain: float = Field(
+        default=0.0, ge=0, description="Relative gain in perplexity that a challenger must show over the champion."
+    )
+    max_latency_increase: float = Field(
+        default=0.1, ge=0, description="Latency over the champion's on the same device, relative."
+    )
+    max_size_increase: float = Field(default=0.1, ge=0, description="Parameters over the champion's, relative.")
     max_perplexity_increase: float = Field(
-        default=0.01, ge=0
-    )  # retraining, relative, on data the champion was judged on
-    max_accuracy_drop: float = Field(default=0.02, ge=0, le=1)  # retraining, absolute, on needles and tasks
+        default=0.01,
+        ge=0,
+        description="Retraining: perplexity over the champion's, relative, on data it was judged on.",
+    )
+    max_accuracy_drop: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="Retraining: accuracy below the champion's, absolute, on needles and tasks.",
+    )
     promotion_hook: PromotionHook = PromotionHook()

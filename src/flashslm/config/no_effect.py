@@ -1,0 +1,108 @@
+"""Settings that a recipe gives although others make them do nothing."""
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from flashslm.config.recipe import RunConfig
+from flashslm.config.steps import GPU_STEPS, STEP_SECTIONS
+
+
+def without_effect(config: RunConfig) -> list[str]:
+    """Each as `section.key: why it has no effect`; only what the recipe itself gives counts, defaults never do."""
+    checks = (_data, _design, _search, _training, _evaluation, _hook, _platform)
+    return [f"{where}: no effect: {why}" for check in checks for where, why in check(config)]
+
+
+Found = Iterator[tuple[str, str]]
+
+
+def _given(section: BaseModel, where: str, names: tuple[str, ...], why: str) -> Found:
+    yield from ((f"{where}.{name}", why) for name in names if name in section.model_fields_set)
+
+
+def _data(config: RunConfig) -> Found:
+    data = config.data
+    if data.source != "files":
+        yield from _given(data, "data", ("paths",), f"source is '{data.source}'")
+    if data.source != "huggingface":
+        of_hub = ("dataset", "dataset_config", "dataset_split", "dataset_revision")
+        yield from _given(data, "data", of_hub, f"source is '{data.source}'")
+    if data.source == "python-stdlib":
+        yield from _given(data, "data", ("text_field",), "a file of source code is one text")
+    if data.tokenizer == "train":
+        yield from _given(data, "data", ("tokenizer_revision",), "the tokenizer is trained on the text")
+    else:
+        why = f"the tokenizer is '{data.tokenizer}' and is not trained"
+        yield from _given(data, "data", ("vocab_size", "tokenizer_bytes"), why)
+
+
+def _design(config: RunConfig) -> Found:
+    model, profiling, latency = config.model, config.profiling, config.latency
+    if model.rope_type == "default":
+        yield from _given(model, "model", ("original_max_position_embeddings",), "rope_type is 'default'")
+    if "W" not in profiling.operators:
+        yield from _given(model, "model", ("window",), "profiling.operators has no window attention (W)")
+    if profiling.device == "cuda":
+        yield from _given(profiling, "profiling", ("threads",), "device is 'cuda'")
+    if profiling.device == "cpu":
+        yield from _given(profiling, "profiling", ("compile_processes",), "device is 'cpu'")
+    if latency.target_ms:
+        names = ("reference_operators", "reference_width", "reference_factor")
+        yield from _given(latency, "latency", names, f"target_ms is {latency.target_ms:g}")
+
+
+def _search(config: RunConfig) -> Found:
+    search = config.search
+    if search.trials <= search.population:
+        why = f"no trial descends from another: {search.trials} trials are at most population ({search.population})"
+        yield from _given(search, "search", ("sample",), why)
+    if search.workers > search.trials:
+        yield from _given(search, "search", ("workers",), f"only {search.trials} trials are to be trained")
+
+
+def _training(config: RunConfig) -> Found:
+    for name, section in (("training", config.training), ("retraining", config.retraining)):
+        if section.warmup_steps >= section.steps:
+            why = f"{section.steps} steps end within the warm-up ({section.warmup_steps}): the rate never falls again"
+            yield from _given(section, name, ("min_learning_rate_ratio",), why)
+    training = config.training
+    for name in ("validate_every_steps", "checkpoint_every_steps", "log_every_steps"):
+        if getattr(training, name) > training.steps:
+            yield from _given(training, "training", (name,), f"training ends after {training.steps} steps")
+    if len(training.weight_norm) == 1:
+        yield from _given(training, "training", ("deploy",), "there is one variant (weight_norm)")
+
+
+def _evaluation(config: RunConfig) -> Found:
+    evaluation = config.evaluation
+    if not evaluation.lm_eval_tasks:
+        yield from _given(evaluation, "evaluation", ("lm_eval_limit",), "there are no lm_eval_tasks")
+    if not evaluation.needle_lengths:
+        yield from _given(evaluation, "evaluation", ("needle_samples",), "there are no needle_lengths")
+
+
+def _hook(config: RunConfig) -> Found:
+    hook, where = config.gate.promotion_hook, "gate.promotion_hook"
+    if not hook.command and not hook.url:
+        yield from _given(hook, where, ("secret_variable", "timeout_s", "attempts"), "there is neither command nor url")
+    elif hook.command:
+        yield from _given(hook, where, ("secret_variable",), "a command gets no signature")
+    if not hook.url:
+        yield from _given(config.platform, "platform", ("hook_secret",), "gate.promotion_hook has no url")
+
+
+def _platform(config: RunConfig) -> Found:
+    platform = config.platform
+    if platform.nodes == 1:
+        yield from _given(platform, "platform", ("training_runtime",), "nodes is 1: there is no TrainJob")
+    used = {platform.resources(step).gpu_type for step in STEP_SECTIONS}
+    for name in platform.gpu_types:
+        if name not in used:
+            yield f"platform.gpu_types.{name}", "no step has this gpu_type"
+    for name, group in (("cpu_steps", platform.cpu_steps), ("gpu_steps", platform.gpu_steps)):
+        if not group.gpus and group.gpu_type:
+            yield f"platform.{name}.gpu_type", "gpus is 0"
+    for step in platform.steps:
+        if step not in GPU_STEPS and platform.steps[step].gpu_type and not platform.resources(step).gpus:
+            yield f"platform.steps.{step}.gpu_type", "gpus is 0"
