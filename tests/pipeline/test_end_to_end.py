@@ -203,7 +203,7 @@ def test_run_directory_holds_what_a_person_looks_for(project: Project, runs: dic
     assert (latest / "export" / "huggingface" / "config.json").is_file()
     assert (latest / "export" / "tensorrt_llm" / "config.json").is_file()
     report = (latest / "report.html").read_text()
-    assert "Gate: hold" in report and report.count('src="data:image/svg+xml;base64,') == 9
+    assert "Decision: hold" in report and report.count('src="data:image/svg+xml;base64,') == 9
     assert json.loads((latest / "environment.json").read_text())["packages"]["torch"]
 
 

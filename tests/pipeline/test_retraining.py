@@ -353,7 +353,7 @@ def test_a_killed_step_resumes_and_the_better_challenger_is_promoted(
     assert current.facts["dataset_sha256"] == champion.facts["dataset_sha256"]
     assert current.lineage.latency_ms.keys() == champion.lineage.latency_ms.keys()
     report = (promoted["directory"] / "report.html").read_text()
-    assert "Decision: promote" in report and f"{before:.4f}" in report and f"{after:.4f}" in report
+    assert "Promoted: " in report and f"{before:.4f}" in report and f"{after:.4f}" in report
 
 
 def test_champions_numbers_are_those_it_was_registered_with(

@@ -58,7 +58,9 @@ def figures(run: RunArtifacts) -> dict[str, Figure]:
 def render(run: RunArtifacts, drawn: dict[str, Figure]) -> str:
     """The report; every value in the page comes from `run`."""
     images = {name: _data_uri(figure) for name, figure in drawn.items()}
-    return page("report.html.j2", run=run, images=images, constant_parts=_constant_parts(run.latency_table))
+    constant_parts = _constant_parts(run.latency_table)
+    decision = run.verdict["decision"]
+    return page("report.html.j2", run=run, decision=decision, images=images, constant_parts=constant_parts)
 
 
 def _constant_parts(table: dict[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ class RetrainingArtifacts:
 
 
 def render_retraining(run: RetrainingArtifacts) -> str:
-    return page("retraining.html.j2", run=run, rows=_rows(run.evaluation))
+    return page("retraining.html.j2", run=run, decision=run.decision, rows=_rows(run.evaluation))
 
 
 LABELS = {

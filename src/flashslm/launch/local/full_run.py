@@ -25,6 +25,7 @@ from flashslm.infra.tracking import mlflow_runs
 from flashslm.infra.tracking.mlflow_api import MlflowError, MlflowUnavailable
 from flashslm.launch.local.healing import healed
 from flashslm.launch.local.launcher import LocalResult, log_of, run_local
+from flashslm.launch.local.report_outcome import carried_out, say_what_happened
 from flashslm.launch.local.run_directory import make_run_dir, point_latest
 from flashslm.launch.processes import exclusive
 
@@ -108,7 +109,9 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
             if "report" in local.outputs:
                 with nullcontext() if local.state == "SUCCESS" else suppress(StoreError):  # the failure is to be seen
                     _materialise(made, store, home)
-                    made.decision = carried_out(made.decision, local)
+                    if made.decision == "promote":
+                        say_what_happened(run_dir / "report.html", local)
+                made.decision = carried_out(made.decision, local)
             return made
 
         outcome = healed(attempt, store, home, run_dir, console)
@@ -128,12 +131,6 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
         point_latest(runs, run_dir)
     _print_summary(console, outcome)
     return outcome
-
-
-def carried_out(decision: str, local: LocalResult) -> str:
-    """What came of the gate's decision: a promotion is one when the model is registered."""
-    registered = any(step.name == "register_model" and step.state == "SUCCESS" for step in local.steps)
-    return decision if decision != "promote" or registered else "promote, but the model was not registered"
 
 
 def _deliver_pending(settings: Settings, config: RunConfig, secrets: dict[str, str], console: Console) -> None:
