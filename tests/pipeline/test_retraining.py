@@ -331,7 +331,7 @@ def test_a_challenger_that_diverges_is_held_and_the_champion_stays(
     steps = ["continue_pretraining", "fetch_champion", "prepare_new_data", "report_retraining"]
     assert sorted(ended(diverged)) == ["check_recipe", *steps], "nothing is exported, compared or registered"
     (reason,) = Manifest.read(diverged["directory"] / "artifacts" / "report.json").metadata["reasons"]
-    assert reason.startswith("the challenger diverged: loss or gradient norm is not finite at step")
+    assert reason.startswith("the challenger diverged: the")
     page = (diverged["directory"] / "report.html").read_text()
     assert "Decision: hold" in page and "the challenger diverged" in page and "new train tokens" in page
     assert (diverged["champion"].version, diverged["champion"].manifest) == (champion.version, champion.manifest)

@@ -72,7 +72,7 @@ def test_a_challenger_that_diverges_is_a_decision_with_its_reason(
     result = run_step(NAME, **continue_call(inputs, output, processes, **RUINED))
     assert result["decision"] == "diverged"
     reason = Manifest.read(output).metadata["reason"]
-    assert reason.startswith("the challenger diverged: loss or gradient norm is not finite at step 2")
+    assert reason.startswith("the challenger diverged: the validation loss is not finite at step 4")
     assert result["summary"] == reason and "Lower learning_rate (1e+30)" in reason
 
 

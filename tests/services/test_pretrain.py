@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flashslm.config import RunConfig
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.steps.run import run_step
-from flashslm.training.workers import WorkerFailed
 from tests.services.pretraining import call, metric_steps, write_inputs
 
 pytestmark = pytest.mark.services
@@ -95,14 +95,26 @@ def test_the_same_weights_have_the_same_address_however_long_they_took(
     assert [json.loads(row)["step"] for row in rows] == [2, 4, 6] and "loss_nats" in rows[0]
 
 
-def test_a_worker_says_why_it_failed(
-    platform_env: Settings, inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.usefixtures("platform_env")
+def test_a_variant_that_diverges_is_a_result_of_the_ablation(
+    store: ObjectStore, inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     monkeypatch.setenv("FLASHSLM_CACHE", str(tmp_path / "cache"))
-    arguments = call(inputs, tmp_path / "x.json", processes=2, steps=STEPS, learning_rate=1e30, gradient_clip=1e30)
-    arguments["parameters"] |= {"weight_norm": "off"}
-    with pytest.raises(WorkerFailed, match="NonFiniteLoss: loss or gradient norm is not finite at step"):
-        run_step("pretrain", **arguments)
+    ruined = call(inputs, tmp_path / "ruined.json", processes=processes, steps=STEPS, learning_rate=1e30)
+    ruined["parameters"] |= {"weight_norm": "off"}
+    summary = run_step("pretrain", **ruined)["summary"]
+    assert summary.startswith("this variant diverged: ") and "Lower learning_rate (1e+30)" in summary
+    run_step("pretrain", **call(inputs, tmp_path / "sound.json", processes=1, steps=STEPS))
+    outputs = {name: str(tmp_path / f"{name}.json") for name in ("ablation", "chosen")}
+    recipe = RunConfig.model_validate({"name": "x", "training": {"deploy": "best"}}).for_step("compare_weight_norm")
+    checkpoints = [str(tmp_path / "ruined.json"), str(tmp_path / "sound.json")]
+    given = inputs | {"checkpoints": checkpoints}
+    result = run_step("compare_weight_norm", config=recipe, inputs=given, outputs=outputs, parameters={})
+    assert result["chosen_weight_norm"] == "on" and "weight_norm=off, seed 0 diverged" in result["summary"]
+    assert Manifest.read(Path(outputs["chosen"])).sha256 == Manifest.read(tmp_path / "sound.json").sha256
+    tree = store.get_tree(Manifest.read(Path(outputs["ablation"])), tmp_path / "ablation")
+    assert [run["reason"] for run in json.loads((tree / "ablation.json").read_text())["diverged"]] == [summary]
 
 
 def test_processes_must_divide_the_batch(platform_env: Settings, inputs: dict[str, str], tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ class TrainingConfig(Section):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the first moment.")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW's decay of the second moment.")
     gradient_clip: float = Field(default=1.0, gt=0, description="Largest norm of the whole gradient.")
+    max_skipped_steps: int = Field(
+        default=20,
+        ge=0,
+        description="Steps that may be skipped because their gradient is not finite; one more ends the run.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of the forward and backward pass; auto: bfloat16 on CUDA, float32 on a CPU."
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.context import StepContext
-from flashslm.training.ablation import VariantRun, choose_deployed, compare, load_run, step_times
+from flashslm.training.ablation import DivergedRun, VariantRun, choose_deployed, compare, load_run, step_times
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -14,10 +14,12 @@ def run(context: StepContext) -> dict[str, Any]:
     object).
     """
     manifests = context.manifests("checkpoints")
+    diverged = [DivergedRun.model_validate(m.metadata) for m in manifests if "reason" in m.metadata]
+    manifests = [m for m in manifests if "reason" not in m.metadata]
     runs = [_read(context.fetch_manifest(manifest), manifest) for manifest in manifests]
-    ablation = compare(runs)
     training = context.config.training
-    deployed = choose_deployed(runs, training.deploy, training.deployed_seed)
+    deployed = choose_deployed(runs, training.deploy, training.deployed_seed, diverged)
+    ablation = compare(runs, diverged)
     times = step_times(runs)
     facts = {"verdict": ablation.verdict} | times.model_dump()
     context.publish_json("ablation", {"ablation.json": ablation.model_dump(mode="json")}, facts)

@@ -5,9 +5,8 @@ from typing import Any
 from flashslm.config import RetrainingConfig, TrainingConfig
 from flashslm.steps.context import StepContext
 from flashslm.steps.fetch_champion import champions_data
-from flashslm.steps.pretrain import summarized, train_in_step
-from flashslm.training.spec import FromExport, NonFiniteLoss, Replay, TrainSpec
-from flashslm.training.workers import WorkerFailed
+from flashslm.steps.pretrain import Diverged, summarized, train_or_diverge
+from flashslm.training.spec import FromExport, Replay, TrainSpec
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -27,23 +26,10 @@ def run(context: StepContext) -> dict[str, Any]:
         kernels=recipe.kernels,
         run_key=context.run_key(),
     )
-    try:
-        outcome = train_in_step(context, spec)
-    except (NonFiniteLoss, WorkerFailed) as error:
-        if not (divergence := why_diverged(error)):
-            raise
-        reason = f"the challenger diverged: {divergence}"
-        context.publish_json("checkpoint", {"diverged.json": {"reason": reason}}, {"reason": reason})
-        return {"decision": "diverged", "summary": reason}
+    outcome = train_or_diverge(context, spec, "the challenger diverged")
+    if isinstance(outcome, Diverged):
+        return {"decision": "diverged", "summary": outcome.reason}
     return summarized(outcome, "validation loss on new data") | {"decision": "trained"}
-
-
-def why_diverged(error: NonFiniteLoss | WorkerFailed) -> str:
-    """What was not finite, also where a worker reported it; "" for any other failure."""
-    if isinstance(error, NonFiniteLoss):
-        return str(error)
-    kind, _, message = error.reported.partition(": ")
-    return message if kind == NonFiniteLoss.__name__ else ""
 
 
 def retraining_config(training: TrainingConfig, retraining: RetrainingConfig) -> TrainingConfig:

@@ -5,7 +5,7 @@ torchrun; with several nodes, in a Kubeflow TrainJob.
 """
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,18 +18,30 @@ from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_architecture
 from flashslm.steps.context import StepContext
-from flashslm.training.spec import Fetch, FromArchitecture, FromExport, OnMetrics, OnResume, TrainOutcome, TrainSpec
+from flashslm.training.spec import (
+    Fetch,
+    FromArchitecture,
+    FromExport,
+    NonFiniteLoss,
+    OnMetrics,
+    OnResume,
+    TrainOutcome,
+    TrainSpec,
+)
 from flashslm.training.trained_model import store_model
 from flashslm.training.trainer import train
 from flashslm.training.workers import WorkerFailed, WorkerOutput, run_workers
 
 WORKER = "flashslm.steps.pretrain_worker"
+DIVERGED = "diverged.json"
 _log = logging.getLogger(__name__)
 WATCHED = "watched"  # tells workers to stop when the step that started them is gone
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `checkpoint`: model.safetensors, architecture.json, training.json, metrics.jsonl."""
+    """Outputs `checkpoint`: model.safetensors, architecture.json, training.json, metrics.jsonl; where training diverged
+    diverged.json alone, which is this variant's result in the ablation.
+    """
     weight_norm, seed = context.parameters["weight_norm"] == "on", int(context.parameters["seed"])
     spec = TrainSpec(
         start=FromArchitecture(architecture=load_architecture(context.fetch("architecture"))),
@@ -40,7 +52,39 @@ def run(context: StepContext) -> dict[str, Any]:
         kernels=context.config.kernels,
         run_key=context.run_key(weight_norm=str(weight_norm), seed=str(seed)),
     )
-    return summarized(train_in_step(context, spec), "validation loss")
+    outcome = train_or_diverge(context, spec, "this variant diverged")
+    if isinstance(outcome, Diverged):
+        return {"summary": outcome.reason}
+    return summarized(outcome, "validation loss")
+
+
+class Diverged(NamedTuple):
+    """Training ended because the loss or its gradients are not finite; there is no model."""
+
+    reason: str
+
+
+def train_or_diverge(context: StepContext, spec: TrainSpec, what: str) -> TrainOutcome | Diverged:
+    """`train_in_step`; where training diverged the output `checkpoint` holds diverged.json, and its metadata `reason`.
+
+    Raises WorkerFailed for any other failure of workers.
+    """
+    try:
+        return train_in_step(context, spec)
+    except (NonFiniteLoss, WorkerFailed) as error:
+        if not (divergence := _why_diverged(error)):
+            raise
+    facts = {"weight_norm": "on" if spec.weight_norm else "off", "seed": spec.seed, "reason": f"{what}: {divergence}"}
+    context.publish_json("checkpoint", {DIVERGED: facts}, facts)
+    return Diverged(str(facts["reason"]))
+
+
+def _why_diverged(error: NonFiniteLoss | WorkerFailed) -> str:
+    """What was not finite, also where a worker reported it; "" for any other failure."""
+    if isinstance(error, NonFiniteLoss):
+        return str(error)
+    kind, _, message = error.reported.partition(": ")
+    return message if kind == NonFiniteLoss.__name__ else ""
 
 
 def train_in_step(context: StepContext, spec: TrainSpec) -> TrainOutcome:

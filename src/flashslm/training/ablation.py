@@ -1,6 +1,7 @@
 """The weight-norm ablation: both variants' curves, norms, difference with the spread over seeds, and cost per step."""
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,6 +20,14 @@ class VariantRun(BaseModel):
 
     def series(self, key: str) -> list[tuple[int, float]]:
         return [(int(row["step"]), row[key]) for row in self.history if key in row]
+
+
+class DivergedRun(BaseModel):
+    """One whose training ended without a model."""
+
+    weight_norm: str
+    seed: int
+    reason: str
 
 
 class VariantSummary(BaseModel):
@@ -42,6 +51,7 @@ class Ablation(BaseModel):
     difference_nats: float | None
     difference_interval_nats: tuple[float, float] | None
     curves: dict[str, dict[str, list[tuple[int, float]]]]  # run label -> metric -> (step, value)
+    diverged: list[DivergedRun] = []
     verdict: str
 
 
@@ -55,8 +65,11 @@ class StepTimes(BaseModel):
 CURVES = ("loss_nats", "validation_loss_nats", "weight_norm", "gradient_norm")
 
 
-def compare(runs: list[VariantRun]) -> Ablation:
-    """Compare every run with weight normalisation with its twin without (paper section 3.3, tables 4 and 12)."""
+def compare(runs: list[VariantRun], diverged: Sequence[DivergedRun] = ()) -> Ablation:
+    """Compare every run with weight normalisation with its twin without (paper section 3.3, tables 4 and 12).
+
+    A run that diverged has no loss and is in no mean; the verdict names it.
+    """
     by_variant = {name: [r for r in runs if r.weight_norm == name] for name in ("on", "off")}
     summaries = {name: _summarise(name, group) for name, group in by_variant.items() if group}
     twins = {r.seed: r.validation_loss_nats for r in by_variant["off"]}
@@ -67,7 +80,8 @@ def compare(runs: list[VariantRun]) -> Ablation:
         difference_nats=found.value if found else None,
         difference_interval_nats=(found.low, found.high) if found and len(differences) > 1 else None,
         curves={f"{r.weight_norm}, seed {r.seed}": {key: r.series(key) for key in CURVES} for r in runs},
-        verdict=_verdict(found),
+        diverged=list(diverged),
+        verdict="; ".join([*(f"{_label(r)} diverged" for r in diverged), _verdict(found)]),
     )
 
 
@@ -79,15 +93,25 @@ def step_times(runs: list[VariantRun]) -> StepTimes:
     return StepTimes(step_time_ms=times_ms, step_time_increase=increase)
 
 
-def choose_deployed(runs: list[VariantRun], deploy: str, seed: int) -> VariantRun:
+def _label(run: DivergedRun) -> str:
+    return f"weight_norm={run.weight_norm}, seed {run.seed}"
+
+
+def choose_deployed(runs: list[VariantRun], deploy: str, seed: int, diverged: Sequence[DivergedRun] = ()) -> VariantRun:
     """The run that continues: of the named variant, or of the one of lower mean loss, that with the recipe's seed.
 
-    Choosing the seed of lowest loss would deploy, and report, luck.
+    Choosing the seed of lowest loss would deploy, and report, luck. Raises ValueError, which names why, if every run
+    that could be deployed diverged.
     """
-    variants = sorted({r.weight_norm for r in runs}) if deploy == "best" else [deploy]
-    groups = [[r for r in runs if r.weight_norm == name] for name in variants]
-    best = min(groups, key=lambda group: statistics.fmean(r.validation_loss_nats for r in group))
-    return next(r for r in best if r.seed == seed)
+    allowed = [r for r in runs if r.seed == seed and deploy in ("best", r.weight_norm)]
+    if not allowed:
+        found = "; ".join(f"{_label(r)}: {r.reason}" for r in diverged)
+        raise ValueError(f"no run with training.deploy={deploy} and seed {seed} is left: {found}")
+    means = {
+        r.weight_norm: statistics.fmean(x.validation_loss_nats for x in runs if x.weight_norm == r.weight_norm)
+        for r in allowed
+    }
+    return min(allowed, key=lambda r: means[r.weight_norm])
 
 
 def _summarise(name: str, group: list[VariantRun]) -> VariantSummary:

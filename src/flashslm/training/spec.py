@@ -19,7 +19,7 @@ Fetch = Callable[[Manifest], Path]  # the directory of a stored tree
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient became NaN or infinite; the message names the step and the last good checkpoint."""
+    """Training diverged: the validation loss, or the gradients of more steps than are allowed, are NaN or infinite."""
 
 
 class _Values(BaseModel):
@@ -95,6 +95,7 @@ class TrainOutcome(_Values):
     device: str
     world_size: int
     resumed_from_step: int  # 0 = it began at the first step
+    skipped_steps: int = 0  # whose gradient was not finite
     history: list[dict[str, int | float]]
     kernels: dict[str, str]  # the implementation that each kernel took
     checkpoint: Manifest | None = None  # the trained model, where it was stored

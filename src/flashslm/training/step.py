@@ -6,6 +6,7 @@ from torch import Tensor
 from flashslm.config import TrainingConfig
 from flashslm.data.loader import Batch
 from flashslm.models.hybrid import HybridLM
+from flashslm.training.distributed import full_tensor
 from flashslm.training.learning_rate import learning_rate
 from flashslm.training.optimizer import build_optimizer, set_learning_rate
 from flashslm.training.weight_norm import project_weights_
@@ -30,9 +31,15 @@ class TrainStep:
             return self.model.loss(tokens, targets, documents if self.config.isolate_documents else None)
 
     def update(self, step: int) -> Tensor:
-        """Clip the gradients, update the weights, drop the gradients. Returns the gradients' norm before clipping."""
+        """Clip the gradients, update the weights, drop the gradients. Returns the gradients' norm before clipping.
+
+        Where that norm is not finite, the weights, the moments and the optimizer's step count stay as they are.
+        """
         set_learning_rate(self.optimizer, learning_rate(step, self.config))
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        clipped = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        gradient_norm = full_tensor(clipped)
+        # What GradScaler sets: the fused AdamW reads it on the device, so that the host does not wait for it.
+        self.optimizer.found_inf = (~torch.isfinite(gradient_norm)).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return gradient_norm

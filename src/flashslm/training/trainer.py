@@ -21,7 +21,6 @@ from flashslm.training.distributed import (
     any_rank,
     broadcast_value,
     current_world,
-    full_tensor,
     shard_model,
     sum_over_ranks,
 )
@@ -49,8 +48,9 @@ def train(
     then gets where it continues, and `on_metrics` the rows from there. Under torchrun the model is sharded and rank 0
     reports and saves.
 
-    Raises NonFiniteLoss; Terminated (SystemExit 143) after SIGTERM, once the step is finished and, unless the store is
-    away, saved.
+    A step whose gradient is not finite is skipped. Raises NonFiniteLoss where more than `max_skipped_steps` are, or the
+    validation loss is not finite; Terminated (SystemExit 143) after SIGTERM, once the step is finished and, unless the
+    store is away, saved.
     """
     device_type = next(model.parameters()).device.type
     deterministic = spec.training.is_deterministic(device_type)
@@ -79,7 +79,8 @@ class _Trainer:
         self.micro_batches = self.config.batch_size // self.train_loader.batch_size
         shard_model(model)
         self.step = TrainStep(model, self.config, self.precision, weight_norm=spec.weight_norm)
-        self.bad_step = torch.full((), -1, device=self.device)
+        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.last_skipped = torch.zeros_like(self.skipped_steps)
         self.start, train_time_s = self._restore()
         self.saved_step = self.start
         self.clock = StepClock(train_time_s)
@@ -91,7 +92,7 @@ class _Trainer:
                 loss = self._accumulate_gradients(step, batches)
                 gradient_norm = self.step.update(step)
                 self.step.project()
-                self._finish_step(step, loss, full_tensor(gradient_norm))
+                self._finish_step(step, loss, gradient_norm)
                 if self._is_due(step + 1, self.config.checkpoint_every_steps):
                     self._save(step + 1)
                 if any_rank(stop.requested):
@@ -109,11 +110,12 @@ class _Trainer:
         return total
 
     def _finish_step(self, step: int, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Note a non-finite step without waiting for the device; log and validate where due."""
-        finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
-        self.bad_step = torch.where((self.bad_step < 0) & ~finite, step + 1, self.bad_step)
-        self.clock.step()
+        """Note a skipped step without waiting for the device; log and validate where due."""
         done = step + 1
+        skipped = ~torch.isfinite(gradient_norm)
+        self.skipped_steps += skipped
+        self.last_skipped = torch.where(skipped, done, self.last_skipped)
+        self.clock.step()
         validate = done in self.spec.validate_at or self._is_due(done, self.config.validate_every_steps)
         if validate or self._is_due(done, self.config.log_every_steps):
             self._log(done, loss, gradient_norm, validate)
@@ -122,7 +124,7 @@ class _Trainer:
         return done % every == 0 or done == self.config.steps
 
     def _log(self, done: int, loss: Tensor, gradient_norm: Tensor, validate: bool) -> None:
-        self._check_finite()
+        self._check_skipped()
         with self.clock.paused():
             row = {
                 "step": done,
@@ -130,6 +132,7 @@ class _Trainer:
                 "learning_rate": learning_rate(done - 1, self.config),
                 "gradient_norm": gradient_norm.item(),
                 "weight_norm": mean_weight_norm(self.model).item(),
+                "skipped_steps": int(self.skipped_steps),
             } | self._rates()
             if validate:
                 row["validation_loss_nats"] = self._finite_validation_loss(done)
@@ -167,26 +170,35 @@ class _Trainer:
     def _finite_validation_loss(self, done: int) -> float:
         """It sees what the step's own update did; the training loss would see it a step later."""
         if not math.isfinite(loss := self.validation_loss()):
-            self.bad_step.fill_(done)
-        self._check_finite()
+            raise self._diverged(f"the validation loss is not finite at step {done}")
         return loss
 
-    def _check_finite(self) -> None:
-        bad_step = int(self.bad_step)
-        if bad_step >= 0:
-            saved = f"the last good checkpoint is step {self.saved_step}" if self.saved_step else "no checkpoint yet"
-            raise NonFiniteLoss(
-                f"loss or gradient norm is not finite at step {bad_step}; {saved}. Lower learning_rate "
-                f"({self.config.learning_rate:g}) or gradient_clip ({self.config.gradient_clip:g}), or raise "
-                f"warmup_steps ({self.config.warmup_steps})"
+    def _check_skipped(self) -> None:
+        """The one look at the count that waits for the device."""
+        skipped, allowed = int(self.skipped_steps), self.config.max_skipped_steps
+        if skipped > allowed:
+            raise self._diverged(
+                f"the gradient is not finite in {skipped} steps (max_skipped_steps is {allowed}), the last of them "
+                f"step {int(self.last_skipped)}"
             )
+
+    def _diverged(self, what: str) -> NonFiniteLoss:
+        saved = f"the last good checkpoint is step {self.saved_step}" if self.saved_step else "no checkpoint yet"
+        return NonFiniteLoss(
+            f"{what}; {saved}. Lower learning_rate ({self.config.learning_rate:g}) or gradient_clip "
+            f"({self.config.gradient_clip:g}), or raise warmup_steps ({self.config.warmup_steps})"
+        )
 
     def _save(self, done: int) -> None:
         if self.checkpoints is None or done == self.saved_step:
             return
-        self._check_finite()
+        self._check_skipped()
         with self.clock.paused():
-            values = {"history": self.history, "train_time_s": self.clock.total_s}
+            values = {
+                "history": self.history,
+                "train_time_s": self.clock.total_s,
+                "skipped_steps": int(self.skipped_steps),
+            }
             state = capture(self.model, self.step.optimizer, values)
             if self.world.is_main:
                 self.checkpoints.save(done, state)
@@ -202,6 +214,7 @@ class _Trainer:
             return 0, 0.0
         values = restore_(self.model, self.step.optimizer, found[1] if found else None)
         self.history = values["history"]
+        self.skipped_steps.fill_(values["skipped_steps"])
         if self.checkpoints and self.on_resume and self.world.is_main:
             self.on_resume(step, self.checkpoints.key(step))
         return step, values["train_time_s"]
@@ -220,6 +233,7 @@ class _Trainer:
             device=str(self.device),
             world_size=self.world.size,
             resumed_from_step=self.start,
+            skipped_steps=int(self.skipped_steps),
             history=self.history,
             kernels=kernels.decisions(),
         )

@@ -3,7 +3,7 @@
 import pytest
 
 from flashslm.config import TrainingConfig
-from flashslm.training.ablation import VariantRun, choose_deployed, compare, step_times
+from flashslm.training.ablation import DivergedRun, VariantRun, choose_deployed, compare, step_times
 
 
 def make_run(weight_norm: str, seed: int, loss: float, step_time_ms: float = 10.0) -> VariantRun:
@@ -74,3 +74,21 @@ def test_the_deployed_seed_is_one_of_the_seeds() -> None:
     assert TrainingConfig(seeds=(3, 1), deploy_seed=1).deployed_seed == 1
     with pytest.raises(ValueError, match=r"deploy_seed is 7: allowed are the values of seeds, \[3, 1\]"):
         TrainingConfig(seeds=(3, 1), deploy_seed=7)
+
+
+def test_a_run_that_diverged_is_named_and_in_no_mean() -> None:
+    lost = DivergedRun(weight_norm="off", seed=1, reason="the gradient is not finite in 21 steps")
+    ablation = compare([make_run("on", 0, 3.0), make_run("on", 1, 3.2), make_run("off", 0, 3.1)], [lost])
+    assert ablation.difference_nats == pytest.approx(-0.1) and ablation.variants[1].seeds == [0]
+    assert ablation.verdict.startswith("weight_norm=off, seed 1 diverged; weight_norm=on is 0.1000 nats better")
+    assert ablation.diverged == [lost]
+
+
+def test_a_deployed_variant_that_diverged_in_every_run_is_an_error_with_its_reason() -> None:
+    lost = DivergedRun(weight_norm="off", seed=0, reason="the gradient is not finite in 21 steps")
+    runs = [make_run("on", 0, 3.0)]
+    assert choose_deployed(runs, "best", 0, [lost]) is runs[0]
+    with pytest.raises(ValueError, match="deploy=off and seed 0 is left: weight_norm=off, seed 0: the gradient"):
+        choose_deployed(runs, "off", 0, [lost])
+    with pytest.raises(ValueError, match="deploy=best and seed 0"):
+        choose_deployed([], "best", 0, [lost])

@@ -1,3 +1,4 @@
+import math
 import threading
 from pathlib import Path
 
@@ -98,15 +99,40 @@ def test_documents_are_isolated_when_asked(dataset: Path) -> None:
     assert losses[0] != losses[1]
 
 
-def test_a_non_finite_step_is_named_with_the_last_good_checkpoint(dataset: Path, tmp_path: Path) -> None:
+def test_a_step_whose_gradient_is_not_finite_changes_nothing(dataset: Path, tmp_path: Path) -> None:
+    """The gradient of step 5 is ruined. Step 6 then starts from the weights, moments and step counts of step 4."""
+    model, seen = tiny.model(), []
+
+    def ruin(gradient: torch.Tensor) -> torch.Tensor:
+        seen.append(model.embedding.weight.detach().clone())
+        return gradient * torch.nan if len(seen) == 5 else gradient
+
+    model.embedding.weight.register_hook(ruin)
+    store = tiny.DirectoryStore(tmp_path)
+    outcome = train(tiny.spec(tiny.config(checkpoint_every_steps=6)), model, tiny.fetching(dataset), store)
+    assert torch.equal(seen[4], seen[5]) and not torch.equal(seen[5], seen[6])
+    assert [row["skipped_steps"] for row in outcome.history] == [0, 0, 0, 0, 1, 1, 1, 1] and outcome.skipped_steps == 1
+    assert math.isnan(outcome.history[4]["gradient_norm"]) and math.isfinite(outcome.validation_loss_nats)
+    saved = CheckpointStore(store, "run", keep=2).load_latest()[1]
+    assert saved.values["skipped_steps"] == 1
+    assert {float(v) for k, v in saved.tensors.items() if k.endswith("/step")} == {7.0}
+    resumed = train(tiny.spec(tiny.config()), tiny.model(), tiny.fetching(dataset), store)
+    assert resumed.resumed_from_step == 8 and resumed.skipped_steps == 1
+
+
+def test_too_many_skipped_steps_end_the_run(dataset: Path, tmp_path: Path) -> None:
     """Weights are poisoned after step 4; the next look is at step 6, where a checkpoint is due."""
-    model, settings = tiny.model(), tiny.config(log_every_steps=4, validate_every_steps=100)
+    settings = tiny.config(log_every_steps=4, validate_every_steps=100, max_skipped_steps=1)
+    model = tiny.model()
 
     def poison(step: int, metrics: dict[str, float]) -> None:
         model.embedding.weight.data.fill_(torch.nan)
 
     store = tiny.DirectoryStore(tmp_path)
-    with pytest.raises(NonFiniteLoss, match=r"at step 5; the last good checkpoint is step 3\..*learning_rate"):
+    with pytest.raises(
+        NonFiniteLoss,
+        match=r"in 2 steps \(max_skipped_steps is 1\).* step 6; the last good checkpoint is step 3\..*learning_rate",
+    ):
         train(tiny.spec(settings), model, tiny.fetching(dataset), store, poison)
     assert CheckpointStore(store, "run", keep=2).load_latest()[0] == 3
 
