@@ -102,7 +102,8 @@ class TrainOutcome(_Values):
 
     def results(self) -> dict[str, Any]:
         """The numbers of the whole run that another run of the same work has too."""
-        return self.model_dump(include={"steps", "tokens_seen", "loss_nats", "validation_loss_nats", "precision"})
+        same = {"steps", "tokens_seen", "loss_nats", "validation_loss_nats", "precision", "skipped_steps"}
+        return self.model_dump(include=same)
 
     def measured(self) -> dict[str, Any]:
         """Those of this run alone: its speed and where it ran."""

@@ -72,7 +72,7 @@ def test_rows_come_at_log_and_validation_steps_and_at_the_end(dataset: Path) -> 
     assert all(row["step_time_ms"] > 0 and row["weight_norm"] == pytest.approx(1) for _, row in rows)
     assert rows[0][1]["tokens_per_s"] == pytest.approx(4 * 16 / (rows[0][1]["step_time_ms"] / 1000))
     assert "mfu" not in rows[0][1]  # no peak is known for a CPU
-    assert result.tokens_seen == 8 * 4 * 16 and result.summary()["steps"] == 8
+    assert result.tokens_seen == 8 * 4 * 16 and result.results()["steps"] == 8
 
 
 def test_weight_norm_holds_after_every_step_and_only_when_asked(dataset: Path) -> None:
