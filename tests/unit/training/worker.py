@@ -28,7 +28,7 @@ def run(world: World, dataset: str, store: str, output: str, changes: dict, kill
         directory = Path(output)
         directory.mkdir()
         save_file(tensors, directory / "model.safetensors")
-        (directory / "result.json").write_text(json.dumps(outcome.summary() | {"history": outcome.history}))
+        (directory / "result.json").write_text(json.dumps(outcome.model_dump(mode="json")))
 
 
 if __name__ == "__main__":
