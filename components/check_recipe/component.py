@@ -25,9 +25,7 @@ def check_recipe(
     retraining_config: dict,
     code_digest: str,
 ) -> NamedTuple("Checked", [("Output", List[Dict[str, str]]), ("config_digest", str)]):
-    """Refuse a wrong value by its name; return the pretraining runs and the recipe's digest."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    checked = run_component("check_recipe", arguments)
+    checked = run_component("check_recipe", locals())
     return checked["variants"], checked["config_digest"]

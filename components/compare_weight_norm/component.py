@@ -1,7 +1,7 @@
 """Component compare_weight_norm: the ablation and the chosen checkpoint."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Model, Output
+from kfp.dsl import Artifact, Input, Model, Output
 
 from components.images import image_of
 
@@ -10,13 +10,10 @@ from components.images import image_of
 def compare_weight_norm(
     training_config: dict,
     code_digest: str,
-    dataset: Input[Dataset],
     checkpoints: Input[list[Model]],
     ablation: Output[Artifact],
     chosen: Output[Model],
 ):
-    """Compare every variant and seed; choose the checkpoint to evaluate and export."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("compare_weight_norm", arguments, ("ablation", "chosen"))
+    run_component("compare_weight_norm", locals(), ("ablation", "chosen"))

@@ -21,8 +21,6 @@ def compare_with_champion(
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
 ):
-    """Evaluate both models on the champion's data sets and on the new one."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("compare_with_champion", arguments, ("evaluation",))
+    run_component("compare_with_champion", locals(), ("evaluation",))

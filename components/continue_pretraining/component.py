@@ -19,8 +19,6 @@ def continue_pretraining(
     checkpoint: Output[Model],
     metrics: Output[Metrics],
 ) -> str:
-    """Train on from the champion's weights; return the word the pipeline branches on."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    return run_component("continue_pretraining", arguments, ("checkpoint",))["decision"]
+    return run_component("continue_pretraining", locals(), ("checkpoint",))["decision"]

@@ -18,8 +18,6 @@ def evaluate(
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
 ):
-    """Perplexity, bits per byte, needle retrieval and lm-eval tasks."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("evaluate", arguments, ("evaluation",))
+    run_component("evaluate", locals(), ("evaluation",))

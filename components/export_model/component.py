@@ -19,8 +19,6 @@ def export_model(
     metrics: Output[Metrics],
     latency_table: Input[Artifact] = None,
 ):
-    """Write the deployable directories, reload, compare, measure."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("export_model", arguments, ("exported",))
+    run_component("export_model", locals(), ("exported",))

@@ -16,8 +16,6 @@ def fetch_champion(
     champion: Output[Artifact],
     deployed: Output[Model],
 ):
-    """Read the champion's version, its training data and its model; fail if there is none."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("fetch_champion", arguments, ("champion", "deployed"))
+    run_component("fetch_champion", locals(), ("champion", "deployed"))

@@ -19,8 +19,6 @@ def fit_scaling_law(
     latency_table: Input[Artifact],
     scaling_law: Output[Artifact],
 ):
-    """Train the small family, fit the law, choose depth and width."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("fit_scaling_law", arguments, ("scaling_law",))
+    run_component("fit_scaling_law", locals(), ("scaling_law",))

@@ -12,12 +12,8 @@ def gate(
     code_digest: str,
     evaluation: Input[Artifact],
     exported: Input[Model],
-    chosen: Input[Model],
-    latency_table: Input[Artifact],
     verdict: Output[Artifact],
 ) -> str:
-    """Compare with the limits and the champion; return the word the pipeline branches on."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    return run_component("gate", arguments, ("verdict",))["decision"]
+    return run_component("gate", locals(), ("verdict",))["decision"]

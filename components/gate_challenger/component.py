@@ -15,8 +15,6 @@ def gate_challenger(
     exported: Input[Model],
     verdict: Output[Artifact],
 ) -> str:
-    """Hold it to the limits and to the champion; return the word the pipeline branches on."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    return run_component("gate_challenger", arguments, ("verdict",))["decision"]
+    return run_component("gate_challenger", locals(), ("verdict",))["decision"]

@@ -14,8 +14,6 @@ def prepare_data(
     source_digest: str,
     dataset: Output[Dataset],
 ):
-    """Read the source, train or load the tokenizer, write token shards."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("prepare_data", arguments, ("dataset",))
+    run_component("prepare_data", locals(), ("dataset",))

@@ -18,8 +18,6 @@ def prepare_new_data(
     champion: Input[Artifact],
     dataset: Output[Dataset],
 ) -> str:
-    """Return "retrain", or "hold" where too little is new."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    return run_component("prepare_new_data", arguments, ("dataset",))["decision"]
+    return run_component("prepare_new_data", locals(), ("dataset",))["decision"]

@@ -19,8 +19,6 @@ def pretrain(
     checkpoint: Output[Model],
     metrics: Output[Metrics],
 ):
-    """Train from one seed with weight normalisation on or off."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("pretrain", arguments, ("checkpoint",))
+    run_component("pretrain", locals(), ("checkpoint",))

@@ -16,8 +16,6 @@ def profile_latency(
     dataset: Input[Dataset],
     latency_table: Output[Artifact],
 ):
-    """Measure every operator, check the sums against whole models."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("profile_latency", arguments, ("latency_table",))
+    run_component("profile_latency", locals(), ("latency_table",))

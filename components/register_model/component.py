@@ -18,8 +18,6 @@ def register_model(
     exported: Input[Model],
     verdict: Input[Artifact],
 ):
-    """Register the model and move the champion alias, unless the champion has changed."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("register_model", arguments)
+    run_component("register_model", locals())

@@ -23,8 +23,6 @@ def report(
     report: Output[Artifact],
     page: Output[HTML],
 ):
-    """Write the report of every artifact of the run."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("report", arguments, ("report", "page"))
+    run_component("report", locals(), ("report", "page"))

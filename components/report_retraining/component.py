@@ -19,8 +19,6 @@ def report_retraining(
     evaluation: Input[Artifact] = None,
     verdict: Input[Artifact] = None,
 ):
-    """Write the report; a run that ended early has fewer artifacts to show."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("report_retraining", arguments, ("report", "page"))
+    run_component("report_retraining", locals(), ("report", "page"))

@@ -21,8 +21,6 @@ def search_architecture(
     latency_table: Input[Artifact],
     scaling_law: Input[Artifact],
 ) -> str:
-    """Work on the shared study until every trial is finished; return what this worker did."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    return run_component("search_architecture", arguments)["worker"]
+    return run_component("search_architecture", locals())["worker"]

@@ -22,8 +22,6 @@ def select_architecture(
     scaling_law: Input[Artifact],
     architecture: Output[Artifact],
 ):
-    """Read the study once every worker is done: `workers` only says that they are."""
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    run_component("select_architecture", arguments, ("architecture",))
+    run_component("select_architecture", locals(), ("architecture",))

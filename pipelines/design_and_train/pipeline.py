@@ -59,7 +59,7 @@ def design_and_train(
         settings = {"weight_norm": variant.weight_norm, "seed": variant.seed}
         pretraining = step(pretrain, "Pretrain", architecture=architecture, **settings, **inputs)
     checkpoints = dsl.Collected(pretraining.outputs["checkpoint"])
-    comparison = step(compare_weight_norm, "Compare weight normalisation", checkpoints=checkpoints, **inputs)
+    comparison = step(compare_weight_norm, "Compare weight normalisation", checkpoints=checkpoints)
     chosen = comparison.outputs["chosen"]
 
     inputs |= {"chosen": chosen}
@@ -67,7 +67,7 @@ def design_and_train(
     exported = step(export_model, "Export", latency_table=latency_table, **inputs).outputs["exported"]
 
     candidate = {"evaluation": quality, "exported": exported}
-    judgement = step.fresh(gate_component, "Promote or hold", chosen=chosen, latency_table=latency_table, **candidate)
+    judgement = step.fresh(gate_component, "Promote or hold", **candidate)
     candidate["verdict"] = judgement.outputs["verdict"]
     with dsl.If(judgement.outputs["Output"] == "promote", name="promote"):
         origin = {"dataset": inputs["dataset"], "config_digest": recipe.outputs["config_digest"]}

@@ -16,7 +16,7 @@ from mlflow.server.security_utils import is_allowed_host_header
 
 from components.images import IMAGES
 from flashslm.config import PlatformConfig
-from flashslm.launch.kfp import cluster_pass
+from flashslm.infra import mounted_environment
 from flashslm.launch.kfp.cluster_pass import for_cluster
 from manifests.pin_images import component
 from tests.manifests.rendering import (
@@ -140,10 +140,10 @@ def test_every_reference_leads_somewhere(objects: tuple[Document, ...]) -> None:
 
 def test_steps_find_what_the_cluster_pass_promises_them(objects: tuple[Document, ...]) -> None:
     there, platform = keys_of(objects), PlatformConfig()
-    assert there["ConfigMap", STEPS, platform.config_map] >= set(cluster_pass.CONFIG_MAP_VARIABLES)
-    assert there["Secret", STEPS, platform.s3_secret] == set(cluster_pass.S3_SECRET_VARIABLES)
-    assert there["Secret", STEPS, platform.database_secret] == set(cluster_pass.DATABASE_SECRET_VARIABLES)
-    assert there["Secret", STEPS, platform.mlflow_secret] <= set(cluster_pass.MLFLOW_SECRET_OPTIONAL)
+    assert there["ConfigMap", STEPS, platform.config_map] >= set(mounted_environment.CONFIG_MAP_VARIABLES)
+    assert there["Secret", STEPS, platform.s3_secret] == set(mounted_environment.S3_SECRET_VARIABLES)
+    assert there["Secret", STEPS, platform.database_secret] == set(mounted_environment.DATABASE_SECRET_VARIABLES)
+    assert there["Secret", STEPS, platform.mlflow_secret] <= set(mounted_environment.MLFLOW_SECRET_OPTIONAL)
     assert find(objects, "ClusterTrainingRuntime", platform.training_runtime)
 
 

@@ -4,6 +4,7 @@
 answer with Argo's workflow, `PIPELINE.yaml.gz` the definition that ran. Cluster: Kubernetes 1.36.2, Argo 4.0.8.
 """
 
+import base64
 import gzip
 import json
 from pathlib import Path
@@ -19,6 +20,14 @@ PIPELINES = {"succeeded_retraining": "retraining"}
 
 def recorded(name: str) -> dict[str, Any]:
     return dict(json.loads(gzip.decompress((HERE / "recorded" / f"{name}.json.gz").read_bytes())))
+
+
+def recorded_nodes(name: str) -> dict[str, Any]:
+    """The node statuses of a recorded workflow, decompressed where Argo compressed them."""
+    status = json.loads(recorded(f"{name}.v1beta1")["pipeline_runtime"]["workflow_manifest"])["status"]
+    if compressed := status.get("compressedNodes"):
+        return dict(json.loads(gzip.decompress(base64.b64decode(compressed))))
+    return dict(status["nodes"])
 
 
 def add_recorded_run(fake: FakeKfp, name: str) -> str:

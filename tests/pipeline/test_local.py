@@ -65,12 +65,7 @@ def test_steps_get_their_configuration_inputs_and_variants(fake_runs: FakeRuns) 
     variants = ["pretrain seed=0 weight_norm=on", "pretrain seed=0 weight_norm=off"]
     assert calls["compare_weight_norm"]["inputs"]["checkpoints"] == variants
     assert calls["compare_weight_norm"]["outputs"] == ["ablation", "chosen"]
-    assert calls["gate"]["inputs"] == {
-        "evaluation": "evaluate",
-        "exported": "export_model",
-        "chosen": "compare_weight_norm",
-        "latency_table": "profile_latency",
-    }
+    assert calls["gate"]["inputs"] == {"evaluation": "evaluate", "exported": "export_model"}
     assert calls["register_model"]["inputs"]["verdict"] == "gate"
     assert all(call["parameters"]["code_digest"] == "code" for call in calls.values())
 

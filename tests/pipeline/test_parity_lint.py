@@ -1,6 +1,7 @@
 """Every rule of the parity lint finds its violation in an otherwise clean pipeline; the shipped pipelines are clean."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from flashslm.launch.compiling import compile_pipeline, pipeline_names, project_root
-from flashslm.launch.parity_lint import RULES, lint, lint_file
+from flashslm.launch.parity_lint import MAX_STEP_BYTES, RULES, lint, lint_file
 
 Document = dict[str, Any]
 
@@ -55,6 +56,11 @@ def condition_on_named_output_of_an_outer_dag(spec: Document) -> None:
     task(spec, "for-loop-2")["inputs"]["parameters"]["pipelinechannel--gate-decision"] = outer
 
 
+def loop_over_named_output(spec: Document) -> None:
+    source = task(spec, "for-loop-2")["inputs"]["parameters"]["pipelinechannel--check-recipe-Output"]
+    source["taskOutputParameter"]["outputParameterKey"] = "variants"
+
+
 def one_of_artifacts(spec: Document) -> None:
     outputs = spec["components"]["comp-for-loop-2"]["dag"]["outputs"]["artifacts"]
     outputs["pipelinechannel--pretrain-checkpoint"]["artifactSelectors"] *= 2
@@ -92,6 +98,10 @@ def custom_cache_key(spec: Document) -> None:
 
 def gpu_without_timeout(spec: Document) -> None:
     container(spec)["resources"] = {"accelerator": {"type": "nvidia.com/gpu", "count": "1"}}
+
+
+def long_source(spec: Document) -> None:
+    container(spec)["command"][-1] += "\n# and so on" * 400
 
 
 def placeholder(spec: Document) -> None:
@@ -137,6 +147,7 @@ VIOLATIONS: list[tuple[str, Callable[[Document], None]]] = [
     ("nothing_installed_at_start", packages_to_install),
     ("conditions_on_single_outputs", condition_on_named_output),
     ("conditions_on_single_outputs", condition_on_named_output_of_an_outer_dag),
+    ("loops_over_single_outputs", loop_over_named_output),
     ("no_one_of_artifacts", one_of_artifacts),
     ("no_remote_importer", remote_importer),
     ("no_remote_importer", importer_of_a_parameter),
@@ -146,6 +157,7 @@ VIOLATIONS: list[tuple[str, Callable[[Document], None]]] = [
     ("no_cached_side_effects", cached_exit_task),
     ("no_custom_cache_key", custom_cache_key),
     ("gpu_steps_survive", gpu_without_timeout),
+    ("steps_are_small", long_source),
     ("no_cluster_only_placeholders", placeholder),
     ("no_yaml_boolean_names", boolean_input_name),
     ("no_yaml_boolean_names", boolean_output_name),
@@ -173,6 +185,16 @@ def test_rule_finds_its_violation_and_no_other(clean: Document, rule: str, viola
 
 def test_every_rule_has_a_violation() -> None:
     assert {rule.__name__ for rule in RULES} == {rule for rule, _ in VIOLATIONS}
+
+
+def test_a_large_step_says_which_part_is_large(clean: Document) -> None:
+    spec, settings = copy.deepcopy(clean), {"podMetadata": {"annotations": {"note": "x" * MAX_STEP_BYTES}}}
+    platform = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {"exec-gate": settings}}}}}
+    (found,) = lint(spec, platform)
+    assert re.search(r"root/gate: takes \d+ bytes of the definition \(task \d+, .* platform 50\d\d\)", str(found))
+    job = {"name": "FLASHSLM_TRAIN_JOB", "value": "x" * MAX_STEP_BYTES}
+    container(spec, "exec-pretrain")["env"] = [job]
+    assert lint(spec) == [], "a TrainJob's template does not count"
 
 
 def test_gpu_step_with_retry_and_timeout_is_clean(clean: Document) -> None:

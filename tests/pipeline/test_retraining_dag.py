@@ -56,26 +56,21 @@ def test_a_cluster_takes_it_with_what_its_steps_need() -> None:
     assert on_gpu == {"exec-continue-pretraining", "exec-compare-with-champion", "exec-export-model"}
 
 
-def holders(pipeline: str, platform: PlatformConfig, secret: str) -> dict[str, list[str]]:
-    """Executor -> the variables that it has from a secret."""
+def holders(pipeline: str, platform: PlatformConfig, secret: str) -> set[str]:
+    """The executors that mount a secret."""
     pods = for_cluster(pipeline, platform).platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    found: dict[str, list[str]] = {}
-    for name, pod in pods.items():
-        for source in pod["secretAsEnv"]:
-            if source["secretName"] == secret:
-                found.setdefault(name, []).extend(key["envVar"] for key in source["keyToEnv"])
-    return found
+    return {name for name, pod in pods.items() if secret in {m["secretName"] for m in pod["secretAsVolume"]}}
 
 
 def test_only_registration_gets_the_hooks_secret() -> None:
     found = holders("retraining", PlatformConfig(hook_secret="flashslm-hook"), "flashslm-hook")
-    assert found == {"exec-register-model": ["FLASHSLM_HOOK_SECRET", "FLASHSLM_HOOK_URL"]}
+    assert found == {"exec-register-model"}
 
 
 def test_only_the_search_gets_the_databases_secret() -> None:
-    assert holders("retraining", PlatformConfig(), "flashslm-database") == {}
+    assert holders("retraining", PlatformConfig(), "flashslm-database") == set()
     found = holders("design_and_train", PlatformConfig(), "flashslm-database")
-    assert found == {f"exec-{step}-architecture": ["FLASHSLM_STUDY_URL"] for step in ("search", "select")}
+    assert found == {f"exec-{step}-architecture" for step in ("search", "select")}
 
 
 def variables(container: dict[str, Any]) -> dict[str, str]:
@@ -92,6 +87,13 @@ def test_on_several_nodes_it_trains_in_a_train_job_as_pretrain_does() -> None:
     trainer = job["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 4)
     assert job["spec"]["activeDeadlineSeconds"] == 7200
+    (nodes,) = job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = nodes["template"]["spec"]["template"]["spec"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
+    assert mounts == {name: f"/etc/flashslm/{name}" for name in ("flashslm-s3", "flashslm-mlflow", "flashslm")} | {
+        "shm": "/dev/shm"
+    }
     assert job["metadata"]["labels"]["app.kubernetes.io/component"] == "continue-pretraining"
     others = [e["container"] for name, e in spec["deploymentSpec"]["executors"].items() if "continue" not in name]
     assert not any("FLASHSLM_TRAIN_JOB" in variables(other) for other in others)

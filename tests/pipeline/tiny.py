@@ -11,20 +11,18 @@ from kfp import dsl
 
 @dsl.component(base_image="runtime", install_kfp_package=False)
 def prepare_data(seed: int, data_config: dict, code_digest: str, source_digest: str) -> str:
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    return run_component("prepare_data", arguments)["decision"]
+    return run_component("prepare_data", locals())["decision"]
 
 
 @dsl.component(base_image="runtime", install_kfp_package=False)
 def evaluate(
     seed: int, kernels_config: dict, training_config: dict, evaluation_config: dict, code_digest: str, text: str
 ) -> str:
-    arguments = locals()
     from flashslm.steps.component import run_component
 
-    return run_component("evaluate", arguments)["decision"]
+    return run_component("evaluate", locals())["decision"]
 
 
 @dsl.pipeline(name="retraining")

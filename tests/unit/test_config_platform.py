@@ -33,7 +33,7 @@ def test_dump_round_trips(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{steps: {pretrian: {gpus: 2}}}", "pretrian unknown; allowed: prepare_data, "),
+        ("{steps: {pretrian: {gpus: 2}}}", "pretrian unknown; allowed: check_recipe, "),
         ("{steps: {pretrain: {gpu_type: h100}}, gpu_types: {h200: {}}}", "h100 not in gpu_types; there are: h200"),
         ("{gpu_steps: {gpu_type: h100}}", "h100 not in gpu_types; there are: none"),
         ("{cpu_steps: {memory: 8GB}}", "platform.cpu_steps.memory: String should match"),
@@ -48,6 +48,12 @@ def test_dump_round_trips(tmp_path: Path) -> None:
         ),
         ("{namespace: My_Team}", "platform.namespace: String should match"),
         ("{nodes: 0}", "platform.nodes: Input should be greater than or equal to 1"),
+        (
+            "{config_map: shared, s3_secret: shared}",
+            "shared names two volumes of a pod: give each ConfigMap and Secret",
+        ),
+        ("{hook_secret: shm}", "shm names two volumes of a pod"),
+        ("{s3_secret: keys.team}", "platform.s3_secret: String should match"),
         ("{training_runtime: My_Runtime}", "platform.training_runtime: String should match"),
     ],
 )

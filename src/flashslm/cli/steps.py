@@ -113,8 +113,7 @@ def pretrain(runner: StepRunner) -> dict[str, Any]:
 def compare_weight_norm(runner: StepRunner) -> dict[str, Any]:
     """The comparison of all variants."""
     checkpoints = ("pretrain", list(_checkpoints(runner.recipe)))
-    inputs: dict[str, Any] = {"dataset": "prepare-data", "checkpoints": checkpoints}
-    return runner.run("compare_weight_norm", inputs, ("ablation", "chosen"))
+    return runner.run("compare_weight_norm", {"checkpoints": checkpoints}, ("ablation", "chosen"))
 
 
 COMMANDS: tuple[tuple[str, Work, str], ...] = (

@@ -1,5 +1,6 @@
 """The platform section: what the steps of a run ask of a cluster."""
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -19,6 +20,8 @@ _CpuText = Annotated[str, Field(pattern=_CPU)]
 Cpu = Annotated[_CpuText, BeforeValidator(_quantity, json_schema_input_type=_CpuText | int | float)]
 Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?([KMGTPE]i?|k)?$")]
 ObjectName = Annotated[str, Field(pattern=DNS_SUBDOMAIN_OR_NONE)]
+SHARED_MEMORY = "shm"  # the volume's name
+MountedName = Annotated[str, Field(pattern=rf"^$|{DNS_LABEL}")]  # of an object that is a volume of its name in the pod
 Image = Annotated[str, Field(pattern=r"^\S*$")]
 
 
@@ -109,13 +112,13 @@ class PlatformConfig(Section):
     training_runtime: str = Field(
         default="flashslm-torch", pattern=DNS_LABEL, description="The runtime of Kubeflow Trainer; with several nodes."
     )
-    config_map: ObjectName = Field(
+    config_map: MountedName = Field(
         default="flashslm", description="ConfigMap whose keys are variables of the environment contract; empty: none."
     )
-    s3_secret: ObjectName = Field(default="flashslm-s3", description="Secret of the same kind, for S3; empty: none.")
-    mlflow_secret: ObjectName = Field(default="flashslm-mlflow", description="The same for MLflow.")
-    database_secret: ObjectName = Field(default="flashslm-database", description="The same for the studies' database.")
-    hook_secret: ObjectName = Field(
+    s3_secret: MountedName = Field(default="flashslm-s3", description="Secret of the same kind, for S3; empty: none.")
+    mlflow_secret: MountedName = Field(default="flashslm-mlflow", description="The same for MLflow.")
+    database_secret: MountedName = Field(default="flashslm-database", description="The same for the studies' database.")
+    hook_secret: MountedName = Field(
         default="", description="Secret with gate.promotion_hook.url; only register_model reads it. Empty: none."
     )
     deadline_s: int = Field(default=0, ge=0, description="Seconds for a whole run; 0: no limit.")
@@ -143,6 +146,12 @@ class PlatformConfig(Section):
         if unknown := sorted(wanted - {""} - set(self.gpu_types)):
             known = ", ".join(sorted(self.gpu_types)) or "none"
             problems.append(f"gpu_type: {', '.join(unknown)} not in gpu_types; there are: {known}")
+        objects = [self.config_map, self.s3_secret, self.mlflow_secret, self.database_secret, self.hook_secret]
+        used = Counter([SHARED_MEMORY, *filter(None, objects)])
+        if twice := [name for name, count in used.items() if count > 1]:
+            problems.append(
+                f"{', '.join(twice)} names two volumes of a pod: give each ConfigMap and Secret its own name"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -4,6 +4,7 @@ Each rule is a generator over the compiled pipeline; its docstring says what wou
 kfp.local 2.17 (SubprocessRunner) and the KFP backend 2.14-2.17.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from flashslm.config.secret import holds_secret
+from flashslm.infra.kubernetes.train_job import VARIABLE as TRAIN_JOB
 
 # Steps that act on something outside the run, or look at what changes there; tasks without outputs and exit tasks count
 # as such anyway.
@@ -26,6 +28,11 @@ SIDE_EFFECT_COMPONENTS = {
     "comp-report-retraining",
 }
 
+# Of a step in the definition. Argo's node statuses hold all of it twice, and six times what KFP's driver makes of it.
+# Above 1 MiB Argo compresses them, and KFP's own task details stop.
+MAX_STEP_BYTES = 5_000
+
+_CHANNEL = "pipelinechannel--"  # begins the names of a loop's collected outputs
 _EXECUTOR = "kfp.dsl.executor_main"
 _YAML_BOOLEAN = re.compile(r"y|n|yes|no|on|off|true|false", re.IGNORECASE)
 _UNRESOLVED = re.compile(r"\{\{\$\.pipeline_job_(create_time_utc|schedule_time_utc|resource_name)\}\}")
@@ -67,10 +74,13 @@ class Compiled:
     def component_of(self, task: dict[str, Any]) -> dict[str, Any]:
         return dict(self.spec["components"][task["componentRef"]["name"]])
 
-    def timeout_s(self, executor: str) -> int:
+    def pod(self, executor: str) -> dict[str, Any]:
+        """The platform's settings of an executor."""
         kubernetes = self.platform.get("platforms", {}).get("kubernetes", {})
-        settings = kubernetes.get("deploymentSpec", {}).get("executors", {}).get(executor, {})
-        return int(settings.get("activeDeadlineSeconds", 0))
+        return dict(kubernetes.get("deploymentSpec", {}).get("executors", {}).get(executor, {}))
+
+    def timeout_s(self, executor: str) -> int:
+        return int(self.pod(executor).get("activeDeadlineSeconds", 0))
 
 
 Finding = tuple[str, str]  # where, message
@@ -117,6 +127,15 @@ def conditions_on_single_outputs(compiled: Compiled) -> Iterator[Finding]:
             output = _producing_output(compiled, dag, task, channel)
             if output not in ("", "Output"):
                 yield f"{dag}/{name}", f"condition on the output '{output}': return one value and use outputs['Output']"
+
+
+def loops_over_single_outputs(compiled: Compiled) -> Iterator[Finding]:
+    """A loop over a named output of a step finds no items locally."""
+    for dag, name, task in compiled.tasks():
+        items = task.get("parameterIterator", {}).get("items", {}).get("inputParameter", "")
+        output = _producing_output(compiled, dag, task, items)
+        if output not in ("", "Output") and not output.startswith(_CHANNEL):
+            yield f"{dag}/{name}", f"loops over the output '{output}': return one value and use outputs['Output']"
 
 
 def _producing_output(compiled: Compiled, dag: str, task: dict[str, Any], channel: str) -> str:
@@ -183,6 +202,22 @@ def gpu_steps_survive(compiled: Compiled) -> Iterator[Finding]:
             yield f"{dag}/{name}", "uses a GPU without a retry: set_retry"
         if not compiled.timeout_s(label):
             yield f"{dag}/{name}", "uses a GPU without a timeout: kubernetes.set_timeout"
+
+
+def steps_are_small(compiled: Compiled) -> Iterator[Finding]:
+    """Argo records a step's definition many times over. A TrainJob's template, which one step has, is left out."""
+    for dag, name, task in compiled.tasks():
+        component = compiled.component_of(task)
+        if "executorLabel" not in component:
+            continue
+        container = dict(compiled.executors().get(component["executorLabel"], {}).get("container", {}))
+        container["env"] = [entry for entry in container.get("env", []) if entry["name"] != TRAIN_JOB]
+        pod = compiled.pod(component["executorLabel"])
+        parts = {"task": task, "component": component, "container": container, "platform": pod}
+        sizes = {part: len(json.dumps(value, separators=(",", ":")).encode()) for part, value in parts.items()}
+        if (total := sum(sizes.values())) > MAX_STEP_BYTES:
+            listed = ", ".join(f"{part} {size}" for part, size in sizes.items())
+            yield f"{dag}/{name}", f"takes {total} bytes of the definition ({listed}): at most {MAX_STEP_BYTES}"
 
 
 def no_cluster_only_placeholders(compiled: Compiled) -> Iterator[Finding]:
@@ -253,12 +288,14 @@ RULES: tuple[Callable[[Compiled], Iterator[Finding]], ...] = (
     lightweight_components_only,
     nothing_installed_at_start,
     conditions_on_single_outputs,
+    loops_over_single_outputs,
     no_one_of_artifacts,
     no_remote_importer,
     no_optional_without_default,
     no_cached_side_effects,
     no_custom_cache_key,
     gpu_steps_survive,
+    steps_are_small,
     no_cluster_only_placeholders,
     no_yaml_boolean_names,
     no_loop_over_artifacts,

@@ -21,7 +21,7 @@ def section_parameter(section: str) -> str:
 
 
 def run_component(step: str, arguments: Mapping[str, Any], outputs: Sequence[str] = ()) -> dict[str, Any]:
-    """Run `step` with the arguments of its component, as `locals()` gives them; returns the step's result.
+    """Run `step` with the arguments of its component, which calls this with its `locals()`; returns the step's result.
 
     Sections of the recipe make the step's configuration, artifacts its inputs, those named in `outputs` its outputs.
     """

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from flashslm.infra import outages
+from flashslm.infra.mounted_environment import load_mounted_environment
 from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.heartbeat import SILENCE_S, require_heartbeats
@@ -24,6 +25,7 @@ def main(key: str, watched: bool) -> None:
     """Train by the spec stored at `key`; rank 0 stores the outcome where the step looks for it, and listens whether
     that step is still there if it is to be `watched`."""
     die_with_parent()
+    load_mounted_environment()
     settings = Settings.from_env()
     store, cache = ObjectStore(settings), tree_cache()
     found = store.get_json(key)

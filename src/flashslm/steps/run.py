@@ -11,6 +11,7 @@ from flashslm.config import STEP_SECTIONS, RunConfig, from_step_json
 from flashslm.config.steps import GPU_STEPS
 from flashslm.infra import outages
 from flashslm.infra.events import Events
+from flashslm.infra.mounted_environment import load_mounted_environment
 from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage import long_sections
@@ -42,6 +43,7 @@ def run_step(
     if name not in STEP_SECTIONS:
         raise ValueError(f"step '{name}' is unknown; allowed: {', '.join(STEP_SECTIONS)}")
     _log_to_stderr()
+    load_mounted_environment()
     if repeated := attempts.retries():
         call = {"config": config, "inputs": inputs, "outputs": outputs, "parameters": parameters}
         return attempts.run_attempts({"name": name} | call, repeated)

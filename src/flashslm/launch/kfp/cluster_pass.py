@@ -12,11 +12,13 @@ from typing import Any
 
 import yaml
 
-from flashslm.config import HOOK_URL_VARIABLE, MULTI_NODE_STEPS, GpuType, PlatformConfig, StepResources, digest
+from flashslm.config import MULTI_NODE_STEPS, GpuType, PlatformConfig, StepResources, digest
+from flashslm.config.platform_section import SHARED_MEMORY
 from flashslm.infra.kubernetes.train_job import VARIABLE as TRAIN_JOB
+from flashslm.infra.mounted_environment import mount_path
 from flashslm.infra.settings import VARIABLES
 from flashslm.launch.compiling import code_digest, compile_pipeline
-from flashslm.launch.kfp.train_job_template import Source, step_labels, train_job_template
+from flashslm.launch.kfp.train_job_template import step_labels, train_job_template
 from flashslm.launch.parity_lint import lint
 from flashslm.launch.processes import LaunchError
 
@@ -28,19 +30,11 @@ _API_VERSION = "pipelines.kubeflow.org/v2beta1"
 OWN_ARGUMENTS = ("code_digest", "image")
 
 STEP_RETRIES = "FLASHSLM_STEP_RETRIES"  # read by flashslm.steps.attempts
-# The environment contract (infra/settings.py) by where it comes from; names of keys and of variables are the same.
-CONFIG_MAP_VARIABLES = ("AWS_ENDPOINT_URL_S3", "FLASHSLM_BUCKET", "MLFLOW_TRACKING_URI")
-CONFIG_MAP_OPTIONAL = ("AWS_REGION", "FLASHSLM_S3_CHECKSUMS", "MLFLOW_EXPERIMENT_NAME")
-S3_SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-MLFLOW_SECRET_OPTIONAL = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME")
-# What only some steps may read: their names, the key of `platform` that names the secret, the variables.
-DATABASE_SECRET_VARIABLES = ("FLASHSLM_STUDY_URL",)
-HOOK_SECRET_VARIABLES = ("FLASHSLM_HOOK_SECRET",)
-HOOK_SECRET_OPTIONAL = (HOOK_URL_VARIABLE,)  # a hook that is a command has none
+# Keys of `platform` that name a secret which only some steps may read.
 OWN_SECRETS = {
-    "search_architecture": (("database_secret", DATABASE_SECRET_VARIABLES, False),),
-    "select_architecture": (("database_secret", DATABASE_SECRET_VARIABLES, False),),
-    "register_model": (("hook_secret", HOOK_SECRET_VARIABLES, False), ("hook_secret", HOOK_SECRET_OPTIONAL, True)),
+    "search_architecture": ("database_secret",),
+    "select_architecture": ("database_secret",),
+    "register_model": ("hook_secret",),
 }
 
 
@@ -102,9 +96,8 @@ def for_cluster(pipeline: str, platform: PlatformConfig, root: Path | None = Non
             {"name": VARIABLES["patience_s"], "value": str(platform.patience_s)},
         ]
         if platform.has_train_job(step):
-            job = train_job_template(
-                step, platform, executor["container"]["image"], _secrets(platform, step), _maps(platform)
-            )
+            objects = {"secret": _secrets(platform, step), "configMap": _config_maps(platform)}
+            job = train_job_template(step, platform, executor["container"]["image"], objects)
             executor["container"]["env"].append({"name": TRAIN_JOB, "value": json.dumps(job, separators=(",", ":"))})
         executors[name] = _pod(step, resources, platform)
     _say_what_runs(spec)
@@ -160,9 +153,9 @@ def _pod(step: str, resources: StepResources, platform: PlatformConfig) -> dict[
         "securityContext": {"runAsNonRoot": True},  # KFP itself sets the rest of what "restricted" asks for
     }
     if platform.image_pull_secret:
-        pod["imagePullSecret"] = [_named("secretName", platform.image_pull_secret)]
+        pod["imagePullSecret"] = [{"secretName": platform.image_pull_secret}]
     if resources.shared_memory:
-        volume = {"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory"}
+        volume = {"volumeName": SHARED_MEMORY, "mountPath": "/dev/shm", "medium": "Memory"}
         pod["emptyDirMounts"] = [volume | {"sizeLimit": resources.shared_memory}]
     if resources.gpus:
         kind = platform.gpu_types.get(resources.gpu_type, GpuType())
@@ -172,32 +165,22 @@ def _pod(step: str, resources: StepResources, platform: PlatformConfig) -> dict[
 
 
 def _environment(platform: PlatformConfig, step: str) -> dict[str, Any]:
-    """What the step reads of the contract; what is optional may be absent from the object that holds it."""
+    """What the step reads of the environment contract (`infra/mounted_environment.py`)."""
     return {
-        "secretAsEnv": [_as_env("secretName", "secretKey", *source) for source in _secrets(platform, step)],
-        "configMapAsEnv": [_as_env("configMapName", "configMapKey", *source) for source in _maps(platform)],
+        "secretAsVolume": [_mounted("secretName", name) for name in _secrets(platform, step)],
+        "configMapAsVolume": [_mounted("configMapName", name) for name in _config_maps(platform)],
     }
 
 
-def _secrets(platform: PlatformConfig, step: str) -> list[Source]:
-    sources = [
-        (platform.s3_secret, S3_SECRET_VARIABLES, False),
-        (platform.mlflow_secret, MLFLOW_SECRET_OPTIONAL, True),
-    ]
-    for field, variables, optional in OWN_SECRETS.get(step, ()):
-        sources.append((getattr(platform, field), variables, optional))
-    return [source for source in sources if source[0]]
+def _secrets(platform: PlatformConfig, step: str) -> list[str]:
+    own = [str(getattr(platform, field)) for field in OWN_SECRETS.get(step, ())]
+    return [name for name in (platform.s3_secret, platform.mlflow_secret, *own) if name]
 
 
-def _maps(platform: PlatformConfig) -> list[Source]:
-    name = platform.config_map
-    return [(name, CONFIG_MAP_VARIABLES, False), (name, CONFIG_MAP_OPTIONAL, True)] if name else []
+def _config_maps(platform: PlatformConfig) -> list[str]:
+    return [platform.config_map] if platform.config_map else []
 
 
-def _as_env(field: str, key: str, name: str, variables: tuple[str, ...], optional: bool) -> dict[str, Any]:
-    return _named(field, name) | {"keyToEnv": [{key: v, "envVar": v} for v in variables], "optional": optional}
-
-
-def _named(field: str, name: str) -> dict[str, Any]:
-    """A reference as older (plain) and newer (parameter) drivers read it."""
-    return {field: name, f"{field}Parameter": {"runtimeValue": {"constant": name}}}
+def _mounted(field: str, name: str) -> dict[str, Any]:
+    """By the plain name, which every driver reads; the form for names that are parameters would say it twice."""
+    return {field: name, "mountPath": mount_path(name), "optional": True}

@@ -1,19 +1,22 @@
 """The TrainJob that training on several nodes becomes: all but its name and command, which the step knows."""
 
 from flashslm.config import GpuType, PlatformConfig
+from flashslm.config.platform_section import SHARED_MEMORY
 from flashslm.infra.kubernetes.train_job import API_VERSION, NODE, KubernetesObject
+from flashslm.infra.mounted_environment import mount_path
 from flashslm.infra.process.owners import POD_UID
 from flashslm.infra.settings import VARIABLES
 
 MANAGER = "flashslm.dev/pretrain"  # of our entry in runtimePatches, beside those of Kueue and others
 
-Source = tuple[str, tuple[str, ...], bool]  # name of the object, its keys, whether they may be absent
-
 
 def train_job_template(
-    step: str, platform: PlatformConfig, image: str, secrets: list[Source], config_maps: list[Source]
+    step: str, platform: PlatformConfig, image: str, objects: dict[str, list[str]]
 ) -> KubernetesObject:
-    """The job for `platform.nodes` nodes, each with the resources of the step; one process per GPU."""
+    """The job for `platform.nodes` nodes, each with the resources of the step; one process per GPU.
+
+    `objects` are the names of what its pods mount, by kind of volume.
+    """
     resources, labels = platform.resources(step), step_labels(step)
     kind = platform.gpu_types.get(resources.gpu_type, GpuType())
     amounts = {"cpu": resources.cpu, "memory": resources.memory}
@@ -24,9 +27,14 @@ def train_job_template(
         pod["nodeSelector"] = kind.node_selector
     if platform.image_pull_secret:
         pod["imagePullSecrets"] = [{"name": platform.image_pull_secret}]
+    volumes = [_volume(source, name) for source, names in objects.items() for name in names]
+    mounts = [{"name": name, "mountPath": mount_path(name)} for names in objects.values() for name in names]
     if resources.shared_memory:
-        pod["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": resources.shared_memory}}]
-        pod["containers"] = [{"name": NODE, "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}]
+        in_memory = {"medium": "Memory", "sizeLimit": resources.shared_memory}
+        volumes.append({"name": SHARED_MEMORY, "emptyDir": in_memory})
+        mounts.append({"name": SHARED_MEMORY, "mountPath": "/dev/shm"})
+    if volumes:
+        pod |= {"volumes": volumes, "containers": [{"name": NODE, "volumeMounts": mounts}]}
     trainer: KubernetesObject = {
         "image": image,
         "numNodes": platform.nodes,
@@ -35,8 +43,6 @@ def train_job_template(
         "env": [
             {"name": POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
             {"name": VARIABLES["patience_s"], "value": str(platform.patience_s)},
-            *_references("secretKeyRef", secrets),
-            *_references("configMapKeyRef", config_maps),
         ],
     }
     pods = {"metadata": {"labels": labels}, "spec": {key: value for key, value in pod.items() if value}}
@@ -61,9 +67,5 @@ def step_labels(step: str) -> dict[str, str]:
     return {"app.kubernetes.io/part-of": "flashslm", "app.kubernetes.io/component": step.replace("_", "-")}
 
 
-def _references(field: str, sources: list[Source]) -> list[KubernetesObject]:
-    return [
-        {"name": key, "valueFrom": {field: {"name": name, "key": key} | ({"optional": True} if optional else {})}}
-        for name, keys, optional in sources
-        for key in keys
-    ]
+def _volume(kind: str, name: str) -> KubernetesObject:
+    return {"name": name, kind: {"secretName" if kind == "secret" else "name": name, "optional": True}}

@@ -119,10 +119,6 @@ def test_template_is_a_train_job_of_trainer_2_3(manifest: Document) -> None:
     assert manifest["spec"]["activeDeadlineSeconds"] == 604_800
     assert manifest["spec"]["runtimeRef"] == {"name": "flashslm-torch"}
     assert {"name": "FLASHSLM_PATIENCE_S", "value": "900"} in trainer["env"]
-    sources = {e["name"]: next(iter(e["valueFrom"].values())) for e in trainer["env"] if "valueFrom" in e}
-    assert sources["AWS_SECRET_ACCESS_KEY"] == {"name": "flashslm-s3", "key": "AWS_SECRET_ACCESS_KEY"}
-    assert sources["AWS_REGION"] == {"name": "flashslm", "key": "AWS_REGION", "optional": True}
-    assert "FLASHSLM_STUDY_URL" not in sources, "training does not need the search's database"
     (patch,) = manifest["spec"]["runtimePatches"]
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = node["template"]["spec"]["template"]
@@ -130,7 +126,12 @@ def test_template_is_a_train_job_of_trainer_2_3(manifest: Document) -> None:
     assert pod["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H200"}
     assert pod["spec"]["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
-    assert pod["spec"]["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}}]
+    assert pod["spec"]["volumes"] == [  # not the secret of the search's database
+        {"name": "flashslm-s3", "secret": {"secretName": "flashslm-s3", "optional": True}},
+        {"name": "flashslm-mlflow", "secret": {"secretName": "flashslm-mlflow", "optional": True}},
+        {"name": "flashslm", "configMap": {"name": "flashslm", "optional": True}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}},
+    ]
 
 
 def test_the_steps_own_pod_only_watches() -> None:
