@@ -91,6 +91,65 @@ def test_a_killed_daemon_comes_back_with_its_data_even_on_another_port(home):
     assert [check.detail for check in diagnose(moved, home) if check.name == "MLflow artifact" and not check.ok] == []
 
 
+STEP = """
+import sys, time
+from pathlib import Path
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import ObjectStore
+from flashslm.infra.tracking import mlflow_runs
+store, go_on = ObjectStore(Settings.from_env()), Path(sys.argv[1])
+with mlflow_runs.open_run(Settings.from_env(), "a step") as run:
+    store.put_json("step/before", {"n": 1})
+    print("begun", flush=True)
+    while not go_on.exists():
+        time.sleep(0.05)
+    print(store.get_json("step/before")[0]["n"], flush=True)
+    run.log_metrics({"after": 2.0}, step=1)
+"""
+
+
+def test_a_running_step_follows_services_that_got_new_ports(home, tmp_path):
+    """Both are killed, and other processes take their ports before they come back."""
+    settings = embedded_stack.up(home)
+    environment = os.environ | settings.as_env() | {"FLASHSLM_SPOOL": str(tmp_path / "spool")}
+    command = [sys.executable, "-c", STEP, str(tmp_path / "go-on")]
+    step = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert step.stdout.readline() == "begun\n"
+    for service in ("s3", "mlflow"):
+        daemons.stop(f"{service}@{home.resolve()}")
+    ports = [int(address.rsplit(":", 1)[1]) for address in (settings.endpoint_url, settings.tracking_uri)]
+    with socket.create_server(("127.0.0.1", ports[0])), socket.create_server(("127.0.0.1", ports[1])):
+        moved = embedded_stack.up(home)
+        assert settings.present() == moved.present() and moved.endpoint_url != settings.endpoint_url
+        assert moved.tracking_uri != settings.tracking_uri
+        (tmp_path / "go-on").touch()
+        assert step.communicate(timeout=120)[0] == "1\n" and step.returncode == 0
+    (run,) = MlflowApi(settings).search_runs("attributes.run_name = 'a step'")
+    assert run["info"]["status"] == "FINISHED" and run["data"]["metrics"][0]["value"] == 2.0
+    assert not list((tmp_path / "spool").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_a_damaged_database_of_runs_is_set_aside_and_mlflow_starts_on_a_new_one(is_running, home):
+    settings = embedded_stack.up(home)
+    ObjectStore(settings).put_json("kept/value.json", {"n": 1})
+    MlflowApi(settings).post("registered-models/create", {"name": f"lost-{is_running}"})
+    if not is_running:
+        embedded_stack.down(home)
+    with (home / "mlflow.db").open("r+b") as file:
+        file.write(b"not a database " * 500)
+    again = embedded_stack.up(home)
+    assert MlflowApi(again).get("registered-models/search", max_results="100") == {}
+    assert MlflowApi(again).experiment_id and ObjectStore(again).get_json("kept/value.json")[0] == {"n": 1}
+    (aside,) = home.glob("mlflow.db.damaged-????????")
+    assert aside.read_bytes().startswith(b"not a database")
+    for file in home.glob("mlflow.db.damaged-*"):
+        file.unlink()
+    before = pids(home)
+    embedded_stack.up(home)
+    assert pids(home) == before, "a good one is left alone"
+
+
 def test_down_leaves_no_process_and_keeps_the_data(home):
     embedded_stack.down(home)
     assert [p for s in ("s3", "mlflow") for p in daemons.marked(f"{s}@{home.resolve()}")] == []

@@ -1,7 +1,9 @@
 """Settings: the one environment contract of every step, local or on a cluster."""
 
+import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -19,11 +21,16 @@ VARIABLES = {
     "study_url": "FLASHSLM_STUDY_URL",
     "s3_checksums": "FLASHSLM_S3_CHECKSUMS",
     "patience_s": "FLASHSLM_PATIENCE_S",
+    "stack_file": "FLASHSLM_STACK",
 }
 
 
 # Of the user's other work: they would lead boto3 to another account, and every step into one MLflow run.
 FOREIGN_VARIABLES = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "MLFLOW_RUN_ID")
+
+
+LOOPBACK_ADDRESS = "http://127.0.0.1:{}"
+STACK_PORTS = {"endpoint_url": "s3", "tracking_uri": "mlflow"}  # field -> the port's name in stack.json
 
 
 class SettingsError(ValueError):
@@ -49,6 +56,7 @@ class Settings(BaseModel):
     # How long to wait for an object store or a study database that is away. A step has the recipe's
     # platform.patience_s, a command at a terminal this.
     patience_s: int = Field(default=60, ge=0)
+    stack_file: str = ""  # of the embedded stack whose services these are: its ports may change
 
     @field_validator("endpoint_url", "tracking_uri")
     @classmethod
@@ -77,6 +85,22 @@ class Settings(BaseModel):
                 f"the environment lacks what S3 and MLflow need:\n{listed}\n"
                 "`flashslm stack up` starts both on this machine; on a cluster the step's secret holds them"
             ) from None
+
+    def present(self) -> "Settings":
+        """These settings with the addresses at which their embedded stack listens now.
+
+        A service whose port another process took while it was down has a new one; a process that was started before
+        learns of it here.
+        """
+        if not self.stack_file:
+            return self
+        try:
+            state = json.loads(Path(self.stack_file).read_bytes())
+            addresses = {field: LOOPBACK_ADDRESS.format(state["ports"][name]) for field, name in STACK_PORTS.items()}
+            is_own = state["access_key"] == self.access_key
+        except (OSError, ValueError, LookupError, TypeError):  # absent or damaged: `stack up` writes it again
+            return self
+        return self.model_copy(update=addresses) if is_own else self
 
     def as_env(self) -> dict[str, str]:
         """The contract's variables for a child process, with those that boto3 and MLflow read themselves."""

@@ -85,17 +85,17 @@ def is_set_aside(path: Path) -> bool:
 
 def check_sqlite(file: Path) -> None:
     """Set an SQLite database aside, with its journals, if it cannot be read through. Its users must not be running."""
-    if file.exists() and (problem := _sqlite_problem(file)) and (kept := set_aside(file, problem)):
+    if file.exists() and (problem := sqlite_problem(file)) and (kept := set_aside(file, problem)):
         for suffix in SQLITE_COMPANIONS:
             companion = file.with_name(file.name + suffix)
             if companion.exists():
                 companion.rename(kept.with_name(kept.name + suffix))
 
 
-def _sqlite_problem(file: Path) -> str:
-    """What is wrong with a database; an empty text for a good one, and for one that is locked."""
+def sqlite_problem(file: Path) -> str:
+    """What is wrong with a database; an empty text for a good one, for none, and for one that is locked."""
     if not file.is_file():
-        return "it is not a file"
+        return "it is not a file" if file.exists() else ""
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=10.0)) as connection:
             found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])

@@ -44,6 +44,30 @@ def test_as_env_is_read_back_and_serves_the_libraries_too():
     assert env["AWS_SESSION_TOKEN"] == ""
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"access_key": "key"}',
+        '{"access_key": "other", "ports": {"s3": 1, "mlflow": 2}}',
+        '{"ports": 1}',
+        None,
+    ],
+)
+def test_addresses_stay_where_the_stack_says_nothing(content, tmp_path):
+    file = tmp_path / "stack.json"
+    settings = Settings.from_env(ENV | {"FLASHSLM_STACK": str(file)})
+    if content is not None:
+        file.write_text(content)
+    assert settings.present() == settings
+    file.write_text('{"access_key": "key", "ports": {"s3": 1, "mlflow": 2}}')
+    assert (settings.present().endpoint_url, settings.present().tracking_uri) == (
+        "http://127.0.0.1:1",
+        "http://127.0.0.1:2",
+    )
+
+
 def test_secret_is_not_printed():
     assert "secret" not in repr(Settings.from_env(ENV | {"AWS_SECRET_ACCESS_KEY": "s3cr3t"})).replace("secret_key", "")
     assert "s3cr3t" not in repr(Settings.from_env(ENV | {"AWS_SECRET_ACCESS_KEY": "s3cr3t"}))

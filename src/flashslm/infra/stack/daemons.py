@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -110,6 +110,14 @@ def free_ports(count: int) -> list[int]:
     candidates = random.SystemRandom().sample(_PORTS, len(_PORTS))
     free = (port for port in candidates if is_free(port) and is_free(port + GRPC_OFFSET))
     return [next(free) for _ in range(count)]
+
+
+def not_freed(ports: Iterable[int], wait_s: float = 5.0) -> list[int]:
+    """Those of `ports` that stay taken; one of a process that is just ending is free in a moment."""
+    wanted, deadline_s = list(ports), time.monotonic() + wait_s
+    while (taken := [port for port in wanted if not is_free(port)]) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    return taken
 
 
 def is_free(port: int) -> bool:

@@ -13,10 +13,10 @@ from typing import Literal
 from pydantic import BaseModel, computed_field
 
 from flashslm.infra.process.private import PRIVATE_UMASK, private_directory, private_files
-from flashslm.infra.settings import Settings
+from flashslm.infra.settings import LOOPBACK_ADDRESS, Settings
 from flashslm.infra.stack import daemons, seaweedfs
 from flashslm.infra.stack.daemons import Daemon, StackError
-from flashslm.infra.state_files import locked_file, read_state, write_whole
+from flashslm.infra.state_files import check_sqlite, locked_file, read_state, sqlite_problem, write_whole
 from flashslm.infra.storage.s3 import StoreError, s3_client, translated
 
 __all__ = [
@@ -36,6 +36,8 @@ _log_of_module = logging.getLogger(__name__)
 DEFAULT_HOME = Path(".flashslm")
 BUCKET = "flashslm"
 STUDIES = "study.db"  # trials of searches, below the home
+STATE = "stack.json"
+RUNS = "mlflow.db"
 Service = Literal["s3", "mlflow"]
 SERVICES: tuple[Service, ...] = ("s3", "mlflow")
 _START_TIMEOUT_S = {"s3": 60.0, "mlflow": 180.0}
@@ -54,10 +56,11 @@ class StackState(BaseModel):
         return Settings(
             access_key=self.access_key,
             secret_key=self.secret_key,
-            endpoint_url=f"http://127.0.0.1:{self.ports['s3']}",
+            endpoint_url=LOOPBACK_ADDRESS.format(self.ports["s3"]),
             bucket=BUCKET,
-            tracking_uri=f"http://127.0.0.1:{self.ports['mlflow']}",
+            tracking_uri=LOOPBACK_ADDRESS.format(self.ports["mlflow"]),
             study_url=_sqlite_url(home / STUDIES),
+            stack_file=str(home / STATE),
         )
 
 
@@ -101,7 +104,7 @@ def up(home: str | Path = DEFAULT_HOME) -> Settings:
     with private_files(), _lock(home):
         state = _load(home) or _new_state()
         for service in SERVICES:
-            if service not in state.daemons or not state.daemons[service].is_alive() or _is_open(service, home):
+            if not _is_usable(service, state, home):
                 _start(service, state, home)
         settings = state.settings(home)
         for service in SERVICES:  # both were started above and come up side by side
@@ -172,8 +175,11 @@ def _start(service: Service, state: StackState, home: Path) -> None:
     """Start one service and record it at once, so that an interrupted `up` leaves nothing unknown."""
     daemons.stop(_mark(home, service))  # workers of a killed daemon still hold its port
     names = seaweedfs.PARTS if service == "s3" else ("mlflow",)
-    if taken := [state.ports[name] for name in names if not daemons.is_free(state.ports[name])]:
-        _log_of_module.warning("port %s of %s is another process's: %s gets new ports", taken[0], service, service)
+    if service == "mlflow":
+        check_sqlite(home / RUNS)
+    if taken := daemons.not_freed(state.ports[name] for name in names):
+        text = "port %s of %s is another process's: %s gets new ports, and running steps follow it"
+        _log_of_module.warning(text, taken[0], service, service)
         state.ports |= dict(zip(names, daemons.free_ports(len(names)), strict=True))
         state.daemons.pop("mlflow", None)  # a running one does not know S3's new address
     command, env = _weed(state, home) if service == "s3" else _mlflow(state, home)
@@ -188,9 +194,11 @@ def _weed(state: StackState, home: Path) -> tuple[list[str], dict[str, str]]:
     return seaweedfs.command(data, BUCKET, state.ports), env
 
 
-def _is_open(service: Service, home: Path) -> bool:
-    """Whether a version that asked for no certificates started it."""
-    return service == "s3" and not (home / seaweedfs.CERTIFICATES).is_dir()
+def _is_usable(service: Service, state: StackState, home: Path) -> bool:
+    """Whether it runs, and not on a damaged database or without the certificates of this version."""
+    if service not in state.daemons or not state.daemons[service].is_alive():
+        return False
+    return not sqlite_problem(home / RUNS) if service == "mlflow" else (home / seaweedfs.CERTIFICATES).is_dir()
 
 
 def _mlflow(state: StackState, home: Path) -> tuple[list[str], dict[str, str]]:
@@ -198,7 +206,7 @@ def _mlflow(state: StackState, home: Path) -> tuple[list[str], dict[str, str]]:
         "host": "127.0.0.1",
         "port": state.ports["mlflow"],
         "workers": 1,
-        "backend-store-uri": "sqlite:///mlflow.db",  # in the home, where it is started: an address may not hold a '%'
+        "backend-store-uri": f"sqlite:///{RUNS}",  # in the home, where it is started: an address may not hold a '%'
         "artifacts-destination": f"s3://{BUCKET}/mlflow",
     }
     command = [sys.executable, "-m", "mlflow", "server", "--serve-artifacts"]
@@ -240,7 +248,7 @@ def _load(home: Path) -> StackState | None:
     """What the file says; without it, or when it is damaged, the next `up` chooses new credentials and ports: the data
     are not bound to the old ones.
     """
-    return read_state(home / "stack.json", _parse)
+    return read_state(home / STATE, _parse)
 
 
 def _parse(content: bytes) -> StackState:
@@ -252,7 +260,7 @@ def _parse(content: bytes) -> StackState:
 
 def _save(home: Path, state: StackState) -> None:
     """It holds the secret: only its owner may read the file."""
-    write_whole(home / "stack.json", state.model_dump_json(indent=1))
+    write_whole(home / STATE, state.model_dump_json(indent=1))
 
 
 @contextmanager

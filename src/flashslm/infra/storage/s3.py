@@ -75,6 +75,8 @@ def s3_client(settings: Settings, patience_s: float | None = None) -> Any:
             region_name=settings.region,
             config=config,
         )
+    if settings.stack_file:
+        client.meta.events.register("before-sign.s3", partial(_to_present_address, settings))
     if patience_s := settings.patience_s if patience_s is None else patience_s:
         client.meta.events.register("needs-retry.s3", partial(_ride_out, settings.endpoint_url, patience_s))
     return client
@@ -104,6 +106,11 @@ def _ride_out(
 def is_outage(status: int) -> bool:
     """Whether an HTTP status says that the server cannot answer now, and nothing of the request."""
     return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _to_present_address(settings: Settings, request: Any, **_: Any) -> None:
+    """Send this attempt of a request to where the embedded S3 listens now."""
+    request.url = request.url.replace(settings.endpoint_url, settings.present().endpoint_url, 1)
 
 
 @cache

@@ -141,7 +141,7 @@ class MlflowApi:
         return dict(answer)
 
     def _request(self, method: str, path: str, **request: Any) -> bytes:
-        url = f"{self.settings.tracking_uri.rstrip('/')}/{path}"
+        url = f"{self.settings.present().tracking_uri.rstrip('/')}/{path}"
         headers = _authorization() | request.pop("headers", {})
         retries = request.pop("retries", _RETRIES)
         try:

@@ -146,7 +146,7 @@ def _send_what_waits(settings: Settings, home: Path) -> None:
     """Send what MLflow could not take during the run; if it was ended meanwhile it is started again for that."""
     with suppress(MlflowError, StoreError, StackError):
         if mlflow_runs.spooled():
-            if embedded_stack.settings_of(home) == settings:
+            if settings.stack_file:
                 embedded_stack.up(home)
             mlflow_runs.backfill(settings)
 

@@ -1,5 +1,7 @@
 import os
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -41,6 +43,14 @@ def test_a_recycled_pid_is_not_believed(tmp_path, mark):
     assert not daemon.model_copy(update={"started_s": daemon.started_s - 100}).is_alive()
     assert not daemon.model_copy(update={"pid": os.getpid(), "started_s": ours.create_time()}).is_alive()  # no mark
     assert not daemon.model_copy(update={"mark": "other"}).is_alive()
+
+
+def test_a_port_of_a_process_that_is_just_ending_counts_as_free():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert daemons.not_freed([port], wait_s=0.2) == [port]
+        threading.Timer(0.3, server.close).start()
+        assert daemons.not_freed([port], wait_s=10.0) == []
 
 
 def test_orphaned_workers_of_a_killed_daemon_are_found(tmp_path, mark):
