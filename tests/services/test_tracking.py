@@ -311,3 +311,14 @@ def test_a_deleted_experiment_is_restored(platform_env, caplog):
     run_id = mlflow_runs.start_parent_run(settings, "after")
     mlflow_runs.finish_run(settings, run_id, "FINISHED")
     assert run_of(settings, run_id)["info"]["status"] == "FINISHED" and "it is restored" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["team/one", "/Users/me/slm", "100 % #1?&=+", 'it\'s "it"', "ü" * 256])
+def test_an_experiment_may_have_any_printable_name(name: str, settings: Settings) -> None:
+    """What `Settings` accepts MLflow accepts, finds again and searches."""
+    named = Settings.from_env(settings.as_env() | {"MLFLOW_EXPERIMENT_NAME": name})
+    api = MlflowApi(named)
+    run_id = mlflow_runs.start_parent_run(named, "run")
+    assert [run["info"]["run_id"] for run in api.search_runs("attributes.run_name = 'run'")] == [run_id]
+    assert MlflowApi(named).experiment_id == api.experiment_id != MlflowApi(settings).experiment_id
+    mlflow_runs.finish_run(named, run_id, "FINISHED")

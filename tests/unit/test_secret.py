@@ -1,6 +1,9 @@
 """Secrets of a recipe: shown as stars wherever it is written, refused where they do not belong."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,46 @@ def secret_fields(model: type[BaseModel], where: str = "") -> list[str]:
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
             found += secret_fields(kind, f"{where}{name}.")
     return found
+
+
+STEP = """
+import logging, sys
+from flashslm.steps.run import run_step
+from flashslm.config import RunConfig
+recipe = RunConfig.model_validate({"name": "x", "data": {"source": "files", "paths": sys.argv[1:]}})
+try:
+    run_step("prepare_data", config=recipe.for_step("prepare_data"), outputs={"dataset": "x.json"})
+except ValueError:
+    logging.getLogger("any").exception("given %s", sys.argv[1])
+    raise
+"""
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_steps_log_holds_no_value_of_a_secret_variable(configured: bool, tmp_path: Path) -> None:
+    """Neither in its traceback nor in what it logs, whoever set logging up. The services need not be there."""
+    secrets = {"HF_TOKEN": "token-of-no-known-form", "FLASHSLM_HOOK_URL": "https://deploy.test/path-with-a-key"}
+    secrets |= {"AWS_SECRET_ACCESS_KEY": "another+secret/value", "MLFLOW_TRACKING_PASSWORD": "pass word"}
+    services = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1", "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
+    services |= {"AWS_ACCESS_KEY_ID": "id", "FLASHSLM_BUCKET": "b", "FLASHSLM_SPOOL": str(tmp_path / "spool")}
+    code = "import logging; logging.basicConfig(format='%(message)s')\n" + STEP if configured else STEP
+    step = subprocess.run(
+        [sys.executable, "-c", code, " ".join(secrets.values()) + "/*.txt"],
+        env=os.environ | secrets | services | {"FLASHSLM_PATIENCE_S": "0"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    printed = step.stdout + step.stderr + next((tmp_path / "spool").glob("*.jsonl")).read_text()
+    assert step.returncode == 1 and printed.count("Traceback") == 2 and "matches no file" in printed
+    assert f"given {STARS}" in printed and [value for value in secrets.values() if value in printed] == []
+
+
+def test_values_of_secret_fields_are_hidden_in_messages() -> None:
+    hook = PromotionHook(url=Secret("https://deploy.test/of-no-known-form"))
+    assert hook.url and without_secrets("POST https://deploy.test/of-no-known-form failed") == f"POST {STARS} failed"
+    assert without_secrets("a short word stays") == "a short word stays"
 
 
 def test_the_list_of_secret_fields_is_that_of_the_type() -> None:

@@ -1,5 +1,6 @@
 """Text that must not be seen: a type for it, and what such text looks like where it does not belong."""
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -29,11 +30,22 @@ _FORMS = re.compile(
 )
 
 
+# Variables whose value is secret whatever its form.
+_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|KEY|HOOK_URL)$")
+_MIN_CHARACTERS = 8  # a shorter value would put stars into ordinary words
+_values: set[str] = set()  # of the fields that this process has read
+
+
 class Secret(SecretStr):
     """Text that prints, and is written to any file, as stars; `get_secret_value` gives it.
 
     Whoever reads such a file back has the stars, and takes the value from the environment.
     """
+
+    def __init__(self, value: str) -> None:
+        super().__init__(value)
+        if value != STARS:
+            _values.add(value)
 
     @property
     def is_hidden(self) -> bool:
@@ -50,8 +62,17 @@ def holds_secret(text: str) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """The text with stars in place of such parts, for messages that quote what was given."""
+    """The text with stars in place of such parts, of the values of Secret fields, and of those of variables such as
+    HF_TOKEN: for messages that quote what was given, and for tracebacks.
+    """
+    for value in sorted(_known_values(), key=len, reverse=True):
+        text = text.replace(value, STARS)
     return _FORMS.sub(STARS, text)
+
+
+def _known_values() -> set[str]:
+    named = {value for name, value in os.environ.items() if _VARIABLE.search(name.upper())}
+    return {value for value in named | _values if len(value) >= _MIN_CHARACTERS and value != STARS}
 
 
 def places_of_secrets(values: Any) -> list[str]:

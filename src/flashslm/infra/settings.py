@@ -29,12 +29,34 @@ VARIABLES = {
 FOREIGN_VARIABLES = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "MLFLOW_RUN_ID")
 
 
+DEFAULT_EXPERIMENT = "flashslm"
+_MAX_EXPERIMENT_CHARACTERS = 256  # MLflow itself takes 500, and its database's column 256
 LOOPBACK_ADDRESS = "http://127.0.0.1:{}"
 STACK_PORTS = {"endpoint_url": "s3", "tracking_uri": "mlflow"}  # field -> the port's name in stack.json
 
 
 class SettingsError(ValueError):
     """The environment does not say where S3 and MLflow are; the message names every variable at fault."""
+
+
+def experiment_name(environ: Mapping[str, str] | None = None) -> str:
+    """MLflow's experiment that the environment names, else this project's. Raises SettingsError for a wrong name."""
+    variable = VARIABLES["experiment"]
+    name = (os.environ if environ is None else environ).get(variable) or DEFAULT_EXPERIMENT
+    try:
+        return _checked_experiment(name)
+    except ValueError as error:
+        raise SettingsError(f"{variable}: {error} (given: {name!r})") from None
+
+
+def _checked_experiment(name: str) -> str:
+    """Raise ValueError for a name that MLflow, or the column of its database, would refuse in the middle of a run."""
+    if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > _MAX_EXPERIMENT_CHARACTERS:
+        raise ValueError(
+            f"an experiment's name has 1 to {_MAX_EXPERIMENT_CHARACTERS} printable characters, no line breaks or tabs "
+            "among them and no blanks at its ends"
+        )
+    return name
 
 
 class Settings(BaseModel):
@@ -48,7 +70,7 @@ class Settings(BaseModel):
     endpoint_url: str = Field(pattern=r"^https?://")
     bucket: str = Field(min_length=1)
     tracking_uri: str = Field(min_length=1)
-    experiment: str = "flashslm"
+    experiment: str = DEFAULT_EXPERIMENT
     parent_run_id: str = ""
     study_url: str = Field(default="", repr=False)  # may hold a password
     # "when_required" for S3 servers that refuse the CRC trailers newer clients send (some MinIO, Ceph, B2)
@@ -57,6 +79,11 @@ class Settings(BaseModel):
     # platform.patience_s, a command at a terminal this.
     patience_s: int = Field(default=60, ge=0)
     stack_file: str = ""  # of the embedded stack whose services these are: its ports may change
+
+    @field_validator("experiment")
+    @classmethod
+    def _is_usable(cls, name: str) -> str:
+        return _checked_experiment(name)
 
     @field_validator("endpoint_url", "tracking_uri")
     @classmethod
@@ -82,7 +109,7 @@ class Settings(BaseModel):
         except ValidationError as error:
             listed = "\n".join(f"  {_describe(e)}" for e in error.errors())
             raise SettingsError(
-                f"the environment lacks what S3 and MLflow need:\n{listed}\n"
+                f"the environment does not say what S3 and MLflow need:\n{listed}\n"
                 "`flashslm stack up` starts both on this machine; on a cluster the step's secret holds them"
             ) from None
 
@@ -122,4 +149,4 @@ def _describe(error: object) -> str:
         return f"{VARIABLES[field]}: missing"
     silent = field in ("secret_key", "study_url") or "@" in str(error["input"])
     given = "" if silent else f" (given: {error['input']!r})"
-    return f"{VARIABLES[field]}: {error['msg']}{given}"
+    return f"{VARIABLES[field]}: {error['msg'].removeprefix('Value error, ')}{given}"

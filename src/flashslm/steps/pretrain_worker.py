@@ -10,6 +10,7 @@ from pathlib import Path
 from flashslm.infra import outages
 from flashslm.infra.mounted_environment import load_mounted_environment
 from flashslm.infra.process.parent import die_with_parent
+from flashslm.infra.process.private_logs import log_privately
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.heartbeat import SILENCE_S, require_heartbeats
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
@@ -25,6 +26,7 @@ def main(key: str, watched: bool) -> None:
     """Train by the spec stored at `key`; rank 0 stores the outcome where the step looks for it, and listens whether
     that step is still there if it is to be `watched`."""
     die_with_parent()
+    log_privately()
     load_mounted_environment()
     settings = Settings.from_env()
     store, cache = ObjectStore(settings), tree_cache()

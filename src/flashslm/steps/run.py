@@ -13,6 +13,7 @@ from flashslm.infra import outages
 from flashslm.infra.events import Events
 from flashslm.infra.mounted_environment import load_mounted_environment
 from flashslm.infra.process.parent import die_with_parent
+from flashslm.infra.process.private_logs import log_privately
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage import long_sections
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
@@ -102,7 +103,7 @@ def _outage_listener(mlflow_run: mlflow_runs.TrackedRun, events: Events) -> outa
 
 def _log_to_stderr() -> None:
     """Show this project's decisions, such as the kernels that run, in the step's log; other libraries' warnings."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_privately()
     logging.getLogger("flashslm").setLevel(logging.INFO)
 
 

@@ -1,6 +1,8 @@
 import pytest
+from typer.testing import CliRunner
 
-from flashslm.infra.settings import Settings, SettingsError
+from flashslm.cli.app import app
+from flashslm.infra.settings import Settings, SettingsError, experiment_name
 
 ENV = {
     "AWS_ACCESS_KEY_ID": "key",
@@ -66,6 +68,31 @@ def test_addresses_stay_where_the_stack_says_nothing(content, tmp_path):
         "http://127.0.0.1:1",
         "http://127.0.0.1:2",
     )
+
+
+UNUSABLE = ["   ", " a", "a\n", "tab\tin it", "bell\x07", "del\x7f", "a" * 257, "\udcff"]
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_an_unusable_experiment_is_an_error_that_names_its_variable(name):
+    for read in (Settings.from_env, experiment_name):
+        with pytest.raises(SettingsError, match="MLFLOW_EXPERIMENT_NAME: an experiment's name has 1 to 256 printable"):
+            read(ENV | {"MLFLOW_EXPERIMENT_NAME": name})
+
+
+def test_an_empty_experiment_is_the_projects_own():
+    env = ENV | {"MLFLOW_EXPERIMENT_NAME": ""}
+    assert experiment_name(env) == Settings.from_env(env).experiment == "flashslm"
+
+
+@pytest.mark.parametrize("command", [["run", "--config", "recipe.yaml"], ["stack", "up"]], ids=" ".join)
+def test_an_unusable_experiment_leaves_nothing_behind(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "a\nb")
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, SettingsError), result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 def test_secret_is_not_printed():

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, computed_field
 
 from flashslm.infra.process.private import PRIVATE_UMASK, private_directory, private_files
-from flashslm.infra.settings import LOOPBACK_ADDRESS, Settings
+from flashslm.infra.settings import LOOPBACK_ADDRESS, Settings, experiment_name
 from flashslm.infra.stack import daemons, seaweedfs
 from flashslm.infra.stack.daemons import Daemon, StackError
 from flashslm.infra.state_files import check_sqlite, locked_file, read_state, sqlite_problem, write_whole
@@ -59,6 +59,7 @@ class StackState(BaseModel):
             endpoint_url=LOOPBACK_ADDRESS.format(self.ports["s3"]),
             bucket=BUCKET,
             tracking_uri=LOOPBACK_ADDRESS.format(self.ports["mlflow"]),
+            experiment=experiment_name(),
             study_url=_sqlite_url(home / STUDIES),
             stack_file=str(home / STATE),
         )
@@ -99,6 +100,7 @@ def up(home: str | Path = DEFAULT_HOME) -> Settings:
     Data, credentials and (unless another process took them) ports are those of the last time. Raises StackError with
     the end of the log of what failed.
     """
+    experiment_name()  # a wrong one is an error before anything is made
     home = Path(home).resolve()
     private_directory(home)
     with private_files(), _lock(home):

@@ -24,8 +24,15 @@ def find_home(start: Path | None = None) -> Path:
 
 
 def resolve_settings(home: Path) -> Settings:
-    """The environment's services if it names any, else the embedded stack, started if need be: for work."""
-    return _of_environment() or embedded_stack.up(home)
+    """The environment's services if it names any, else the embedded stack of a home, started if need be: for work.
+
+    Raises StackError where there is no home: a command that runs one step makes none.
+    """
+    if settings := _of_environment():
+        return settings
+    if embedded_stack.settings_of(home) is None:
+        raise _no_stack(home)
+    return embedded_stack.up(home)
 
 
 def existing_settings(home: Path) -> Settings:
@@ -37,12 +44,16 @@ def existing_settings(home: Path) -> Settings:
         return settings
     settings, status = embedded_stack.settings_of(home), embedded_stack.status(home)
     if settings is None:
-        raise StackError(f"no stack in '{home}': `flashslm stack up` or `flashslm run` makes one, --home names another")
+        raise _no_stack(home)
     if stopped := [service.name for service in status.services if not service.running]:
         raise StackError(
             f"the stack in '{home}' does not run ({', '.join(stopped)}): start it with `flashslm stack up`"
         )
     return settings
+
+
+def _no_stack(home: Path) -> StackError:
+    return StackError(f"no stack in '{home}': `flashslm stack up` or `flashslm run` makes one, --home names another")
 
 
 def _of_environment() -> Settings | None:

@@ -313,7 +313,7 @@ def _tags(tags: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _param_batches(params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    flat = [{"key": PARAM_PREFIX + k, "value": v[:_MAX_PARAM_CHARACTERS]} for k, v in _flatten(params)]
+    flat = [{"key": PARAM_PREFIX + k, "value": without_secrets(v)[:_MAX_PARAM_CHARACTERS]} for k, v in _flatten(params)]
     for start in range(0, len(flat), _MAX_PARAMS_OR_TAGS):
         yield {"params": flat[start : start + _MAX_PARAMS_OR_TAGS]}
 

@@ -14,7 +14,7 @@ from flashslm.config import RunConfig
 from flashslm.infra.process.interrupts import Terminated, terminable
 from flashslm.infra.process.private import private_files
 from flashslm.infra.registry.promotion import deliver_pending
-from flashslm.infra.settings import Settings
+from flashslm.infra.settings import Settings, experiment_name
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.stack.daemons import StackError
 from flashslm.infra.stack.embedded_stack import STUDIES
@@ -85,6 +85,7 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
     console = Console(stderr=True, quiet=quiet)
     started = time.monotonic()
     secrets = config.gate.promotion_hook.environment(os.environ)
+    experiment_name()
     with exclusive(home / "kfp" / "lock"):
         # Another run is refused before anything is made for this one; run_local holds the lock while steps run.
         check_sqlite(home / STUDIES)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from flashslm.cli import steps
 from flashslm.cli.app import app
 from flashslm.infra.stack.daemons import StackError
 from flashslm.infra.stack.services import existing_settings, find_home
@@ -53,6 +54,20 @@ def test_commands_that_look_make_no_home(command: list[str], tmp_path: Path, mon
     result = CliRunner().invoke(app, command)
     assert command[0] == "stack" or isinstance(result.exception, StackError), result.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [name for name, _, _ in steps.COMMANDS])
+def test_commands_of_one_step_make_no_home(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("name: x\n")
+    for variable in ("FLASHSLM_CACHE", "FLASHSLM_SPOOL"):
+        monkeypatch.setenv(variable, "unused")  # the command sets them where they are not
+    umask = os.umask(0o022)
+    result = CliRunner().invoke(app, [command, "--config", "recipe.yaml"])
+    os.umask(umask)
+    assert isinstance(result.exception, StackError | ValueError), result.output
+    assert "`flashslm stack up` or `flashslm run` makes one" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 def test_a_stack_that_does_not_run_is_named(tmp_path: Path) -> None:
