@@ -57,6 +57,15 @@ def load_recipe(config: Path, overrides: list[str] | None, checks: Callable[[Run
     return recipe
 
 
+def located_here(recipe: RunConfig, config: Path) -> RunConfig:
+    """A recipe for promotions on this machine: the program of its hook, which is there, wherever the command is given.
+
+    Raises ValueError where it is not there.
+    """
+    hook = recipe.gate.promotion_hook.located(config.parent)
+    return recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"promotion_hook": hook})})
+
+
 def show(result: Any, as_json: bool) -> None:
     """One JSON object, or aligned lines for a person."""
     if as_json:

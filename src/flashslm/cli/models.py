@@ -16,6 +16,7 @@ from flashslm.cli.common import (
     Overrides,
     console,
     load_recipe,
+    located_here,
     show,
 )
 from flashslm.config import GateConfig, PromotionHook
@@ -83,7 +84,7 @@ def models_register(  # noqa: PLR0913 - one parameter an option
     from flashslm.infra.stack.services import existing_settings
     from flashslm.steps.register_imported import register_imported
 
-    recipe = load_recipe(config, overrides, problems)
+    recipe = located_here(load_recipe(config, overrides, problems), config)
     embedded_stack.use_home(home)
     found = register_imported(existing_settings(home), directory, recipe, name, alias, replaces, foreign_code)
     show(found, as_json)
@@ -159,7 +160,7 @@ def _gate(settings: "Settings", name: str, config: Path | None, no_hook: bool) -
     """The model that is meant, and the hook of its promotions: the recipe's, or none if the model has none."""
     from flashslm.infra.registry.promotion import refuse_silence
 
-    gate = load(config, checks=problems).gate if config else GateConfig()
+    gate = located_here(load(config, checks=problems), config).gate if config else GateConfig()
     if name:
         gate = gate.model_copy(update={"model_name": name})
     if no_hook:

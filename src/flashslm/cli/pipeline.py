@@ -16,6 +16,7 @@ from flashslm.cli.common import (
     PipelineOption,
     console,
     load_recipe,
+    located_here,
     show,
 )
 from flashslm.steps.recipe_checks import problems, problems_before_a_run_here
@@ -40,7 +41,7 @@ def run(
     """Run a whole pipeline on this machine, from the compiled YAML."""
     from flashslm.launch.local.full_run import run_pipeline
 
-    recipe = load_recipe(config, overrides, problems_before_a_run_here)
+    recipe = located_here(load_recipe(config, overrides, problems_before_a_run_here), config)
     outcome = run_pipeline(recipe, home=home, quiet=as_json, pipeline=pipeline)
     show(outcome.facts(), as_json)
     raise typer.Exit(outcome.local.exit_code)

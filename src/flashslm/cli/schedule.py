@@ -19,6 +19,7 @@ from flashslm.cli.common import (
     PipelineOption,
     console,
     load_recipe,
+    located_here,
     show,
 )
 from flashslm.config.paths import with_absolute_paths
@@ -80,7 +81,7 @@ def create(  # noqa: PLR0913 - one parameter an option
     else:
         values = {"name": name, "pipeline": pipeline, "cron": cron, "time_zone": time_zone, "settled_s": now_s}
         schedules = local_schedules(home)
-        own = kept_hook.apart(home.resolve(), name, with_absolute_paths(recipe))
+        own = kept_hook.apart(home.resolve(), name, with_absolute_paths(located_here(recipe, config)))
         schedules.create(Schedule.model_validate(values | own))
         made = {"fires": "while `flashslm schedule run` is running"}
     show({"name": name, "pipeline": pipeline, "next": times.shown(times.next_after(now_s))} | made, as_json)

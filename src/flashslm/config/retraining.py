@@ -1,7 +1,9 @@
 """Sections that say how a champion is trained on, and the promotion hook."""
 
 import re
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
@@ -41,7 +43,8 @@ class PromotionHook(Section):
     """
 
     command: Annotated[tuple[str, ...], LocalPath(program=True)] = Field(
-        default=(), description="A program and its arguments; it gets JSON on its standard input."
+        default=(),
+        description="A program (with a '/': from the recipe's directory) and its arguments; it gets JSON on stdin.",
     )
     url: Secret = Field(default=Secret(""), description="Address of a webhook, which gets signed JSON.")
     secret_variable: str = Field(
@@ -56,6 +59,20 @@ class PromotionHook(Section):
         if not re.fullmatch(r"(https?://\S+)?", url.get_secret_value()) and not url.is_hidden:
             raise ValueError("an address begins with http:// or https:// and has no blanks")
         return url
+
+    def located(self, directory: Path) -> "PromotionHook":
+        """The hook as this machine runs it: a program with a '/' in its name is meant from `directory`, the recipe's.
+
+        Raises ValueError where there is no such program.
+        """
+        if not self.command:
+            return self
+        program, *arguments = self.command
+        where = str((directory / program).absolute()) if "/" in program else program
+        if not shutil.which(where):
+            place = f"'{where}', from the recipe's directory," if "/" in program else f"'{program}' in PATH"
+            raise ValueError(f"gate.promotion_hook.command: {place} is no program that can be executed")
+        return self.model_copy(update={"command": (where, *arguments)})
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The variables by which the hook's address reaches steps. Raises ValueError if it is known from nowhere."""
