@@ -23,12 +23,12 @@ def test_a_cpu_gets_batches_as_they_are_made():
 
 
 def test_batches_come_in_the_order_asked_for_and_the_next_is_made_meanwhile(unpinned, monkeypatch):
-    made, made_2 = [], threading.Event()
+    made, all_made = [], threading.Event()
 
     def noted(index: int) -> Batch:
         made.append((index, threading.current_thread() is threading.main_thread()))
-        if index == 2:
-            made_2.set()
+        if len(made) == 8:
+            all_made.set()
         return make(index)
 
     cuda = torch.device("cuda")
@@ -37,7 +37,7 @@ def test_batches_come_in_the_order_asked_for_and_the_next_is_made_meanwhile(unpi
         for index in (0, 1, 7, 8, 1):
             batch = batches(index)
             assert all(torch.equal(a, b) and a.dtype == torch.int64 for a, b in zip(batch, make(index), strict=True))
-        assert made_2.wait(10)
+        assert all_made.wait(10)
     assert [index for index, _ in made] == [0, 1, 2, 7, 8, 9, 1, 2]
     assert not any(in_main for _, in_main in made)
 
