@@ -1,64 +1,81 @@
-"""Training checkpoints in the object store: whole or absent, newest good one first, old ones pruned."""
+"""Training checkpoints in the object store: sharded, stored in the background, whole or absent, old ones pruned.
+
+Each rank stores its own part as safetensors, in torch's distributed format, which any number of ranks reads back.
+"""
 
 import json
 import logging
+import os
+import re
+import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from flashslm.infra.process.interrupts import stop_requested
 from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectMissing, ObjectStore, StoreUnavailable
+from flashslm.training.distributed import HostGroup, current_world
+from flashslm.training.state import HostCopy
 
-TENSORS, VALUES = "state.safetensors", "state.json"
-_TRAINING_WAITS_S = 5.0
+Row = dict[str, float]
+Result = TypeVar("Result")
+_TRAINING_WAITS_S = 5.0  # for a checkpoint, on a CPU: there nothing is gained by training meanwhile
 _log = logging.getLogger(__name__)
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a run of one process has no process group
 
 
-@dataclass(frozen=True)
-class TrainingState:
-    """What a run needs to continue exactly: named tensors, and everything else as JSON values."""
+class Checkpoint(BaseModel):
+    """What points to a checkpoint: its trees, one of each rank that saved it, and everything that is no tensor."""
 
-    tensors: dict[str, Tensor]
+    step: int
+    trees: list[Manifest]
     values: dict[str, Any]
+    validation_loss_nats: float | None  # where the step was validated
 
 
 class CheckpointStore:
-    """The newest `keep` checkpoints of one run.
+    """The newest `keep` checkpoints of one run, and the one of lowest validation loss.
 
-    A checkpoint is a content-addressed tree; `checkpoints/<run_key>/<step>.json` points to it and is written after it,
-    so a save that is cut off leaves the checkpoint before it in force.
+    `checkpoints/<run_key>/<step>.json` points to a checkpoint's trees and is written after them, so a save that is cut
+    off leaves the checkpoint before it in force. Rows of metrics are in `rows/<step>.json` beside it, each once. Under
+    torchrun every rank calls every method.
     """
 
     def __init__(self, store: ObjectStore, run_key: str, keep: int):
         if keep < 1:
             raise ValueError(f"keep is {keep}: at least one checkpoint must be kept")
         self.store, self.run_key, self.keep = store, run_key, keep
+        self._group, self._copy = HostGroup(), HostCopy()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
 
-    def save(self, step: int, state: TrainingState) -> None:
-        """Store the state after `step` optimizer steps and remove checkpoints beyond `keep`.
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        values: dict[str, Any],
+        rows: list[Row],
+        validation_loss_nats: float | None = None,
+    ) -> None:
+        """Copy the state after `step` optimizer steps to the host and store it while training continues.
 
-        Where that takes longer, because the state is large or the store away, the state is on this machine's disk when
-        the call returns, and training goes on: one checkpoint waits, and the next save waits for it.
+        One checkpoint waits to be stored; the next save waits for it. `tensors` may be sharded, `values` are JSON,
+        `rows` the metrics since the save before.
         """
         self.finish()
-        directory = tempfile.TemporaryDirectory(prefix="flashslm-checkpoint-")
-        path = Path(directory.name)
-        save_file({k: t.detach().cpu().contiguous() for k, t in state.tensors.items()}, path / TENSORS)
-        # The run key makes the tree this run's own: no other run can hold the same content when it is removed.
-        values = {"run_key": self.run_key, "step": step, "values": state.values}
-        (path / VALUES).write_text(json.dumps(values), encoding="utf-8")
-        self._pending = (step, self._thread.submit(self._store, step, directory))
-        wait([self._pending[1]], timeout=_TRAINING_WAITS_S)
+        copy = self._copy(tensors)
+        about = Checkpoint(step=step, trees=[], values=values, validation_loss_nats=validation_loss_nats)
+        self._pending = (step, self._thread.submit(self._store, about, copy, rows))
+        if not self._copy.from_gpu:
+            wait([self._pending[1]], timeout=_TRAINING_WAITS_S)
         if self._pending[1].done():
             self.finish()
 
@@ -89,53 +106,114 @@ class CheckpointStore:
                 raise
             _log.warning("the checkpoint of step %d was not stored: %s", step, error)
 
-    def _store(self, step: int, directory: "tempfile.TemporaryDirectory[str]") -> None:
-        with directory as name:
-            manifest = self.store.put_tree(Path(name), "checkpoint", {"run_key": self.run_key, "step": step})
-        self.store.put_json(self.key(step), manifest.model_dump(mode="json"))
-        for key in self._keys()[: -self.keep]:
-            self._remove(key)
+    def _store(self, about: Checkpoint, copy: dict[str, Tensor], rows: list[Row]) -> None:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
 
-    def load_latest(self) -> tuple[int, TrainingState] | None:
-        """The newest checkpoint that verifies, or None.
+        with tempfile.TemporaryDirectory(prefix="flashslm-checkpoint-") as name:
+            writer = HuggingFaceStorageWriter(name, save_distributed=True)
+            save(copy, storage_writer=writer, process_group=self._group.handle, no_dist=self._group.handle is None)
+            # The run key makes the tree this run's own: no other run can hold the same content when it is removed.
+            owner = {"run_key": self.run_key, "step": about.step}
+            (Path(name) / "owner.json").write_text(json.dumps(owner | {"rank": current_world().rank}))
+            trees = self._on_every_rank(lambda: self.store.put_tree(Path(name), "checkpoint", owner))
+        if current_world().is_main:
+            self.store.put_json(f"{self._prefix}rows/{about.step:08d}.json", rows)
+            self.store.put_json(self.key(about.step), about.model_copy(update={"trees": trees}).model_dump(mode="json"))
+            self._prune()
 
-        One that is missing or corrupt is removed with a warning and the one before it is taken. StoreUnavailable is
-        raised as it is: a server that does not answer is not a reason to start from the beginning.
+    def _on_every_rank(self, work: Callable[[], Result]) -> list[Result]:
+        """Every rank's result; what one rank raises, all raise, so that none waits for it."""
+        found: Result | Exception
+        try:
+            found = work()
+        except Exception as error:
+            found = error
+        results = self._group.gather(found)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return [result for result in results if not isinstance(result, Exception)]
+
+    def _prune(self) -> None:
+        keys = self._keys()
+        if len(keys) <= self.keep:
+            return
+        losses = {key: self._read(key).validation_loss_nats for key in keys}
+        validated = [key for key in keys if losses[key] is not None]
+        best = min(validated, key=lambda key: losses[key] or 0.0, default="")
+        for key in keys[: -self.keep]:
+            if key != best:
+                self._remove(key)
+
+    def load_latest(self, tensors: Callable[[], dict[str, Tensor]]) -> tuple[Checkpoint, list[Row]] | None:
+        """Fill the `tensors`, asked for only then, from the newest checkpoint that verifies; None if there is none.
+
+        Returns it with all rows of metrics up to it. One that is missing or corrupt is removed with a warning and the
+        one before it is taken. StoreUnavailable is raised as it is: a server that does not answer is not a reason to
+        start from the beginning.
         """
+        with _node_directory() as root:
+            found = self._group.broadcast(self._newest(root) if current_world().is_main else None)
+            if found is None:
+                return None
+            checkpoint, rows = found
+            self._read_into(tensors(), self._fetch(checkpoint, root))
+            self._group.gather(None)  # no rank reads the directory any more
+        return checkpoint, rows
+
+    def _newest(self, root: Path) -> tuple[Checkpoint, list[Row]] | None:
         for key in reversed(self._keys()):
             try:
-                return self._load(key)
+                checkpoint = self._read(key)
+                self._fetch(checkpoint, root)
+                return checkpoint, self._rows(checkpoint.step)
             except (ObjectMissing, ObjectCorrupt, ValidationError) as error:
                 warnings.warn(f"checkpoint {key} is unusable, trying the one before: {error}", stacklevel=2)
                 self._remove(key)
         return None
 
-    def _load(self, key: str) -> tuple[int, TrainingState]:
-        manifest = self._manifest(key)
-        with tempfile.TemporaryDirectory(prefix="flashslm-checkpoint-") as name:
-            directory = self.store.get_tree(manifest, Path(name) / "tree")
-            saved = json.loads((directory / VALUES).read_text(encoding="utf-8"))
-            return saved["step"], TrainingState(load_file(directory / TENSORS), saved["values"])
+    def _fetch(self, checkpoint: Checkpoint, root: Path) -> list[Path]:
+        """The trees' directories; what another process of this node has fetched is not fetched again."""
+        return [self.store.get_tree(tree, root / tree.sha256) for tree in checkpoint.trees]
+
+    def _read_into(self, tensors: dict[str, Tensor], trees: list[Path]) -> None:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        with tempfile.TemporaryDirectory(prefix="flashslm-resume-") as together:
+            for file in (file for tree in trees for file in tree.glob("*.safetensors")):
+                (Path(together) / file.name).symlink_to(file)
+            reader, group = HuggingFaceStorageReader(together), self._group.handle
+            load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
+
+    def _rows(self, last: int) -> list[Row]:
+        """Each step's once: a run that fell back to an earlier checkpoint has stored some a second time."""
+        keys = [key for key in self.store.list(f"{self._prefix}rows/") if int(Path(key).stem) <= last]
+        stored = [found[0] for key in keys if (found := self.store.get_json(key))]
+        by_step = {row["step"]: row for rows in stored for row in rows}
+        return [by_step[step] for step in sorted(by_step)]
 
     def _remove(self, key: str) -> None:
-        """Remove the pointer, then the tree: a corrupt tree left behind could pass for complete when put again."""
+        """Remove the pointer, then the trees: a corrupt tree left behind could pass for complete when put again."""
         try:
-            manifest = self._manifest(key)
+            trees = self._read(key).trees
         except (ObjectMissing, ObjectCorrupt, ValidationError):
-            self.store.delete([key])
-            return
+            trees = []
         self.store.delete([key])
-        self.store.delete_tree(manifest)
+        for tree in trees:
+            self.store.delete_tree(tree)
 
-    def _manifest(self, key: str) -> Manifest:
+    def _read(self, key: str) -> Checkpoint:
         found = self.store.get_json(key)
         if found is None:
             raise ObjectMissing(f"{key} is gone")
-        return Manifest.model_validate(found[0])
+        return Checkpoint.model_validate(found[0])
 
     def _keys(self) -> list[str]:
         """Pointers, oldest first."""
-        return sorted(self.store.list(self._prefix))
+        pattern = re.escape(self._prefix) + r"\d+\.json"
+        return [key for key in self.store.list(self._prefix) if re.fullmatch(pattern, key)]
 
     def key(self, step: int) -> str:
         """The pointer to the checkpoint of a step."""
@@ -144,3 +222,18 @@ class CheckpointStore:
     @property
     def _prefix(self) -> str:
         return f"checkpoints/{self.run_key}/"
+
+
+@contextmanager
+def _node_directory() -> Iterator[Path]:
+    """A directory that the processes of torchrun on this node share; it is gone afterwards."""
+    if current_world().size == 1:
+        with tempfile.TemporaryDirectory(prefix="flashslm-resume-") as name:
+            yield Path(name)
+        return
+    path = Path(tempfile.gettempdir()) / f"flashslm-resume-{os.getuid()}-{os.getppid()}"  # their parent is the agent
+    path.mkdir(mode=0o700, exist_ok=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -96,18 +96,6 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def copy_full_(target: Tensor, value: Tensor | None) -> None:
-    """Fill a parameter or its moment from the whole value on rank 0; other ranks may pass None (a collective)."""
-    if value is None:
-        value = torch.empty(target.shape, dtype=target.dtype)
-    if current_world().size > 1:
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
-        assert isinstance(target, DTensor)
-        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
-    target.copy_(value)
-
-
 def gather_to_main(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Whole tensors on rank 0's host, one at a time, and nothing on the other ranks (a collective)."""
     is_main, gathered = current_world().is_main, {}
@@ -125,13 +113,28 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def broadcast_value(value: Value) -> Value:
-    """Rank 0's Python value on every rank."""
-    if current_world().size == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+class HostGroup:
+    """A gloo group of its own, for a thread beside the loop; `handle` is None in a world of one.
+
+    The loop's collectives and the thread's would otherwise meet in one group in any order. Ranks wait for each other
+    as long as one of them waits for the object store; torchrun ends them when a rank dies. Made by all ranks together.
+    """
+
+    def __init__(self) -> None:
+        several = current_world().size > 1
+        self.handle = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if several else None
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's Python value, on every rank."""
+        if self.handle is None:
+            return [value]
+        values: list[Any] = [None] * current_world().size
+        dist.all_gather_object(values, value, group=self.handle)
+        return values
+
+    def broadcast(self, value: Value) -> Value:
+        """Rank 0's Python value on every rank."""
+        return self.gather(value)[0]
 
 
 def any_rank(flag: bool) -> bool:

@@ -1,55 +1,65 @@
-"""Capture and restore everything a training run carries from step to step, sharded or not."""
+"""What a training run carries from step to step: named tensors, sharded or not, and random number generators."""
 
-from collections.abc import Iterator
+import base64
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flashslm.training.checkpoint import TrainingState
-from flashslm.training.distributed import broadcast_value, copy_full_, gather_to_main
+from flashslm.training.distributed import local_tensor
 
 
-def capture(model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> TrainingState:
-    """Weights, optimizer state and random number generators, with the caller's JSON `values`.
-
-    A collective; the state is whole on rank 0 alone.
-    """
-    tensors = gather_to_main(_named_tensors(model, optimizer))
-    tensors["rng/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_initialized():
-        tensors["rng/cuda"] = torch.cuda.get_rng_state()
-    return TrainingState(tensors, values)
-
-
-def _named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters and the optimizer's state by name; they share the memory of both."""
+    tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        yield f"model/{name}", parameter
+        tensors[f"model/{name}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
-            yield f"optimizer/{name}/{key}", value
+            tensors[f"optimizer/{name}/{key}"] = value
+    return tensors
 
 
-@torch.no_grad()
-def restore_(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState | None) -> dict[str, Any]:
-    """Put a captured state back bit by bit and return its `values` (a collective: rank 0 has the state)."""
-    tensors = state.tensors if state else {}
-    small = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 0 or name.startswith("rng/")}
-    values, names, small = broadcast_value((state.values if state else {}, list(tensors), small))
-    for name, parameter in model.named_parameters():
-        copy_full_(parameter, tensors.get(f"model/{name}"))
-        prefix = f"optimizer/{name}/"
-        for key in (n.removeprefix(prefix) for n in names if n.startswith(prefix)):
-            optimizer.state[parameter][key] = _optimizer_tensor(parameter, prefix + key, tensors, small)
-    torch.set_rng_state(small["rng/cpu"])
-    if "rng/cuda" in small and torch.cuda.is_available():
-        torch.cuda.set_rng_state(small["rng/cuda"])
-    return values
+def begin_optimizer_state_(optimizer: torch.optim.AdamW) -> None:
+    """AdamW's state before its first step, which a checkpoint then fills."""
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
 
 
-def _optimizer_tensor(parameter: Tensor, name: str, tensors: dict[str, Tensor], small: dict[str, Tensor]) -> Tensor:
-    """A scalar such as the step count is whole on every rank; a moment is sharded like its parameter."""
-    if name in small:
-        return small[name].to(parameter.device)
-    moment = torch.zeros_like(parameter)
-    copy_full_(moment, tensors.get(name))
-    return moment
+class HostCopy:
+    """Copies of tensors on the host, sharded as they are. From a GPU they go to pinned memory that is used again."""
+
+    def __init__(self) -> None:
+        self.from_gpu = False
+        self._stager: Any = None
+
+    def __call__(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Valid until the next call."""
+        self.from_gpu = any(local_tensor(tensor).is_cuda for tensor in tensors.values())
+        if not self.from_gpu:
+            return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        if self._stager is None:
+            from torch.distributed.checkpoint.staging import BlockingAsyncStager
+
+            self._stager = BlockingAsyncStager(cache_staged_state_dict=True)
+        copy: dict[str, Tensor] = self._stager.stage(tensors)
+        return copy
+
+
+def random_states() -> dict[str, str]:
+    """The generators' states as JSON values, by device."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {device: base64.b64encode(state.numpy().tobytes()).decode() for device, state in states.items()}
+
+
+def restore_random_states(states: dict[str, str]) -> None:
+    """Those of devices that are here."""
+    tensors = {name: torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8) for name, text in states.items()}
+    torch.set_rng_state(tensors["cpu"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])

@@ -19,7 +19,6 @@ from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import (
     World,
     any_rank,
-    broadcast_value,
     current_world,
     shard_model,
     sum_over_ranks,
@@ -28,7 +27,12 @@ from flashslm.training.learning_rate import learning_rate
 from flashslm.training.prefetch import MakeBatch, prefetched
 from flashslm.training.runtime import StepClock, gc_held, reproducible, sigterm_as_request
 from flashslm.training.spec import Fetch, NonFiniteLoss, OnMetrics, OnResume, TrainOutcome, TrainSpec
-from flashslm.training.state import capture, restore_
+from flashslm.training.state import (
+    begin_optimizer_state_,
+    random_states,
+    restore_random_states,
+    training_tensors,
+)
 from flashslm.training.step import TrainStep
 from flashslm.training.weight_norm import mean_weight_norm
 
@@ -195,29 +199,34 @@ class _Trainer:
         self._check_skipped()
         with self.clock.paused():
             values = {
-                "history": self.history,
                 "train_time_s": self.clock.total_s,
                 "skipped_steps": int(self.skipped_steps),
+                "random_states": random_states(),
             }
-            state = capture(self.model, self.step.optimizer, values)
-            if self.world.is_main:
-                self.checkpoints.save(done, state)
+            rows = [row for row in self.history if row["step"] > self.saved_step]
+            validated = rows[-1].get("validation_loss_nats") if rows and rows[-1]["step"] == done else None
+            tensors = training_tensors(self.model, self.step.optimizer)
+            self.checkpoints.save(done, tensors, values, rows, validated)
         self.saved_step = done
 
     def _restore(self) -> tuple[int, float]:
         """Start step and train time so far. Under weight normalisation a fresh run starts from projected weights, so
         that step 0 already sees the constraint every later step does."""
-        found = self.checkpoints.load_latest() if self.checkpoints and self.world.is_main else None
-        step = broadcast_value(found[0] if found else 0)
-        if not step:
+        found = self.checkpoints.load_latest(self._empty_state) if self.checkpoints else None
+        if self.checkpoints is None or found is None:
             self.step.project()
             return 0, 0.0
-        values = restore_(self.model, self.step.optimizer, found[1] if found else None)
-        self.history = values["history"]
+        checkpoint, self.history = found
+        values = checkpoint.values
         self.skipped_steps.fill_(values["skipped_steps"])
-        if self.checkpoints and self.on_resume and self.world.is_main:
-            self.on_resume(step, self.checkpoints.key(step))
-        return step, values["train_time_s"]
+        restore_random_states(values["random_states"])
+        if self.on_resume and self.world.is_main:
+            self.on_resume(checkpoint.step, self.checkpoints.key(checkpoint.step))
+        return checkpoint.step, values["train_time_s"]
+
+    def _empty_state(self) -> dict[str, Tensor]:
+        begin_optimizer_state_(self.step.optimizer)
+        return training_tensors(self.model, self.step.optimizer)
 
     def _result(self) -> TrainOutcome:
         last = self.history[-1]

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[3]
 CHANGES = {"learning_rate": 1e-3, "micro_batch_size": 2}
 
 
-def run_workers(arguments: list[dict], size: int) -> None:
-    """What `torchrun --nproc-per-node size` sets up."""
+def run_workers(arguments: list[dict], size: int, code: int = 0) -> None:
+    """What `torchrun --nproc-per-node size` sets up; `code` is what each worker is to exit with."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -30,7 +30,7 @@ def run_workers(arguments: list[dict], size: int) -> None:
         subprocess.Popen(command, cwd=ROOT, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(size)
     ]
-    assert [worker.wait(timeout=300) for worker in workers] == [0] * size
+    assert [worker.wait(timeout=300) for worker in workers] == [code] * size
 
 
 def test_two_ranks_give_the_single_process_run(tmp_path: Path) -> None:
@@ -64,6 +64,23 @@ def test_two_ranks_give_the_single_process_run(tmp_path: Path) -> None:
         weights = load_file(output / "model.safetensors")
         for parameter, tensor in model.state_dict().items():
             torch.testing.assert_close(weights[parameter], tensor, atol=1e-3, rtol=0, msg=parameter)
+
+
+def test_a_checkpoint_of_two_ranks_continues_on_one(tmp_path: Path) -> None:
+    """SIGTERM reaches rank 0 alone in step 4: both save their parts and end."""
+    dataset = tiny.write_dataset(tmp_path / "dataset")
+    fetch, store = tiny.fetching(dataset), tmp_path / "store"
+    spec = tiny.spec(tiny.config(**CHANGES), weight_norm=True)
+    expected, model = tiny.model(), tiny.model()
+    single = train(spec, expected, fetch)
+    call = {"dataset": str(dataset), "store": str(store), "output": "", "changes": CHANGES, "signals": {4: "SIGTERM"}}
+    run_workers([call], size=2, code=143)
+    resumed = train(spec, model, fetch, tiny.DirectoryStore(store))
+    assert resumed.resumed_from_step == 4 and len(resumed.history) == len(single.history)
+    for alone, row in zip(single.history, resumed.history, strict=True):
+        assert row["loss_nats"] == pytest.approx(alone["loss_nats"], abs=1e-5)
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-3, rtol=0, msg=name)
 
 
 def test_without_torchrun_the_world_is_one() -> None:

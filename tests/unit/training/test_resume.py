@@ -86,7 +86,8 @@ def test_a_run_that_begins_does_not_say_that_it_resumes(reference: Reference, tm
 
 def test_resume_after_sigkill(reference: Reference, tmp_path: Path) -> None:
     arguments = {"dataset": str(reference.dataset), "store": str(tmp_path), "output": "", "changes": {}}
-    command = [sys.executable, "-m", "tests.unit.training.worker", json.dumps([arguments | {"kill_at_step": 7}])]
+    call = json.dumps([arguments | {"signals": {7: "SIGKILL"}}])
+    command = [sys.executable, "-m", "tests.unit.training.worker", call]
     assert subprocess.run(command, cwd=ROOT, timeout=300).returncode == -signal.SIGKILL
     weights, result = run(reference.dataset, tmp_path)
     assert result.resumed_from_step == 6
@@ -117,8 +118,9 @@ def test_a_finished_run_is_not_trained_again(reference: Reference, tmp_path: Pat
 def test_a_corrupt_newest_checkpoint_costs_only_its_steps(reference: Reference, tmp_path: Path) -> None:
     run(reference.dataset, tmp_path)
     store = tiny.DirectoryStore(tmp_path)
-    pointer, _ = store.get_json(store.list("checkpoints/")[-1])
-    (tmp_path / "cas" / pointer["sha256"] / "state.safetensors").write_bytes(b"")
+    pointer, _ = store.get_json("checkpoints/run/00000008.json")
+    (file,) = (tmp_path / "cas" / pointer["trees"][0]["sha256"]).glob("*.safetensors")
+    file.write_bytes(b"")
     with pytest.warns(UserWarning, match="00000008"):
         weights, result = run(reference.dataset, tmp_path)
     assert result.resumed_from_step == 6

@@ -108,7 +108,7 @@ class DirectoryStore:
             raise ObjectMissing(manifest.uri)
         if _digest(source) != manifest.sha256:
             raise ObjectCorrupt(manifest.uri)
-        shutil.copytree(source, directory)
+        shutil.copytree(source, directory, dirs_exist_ok=True)
         return directory
 
     def delete_tree(self, manifest: Manifest) -> None:
@@ -124,7 +124,15 @@ class DirectoryStore:
 
     def get_json(self, key: str) -> tuple[object, str] | None:
         file = self.root / key
-        return (json.loads(file.read_text()), "") if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            return json.loads(file.read_text()), ""
+        except ValueError as error:
+            raise ObjectCorrupt(key) from error
+
+    def damage(self, key: str) -> None:
+        (self.root / key).write_text("{")
 
     def list(self, prefix: str) -> list[str]:
         found = (file.relative_to(self.root).as_posix() for file in self.root.rglob("*.json"))

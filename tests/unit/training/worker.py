@@ -13,12 +13,14 @@ from flashslm.training.trainer import train
 from tests.unit.training import tiny
 
 
-def run(world: World, dataset: str, store: str, output: str, changes: dict, kill_at_step: int = 0) -> None:
-    """Train the tiny model from its newest checkpoint; at `kill_at_step` the process kills itself (SIGKILL)."""
+def run(
+    world: World, dataset: str, store: str, output: str, changes: dict, signals: dict[str, str] | None = None
+) -> None:
+    """Train the tiny model from its newest checkpoint; `signals` are what the process sends itself, by step."""
 
     def on_metrics(step: int, metrics: dict[str, float]) -> None:
-        if step == kill_at_step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if name := (signals or {}).get(str(step)):
+            os.kill(os.getpid(), signal.Signals[name])
 
     model = tiny.model()
     spec = tiny.spec(tiny.config(**changes), weight_norm=True)
