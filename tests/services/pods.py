@@ -50,7 +50,7 @@ def run_pods(cache: Path, server: FakeKubernetes, job: Document) -> None:
         "PET_MASTER_PORT": str(port),
         "FLASHSLM_CACHE": str(cache),
     }
-    command = [sys.executable, *trainer["command"][1:]]
+    command = [sys.executable if part == "python" else part for part in trainer["command"]]
     pods = [server.add_pod(name, index) for index in range(trainer["numNodes"])]
 
     def follow(index: int) -> None:

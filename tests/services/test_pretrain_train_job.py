@@ -68,7 +68,7 @@ def test_the_failure_of_a_worker_and_of_its_pod_are_told(
 ) -> None:
     def script(server: FakeKubernetes, job: Document) -> None:
         pod = server.add_pod(job["metadata"]["name"])
-        server.log(pod, "a log line", "@failure NonFiniteLoss: loss is not finite at step 3", "@failure later: one")
+        server.log(pod, "a log line", "@failure ValueError: no such token at step 3", "@failure later: one")
         server.end_pod(pod, 1, "Error")
         server.end_job(job["metadata"]["name"], "Failed", "FailedJobs", "jobset failed")
 
@@ -76,7 +76,7 @@ def test_the_failure_of_a_worker_and_of_its_pod_are_told(
     with pytest.raises(WorkerFailed) as caught:
         run_step("pretrain", **call(write_inputs(store, tmp_path), tmp_path / "x.json", processes=0, steps=STEPS))
     text = str(caught.value)
-    assert text.startswith("NonFiniteLoss: loss is not finite at step 3\nTrainJob flashslm-")
+    assert text.startswith("ValueError: no such token at step 3\nTrainJob flashslm-")
     assert "Error, exit code 1" in text and "later" not in text.split("its last lines")[0]
 
 

@@ -18,6 +18,7 @@ from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_architecture
 from flashslm.steps.context import StepContext
+from flashslm.training.node import node_command
 from flashslm.training.spec import (
     Fetch,
     FromArchitecture,
@@ -143,7 +144,7 @@ def _train_on_nodes(
     """Train on other pods. The job's name is the work's, so a retry finds the job that an attempt before it left."""
     trainer = template["spec"]["trainer"]
     trainer["numProcPerNode"] = spec.training.processes or trainer["numProcPerNode"]
-    trainer["command"] = ["python", "-m", "torch.distributed.run", "-m", WORKER, spec.object_key("spec"), WATCHED]
+    trainer["command"] = node_command("-m", WORKER, spec.object_key("spec"), WATCHED)
     template["metadata"]["name"] = f"flashslm-{spec.run_key}"
     spec.micro_batch_rows(train_job.world_size(template))
 

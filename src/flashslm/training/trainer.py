@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from flashslm.data.loader import IGNORE_INDEX, TokenLoader
 from flashslm.data.replay import ReplayLoader
 from flashslm.hardware import peak, pick_dtype
-from flashslm.infra.process.interrupts import Terminated
+from flashslm.infra.process.interrupts import StopRequest, Terminated
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.accounting import forward_flops_per_token
 from flashslm.models.hybrid import HybridLM
@@ -24,6 +24,7 @@ from flashslm.training.distributed import (
     sum_over_ranks,
 )
 from flashslm.training.learning_rate import learning_rate
+from flashslm.training.node import note_trained
 from flashslm.training.prefetch import MakeBatch, prefetched
 from flashslm.training.runtime import StepClock, gc_held, reproducible, sigterm_as_request
 from flashslm.training.spec import Fetch, NonFiniteLoss, OnMetrics, OnResume, TrainOutcome, TrainSpec
@@ -54,7 +55,7 @@ def train(
 
     A step whose gradient is not finite is skipped. Raises NonFiniteLoss where more than `max_skipped_steps` are, or the
     validation loss is not finite; Terminated (SystemExit 143) after SIGTERM, once the step is finished and, unless the
-    store is away, saved.
+    store is away, saved. During the first step SIGTERM does what it did before the call.
     """
     device_type = next(model.parameters()).device.type
     deterministic = spec.training.is_deterministic(device_type)
@@ -91,12 +92,16 @@ class _Trainer:
 
     def run(self) -> TrainOutcome:
         batching = prefetched(self.train_loader.batch, self.device)
-        with sigterm_as_request() as stop, self.checkpoints or nullcontext(), batching as batches:
+        stop = StopRequest()
+        with ExitStack() as saving, self.checkpoints or nullcontext(), batching as batches:
             for step in range(self.start, self.config.steps):
                 loss = self._accumulate_gradients(step, batches)
                 gradient_norm = self.step.update(step)
                 self.step.project()
                 self._finish_step(step, loss, gradient_norm)
+                if step == self.start:  # before, there is nothing to save, and SIGTERM ends the process
+                    stop = saving.enter_context(sigterm_as_request())
+                    note_trained()
                 if self._is_due(step + 1, self.config.checkpoint_every_steps):
                     self._save(step + 1)
                 if any_rank(stop.requested):

@@ -107,6 +107,26 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(reference: Reference, tmp
     reference.check(weights, result.history)
 
 
+def test_sigterm_in_the_first_step_waits_for_nothing(reference: Reference, tmp_path: Path) -> None:
+    """There is nothing to save: the signal does what it does outside of training."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError("ended")
+
+    def terminate(step: int, metrics: dict[str, float]) -> None:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(TimeoutError):
+            run(reference.dataset, tmp_path, terminate)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _, result = run(reference.dataset, tmp_path)
+    assert result.resumed_from_step == 0
+
+
 def test_a_finished_run_is_not_trained_again(reference: Reference, tmp_path: Path) -> None:
     _, first = run(reference.dataset, tmp_path)
     weights, second = run(reference.dataset, tmp_path)
