@@ -87,7 +87,7 @@ def test_nobody_trains_for_a_step_that_is_gone(
     server.on_create = partial(run_pods, tmp_path / "pod-cache")
     arguments = call(write_inputs(store, tmp_path), tmp_path / "x.json", processes=0, steps=STEPS)
     arguments["parameters"]["code_digest"] = "abandoned"  # a run of its own, which no other test has waited for
-    with pytest.raises(WorkerFailed, match="Abandoned: the step that began this work has not been heard of for 1800 s"):
+    with pytest.raises(WorkerFailed, match="Abandoned: the step that began this work has not been heard of for 1860 s"):
         run_step("pretrain", **arguments)
 
 
