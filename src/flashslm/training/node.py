@@ -39,7 +39,7 @@ def note_trained() -> None:
 
 
 def run_node(torchrun: list[str]) -> int:
-    """Run that command until it ends or SIGTERM ends it; returns its exit code, 128 + signal where a signal ended it."""
+    """Run that command until it ends or SIGTERM ends it; returns its exit code, 128 + signal if a signal ended it."""
     with tempfile.TemporaryDirectory(prefix="flashslm-node-") as directory:
         trained = Path(directory) / "trained"
         started: list[subprocess.Popen[bytes]] = []
