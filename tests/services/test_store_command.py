@@ -45,7 +45,13 @@ class Shop:
 
     def checkpoint(self, run_key: str, step: int = 1) -> Manifest:
         manifest = self.tree("checkpoint")
-        self.store.put_json(f"checkpoints/{run_key}/{step:08d}.json", manifest.model_dump(mode="json"))
+        pointer = {
+            "step": step,
+            "trees": [manifest.model_dump(mode="json")],
+            "values": {},
+            "validation_loss_nats": None,
+        }
+        self.store.put_json(f"checkpoints/{run_key}/{step:08d}.json", pointer)
         return manifest
 
     def names(self, found: dict[str, Any]) -> set[str]:
