@@ -63,7 +63,8 @@ class StudyDatabase:
                     raise RecordGone(f"{error.args[0]} ({self.where})") from error
                 except (StorageInternalError, DBAPIError) as error:
                     failures += 1
-                    cause = error.__cause__ or error
+                    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+                    assert cause is not None
                     if _is_outage(cause):
                         waited = True
                         if not wait.pause(_reason(cause)):

@@ -260,6 +260,13 @@ def test_a_heartbeat_does_not_hold_a_training_up(url):
     assert study.complete(claim, outcome(1.0))
 
 
+def test_a_database_that_is_not_there_at_the_start_is_waited_for():
+    started_s = time.monotonic()
+    with pytest.raises(DatabaseUnavailable, match=r"postgresql\+psycopg2://u:\*\*\*@127.0.0.1:1/x does not answer"):
+        SearchStudy.open("postgresql+psycopg2://u:hunter2@127.0.0.1:1/x", "search", patience_s=1.0)
+    assert time.monotonic() - started_s > 0.9
+
+
 def test_a_wrong_password_is_not_waited_for():
     error = OperationalError("", {}, Exception('FATAL:  password authentication failed for user "flashslm"'))
     assert not database._is_outage(error)
