@@ -152,7 +152,7 @@ def test_mlflow_answers_to_the_name_that_steps_call(objects: tuple[Document, ...
     assert site == find(objects, "ConfigMap", "flashslm", SERVICES)["data"]
     mlflow = find(objects, "ConfigMap", "mlflow", SERVICES)["data"]
     hosts = mlflow["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
-    assert is_allowed_host_header(hosts, urlsplit(site["MLFLOW_TRACKING_URI"]).netloc)
+    assert is_allowed_host_header(hosts, urlsplit(site["FLASHSLM_TRACKING_URI"]).netloc)
     for stranger in ("attacker.example", "mlflow.flashslm.svc.attacker.example:5000", "10.0.0.1:5000"):
         assert not is_allowed_host_header(hosts, stranger)
     (container,) = pods(find(objects, "Deployment", "mlflow", SERVICES))[0]["spec"]["containers"]

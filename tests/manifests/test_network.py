@@ -21,7 +21,8 @@ SEAWEEDFS = Pod.of(SERVICES, part_of="flashslm", name="seaweedfs")
 STEP = Pod.of(STEPS, part_of="flashslm", component="evaluate")
 WORKER = Pod.of(STEPS, part_of="flashslm", component="pretrain")
 RETRAINING = Pod.of(STEPS, part_of="flashslm", component="continue-pretraining")
-KFP = Pod.of(STEPS, name="ml-pipeline")
+KFP = Pod(STEPS, (("app", "ml-pipeline"),))
+KFP_PAGES = Pod(STEPS, (("app", "ml-pipeline-ui"),))
 STRANGER = Pod.of("elsewhere", part_of="flashslm")
 INGRESS = Pod.of("ingress-nginx", name="ingress-nginx")
 
@@ -37,7 +38,10 @@ INGRESS = Pod.of("ingress-nginx", name="ingress-nginx")
         ("local", MLFLOW, SEAWEEDFS, 8333, True),
         ("local", BACKUP, POSTGRES, 5432, True),
         ("local", BACKUP, MLFLOW, 5000, False),
-        ("local", KFP, MLFLOW, 5000, False),
+        ("local", KFP, MLFLOW, 5000, True),
+        ("production", KFP, MLFLOW, 5000, True),
+        ("local", KFP, SEAWEEDFS, 8333, False),
+        ("local", KFP_PAGES, MLFLOW, 5000, False),
         ("local", STRANGER, MLFLOW, 5000, False),
         ("local", STRANGER, POSTGRES, 5432, False),
         ("local", STEP, MLFLOW, 22, False),

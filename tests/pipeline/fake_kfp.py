@@ -294,6 +294,13 @@ def list_recurring_runs(fake: FakeKfp, query: dict[str, str], body: Any) -> Any:
     return api.V2beta1ListRecurringRunsResponse(recurring_runs=found, next_page_token=token)
 
 
+def get_by_id(field: str, attribute: str) -> Callable[..., Any]:
+    def get(fake: FakeKfp, query: dict[str, str], body: Any, *ids: str) -> Any:
+        return one(getattr(fake, field), attribute, ids[-1])
+
+    return get
+
+
 def set_status(status: str) -> Callable[..., Any]:
     def change(fake: FakeKfp, query: dict[str, str], body: Any, identity: str) -> Any:
         one(fake.recurring_runs, "recurring_run_id", identity).status = status
@@ -312,6 +319,8 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("POST", "/pipelines", create_pipeline),
     ("GET", "/pipelines/names/([^/]+)", get_pipeline_by_name),
     ("GET", "/pipelines/([^/]+)/versions", list_versions),
+    ("GET", "/pipelines/([^/]+)", get_by_id("pipelines", "pipeline_id")),
+    ("GET", "/pipelines/([^/]+)/versions/([^/]+)", get_by_id("versions", "pipeline_version_id")),
     ("POST", "/pipelines/upload_version", upload_version),
     ("POST", "/experiments", create_experiment),
     ("GET", "/experiments", list_experiments),
@@ -323,6 +332,7 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("POST", "/runs/([^/:]+):terminate", terminate_run),
     ("POST", "/recurringruns", create_recurring_run),
     ("GET", "/recurringruns", list_recurring_runs),
+    ("GET", "/recurringruns/([^/:]+)", get_by_id("recurring_runs", "recurring_run_id")),
     ("POST", "/recurringruns/([^/:]+):enable", set_status("ENABLED")),
     ("POST", "/recurringruns/([^/:]+):disable", set_status("DISABLED")),
     ("DELETE", "/recurringruns/([^/:]+)", delete_recurring_run),

@@ -13,12 +13,15 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 from kfp.pipeline_spec import pipeline_spec_pb2
 from typer.testing import CliRunner
 
+from components.end_run.component import end_run
 from components.images import IMAGES
 from flashslm.cli.app import app
 from flashslm.config import DESIGN_STEPS, GPU_STEPS, PlatformConfig
 from flashslm.config.file import load
 from flashslm.launch.compiling import code_digest, compile_pipeline, load_pipeline, project_root
 from flashslm.launch.kfp.cluster_pass import OWN_ARGUMENTS, STEP_RETRIES, ClusterPackage, for_cluster, step_of
+from flashslm.launch.kfp.definition import defined_tasks
+from flashslm.launch.kfp.exit_task import BODY, TASK
 from flashslm.launch.parity_lint import Compiled, lint
 from flashslm.launch.processes import LaunchError
 from tests.pipeline.recorded_kfp import recorded_nodes
@@ -75,9 +78,61 @@ def test_dag_is_the_local_one(package: ClusterPackage, tmp_path: Path) -> None:
     file = compile_pipeline("design_and_train", tmp_path / "local.yaml", retries=PLATFORM.retries)
     local, *platform = yaml.safe_load_all(file.read_text())
     assert platform == [], "what only a cluster knows is added by the pass"
-    assert without_resources(package.spec) == without_resources(local)
-    assert package.spec["root"]["dag"] == local["root"]["dag"]
-    assert package.spec["components"] == local["components"]
+    body, end = split(package.spec)
+    assert without_resources(body) == without_resources(local)
+    assert end["dag"]["tasks"].keys() == {BODY, TASK}
+
+
+def split(spec: Document) -> tuple[Document, Document]:
+    """What the exit handler holds, as a specification, and the root around it."""
+    spec = copy.deepcopy(spec)
+    root, components = spec["root"], spec["components"]
+    body, end = components.pop(f"comp-{BODY}"), components.pop(f"comp-{TASK}")
+    del spec["deploymentSpec"]["executors"][end["executorLabel"]]
+    passed = root["dag"]["tasks"][BODY]["inputs"]["parameters"]
+    assert passed == {name: {"componentInputParameter": name} for name in body["inputDefinitions"]["parameters"]}
+    return spec | {"root": body}, root
+
+
+def test_the_exit_handler_is_what_the_sdk_writes(package: ClusterPackage, tmp_path: Path) -> None:
+    @dsl.component(base_image="image", install_kfp_package=False)
+    def work() -> None:
+        pass
+
+    @dsl.pipeline(name="sdk")
+    def by_the_sdk() -> None:
+        end = end_run().set_caching_options(False).set_display_name("End the run")
+        with dsl.ExitHandler(end, name="Pipeline"):
+            work()
+
+    compiler.Compiler().compile(by_the_sdk, str(tmp_path / "sdk.yaml"))
+    expected = next(yaml.safe_load_all((tmp_path / "sdk.yaml").read_text()))
+    ours = copy.deepcopy(package.spec)
+    del ours["root"]["dag"]["tasks"][BODY]["inputs"]
+    assert ours["root"]["dag"] == expected["root"]["dag"]
+    assert ours["components"][f"comp-{TASK}"] == expected["components"][f"comp-{TASK}"]
+    container = executors(package)["end_run"][0]
+    given = expected["deploymentSpec"]["executors"][f"exec-{TASK}"]["container"]
+    assert {key: container[key] for key in ("args", "command")} == {key: given[key] for key in ("args", "command")}
+    assert container["resources"]["resourceMemoryLimit"] == "1Gi" and container["image"] == PLATFORM.image
+
+
+def test_pods_know_their_run_without_an_argument(package: ClusterPackage) -> None:
+    """An argument would be part of the cache keys."""
+    for _, pod in executors(package).values():
+        assert pod["fieldPathAsEnv"] == [
+            {"name": "FLASHSLM_KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}
+        ]
+
+
+def test_the_exit_task_is_no_step_of_the_pipeline(package: ClusterPackage, tmp_path: Path) -> None:
+    file = compile_pipeline("design_and_train", tmp_path / "local.yaml", retries=PLATFORM.retries)
+    local = next(yaml.safe_load_all(file.read_text()))
+    arguments = {"workers": ["0", "1"]}
+    tasks = defined_tasks(package.spec, arguments)
+    assert [t.label for t in tasks if not t.is_exit_task] == [t.label for t in defined_tasks(local, arguments)]
+    assert [t.step for t in tasks if t.is_exit_task] == ["end_run"]
+    assert all(t.path[0] == BODY for t in tasks if not t.is_exit_task)
 
 
 @pytest.mark.parametrize("pipeline", ["design_and_train", "retraining"])
@@ -101,7 +156,7 @@ def test_every_step_on_a_gpu_has_a_retry_and_a_timeout(package: ClusterPackage) 
     assert {
         step for step, (container, _) in steps.items() if "accelerator" in container["resources"]
     } == GPU_STEPS & set(DESIGN_STEPS)
-    assert {int(pod["activeDeadlineSeconds"]) for _, pod in steps.values()} == {86_400, 604_800}
+    assert {int(pod["activeDeadlineSeconds"]) for _, pod in steps.values()} == {3600, 86_400, 604_800}
     compiled = Compiled(package.spec, package.platform)
     retries = [task["retryPolicy"]["maxRetryCount"] for *_, task in compiled.tasks() if "retryPolicy" in task]
     assert retries == [PLATFORM.retries] * len(DESIGN_STEPS)
@@ -110,7 +165,7 @@ def test_every_step_on_a_gpu_has_a_retry_and_a_timeout(package: ClusterPackage) 
 
 def test_steps_get_the_resources_of_their_kind_and_their_own(package: ClusterPackage) -> None:
     steps = executors(package)
-    assert set(steps) == set(DESIGN_STEPS)
+    assert set(steps) == {*DESIGN_STEPS, "end_run"}
     assert steps["pretrain"][0]["resources"] == {
         "resourceCpuRequest": "64",
         "resourceCpuLimit": "64",
@@ -159,6 +214,7 @@ def test_pod_settings_are_those_the_sdk_writes(package: ClusterPackage, tmp_path
         for name in ("flashslm-s3", "flashslm-mlflow"):
             kubernetes.use_secret_as_volume(task, name, f"/etc/flashslm/{name}", optional=True)
         kubernetes.use_config_map_as_volume(task, "flashslm", "/etc/flashslm/flashslm", optional=True)
+        kubernetes.use_field_path_as_env(task, "FLASHSLM_KFP_RUN_ID", "metadata.labels['pipeline/runid']")
         kubernetes.set_timeout(task, 604_800)
         kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "flashslm")
         kubernetes.add_pod_label(task, "app.kubernetes.io/component", "pretrain")
@@ -191,7 +247,7 @@ def test_a_steps_executor_takes_at_most_sixty_percent_of_what_was_recorded() -> 
         step: sum(len(json.dumps(part, separators=(",", ":"))) for part in parts)
         for step, parts in executors(for_cluster("design_and_train", platform)).items()
     }
-    assert set(now) - set(recorded) == {"check_recipe"}
+    assert set(now) - set(recorded) == {"check_recipe", "end_run"}
     assert sum(now[step] / size for step, size in recorded.items()) <= 0.6 * len(recorded)
 
 
@@ -230,7 +286,7 @@ def test_version_is_a_function_of_the_definition(package: ClusterPackage) -> Non
 
 
 def test_a_gpu_without_a_retry_is_refused() -> None:
-    with pytest.raises(LaunchError, match="root/evaluate: uses a GPU without a retry"):
+    with pytest.raises(LaunchError, match="/evaluate: uses a GPU without a retry"):
         for_cluster("design_and_train", PLATFORM.model_copy(update={"retries": 0}))
 
 

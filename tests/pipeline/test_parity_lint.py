@@ -141,6 +141,10 @@ def credential_in_source(spec: Document) -> None:
     container(spec)["command"][-1] += "\n# postgresql://user:hunter2@db/study"
 
 
+def variable_of_the_plug_in(spec: Document) -> None:
+    container(spec)["env"] = [{"name": "MLFLOW_RUN_ID", "value": "0" * 32}]
+
+
 VIOLATIONS: list[tuple[str, Callable[[Document], None]]] = [
     ("lightweight_components_only", container_component),
     ("lightweight_components_only", target_image),
@@ -166,7 +170,27 @@ VIOLATIONS: list[tuple[str, Callable[[Document], None]]] = [
     ("no_secrets", secret_argument),
     ("no_secrets", secret_in_environment),
     ("no_secrets", credential_in_source),
+    ("no_foreign_variables", variable_of_the_plug_in),
 ]
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "KFP_POD_NAME"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda name: {"configMapAsEnv": [{"configMapName": "x", "keyToEnv": [{"configMapKey": "k", "envVar": name}]}]},
+        lambda name: {"secretAsEnv": [{"secretName": "x", "keyToEnv": [{"secretKey": "k", "envVar": name}]}]},
+        lambda name: {"fieldPathAsEnv": [{"name": name, "fieldPath": "metadata.uid"}]},
+    ],
+)
+def test_variables_that_kfp_sets_are_refused(source: Callable[[str], Document], variable: str) -> None:
+    """By reference too: KFP's own value and the reference make an invalid pod."""
+    spec: Document = {"root": {}, "deploymentSpec": {"executors": {"exec-a": {"container": {}}}}}
+    platform = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {"exec-a": source(variable)}}}}}
+    (found,) = lint(spec, platform)
+    assert found.rule == "no_foreign_variables" and f"sets {variable}, which KFP" in found.message
+    own = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {"exec-a": source("FLASHSLM_X")}}}}}
+    assert lint(spec, own) == []
 
 
 @pytest.mark.parametrize("name", pipeline_names(project_root()))

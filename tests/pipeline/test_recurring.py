@@ -104,7 +104,7 @@ def test_a_pipeline_that_would_never_see_new_data_is_refused(
     fake: FakeKfp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enter_checkout(tmp_path / "cached", monkeypatch, cached=True)
-    with pytest.raises(LaunchError, match="root/prepare-data reads the data source and is cached"):
+    with pytest.raises(LaunchError, match="/prepare-data reads the data source and is cached"):
         create(fake)
     assert fake.requests == []
 

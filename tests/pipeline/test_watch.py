@@ -40,7 +40,8 @@ def task(
     name: str, phase: str, start_s: int = 0, end_s: int | None = None, attempts: int = 1, message: str = ""
 ) -> list[dict[str, Any]]:
     """The nodes of a task; without attempts it was cached, and its executor skipped."""
-    whole, inner = f"{NAME}(0).root(0).{name}", f"{NAME}(0).root(0).{name}(0).executor"
+    whole = f"{NAME}(0).root(0).exit-handler-1(0).{name}"
+    inner = f"{whole}(0).executor"
     times = {"startedAt": at(start_s), "finishedAt": at(end_s)}
     nodes = [node(whole, "Retry", phase, **times), node(f"{whole}(0)", "DAG", phase, **times)]
     nodes.append(node(inner, "Retry" if attempts else "Skipped", phase if attempts else "Skipped", **times))

@@ -22,8 +22,12 @@ VARIABLES = {
     "s3_checksums": "FLASHSLM_S3_CHECKSUMS",
     "patience_s": "FLASHSLM_PATIENCE_S",
     "stack_file": "FLASHSLM_STACK",
+    "kfp_run_id": "FLASHSLM_KFP_RUN_ID",
 }
 
+# Names of our own, read before those of MLflow: in a pod, KFP's plug-in for MLflow sets MLFLOW_*, and a variable that
+# is set twice makes an invalid pod.
+OWN_NAMES = {"tracking_uri": "FLASHSLM_TRACKING_URI", "experiment": "FLASHSLM_EXPERIMENT_NAME"}
 
 # Of the user's other work: they would lead boto3 to another account, and every step into one MLflow run.
 FOREIGN_VARIABLES = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "MLFLOW_RUN_ID")
@@ -41,8 +45,9 @@ class SettingsError(ValueError):
 
 def experiment_name(environ: Mapping[str, str] | None = None) -> str:
     """MLflow's experiment that the environment names, else this project's. Raises SettingsError for a wrong name."""
-    variable = VARIABLES["experiment"]
-    name = (os.environ if environ is None else environ).get(variable) or DEFAULT_EXPERIMENT
+    source = os.environ if environ is None else environ
+    variable = OWN_NAMES["experiment"] if source.get(OWN_NAMES["experiment"]) else VARIABLES["experiment"]
+    name = source.get(variable) or DEFAULT_EXPERIMENT
     try:
         return _checked_experiment(name)
     except ValueError as error:
@@ -78,6 +83,7 @@ class Settings(BaseModel):
     # How long to wait for an object store or a study database that is away. A step has the recipe's
     # platform.patience_s, a command at a terminal this.
     patience_s: int = Field(default=60, ge=0)
+    kfp_run_id: str = ""  # of the KFP run that this pod belongs to
     stack_file: str = ""  # of the embedded stack whose services these are: its ports may change
 
     @field_validator("experiment")
@@ -104,6 +110,7 @@ class Settings(BaseModel):
         """
         source = os.environ if environ is None else environ
         values = {field: source[name] for field, name in VARIABLES.items() if source.get(name)}
+        values |= {field: source[name] for field, name in OWN_NAMES.items() if source.get(name)}
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -131,7 +138,8 @@ class Settings(BaseModel):
 
     def as_env(self) -> dict[str, str]:
         """The contract's variables for a child process, with those that boto3 and MLflow read themselves."""
-        env = {name: str(getattr(self, field)) for field, name in VARIABLES.items() if getattr(self, field)}
+        named = [*VARIABLES.items(), *OWN_NAMES.items()]
+        env = {name: str(getattr(self, field)) for field, name in named if getattr(self, field)}
         return env | {
             "AWS_DEFAULT_REGION": self.region,
             "AWS_SESSION_TOKEN": "",  # one of the user's own cloud account does not fit these keys

@@ -169,7 +169,8 @@ def no_optional_without_default(compiled: Compiled) -> Iterator[Finding]:
     """A parameter whose default is None fails locally."""
     for name, component in compiled.components():
         for key, parameter in component.get("inputDefinitions", {}).get("parameters", {}).items():
-            if parameter.get("isOptional") and parameter.get("defaultValue") is None:
+            is_status = parameter.get("parameterType") == "TASK_FINAL_STATUS"  # which the backend gives to exit tasks
+            if parameter.get("isOptional") and parameter.get("defaultValue") is None and not is_status:
                 yield f"{name}/{key}", "is optional without a default: give it a value of its own type, such as '' or 0"
 
 
@@ -253,6 +254,19 @@ def no_secrets(compiled: Compiled) -> Iterator[Finding]:
             yield where, "holds what looks like a credential"
 
 
+def no_foreign_variables(compiled: Compiled) -> Iterator[Finding]:
+    """KFP sets KFP_* in every pod, its plug-in for MLflow MLFLOW_*: a pod that has one of them twice is refused."""
+    for name, executor in compiled.executors().items():
+        variables = [variable["name"] for variable in executor.get("container", {}).get("env", [])]
+        pod = compiled.pod(name)
+        for source in (*pod.get("secretAsEnv", []), *pod.get("configMapAsEnv", [])):
+            variables += [key["envVar"] for key in source.get("keyToEnv", [])]
+        variables += [source["name"] for source in pod.get("fieldPathAsEnv", [])]
+        for variable in variables:
+            if variable.startswith(("KFP_", "MLFLOW_")):
+                yield name, f"sets {variable}, which KFP or its plug-in for MLflow sets: use a name that is ours"
+
+
 def _named_values(compiled: Compiled) -> Iterator[tuple[str, Any]]:
     """Default values, constant arguments and environment variables, by path."""
     for name, component in compiled.components():
@@ -300,4 +314,5 @@ RULES: tuple[Callable[[Compiled], Iterator[Finding]], ...] = (
     no_yaml_boolean_names,
     no_loop_over_artifacts,
     no_secrets,
+    no_foreign_variables,
 )

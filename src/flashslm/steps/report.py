@@ -1,11 +1,13 @@
 """report: the run's HTML report, from its artifacts, into the object store and MLflow."""
 
+from pathlib import Path
 from typing import Any
 
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.reporting.html import RunArtifacts, figures, render
 from flashslm.steps.context import StepContext
+from flashslm.steps.headline import record_headline
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -22,7 +24,17 @@ def run(context: StepContext) -> dict[str, Any]:
             context.mlflow_run.log_figure(figure, f"plots/{name}.png")
         metadata = {"inputs": lineage(context), "decision": artifacts.verdict["decision"]}
         manifest = context.publish("report", directory, metadata)
+        record_on_cluster(context, metadata["decision"], page)
     return {"report_bytes": manifest.bytes, "summary": f"report.html, {manifest.bytes / 1e3:.0f} kB"}
+
+
+def record_on_cluster(context: StepContext, decision: str, page: Path) -> None:
+    """Put the run's figures on its MLflow run; here the launcher does so."""
+    settings = context.settings
+    if settings.kfp_run_id and settings.parent_run_id:
+        artifacts = {name: context.manifest(name) for name in context.inputs}
+        source = str(artifacts["dataset"].metadata.get("source", "dataset"))
+        record_headline(settings, settings.parent_run_id, artifacts, decision, source, page)
 
 
 def lineage(context: StepContext) -> list[dict[str, Any]]:

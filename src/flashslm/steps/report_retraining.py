@@ -4,7 +4,7 @@ from typing import Any
 
 from flashslm.reporting.retraining import RetrainingArtifacts, render_retraining
 from flashslm.steps.context import StepContext
-from flashslm.steps.report import lineage
+from flashslm.steps.report import lineage, record_on_cluster
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -18,6 +18,7 @@ def run(context: StepContext) -> dict[str, Any]:
         context.mlflow_run.log_file(page)
         metadata = {"inputs": lineage(context), "decision": artifacts.decision, "reasons": artifacts.reasons}
         context.publish("report", directory, metadata)
+        record_on_cluster(context, artifacts.decision, page)
     why = "; ".join(artifacts.reasons) or "all checks pass"
     return {"summary": f"report.html: {artifacts.decision}: {why}"}
 

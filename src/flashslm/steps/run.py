@@ -17,7 +17,7 @@ from flashslm.infra.process.private_logs import log_privately
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage import long_sections
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
-from flashslm.infra.tracking import mlflow_runs
+from flashslm.infra.tracking import kfp_run, mlflow_runs
 from flashslm.ops import kernels
 from flashslm.steps import attempts
 from flashslm.steps.context import StepContext
@@ -55,9 +55,12 @@ def run_step(
     events = Events.from_env(name, label)
     events.emit("start")
     try:
-        run = mlflow_runs.open_run(settings, label, tags={"step": name} | variant)
+        store, tags = ObjectStore(settings), {"step": name} | variant
+        if settings.kfp_run_id:
+            settings = kfp_run.joined(settings, store)
+            tags[kfp_run.STEP_TAG] = settings.kfp_run_id
+        run = mlflow_runs.open_run(settings, label, tags=tags)
         with run as mlflow_run, outages.heard_by(_outage_listener(mlflow_run, events)):
-            store = ObjectStore(settings)
             context = StepContext(
                 step=name,
                 config=from_step_json(name, long_sections.whole(config, store)),

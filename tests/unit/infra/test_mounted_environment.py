@@ -28,10 +28,14 @@ def test_each_key_is_a_variable(tmp_path: Path) -> None:
 
 
 def test_what_the_process_was_given_stays(tmp_path: Path) -> None:
-    mount(tmp_path, "flashslm", MLFLOW_TRACKING_URI="http://ours", FLASHSLM_BUCKET="bucket")
+    mount(tmp_path, "flashslm", FLASHSLM_TRACKING_URI="http://ours", FLASHSLM_BUCKET="bucket")
     environ = {"MLFLOW_TRACKING_URI": "http://the plug-in's"}
     load_mounted_environment(environ, tmp_path)
-    assert environ == {"MLFLOW_TRACKING_URI": "http://the plug-in's", "FLASHSLM_BUCKET": "bucket"}
+    assert environ == {
+        "MLFLOW_TRACKING_URI": "http://the plug-in's",
+        "FLASHSLM_TRACKING_URI": "http://ours",
+        "FLASHSLM_BUCKET": "bucket",
+    }
 
 
 def test_other_keys_of_an_object_are_no_variables(tmp_path: Path) -> None:

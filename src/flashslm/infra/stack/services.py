@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from flashslm.infra.settings import Settings
+from flashslm.infra.settings import OWN_NAMES, VARIABLES, Settings
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.stack.daemons import StackError
 
@@ -57,5 +57,6 @@ def _no_stack(home: Path) -> StackError:
 
 
 def _of_environment() -> Settings | None:
-    named = os.environ.get("AWS_ENDPOINT_URL_S3") and os.environ.get("MLFLOW_TRACKING_URI")
+    tracking = (VARIABLES["tracking_uri"], OWN_NAMES["tracking_uri"])
+    named = os.environ.get(VARIABLES["endpoint_url"]) and any(os.environ.get(name) for name in tracking)
     return Settings.from_env() if named else None

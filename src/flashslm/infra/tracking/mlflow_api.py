@@ -2,7 +2,8 @@
 
 `import mlflow` costs 2 s and 180 MB, which every step's process would pay; these calls cost 0.1 s. Credentials are read
 from the variables MLflow itself reads: MLFLOW_TRACKING_TOKEN, _USERNAME and _PASSWORD, _AUTH=kubernetes,
-_SERVER_CERT_PATH, _INSECURE_TLS and MLFLOW_WORKSPACE.
+_SERVER_CERT_PATH, _INSECURE_TLS and MLFLOW_WORKSPACE; the first three also as FLASHSLM_TRACKING_*, which come first: a
+pod's own, since KFP's plug-in for MLflow may set the others.
 """
 
 import json
@@ -98,15 +99,23 @@ class MlflowApi:
             self.post("experiments/restore", {"experiment_id": found["experiment_id"]})
         return str(found["experiment_id"])
 
-    def search_runs(self, condition: str) -> list[dict[str, Any]]:
-        """All runs of the experiment that meet a condition in MLflow's search syntax, newest first."""
-        body: dict[str, Any] = {"experiment_ids": [self.experiment_id], "filter": condition, "max_results": 1000}
-        runs: list[dict[str, Any]] = []
+    def search_runs(self, condition: str, experiment_ids: list[str] | None = None) -> list[dict[str, Any]]:
+        """All runs that meet a condition in MLflow's search syntax, newest first: of the experiment, or of others."""
+        ids = [self.experiment_id] if experiment_ids is None else experiment_ids
+        return self._pages("runs/search", "runs", {"experiment_ids": ids, "filter": condition})
+
+    def search_experiments(self) -> list[dict[str, Any]]:
+        """All experiments that were not deleted."""
+        return self._pages("experiments/search", "experiments", {})
+
+    def _pages(self, endpoint: str, field: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a search finds, page by page."""
+        body, found = body | {"max_results": 1000}, []
         while True:
-            page = self.post("runs/search", body)
-            runs += page.get("runs", [])
+            page = self.post(endpoint, body)
+            found += page.get(field, [])
             if not page.get("next_page_token"):
-                return runs
+                return found
             body["page_token"] = page["next_page_token"]
 
     def put_artifact(self, run_id: str, file: Path, path: str) -> None:
@@ -178,12 +187,16 @@ def _authorization() -> dict[str, str]:
         headers["Authorization"] = f"Bearer {(_SERVICE_ACCOUNT / 'token').read_text(encoding='utf-8').strip()}"
         if env["MLFLOW_TRACKING_AUTH"] == "kubernetes-namespaced":
             headers["X-MLFLOW-WORKSPACE"] = (_SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
-    elif env.get("MLFLOW_TRACKING_TOKEN"):
-        headers["Authorization"] = f"Bearer {env['MLFLOW_TRACKING_TOKEN']}"
-    elif env.get("MLFLOW_TRACKING_USERNAME"):
-        login = f"{env['MLFLOW_TRACKING_USERNAME']}:{env.get('MLFLOW_TRACKING_PASSWORD', '')}"
-        headers["Authorization"] = urllib3.make_headers(basic_auth=login)["authorization"]
+    elif token := _credential("TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
+    elif user := _credential("USERNAME"):
+        headers["Authorization"] = urllib3.make_headers(basic_auth=f"{user}:{_credential('PASSWORD')}")["authorization"]
     return headers
+
+
+def _credential(name: str) -> str:
+    own = os.environ.get(f"FLASHSLM_TRACKING_{name}", "")
+    return own or os.environ.get(f"MLFLOW_TRACKING_{name}", "")
 
 
 def metric_point(key: str, value: float, step: int) -> dict[str, Any]:

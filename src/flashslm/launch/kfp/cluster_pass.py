@@ -1,7 +1,7 @@
 """The cluster pass: the one compiled pipeline with what Kubernetes must know, from the recipe's `platform` section.
 
 Only executors, the platform document and defaults of arguments change. Components, tasks, dependencies, inputs and
-conditions stay those of the local run.
+conditions stay those of the local run, inside an exit handler (`exit_task`).
 """
 
 import json
@@ -17,12 +17,14 @@ from flashslm.config.platform_section import SHARED_MEMORY
 from flashslm.infra.kubernetes.train_job import VARIABLE as TRAIN_JOB
 from flashslm.infra.mounted_environment import mount_path
 from flashslm.infra.settings import VARIABLES
-from flashslm.launch.compiling import code_digest, compile_pipeline
+from flashslm.launch.compiling import code_digest, compile_pipeline, project_root
+from flashslm.launch.kfp import exit_task
 from flashslm.launch.kfp.train_job_template import step_labels, train_job_template
 from flashslm.launch.parity_lint import lint
 from flashslm.launch.processes import LaunchError
 
 SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+RUN_ID_LABEL = "metadata.labels['pipeline/runid']"  # that KFP gives to every pod of a run
 _API_VERSION = "pipelines.kubeflow.org/v2beta1"
 
 # Arguments that say what a version is made of: its own defaults, so that a schedule, whose arguments never change, runs
@@ -81,13 +83,15 @@ def for_cluster(pipeline: str, platform: PlatformConfig, root: Path | None = Non
 
     Raises LaunchError where the parity lint finds something, such as a step on a GPU without a retry.
     """
+    root = root or project_root()
     with tempfile.TemporaryDirectory(prefix="flashslm-compile-") as directory:
         file = compile_pipeline(pipeline, Path(directory) / "pipeline.yaml", root=root, retries=platform.retries)
         spec, *_ = yaml.safe_load_all(file.read_text(encoding="utf-8"))
+    exit_task.add_exit_task(spec, root)
     executors = {}
     for name, executor in spec["deploymentSpec"]["executors"].items():
         step = step_of(executor["container"])
-        resources = platform.pod_resources(step)
+        resources = exit_task.RESOURCES if step == exit_task.STEP else platform.pod_resources(step)
         executor["container"] |= {"resources": _resources(resources, platform)}
         if image := resources.image or platform.image:
             executor["container"]["image"] = image
@@ -169,6 +173,8 @@ def _environment(platform: PlatformConfig, step: str) -> dict[str, Any]:
     return {
         "secretAsVolume": [_mounted("secretName", name) for name in _secrets(platform, step)],
         "configMapAsVolume": [_mounted("configMapName", name) for name in _config_maps(platform)],
+        # Not an argument of the steps: it would be part of their cache keys.
+        "fieldPathAsEnv": [{"name": VARIABLES["kfp_run_id"], "fieldPath": RUN_ID_LABEL}],
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashslm.config import RunConfig
+from flashslm.launch.kfp.exit_task import is_exit_task
 from flashslm.launch.labels import step_label
 
 _FIELD_OF_ITEM = re.compile(r'parseJson\(string_value\)\["(.+)"\]')
@@ -24,6 +25,7 @@ class DefinedTask:
     step: str
     label: str
     memory_limit: str
+    is_exit_task: bool = False  # it ends the run, and is no part of the pipeline
 
 
 def defined_tasks(specification: dict[str, Any], arguments: dict[str, Any]) -> list[DefinedTask]:
@@ -53,7 +55,7 @@ class _Walk:
             if "dag" not in component:
                 step = component["executorLabel"].removeprefix("exec-").replace("-", "_")
                 label = step_label(step, inputs)
-                yield DefinedTask((*path, name), step, label, self._memory_limit(component))
+                yield DefinedTask((*path, name), step, label, self._memory_limit(component), is_exit_task(task))
                 continue
             for index, item in _iterations(task, inputs):
                 yield from self.tasks(component["dag"], (*path, name, *index), inputs | item)

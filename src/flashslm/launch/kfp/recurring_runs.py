@@ -87,9 +87,8 @@ def _check_zone(cron: Cron, installed: str) -> None:
 def _check_fresh(package: ClusterPackage) -> None:
     """A cached step that reads the source would do so in the first run only: what a schedule passes never changes."""
     for dag, name, task in Compiled(package.spec, package.platform).tasks():
-        if "source_digest" in task.get("inputs", {}).get("parameters", {}) and task["cachingOptions"].get(
-            "enableCache"
-        ):
+        cached = task.get("cachingOptions", {}).get("enableCache")
+        if cached and "source_digest" in task.get("inputs", {}).get("parameters", {}):
             raise LaunchError(
                 f"{dag}/{name} reads the data source and is cached: scheduled runs would never see new data. "
                 "set_caching_options(False) in the pipeline"

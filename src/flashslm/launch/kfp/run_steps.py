@@ -27,12 +27,17 @@ def state_of(run: Any) -> str:
 
 
 def steps_of(client: KfpClient, run: Any) -> list[StepRecord]:
-    """Every task of the pipeline of a V2beta1Run, those that wait too, in the definition's order."""
+    """Every task of the pipeline of a V2beta1Run, those that wait too, in the definition's order.
+
+    The exit task is shown only where it failed: the local run has none.
+    """
     arguments = (run.runtime_config.parameters if run.runtime_config else None) or {}
     workflow = client.workflow(run.run_id)
     details = (run.run_details and run.run_details.task_details) or []
     nodes = WorkflowNodes(workflow) if workflow else DetailNodes(details)
-    return [_record(run, task, nodes.find(task.path)) for task in defined_tasks(client.specification(run), arguments)]
+    found = [(task, nodes.find(task.path)) for task in defined_tasks(client.specification(run), arguments)]
+    shown = [(task, node) for task, node in found if not task.is_exit_task or node.state == "FAILURE"]
+    return [_record(run, task, node) for task, node in shown]
 
 
 def cached_tasks(steps: list[StepRecord]) -> int:

@@ -28,6 +28,7 @@ from flashslm.launch.local.launcher import LocalResult, log_of, run_local
 from flashslm.launch.local.report_outcome import carried_out, say_what_happened
 from flashslm.launch.local.run_directory import make_run_dir, point_latest
 from flashslm.launch.processes import exclusive
+from flashslm.steps.headline import headline, record_headline
 
 FINAL_STATUS: dict[str, mlflow_runs.Status] = {"SUCCESS": "FINISHED", "FAILURE": "FAILED", "CANCELLED": "KILLED"}
 
@@ -118,7 +119,8 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
         outcome = healed(attempt, store, home, run_dir, console)
         outcome.duration_s = time.monotonic() - started
         if outcome.artifacts and (run_dir / "report.html").is_file():
-            _record(outcome, settings, parent, config)
+            page, source = outcome.run_dir / "report.html", config.data.source
+            record_headline(settings, parent, outcome.artifacts, outcome.decision, source, page)
         status = FINAL_STATUS[outcome.state]
     except (Terminated, KeyboardInterrupt):
         status = "KILLED"
@@ -152,17 +154,6 @@ def _send_what_waits(settings: Settings, home: Path) -> None:
             mlflow_runs.backfill(settings)
 
 
-def _record(outcome: RunOutcome, settings: Settings, parent: str, config: RunConfig) -> None:
-    """What makes pipeline runs comparable in MLflow's UI: figures, verdict, data, report."""
-    tags = {"decision": outcome.decision}
-    if "operators" in outcome.headline:
-        tags["operators"] = outcome.headline["operators"]
-    mlflow_runs.log_to_run(settings, parent, metrics=_numbers(outcome.headline), tags=tags)
-    dataset = outcome.artifacts["dataset"]
-    mlflow_runs.log_dataset_to_run(settings, parent, config.data.source, dataset.uri, dataset.sha256)
-    mlflow_runs.attach_file(settings, parent, outcome.run_dir / "report.html")
-
-
 def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
     """Copy the run's result next to it; the report's manifest knows every other artifact of the run."""
     report = outcome.local.outputs["report"]
@@ -181,28 +172,11 @@ def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
         _copy(chosen / "metrics.jsonl", run_dir / "metrics.jsonl")
         store.get_tree(artifacts["exported"], run_dir / "export")
     outcome.decision = report.metadata["decision"]
-    outcome.headline = {
-        key: artifacts[name].metadata[key]
-        for name, keys in _HEADLINE.items()
-        for key in keys
-        if name in artifacts and key in artifacts[name].metadata
-    }
-
-
-_HEADLINE = {
-    "evaluation": ("perplexity", "validation_loss_nats", "bits_per_byte", "new_perplexity"),
-    "dataset": ("unigram_entropy_nats", "reason"),
-    "chosen": ("reason",),
-    "exported": ("latency_ms", "parameters", "operators"),
-}
+    outcome.headline = headline(artifacts)
 
 
 def _copy(source: Path, target: Path) -> None:
     target.write_bytes(source.read_bytes())
-
-
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 
 def _print_summary(console: Console, outcome: RunOutcome) -> None:

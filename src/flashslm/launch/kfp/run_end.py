@@ -1,0 +1,66 @@
+"""The end of a run on a cluster, which its exit task says: what `flashslm run` does here after its last step."""
+
+import logging
+
+from flashslm.infra.mounted_environment import load_mounted_environment
+from flashslm.infra.outages import Wait
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import ObjectStore
+from flashslm.infra.tracking import kfp_run
+from flashslm.infra.tracking.kfp_run import ParentRun
+from flashslm.infra.tracking.mlflow_api import MlflowUnavailable
+from flashslm.infra.tracking.mlflow_runs import Status
+from flashslm.launch.kfp.api import Connection, KfpError
+from flashslm.launch.kfp.client import KfpClient
+from flashslm.launch.kfp.run_steps import steps_of
+from flashslm.launch.local.report_outcome import NOT_REGISTERED
+from flashslm.launch.progress import StepRecord
+
+# KFP's words for the body of an exit handler: COMPLETE after success, RUNNING after a cancellation.
+STATUSES: dict[str, Status] = {"COMPLETE": "FINISHED", "SUCCEEDED": "FINISHED", "FAILED": "FAILED"}
+MLFLOW_PATIENCE_S = 120.0
+_log = logging.getLogger(__name__)
+
+
+def end_run(state: str) -> str:
+    """End the MLflow run of this pod's KFP run by the final state of its tasks; returns a line with its address.
+
+    Steps that came from the cache get a run too; runs that are still RUNNING are of pods that were killed. That MLflow
+    stays away is said and is no error: the KFP run did what it was to do.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    load_mounted_environment()
+    settings = Settings.from_env()
+    store, steps = ObjectStore(settings), _steps(settings)
+    with Wait("MLflow", settings.tracking_uri, MLFLOW_PATIENCE_S) as wait:
+        while True:
+            try:
+                parent = kfp_run.parent_run(settings, store)
+                _end(settings, parent, steps, STATUSES.get(state, "KILLED"))
+                url = kfp_run.run_url(settings, parent.run_id)
+                _log.info("MLflow: %s", url)
+                return f"MLflow: [{url}]({url})"
+            except MlflowUnavailable as error:
+                if not wait.pause(str(error)):
+                    _log.warning("the run has no end in MLflow: %s", error)
+                    return f"MLflow did not answer: {error}"
+
+
+def _end(settings: Settings, parent: ParentRun, steps: list[StepRecord], status: Status) -> None:
+    settings = settings.model_copy(update={"experiment": parent.experiment})
+    if parent.is_ours:  # KFP's plug-in makes these itself
+        cached = {step.label: step.name for step in steps if step.cached}
+        kfp_run.record_cached_steps(settings, parent, cached)
+    if any(step.name == "register_model" and step.state != "SUCCESS" for step in steps):
+        kfp_run.correct_decision(settings, parent, "promote", NOT_REGISTERED)
+    kfp_run.end(settings, parent, status)
+
+
+def _steps(settings: Settings) -> list[StepRecord]:
+    """What KFP knows of the run's steps; nothing where it does not let a pod ask."""
+    try:
+        client = KfpClient(Connection(kfp_run.api_address(), attempts=3), "")
+        return steps_of(client, client.run(settings.kfp_run_id))
+    except KfpError as error:
+        _log.warning("cached steps are not in MLflow: %s", error)
+        return []

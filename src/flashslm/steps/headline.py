@@ -1,0 +1,39 @@
+"""What makes runs of a pipeline comparable in MLflow: figures, verdict, data and report, on the pipeline's own run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flashslm.infra.settings import Settings
+from flashslm.infra.storage.object_store import Manifest
+from flashslm.infra.tracking import mlflow_runs
+
+_KEYS = {
+    "evaluation": ("perplexity", "validation_loss_nats", "bits_per_byte", "new_perplexity"),
+    "dataset": ("unigram_entropy_nats", "reason"),
+    "chosen": ("reason",),
+    "exported": ("latency_ms", "parameters", "operators"),
+}
+
+
+def headline(artifacts: Mapping[str, Manifest]) -> dict[str, Any]:
+    """The figures of a run by the metadata of its artifacts; a run that ended early has fewer."""
+    return {
+        key: artifacts[name].metadata[key]
+        for name, keys in _KEYS.items()
+        for key in keys
+        if name in artifacts and key in artifacts[name].metadata
+    }
+
+
+def record_headline(
+    settings: Settings, run_id: str, artifacts: Mapping[str, Manifest], decision: str, source: str, report: Path
+) -> None:
+    """Put them on the MLflow run of the pipeline; `source` names its data."""
+    figures = headline(artifacts)
+    tags = {"decision": decision} | ({"operators": figures["operators"]} if "operators" in figures else {})
+    numbers = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
+    mlflow_runs.log_to_run(settings, run_id, metrics=numbers, tags=tags)
+    dataset = artifacts["dataset"]
+    mlflow_runs.log_dataset_to_run(settings, run_id, source, dataset.uri, dataset.sha256)
+    mlflow_runs.attach_file(settings, run_id, report)
