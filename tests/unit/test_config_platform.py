@@ -54,6 +54,7 @@ def test_dump_round_trips(tmp_path: Path) -> None:
         ),
         ("{hook_secret: shm}", "shm names two volumes of a pod"),
         ("{s3_secret: keys.team}", "platform.s3_secret: String should match"),
+        ("{queue: My_Queue}", "platform.queue: String should match"),
         ("{training_runtime: My_Runtime}", "platform.training_runtime: String should match"),
     ],
 )

@@ -120,6 +120,7 @@ def test_editors_accept_every_spelling_that_a_recipe_may_have() -> None:
         ),
         ({"platform": {"hook_secret": "a"}}, "platform.hook_secret"),
         ({"platform": {"training_runtime": "a"}}, "platform.training_runtime"),
+        ({"platform": {"queue": "a"}}, "platform.queue"),
         ({"platform": {"gpu_types": {"h200": {}}}}, "platform.gpu_types.h200"),
         ({"platform": {"gpu_types": {"h200": {}}, "cpu_steps": {"gpu_type": "h200"}}}, "platform.cpu_steps.gpu_type"),
     ],

@@ -95,7 +95,7 @@ def _hook(config: RunConfig) -> Found:
 def _platform(config: RunConfig) -> Found:
     platform = config.platform
     if platform.nodes == 1:
-        yield from _given(platform, "platform", ("training_runtime",), "nodes is 1: there is no TrainJob")
+        yield from _given(platform, "platform", ("training_runtime", "queue"), "nodes is 1: there is no TrainJob")
     used = {platform.resources(step).gpu_type for step in STEP_SECTIONS}
     for name in platform.gpu_types:
         if name not in used:

@@ -112,6 +112,10 @@ class PlatformConfig(Section):
     training_runtime: str = Field(
         default="flashslm-torch", pattern=DNS_LABEL, description="The runtime of Kubeflow Trainer; with several nodes."
     )
+    queue: ObjectName = Field(
+        default="",
+        description="LocalQueue of Kueue in which the TrainJob waits until all its nodes are free; empty: none.",
+    )
     config_map: MountedName = Field(
         default="flashslm", description="ConfigMap whose keys are variables of the environment contract; empty: none."
     )
@@ -160,7 +164,7 @@ class PlatformConfig(Section):
         """What the step's own pod gets: little for one that only watches the pods of its TrainJob."""
         own = self.resources(step)
         if self.has_train_job(step):
-            return self.cpu_steps.model_copy(update={"timeout_s": own.timeout_s, "image": own.image})
+            return StepResources(cpu="500m", memory="1Gi", timeout_s=own.timeout_s, image=own.image)
         return own
 
     def has_train_job(self, step: str) -> bool:

@@ -14,6 +14,7 @@ API_VERSION = "trainer.kubeflow.org/v1alpha1"
 JOB_SET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 REPLICATED_JOB_LABEL = "jobset.sigs.k8s.io/replicatedjob-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 NODE = "node"  # the replicated job and the container that Trainer's torch runtimes train in
 _GONE_S = 900.0
 _LAST_LINES = 20
@@ -99,7 +100,7 @@ class TrainJob:
                 return
             if ended:
                 raise TrainJobFailed(self._failure(ended, pods))
-            self._report(_describe(pods))
+            self._report(self._describe(job, pods))
             time.sleep(self.poll_s)
 
     def _stream(self, pod: KubernetesObject, follow: bool) -> None:
@@ -135,9 +136,27 @@ class TrainJob:
         return f"{text}\npod {name}: {reason}" + (f"; its last lines:{listed}" if lines else "")
 
     def _pods(self) -> list[KubernetesObject]:
-        path = self.api.resource("v1", "pods")
-        selector = f"{JOB_SET_LABEL}={self.name},{REPLICATED_JOB_LABEL}={NODE}"
-        return list(self.api.request("GET", path, labelSelector=selector)["items"])
+        return self._select(f"{JOB_SET_LABEL}={self.name},{REPLICATED_JOB_LABEL}={NODE}")
+
+    def _select(self, selector: str) -> list[KubernetesObject]:
+        return list(self.api.request("GET", self.api.resource("v1", "pods"), labelSelector=selector)["items"])
+
+    def _describe(self, job: KubernetesObject, pods: list[KubernetesObject]) -> str:
+        """How far the job is: in its queue, or its pods by phase and, where one waits, for what."""
+        if job["spec"].get("suspend"):
+            queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL, "")
+            return f"the whole job waits in Kueue's queue '{queue}'" if queue else "the job is suspended"
+        phases = [_phase(pod) for pod in pods]
+        text = ", ".join(f"{phases.count(phase)} {phase}" for phase in sorted(set(phases))) or "no pods yet"
+        waiting = [reason for pod in pods if (reason := _unscheduled(pod))]
+        return f"pods: {text}" + (f"; {waiting[0]}{self._holders()}" if waiting else "")
+
+    def _holders(self) -> str:
+        """Which TrainJobs of the namespace hold nodes meanwhile; two that hold a part each wait for each other."""
+        running = [pod for pod in self._select(f"{REPLICATED_JOB_LABEL}={NODE}") if _phase(pod) == "Running"]
+        names = [str(pod["metadata"]["labels"].get(JOB_SET_LABEL)) for pod in running]
+        held = [f"{'this job' if name == self.name else name} ({names.count(name)})" for name in sorted(set(names))]
+        return f"; pods that run meanwhile: {', '.join(held)}" if held else ""
 
     def _log_path(self, pod: str) -> str:
         return self.api.resource("v1", "pods", f"{pod}/log")
@@ -197,15 +216,16 @@ def _terminations(pod: KubernetesObject) -> Iterator[tuple[str, str, str]]:
         yield "~", name, f"{status.get('reason', 'Failed')} {status.get('message', '')}".strip()
 
 
-def _describe(pods: list[KubernetesObject]) -> str:
-    """How many pods are in which phase, and why the first one that waits does."""
-    phases = [str(pod.get("status", {}).get("phase", "Pending")) for pod in pods]
-    text = ", ".join(f"{phases.count(phase)} {phase}" for phase in sorted(set(phases))) or "no pods yet"
-    for pod in pods:
-        for condition in pod.get("status", {}).get("conditions", []):
-            if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                return f"pods: {text}; {pod['metadata']['name']} waits: {condition.get('message', '')}"
-    return f"pods: {text}"
+def _phase(pod: KubernetesObject) -> str:
+    return str(pod.get("status", {}).get("phase", "Pending"))
+
+
+def _unscheduled(pod: KubernetesObject) -> str:
+    """Why the pod has no node; "" where it has one."""
+    for condition in pod.get("status", {}).get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"{pod['metadata']['name']} waits: {condition.get('message', '')}"
+    return ""
 
 
 def _sortable(stamp: str) -> str:

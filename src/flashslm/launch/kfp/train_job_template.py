@@ -2,7 +2,7 @@
 
 from flashslm.config import GpuType, PlatformConfig
 from flashslm.config.platform_section import SHARED_MEMORY
-from flashslm.infra.kubernetes.train_job import API_VERSION, NODE, KubernetesObject
+from flashslm.infra.kubernetes.train_job import API_VERSION, NODE, QUEUE_LABEL, KubernetesObject
 from flashslm.infra.mounted_environment import mount_path
 from flashslm.infra.process.owners import POD_UID
 from flashslm.infra.settings import VARIABLES
@@ -50,7 +50,7 @@ def train_job_template(
     return {
         "apiVersion": API_VERSION,
         "kind": "TrainJob",
-        "metadata": {"labels": dict(labels)},
+        "metadata": {"labels": labels | ({QUEUE_LABEL: platform.queue} if platform.queue else {})},
         "spec": {
             "runtimeRef": {"name": platform.training_runtime},
             "trainer": trainer,

@@ -136,7 +136,8 @@ def test_template_is_a_train_job_of_trainer_2_3(manifest: Document) -> None:
 
 def test_the_steps_own_pod_only_watches() -> None:
     container, template = template_of(PLATFORM)
-    assert "accelerator" not in container["resources"] and container["resources"]["resourceMemoryLimit"] == "8Gi"
+    assert "accelerator" not in container["resources"] and container["resources"]["resourceMemoryLimit"] == "1Gi"
+    assert container["resources"]["resourceCpuRequest"] == "500m"
     assert template["spec"]["trainer"]["image"] == container["image"] == PLATFORM.image
     container, template = template_of(PLATFORM.model_copy(update={"nodes": 1}))
     assert container["resources"]["accelerator"]["resourceCount"] == "8" and template == {}
@@ -297,6 +298,48 @@ def test_pods_that_wait_say_why(server: FakeKubernetes, watched: Watched) -> Non
     assert watched.lines == ["at last"]
     expected = f"pods: 2 Pending; {NAME}-node-0-0-0 waits: 0/3 nodes: insufficient nvidia.com/gpu"
     assert expected in watched.statuses and watched.statuses.count(expected) == 1
+
+
+def test_a_job_that_holds_a_part_says_who_holds_the_rest(server: FakeKubernetes, watched: Watched) -> None:
+    waiting = {"type": "PodScheduled", "status": "False", "message": "0/2 nodes: insufficient nvidia.com/gpu"}
+    server.add_pod("flashslm-other", 0)
+
+    def script(server: FakeKubernetes, job: Document) -> None:
+        server.add_pod(NAME, 0, phase="Pending", conditions=[waiting])
+        server.add_pod(NAME, 1)
+        soon(lambda: any("meanwhile" in status for status in watched.statuses))
+        trains()(server, job)
+
+    server.on_create = script
+    watched.job.run()
+    assert watched.statuses[1] == (
+        f"pods: 1 Pending, 1 Running; {NAME}-node-0-0-0 waits: 0/2 nodes: insufficient nvidia.com/gpu; "
+        "pods that run meanwhile: this job (1), flashslm-other (1)"
+    )
+
+
+def test_with_a_queue_the_whole_job_waits(server: FakeKubernetes, api: Kubernetes) -> None:
+    _, queued = template_of(PLATFORM.model_copy(update={"queue": "training"}))
+    queued["metadata"]["name"] = NAME
+    queued["spec"]["trainer"]["command"] = ["python"]
+    assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    watched = Watched(api, queued)
+
+    def script(server: FakeKubernetes, job: Document) -> None:
+        job["spec"]["suspend"] = True  # as Kueue's webhook does
+        server.jobs[NAME] = job
+        soon(lambda: len(watched.statuses) > 1)
+        job["spec"]["suspend"] = False
+        trains("at last")(server, job)
+
+    server.on_create = script
+    watched.job.run()
+    assert watched.statuses[1] == "the whole job waits in Kueue's queue 'training'"
+    assert watched.lines == ["at last"]
+
+
+def test_without_a_queue_there_is_no_label(manifest: Document) -> None:
+    assert not [label for label in manifest["metadata"]["labels"] if "kueue" in label]
 
 
 def test_an_invalid_job_is_refused_with_the_field(server: FakeKubernetes, api: Kubernetes, manifest: Document) -> None:
