@@ -19,7 +19,14 @@ from flashslm.cli.app import app
 from flashslm.config import DESIGN_STEPS, GPU_STEPS, PlatformConfig
 from flashslm.config.file import load
 from flashslm.launch.compiling import code_digest, compile_pipeline, load_pipeline, project_root
-from flashslm.launch.kfp.cluster_pass import OWN_ARGUMENTS, STEP_RETRIES, ClusterPackage, for_cluster, step_of
+from flashslm.launch.kfp.cluster_pass import (
+    OWN_ARGUMENTS,
+    STEP_RETRIES,
+    ClusterPackage,
+    for_cluster,
+    step_of,
+    without_padding,
+)
 from flashslm.launch.kfp.definition import defined_tasks
 from flashslm.launch.kfp.exit_task import BODY, TASK
 from flashslm.launch.parity_lint import Compiled, lint
@@ -60,6 +67,7 @@ def without_resources(spec: Document) -> Document:
     bare = copy.deepcopy(spec)
     for executor in bare["deploymentSpec"]["executors"].values():
         del executor["container"]["image"]
+        executor["container"]["command"] = [without_padding(part) for part in executor["container"]["command"]]
         executor["container"].pop("resources", None)
         executor["container"].pop("env", None)
     for name in OWN_ARGUMENTS:
@@ -113,7 +121,9 @@ def test_the_exit_handler_is_what_the_sdk_writes(package: ClusterPackage, tmp_pa
     assert ours["components"][f"comp-{TASK}"] == expected["components"][f"comp-{TASK}"]
     container = executors(package)["end_run"][0]
     given = expected["deploymentSpec"]["executors"][f"exec-{TASK}"]["container"]
-    assert {key: container[key] for key in ("args", "command")} == {key: given[key] for key in ("args", "command")}
+    assert container["args"] == given["args"]
+    assert container["command"] == [without_padding(part) for part in given["command"]]
+    assert "  --component_module_path" in given["command"][2] and "  " not in container["command"][2]
     assert container["resources"]["resourceMemoryLimit"] == "1Gi" and container["image"] == PLATFORM.image
 
 

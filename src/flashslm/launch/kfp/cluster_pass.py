@@ -5,6 +5,7 @@ conditions stay those of the local run, inside an exit handler (`exit_task`).
 """
 
 import json
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ def for_cluster(pipeline: str, platform: PlatformConfig, root: Path | None = Non
         step = step_of(executor["container"])
         resources = exit_task.RESOURCES if step == exit_task.STEP else platform.pod_resources(step)
         executor["container"] |= {"resources": _resources(resources, platform)}
+        executor["container"]["command"] = [without_padding(part) for part in executor["container"]["command"]]
         if image := resources.image or platform.image:
             executor["container"]["image"] = image
         executor["container"]["env"] = [
@@ -124,6 +126,11 @@ def _say_what_runs(spec: dict[str, Any]) -> None:
     for name, value in zip(OWN_ARGUMENTS, (code_digest(), next(iter(trainers), "")), strict=True):
         if name in inputs:
             inputs[name] |= {"defaultValue": value, "isOptional": True}
+
+
+def without_padding(command: str) -> str:
+    """A part of a container's command without the blanks by which the SDK aligns its options: Argo records them too."""
+    return re.sub(' {2,}(?=--|"\\$@")', " ", command)
 
 
 def step_of(container: dict[str, Any]) -> str:
