@@ -14,6 +14,7 @@ from flashslm.config import RunConfig
 from flashslm.infra.registry import model_registry
 from flashslm.infra.registry.model_registry import Lineage
 from flashslm.infra.settings import Settings
+from flashslm.infra.storage import long_sections
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.launch.schedule.records import Schedule, Schedules
@@ -121,6 +122,15 @@ def test_only_what_nothing_needs_goes_and_only_when_that_is_asked_for(shop: Shop
     assert shop.store.list(f"checkpoints/{finished}/") == [] and len(shop.store.list(f"checkpoints/{going_on}/")) == 1
     assert not shop.names(shop.command("gc", "--days", "30")) & {ended.sha256, str(old_run)}
     Schedules(shop.store).delete(schedule["name"])  # other tests of this store list schedules
+
+
+def test_long_sections_of_recipes_stay_whatever_their_age(shop: Shop) -> None:
+    """A run that waits or goes on elsewhere, and a schedule of a cluster, name them where nothing here can look."""
+    section = {"paths": [f"{os.urandom(8).hex()}/{number}.txt" for number in range(400)]}
+    (digest,) = long_sections.shortened(section, lambda: shop.store).values()
+    reference = json.dumps({"data": {"stored_section": digest}})
+    assert not {name for name in shop.names(shop.command("gc", "--days", "0", "--delete")) if digest in name}
+    assert json.loads(long_sections.whole(reference, shop.store)) == {"data": section}
 
 
 def test_the_latest_run_and_a_home_in_use_are_left_alone(shop: Shop) -> None:

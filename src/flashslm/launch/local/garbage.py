@@ -2,6 +2,8 @@
 
 Needed is what a registry version, a schedule or the record of a champion names, what a kept run or an entry of this
 home's cache names, and whatever is younger than the age that is given: other machines' runs may be making use of it.
+Long sections of recipes (`long_sections`) stay for good: the recurring runs of a cluster, which are not seen from here,
+name them as long as they exist.
 """
 
 import re
