@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from flashslm.config.paths import LocalPath
 from flashslm.config.retraining import PromotionHook
 from flashslm.config.section import Distinct, Section, Seed
 
@@ -112,7 +113,12 @@ class EvaluationConfig(Section):
         default=(1024, 4096), description="Tokens of the texts that a key and its value have to be found in."
     )
     needle_samples: int = Field(default=32, ge=1, description="Texts per needle length.")
-    lm_eval_tasks: Distinct[str] = Field(default=(), description="Tasks of lm-evaluation-harness by name.")
+    lm_eval_tasks: Annotated[Distinct[str], LocalPath(or_id=True)] = Field(
+        default=(), description="Tasks of lm-evaluation-harness by name, or by the YAML file of a task of your own."
+    )
+    lm_eval_files: dict[str, str] = Field(
+        default={}, description="sha256 of what each of those files reads; a local run fills it in."
+    )
     lm_eval_limit: int = Field(default=0, ge=0, description="Documents per task; 0: all.")
 
 

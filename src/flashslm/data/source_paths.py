@@ -78,13 +78,14 @@ def file_state(name: str, s3_client: Any) -> list[str]:
 
 def tree_state(directory: Path) -> list[list[str]]:
     """Every file below a local directory: small ones by their content."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return [
-        [str(path), hashlib.sha256(path.read_bytes()).hexdigest()]
-        if path.stat().st_size <= _HASHED_BYTES
-        else file_state(str(path), None)
-        for path in files
-    ]
+    return [content_state(path) for path in sorted(directory.rglob("*")) if path.is_file()]
+
+
+def content_state(file: Path) -> list[str]:
+    """A local file by its content; a very large one as `file_state` has it."""
+    if file.stat().st_size > _HASHED_BYTES:
+        return file_state(str(file), None)
+    return [str(file), hashlib.sha256(file.read_bytes()).hexdigest()]
 
 
 def _bucket_and_key(name: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flashslm.evaluation.batching import pad_rows
+from flashslm.evaluation.task_files import is_file
 from flashslm.evaluation.tasks import find_tasks
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.sampling import Sampling
@@ -34,15 +35,18 @@ def run_tasks(
 ) -> dict[str, dict[str, float]]:
     """Metrics of every task (and group), `limit` documents each; `samples` is how many there were.
 
-    `include_path` is a directory with more task YAML files. A filter's name is appended to its metrics. Raises
-    ValueError for a task that lm_eval does not know. lm_eval seeds the global generators of random, numpy and torch.
+    A task is a name or the path of its YAML file. `include_path` is a directory with more task YAML files. A filter's
+    name is appended to its metrics. Raises ValueError for a task that lm_eval does not know. lm_eval seeds the global
+    generators of random, numpy and torch.
     """
     import lm_eval
+    from lm_eval.tasks.manager import load_yaml
 
-    manager = find_tasks(tasks, include_path)
+    manager = find_tasks([task for task in tasks if not is_file(task)], include_path)
+    loaded = [load_yaml(Path(task)) if is_file(task) else task for task in tasks]
     adapter = HybridLMAdapter(model, tokenizer, batch_size)
     outcome = lm_eval.simple_evaluate(
-        adapter, tasks=tasks, limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=False
+        adapter, tasks=loaded, limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=False
     )
     samples = {task: {"samples": counts["effective"]} for task, counts in outcome["n-samples"].items()}
     return {task: _numbers(values) | samples.get(task, {}) for task, values in outcome["results"].items()}

@@ -7,6 +7,7 @@ from flashslm.config import EvaluationConfig, RunConfig
 from flashslm.data.loader import TokenLoader
 from flashslm.evaluation.needle import evaluate_needle
 from flashslm.evaluation.perplexity import evaluate_perplexity
+from flashslm.evaluation.task_files import check_unchanged
 from flashslm.hardware import pick_device
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_model
@@ -51,5 +52,6 @@ def _lm_eval(model: HybridLM, dataset: Path, config: EvaluationConfig) -> dict[s
     from flashslm.data.tokenizer import load_tokenizer
     from flashslm.evaluation.lm_eval_adapter import run_tasks
 
+    check_unchanged(config)
     tokenizer = load_tokenizer(dataset / "tokenizer")
     return run_tasks(model, tokenizer, list(config.lm_eval_tasks), config.lm_eval_limit or None)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from flashslm.config import RunConfig
-from flashslm.evaluation import tasks
+from flashslm.evaluation import task_files, tasks
 from flashslm.export.hf_config import export_problems
 from flashslm.models.architecture import Architecture, InfeasibleArchitecture, build_architecture, parse_operators
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, export_blockers
@@ -84,10 +84,11 @@ def problems_before_a_run(config: RunConfig) -> list[str]:
 
     Where it is not installed they are judged where it is.
     """
-    found = problems(config)
-    if config.evaluation.lm_eval_tasks and tasks.is_installed():
+    named = config.evaluation.lm_eval_tasks
+    found = [*problems(config), *(f"evaluation.lm_eval_tasks: {problem}" for problem in task_files.problems(named))]
+    if named and tasks.is_installed():
         try:
-            tasks.find_tasks(config.evaluation.lm_eval_tasks)
+            tasks.find_tasks(tuple(name for name in named if not task_files.is_file(name)))
         except ValueError as error:
             found.append(f"evaluation.lm_eval_tasks: {error}")
     return found

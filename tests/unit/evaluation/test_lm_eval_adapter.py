@@ -190,6 +190,12 @@ def test_a_task_gives_the_accuracy_of_brute_force(
     assert capsys.readouterr().out == ""
 
 
+def test_a_task_named_by_its_file_is_the_same_task(model: HybridLM, tokenizer: Any, task_directory: Path) -> None:
+    (file,) = task_directory.glob("*.yaml")
+    by_name = run_tasks(model, tokenizer, ["local_choice"], include_path=task_directory)
+    assert run_tasks(model, tokenizer, [str(file)]) == by_name
+
+
 def test_unknown_task_is_refused_with_near_names(
     model: HybridLM, tokenizer: Any, task_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

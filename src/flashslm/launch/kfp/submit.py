@@ -8,6 +8,7 @@ from typing import Any
 from flashslm.config import HOOK_URL_VARIABLE, DataConfig, GpuType, PlatformConfig, RunConfig, digest
 from flashslm.data.source_paths import reads_s3
 from flashslm.data.sources import local_directories, source_digest, with_revisions
+from flashslm.evaluation.task_files import is_file
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.storage.s3 import s3_client
@@ -52,6 +53,11 @@ def stored_arguments(package: ClusterPackage, config: RunConfig, source: str) ->
 
 def cluster_arguments(package: ClusterPackage, config: RunConfig, source: str) -> dict[str, Any]:
     """The package's arguments from a recipe, but for its own; the same from whichever machine they are sent."""
+    if files := [task for task in config.evaluation.lm_eval_tasks if is_file(task)]:
+        raise LaunchError(
+            f"evaluation.lm_eval_tasks: '{files[0]}' is a file of this machine, which pods do not have: run the recipe "
+            "here, or leave it out"
+        )
     if config.gate.promotion_hook.url and not config.platform.hook_secret:
         raise LaunchError(
             f"gate.promotion_hook.url is a secret and does not travel with a pipeline: put the address as "

@@ -18,6 +18,7 @@ from rich.text import Text
 from flashslm.config import RunConfig, digest
 from flashslm.data.source_paths import reads_s3
 from flashslm.data.sources import source_digest, with_revisions
+from flashslm.evaluation.task_files import with_digests
 from flashslm.infra.process.parent import PARENT_PID
 from flashslm.infra.settings import FOREIGN_VARIABLES, VARIABLES, Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
@@ -70,7 +71,8 @@ def run_local(
     """
     run_dir, home = run_dir.resolve(), home.resolve()
     compiled = compile_pipeline(pipeline, run_dir / "pipeline.yaml", retries=config.platform.retries)
-    config = config.model_copy(update={"data": with_revisions(config.data)})
+    pinned = {"data": with_revisions(config.data), "evaluation": with_digests(config.evaluation)}
+    config = config.model_copy(update=pinned)
     source = source_digest(config.data, s3_client(Settings.from_env(env)) if reads_s3(config.data) else None)
     spec = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
     arguments = arguments_for(spec, pipeline_arguments(config, code_digest(), source))
