@@ -130,7 +130,7 @@ def _say_what_runs(spec: dict[str, Any]) -> None:
 
 def without_padding(command: str) -> str:
     """A part of a container's command without the blanks by which the SDK aligns its options: Argo records them too."""
-    return re.sub(' {2,}(?=--|"\\$@")', " ", command)
+    return re.sub(' {2,}(?=--|")', " ", command)
 
 
 def step_of(container: dict[str, Any]) -> str:
