@@ -21,7 +21,14 @@ from flashslm.config.recipe import RunConfig, StepConfig, UndeclaredSection, dig
 from flashslm.config.retraining import HOOK_URL_VARIABLE, PromotionHook, RetrainingConfig
 from flashslm.config.section import Section
 from flashslm.config.steps import DESIGN_STEPS, GPU_STEPS, MULTI_NODE_STEPS, STEP_SECTIONS
-from flashslm.config.training import EvaluationConfig, ExportConfig, GateConfig, TrainingConfig
+from flashslm.config.training import (
+    BatchShape,
+    EvaluationConfig,
+    ExportConfig,
+    GateConfig,
+    TrainingConfig,
+    TrainingStage,
+)
 
 __all__ = [
     "DESIGN_STEPS",
@@ -29,6 +36,7 @@ __all__ = [
     "HOOK_URL_VARIABLE",
     "MULTI_NODE_STEPS",
     "STEP_SECTIONS",
+    "BatchShape",
     "DataConfig",
     "EvaluationConfig",
     "ExportConfig",
@@ -51,6 +59,7 @@ __all__ = [
     "StepResources",
     "Toleration",
     "TrainingConfig",
+    "TrainingStage",
     "UndeclaredSection",
     "digest",
     "from_step_json",

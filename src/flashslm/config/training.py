@@ -1,6 +1,7 @@
 """Sections that say how a model is trained, measured, exported and promoted."""
 
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -19,6 +20,29 @@ MODEL_NAME = r"^\w([\w. -]{0,126}\w)?$"  # MLflow takes no slash and no colon, i
 Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 
 
+class BatchShape(NamedTuple):
+    """What a step from `first_step` (counted from 0) on is made of, until the next shape begins."""
+
+    first_step: int
+    sequence_length: int
+    batch_size: int
+    micro_batch_size: int  # divides batch_size
+
+    @property
+    def tokens(self) -> int:
+        """Of one optimizer step."""
+        return self.batch_size * self.sequence_length
+
+
+class TrainingStage(Section):
+    """What changes in mid-run, such as a longer context near the end; null leaves a value as it was before."""
+
+    from_step: int = Field(ge=1, description="Steps that are done before the stage begins.")
+    sequence_length: int | None = Field(default=None, ge=8, description="Tokens per sequence from there on.")
+    batch_size: int | None = Field(default=None, ge=1, description="Sequences per optimizer step from there on.")
+    micro_batch_size: int | None = Field(default=None, ge=0, description="Sequences per pass; 0: batch_size.")
+
+
 class TrainingConfig(Section):
     """Pretraining and its ablation: every value of weight_norm x every seed is one run."""
 
@@ -34,7 +58,17 @@ class TrainingConfig(Section):
     min_learning_rate_ratio: float = Field(
         default=0.1, ge=0, le=1, description="The last step's learning rate over the peak."
     )
-    warmup_steps: int = Field(default=100, ge=0, description="Steps of linear warm-up; a cosine follows.")
+    warmup_steps: int = Field(default=100, ge=0, description="Steps of linear warm-up, before any schedule.")
+    schedule: Literal["cosine", "warmup_stable_decay"] = Field(
+        default="cosine",
+        description="After the warm-up: a cosine to the last step, or the peak until `decay_steps` before it.",
+    )
+    decay_steps: int = Field(
+        default=0, ge=0, description="schedule 'warmup_stable_decay': last steps, in which the rate falls."
+    )
+    stages: tuple[TrainingStage, ...] = Field(
+        default=(), description="Changes of length and batch in mid-run, in the order of their steps."
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the first moment.")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW's decay of the second moment.")
@@ -90,6 +124,42 @@ class TrainingConfig(Section):
         """The seed of the run that is evaluated and exported."""
         return self.seeds[0] if self.deploy_seed is None else self.deploy_seed
 
+    @property
+    def batch_shapes(self) -> tuple[BatchShape, ...]:
+        """That of the run's beginning, and that of each stage."""
+        shapes = [BatchShape(0, self.sequence_length, self.batch_size, self.micro_batch_size or self.batch_size)]
+        micro = self.micro_batch_size
+        for stage in self.stages:
+            length = stage.sequence_length or shapes[-1].sequence_length
+            batch = stage.batch_size or shapes[-1].batch_size
+            micro = micro if stage.micro_batch_size is None else stage.micro_batch_size
+            shapes.append(BatchShape(stage.from_step, length, batch, micro or batch))
+        return tuple(shapes)
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole run."""
+        ends = [shape.first_step for shape in self.batch_shapes[1:]] + [self.steps]
+        return sum((end - s.first_step) * s.tokens for s, end in zip(self.batch_shapes, ends, strict=True))
+
+    @model_validator(mode="after")
+    def _schedule_fits_the_run(self) -> "TrainingConfig":
+        begins = [0, *(stage.from_step for stage in self.stages), self.steps]
+        if any(a >= b for a, b in pairwise(begins)):
+            raise ValueError(f"stages begin at {begins[1:-1]}: each must begin later, and before steps ({self.steps})")
+        for shape in self.batch_shapes:
+            if shape.batch_size % shape.micro_batch_size:
+                where = f" (stage from step {shape.first_step})" if shape.first_step else ""
+                raise ValueError(
+                    f"micro_batch_size {shape.micro_batch_size} does not divide batch_size {shape.batch_size}{where}"
+                )
+        if self.schedule == "warmup_stable_decay" and not 1 <= self.decay_steps <= self.steps - self.warmup_steps:
+            raise ValueError(
+                f"decay_steps is {self.decay_steps}: schedule 'warmup_stable_decay' takes 1 to steps - warmup_steps "
+                f"({self.steps - self.warmup_steps})"
+            )
+        return self
+
     @model_validator(mode="after")
     def _variants_are_usable(self) -> "TrainingConfig":
         if not self.weight_norm or not self.seeds:
@@ -98,8 +168,6 @@ class TrainingConfig(Section):
             raise ValueError(f"deploy is '{self.deploy}': allowed are 'best' and the values of weight_norm")
         if self.deploy_seed is not None and self.deploy_seed not in self.seeds:
             raise ValueError(f"deploy_seed is {self.deploy_seed}: allowed are the values of seeds, {list(self.seeds)}")
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         return self
 
 

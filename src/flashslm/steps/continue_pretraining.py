@@ -35,4 +35,5 @@ def run(context: StepContext) -> dict[str, Any]:
 def retraining_config(training: TrainingConfig, retraining: RetrainingConfig) -> TrainingConfig:
     """The training section with retraining's own values."""
     own = ("steps", "learning_rate", "min_learning_rate_ratio", "warmup_steps")
-    return training.model_copy(update={name: getattr(retraining, name) for name in own})
+    values = {name: getattr(retraining, name) for name in own}
+    return training.model_copy(update=values | {"schedule": "cosine", "stages": ()})

@@ -133,7 +133,7 @@ def train_in_process(
 
 
 def _train_on_gpus(context: StepContext, spec: TrainSpec, processes: int, output: WorkerOutput) -> TrainOutcome:
-    spec.micro_batch_rows(processes)
+    spec.check_ranks(processes)
     run_workers(WORKER, _put_spec(context, spec), processes, output)
     return _workers_outcome(context, spec, output)
 
@@ -146,7 +146,7 @@ def _train_on_nodes(
     trainer["numProcPerNode"] = spec.training.processes or trainer["numProcPerNode"]
     trainer["command"] = node_command("-m", WORKER, spec.object_key("spec"), WATCHED)
     template["metadata"]["name"] = f"flashslm-{spec.run_key}"
-    spec.micro_batch_rows(train_job.world_size(template))
+    spec.check_ranks(train_job.world_size(template))
 
     def on_status(text: str) -> None:
         context.mlflow_run.set_tags({"train_job.status": text})

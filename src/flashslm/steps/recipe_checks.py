@@ -137,6 +137,7 @@ def _lengths(config: RunConfig) -> Iterator[str]:
         "scaling.sequence_length": config.scaling.sequence_length,
         "search.sequence_length": config.search.sequence_length,
         "training.sequence_length": config.training.sequence_length,
+        "training.stages": max(shape.sequence_length for shape in config.training.batch_shapes),
         "evaluation.sequence_length": config.evaluation.sequence_length,
         "evaluation.needle_lengths": max(config.evaluation.needle_lengths, default=0),
         "latency.context": config.latency.context,

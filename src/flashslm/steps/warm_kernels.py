@@ -42,8 +42,8 @@ def _warm_ups(config: RunConfig) -> Iterator[WarmUp]:
         yield at(scaling.block, width, scaling.batch_size, scaling.sequence_length)
     for width in search.widths:
         yield at(EXPORTABLE_OPERATORS, width, search.batch_size, search.sequence_length)
-        rows = training.micro_batch_size or training.batch_size
-        yield at(EXPORTABLE_OPERATORS, width, rows, training.sequence_length)
+        for shape in training.batch_shapes:
+            yield at(EXPORTABLE_OPERATORS, width, shape.micro_batch_size, shape.sequence_length)
 
 
 def warm(config: RunConfig, warm_up: WarmUp) -> None:

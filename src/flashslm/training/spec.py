@@ -70,16 +70,16 @@ class TrainSpec(_Values):
         """The object by which the step and its workers exchange the spec, a sign of life, and the outcome."""
         return f"pretraining/{self.run_key}/{name}.json"
 
-    def micro_batch_rows(self, world_size: int) -> int:
-        """Sequences in a micro-batch of all ranks together. Raises ValueError if the ranks do not divide it."""
-        name = "micro_batch_size" if self.training.micro_batch_size else "batch_size"
-        rows: int = getattr(self.training, name)
-        if rows % world_size:
-            raise ValueError(
-                f"training.{name} is {rows} and {world_size} processes train together: make it a multiple of "
-                f"{world_size}, or set training.processes (on each node) or platform.nodes"
-            )
-        return rows
+    def check_ranks(self, world_size: int) -> None:
+        """Raise ValueError if the ranks do not divide the micro-batch of some stage."""
+        for shape in self.training.batch_shapes:
+            rows = shape.micro_batch_size
+            if rows % world_size:
+                name = "batch_size" if rows == shape.batch_size else "micro_batch_size"
+                raise ValueError(
+                    f"training.{name} is {rows} and {world_size} processes train together: make it a multiple of "
+                    f"{world_size}, or set training.processes (on each node) or platform.nodes"
+                )
 
 
 class TrainOutcome(_Values):

@@ -7,6 +7,7 @@ from contextlib import ExitStack, nullcontext
 import torch
 from torch import Tensor
 
+from flashslm.config import BatchShape
 from flashslm.data.loader import IGNORE_INDEX, TokenLoader
 from flashslm.data.replay import ReplayLoader
 from flashslm.hardware import peak, pick_dtype
@@ -28,6 +29,7 @@ from flashslm.training.node import note_trained
 from flashslm.training.prefetch import MakeBatch, prefetched
 from flashslm.training.runtime import StepClock, gc_held, reproducible, sigterm_as_request
 from flashslm.training.spec import Fetch, NonFiniteLoss, OnMetrics, OnResume, TrainOutcome, TrainSpec
+from flashslm.training.staged_loader import StagedLoader
 from flashslm.training.state import (
     begin_optimizer_state_,
     random_states,
@@ -81,7 +83,6 @@ class _Trainer:
         self.device = next(model.parameters()).device
         self.precision = pick_dtype(self.config.precision, "cuda" if self.device.type == "cuda" else "cpu")
         self.train_loader, self.validation_loader = _loaders(spec, fetch, self.world)
-        self.micro_batches = self.config.batch_size // self.train_loader.batch_size
         shard_model(model)
         self.step = TrainStep(model, self.config, self.precision, weight_norm=spec.weight_norm)
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -112,8 +113,9 @@ class _Trainer:
     def _accumulate_gradients(self, step: int, batches: MakeBatch) -> Tensor:
         """Backward over the step's micro-batches; returns this rank's mean loss, still on the device."""
         total = torch.zeros((), device=self.device)
-        for index in range(self.micro_batches):
-            loss = self.step.loss(batches(step * self.micro_batches + index)) / self.micro_batches
+        numbers = self.train_loader.numbers(step)
+        for number in numbers:
+            loss = self.step.loss(batches(number)) / len(numbers)
             loss.backward()
             total += loss.detach()
         return total
@@ -142,7 +144,7 @@ class _Trainer:
                 "gradient_norm": gradient_norm.item(),
                 "weight_norm": mean_weight_norm(self.model).item(),
                 "skipped_steps": int(self.skipped_steps),
-            } | self._rates()
+            } | self._rates(done - 1)
             if validate:
                 row["validation_loss_nats"] = self._finite_validation_loss(done)
             self.history.append(row)
@@ -152,14 +154,18 @@ class _Trainer:
         if self.on_metrics and self.world.is_main:
             self.on_metrics(int(row["step"]), {key: value for key, value in row.items() if key != "step"})
 
-    def _rates(self) -> dict[str, float]:
-        """Speed since the last row; `mfu` only where the device's bf16 peak is known and bf16 is what runs."""
+    def _rates(self, step: int) -> dict[str, float]:
+        """Speed since the last row, with the tokens of `step`.
+
+        `mfu` is there only where the device's bf16 peak is known and bf16 is what runs.
+        """
         step_time_s = self.clock.lap_s()
-        tokens_per_s = self.config.batch_size * self.train_loader.sequence_length / step_time_s
+        shape = self.train_loader.shape(step)
+        tokens_per_s = shape.tokens / step_time_s
         rates = {"tokens_per_s": tokens_per_s, "step_time_ms": 1000 * step_time_s}
         known = peak(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
         if known and self.precision == "bfloat16":
-            flops = training_flops_per_token(self.model, self.train_loader.sequence_length)
+            flops = training_flops_per_token(self.model, shape.sequence_length)
             rates["tflops_per_s"] = flops * tokens_per_s / (1e12 * self.world.size)
             rates["mfu"] = 1e12 * rates["tflops_per_s"] / known.flops_per_s
         if self.device.type == "cuda":
@@ -238,7 +244,7 @@ class _Trainer:
         steps = self.config.steps
         return TrainOutcome(
             steps=steps,
-            tokens_seen=steps * self.config.batch_size * self.train_loader.sequence_length,
+            tokens_seen=self.config.tokens,
             loss_nats=last["loss_nats"],
             validation_loss_nats=last["validation_loss_nats"],
             tokens_per_s=statistics.median(row["tokens_per_s"] for row in self.history),
@@ -259,11 +265,18 @@ def training_flops_per_token(model: HybridLM, sequence_length: int) -> float:
     return 3 * forward_flops_per_token(a, round(a.num_meta_tokens + (sequence_length + 1) / 2))
 
 
-def _loaders(spec: TrainSpec, fetch: Fetch, world: World) -> tuple[TokenLoader, TokenLoader]:
+def _loaders(spec: TrainSpec, fetch: Fetch, world: World) -> tuple[StagedLoader, TokenLoader]:
     """This rank's training rows, in micro-batches, and validation rows."""
-    dataset, length, rows = fetch(spec.dataset), spec.training.sequence_length, spec.micro_batch_rows(world.size)
-    validation = TokenLoader(dataset, "validation", length, rows, spec.seed, world.rank, world.size)
-    if spec.replay is None:
-        return TokenLoader(dataset, "train", length, rows, spec.seed, world.rank, world.size), validation
-    old, ranks = fetch(spec.replay.dataset), {"rank": world.rank, "world_size": world.size}
-    return ReplayLoader(dataset, old, length, rows, spec.seed, spec.replay.fraction, **ranks), validation
+    spec.check_ranks(world.size)
+    dataset, old = fetch(spec.dataset), fetch(spec.replay.dataset) if spec.replay else None
+
+    def train_rows(shape: BatchShape, seed: int) -> TokenLoader:
+        sizes, ranks = (shape.sequence_length, shape.micro_batch_size, seed), (world.rank, world.size)
+        if spec.replay is None or old is None:
+            return TokenLoader(dataset, "train", *sizes, *ranks)
+        return ReplayLoader(dataset, old, *sizes, spec.replay.fraction, rank=world.rank, world_size=world.size)
+
+    first = spec.training.batch_shapes[0]
+    sizes = (first.sequence_length, first.micro_batch_size, spec.seed)
+    validation = TokenLoader(dataset, "validation", *sizes, world.rank, world.size)
+    return StagedLoader(spec.training, spec.seed, train_rows), validation

@@ -36,11 +36,14 @@ def test_validation_beyond_the_run_is_refused() -> None:
 
 
 def test_ranks_must_divide_the_micro_batch() -> None:
-    assert tiny.spec(TrainingConfig(batch_size=8)).micro_batch_rows(4) == 8
+    tiny.spec(TrainingConfig(batch_size=8)).check_ranks(4)
     halved = tiny.spec(TrainingConfig(batch_size=8, micro_batch_size=4))
-    assert halved.micro_batch_rows(4) == 4
+    halved.check_ranks(4)
     with pytest.raises(ValueError, match=r"training.micro_batch_size is 4 and 8 processes .* multiple of 8"):
-        halved.micro_batch_rows(8)
+        halved.check_ranks(8)
+    staged = tiny.spec(TrainingConfig(batch_size=8, stages=[{"from_step": 9, "batch_size": 6}]))
+    with pytest.raises(ValueError, match=r"training.batch_size is 6 and 4 processes"):
+        staged.check_ranks(4)
 
 
 def test_the_objects_of_one_run_lie_together() -> None:
