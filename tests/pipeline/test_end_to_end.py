@@ -203,7 +203,9 @@ def test_run_directory_holds_what_a_person_looks_for(project: Project, runs: dic
     assert (latest / "export" / "huggingface" / "config.json").is_file()
     assert (latest / "export" / "tensorrt_llm" / "config.json").is_file()
     report = (latest / "report.html").read_text()
-    assert "Decision: hold" in report and report.count('src="data:image/svg+xml;base64,') == 9
+    assert "Decision: hold" in report and report.count("<figure") == 10 and runs["held"]["run_id"] in report
+    assert '<h2 id="samples">' in report and '<table class="heat">' in report and runs["held"]["mlflow_url"] in report
+    assert report.count('class="state-cached"') == runs["held"]["cached_steps"] and len(report) < 3_000_000
     assert json.loads((latest / "environment.json").read_text())["packages"]["torch"]
 
 

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "benchmarking": BELOW_INFERENCE | {"profiling", "training"},
     "reporting": {"models"},
     "steps": MIDDLE | BELOW_INFERENCE | {"reporting"},
-    "launch": MIDDLE | BELOW_INFERENCE | {"steps"},
+    "launch": MIDDLE | BELOW_INFERENCE | {"reporting", "steps"},
     "cli": MIDDLE | BELOW_INFERENCE | {"benchmarking", "launch", "steps"},
     "__main__": {"cli"},
     "__init__": set(),

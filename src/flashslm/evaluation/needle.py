@@ -4,6 +4,7 @@ Keys and values are random vocabulary tokens, so nothing but recall finds them a
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from flashslm.models.hybrid import HybridLM
 KEY_TOKENS = 4
 VALUE_TOKENS = 4
 OTHER_VALUES = 15  # random values the true one is ranked against: the chance to come first is 1/16
+DEPTH_PARTS = 8  # of a text, for the shares by the needle's depth
 HAYSTACK_TOKENS = 4_000_000  # of the split; more would only cost memory
 
 
@@ -31,13 +33,13 @@ class Needles:
 
 def evaluate_needle(
     model: HybridLM, loader: TokenLoader, length: int, samples: int, seed: int, batch_size: int = 8
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Retrieval at `length` tokens, prompt and value together; the same seed gives the same needles.
 
     `accuracy`: greedy decoding gives the whole value (`chance_accuracy` by guessing). `ranked_first`: the value's
     log-probability exceeds that of 15 random values (`chance` = 1/16), and `margin_nats` is the mean gap per token;
     they grade a model too weak for an exact match. All log-probabilities are taken after the true value's earlier
-    tokens.
+    tokens. `ranked_first_by_depth` are shares of at most 8 equal parts of the text, from its beginning.
     """
     needles = plant_needles(loader, length, samples, seed)
     batch_size = min(batch_size, samples)
@@ -59,7 +61,13 @@ def evaluate_needle(
         "ranked_first": ranked_first,
         "chance": 1 / (1 + OTHER_VALUES),
         "margin_nats": margin_nats,
+        "ranked_first_by_depth": by_depth(torch.cat(firsts)),
     }
+
+
+def by_depth(found_S: Tensor) -> list[float]:
+    """Shares of samples in the order of their depths, as `plant_needles` makes them, in at most 8 equal parts."""
+    return [float(part.double().mean()) for part in found_S.tensor_split(min(DEPTH_PARTS, len(found_S)))]
 
 
 def plant_needles(loader: TokenLoader, length: int, samples: int, seed: int) -> Needles:

@@ -104,15 +104,20 @@ class LatencyTable(BaseModel):
 
         Raises ValueError, naming what was measured, for a width, batch, context or operator size outside the table.
         """
+        counts = Counter(architecture.operators) | Counter([LM_HEAD])
+        each_ms = self.operator_ms(architecture, context, batch)
+        return sum((count * each_ms[operator] for operator, count in counts.items()), 0.0)
+
+    def operator_ms(self, architecture: Architecture, context: int, batch: int) -> dict[str, float]:
+        """The time of one layer of each operator that the architecture has, and of the head. ValueError as `sum_ms`."""
         self._check_sizes(architecture)
         below, above, share = self._bracket(context)
-        counts = Counter(architecture.operators) | Counter([LM_HEAD])
-        total_ms = 0.0
-        for operator, count in counts.items():
+        each_ms = {}
+        for operator in Counter(architecture.operators) | Counter([LM_HEAD]):
             low = self._entry(operator, architecture.hidden_size, below, batch)
             high = self._entry(operator, architecture.hidden_size, above, batch)
-            total_ms += count * (low.median_ms + share * (high.median_ms - low.median_ms))
-        return total_ms
+            each_ms[operator] = low.median_ms + share * (high.median_ms - low.median_ms)
+        return each_ms
 
     def covers(self, operators: str, width: int, context: int, batch: int) -> bool:
         """Whether all these operators and the head were measured just there."""

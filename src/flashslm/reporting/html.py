@@ -1,15 +1,32 @@
-"""The run's report as one self-contained HTML file: no script, no network, figures inline."""
+"""The run's report as one HTML file that needs no network: charts are SVG, a short script shows tips and sorts."""
 
-import base64
-import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from matplotlib.figure import Figure
 
-from flashslm.models.operator_spec import LABELS, depends_on_context
-from flashslm.reporting import plots
+from flashslm.models.architecture import parse_operators
+from flashslm.models.operator_spec import COLORS, FFN, LABELS, LM_HEAD, depends_on_context
+from flashslm.reporting import charts
+from flashslm.reporting.run_facts import Headline, RunFacts, duration
+
+CURVES = {
+    "loss_nats": "training loss (nats)",
+    "validation_loss_nats": "validation loss (nats)",
+    "weight_norm": "mean norm of the weight vectors",
+    "gradient_norm": "gradient norm",
+}
+DATA_ROWS = (
+    ("documents", "documents", ""),
+    ("duplicates dropped", "duplicates_dropped", ""),
+    ("bytes", "bytes", ""),
+    ("train tokens", "train_tokens", ""),
+    ("validation tokens", "validation_tokens", ""),
+    ("test tokens", "test_tokens", ""),
+    ("vocabulary", "vocab_size", ""),
+    ("bytes per token", "bytes_per_token", ""),
+    ("unigram entropy", "unigram_entropy_nats", " nats per token"),
+)
 
 
 @dataclass(frozen=True)
@@ -17,16 +34,18 @@ class RunArtifacts:
     """The JSON documents of a finished run."""
 
     name: str
+    data: dict[str, Any]
     latency_table: dict[str, Any]
     latency_check: dict[str, Any]
     depth_width: dict[str, Any]
     scaling: dict[str, Any]
     architecture: dict[str, Any]
+    operator_ms: dict[str, float]  # of one layer of the chosen architecture, and of the head
     history: list[dict[str, Any]]
     pareto: list[dict[str, Any]]
     best: dict[str, Any]
     ablation: dict[str, Any]
-    step_time_ms: dict[str, float]  # by variant: "on", "off"
+    step_time_ms: dict[str, float]  # of each variant of the ablation
     evaluation: dict[str, Any]
     export: dict[str, Any]
     verdict: dict[str, Any]
@@ -35,38 +54,37 @@ class RunArtifacts:
     device_name: str
     lineage: list[dict[str, Any]]  # name, uri, sha256, bytes of every artifact
 
-
-def figures(run: RunArtifacts) -> dict[str, Figure]:
-    """All figures of the report by file stem; MLflow gets the same ones."""
-    drawn = {
-        "latency_by_width": plots.latency_by_width(run.latency_table, run.latency_context, run.latency_batch),
-        "latency_by_context": plots.latency_by_context(run.latency_table, run.latency_batch),
-        "depth_width": plots.depth_width_curves(run.depth_width),
-        "scaling_fit": plots.scaling_fit(run.scaling),
-        "pareto": plots.pareto(run.history, run.pareto, run.best),
-    }
-    for key, label in (
-        ("loss_nats", "training loss (nats)"),
-        ("validation_loss_nats", "validation loss (nats)"),
-        ("weight_norm", "mean norm of the weight vectors"),
-        ("gradient_norm", "gradient norm"),
-    ):
-        drawn[f"ablation_{key}"] = plots.ablation_curves(run.ablation, key, label)
-    return drawn
+    def document(self) -> dict[str, Any]:
+        """As JSON: `document.render` makes the page of it again when the run is over."""
+        return asdict(self)
 
 
-def render(run: RunArtifacts, drawn: dict[str, Figure]) -> str:
-    """The report; every value in the page comes from `run`."""
-    images = {name: _data_uri(figure) for name, figure in drawn.items()}
-    constant_parts = _constant_parts(run.latency_table)
-    decision = run.verdict["decision"]
-    return page("report.html.j2", run=run, decision=decision, images=images, constant_parts=constant_parts)
+def render(run: RunArtifacts, facts: RunFacts | None = None) -> str:
+    """The report; `facts` are known only after the run: without them the page says what the artifacts say."""
+    return page(
+        "report.html.j2",
+        run=run,
+        facts=facts,
+        headline=headline(run.verdict["decision"], facts),
+        charts=_charts(run),
+        blocks=_blocks(run),
+        shares=_shares(run),
+        trials=_trials(run),
+        heat=_heat(run.evaluation["needle"]),
+        task_rows=task_rows(run.evaluation["tasks"]),
+        data_rows=DATA_ROWS,
+        constant_parts=_constant_parts(run.latency_table),
+    )
 
 
-def _constant_parts(table: dict[str, Any]) -> list[str]:
-    """The labels of what a latency table measured whose time does not depend on the context."""
-    measured = dict.fromkeys(entry["operator"] for entry in table["entries"])
-    return [LABELS[part] for part in measured if not depends_on_context(part)]
+def headline(decision: str, facts: RunFacts | None) -> Headline:
+    """What came of the gate's decision, as far as it is known."""
+    if facts and facts.headline:
+        return facts.headline
+    if decision != "promote":
+        return Headline(decision, f"Decision: {decision}")
+    step = "The step register_model, which this page does not wait for, says whether the model was registered."
+    return Headline(decision, f"The gate's checks passed. {step}")
 
 
 def page(template: str, **values: Any) -> str:
@@ -78,10 +96,94 @@ def page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"duration": duration, "share_interval": share_interval}
     return environment.get_template(template).render(**values)
 
 
-def _data_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+def share_interval(share: float, samples: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of right answers, which is right also where none or all are (Wilson 1927)."""
+    z = 1.959964
+    middle, weight = (share + z * z / (2 * samples)) / (1 + z * z / samples), 1 + z * z / samples
+    half = z * ((share * (1 - share) + z * z / (4 * samples)) / samples) ** 0.5 / weight
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def task_rows(tasks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every metric of every lm-eval task with its standard error where the harness gives one."""
+    return [
+        {
+            "task": task,
+            "metric": metric,
+            "value": value,
+            "error": metrics.get(f"{metric}_stderr"),
+            "samples": f"{metrics['samples']:,.0f}" if "samples" in metrics else "",
+        }
+        for task, metrics in tasks.items()
+        for metric, value in metrics.items()
+        if metric != "samples" and not metric.endswith("_stderr")
+    ]
+
+
+def _charts(run: RunArtifacts) -> dict[str, Any]:
+    chosen = (run.export["latency_ms"], run.export["predicted_latency_ms"])
+    curves = [charts.ablation_curves(run.ablation, key, label) for key, label in CURVES.items()]
+    if run.ablation["difference_interval_nats"]:
+        low, high = run.ablation["difference_interval_nats"]
+        label = "on minus off, validation loss (nats)"
+        curves.append(charts.interval(run.ablation["difference_nats"], low, high, label))
+    return {
+        "latency_by_width": charts.latency_by_width(run.latency_table, run.latency_context, run.latency_batch),
+        "latency_by_context": charts.latency_by_context(run.latency_table, run.latency_batch),
+        "predicted_and_measured": charts.predicted_and_measured(run.latency_check["models"], chosen),
+        "depth_width": charts.depth_width(run.depth_width),
+        "scaling_fit": charts.scaling_fit(run.scaling),
+        "pareto": charts.pareto(run.history, run.pareto, run.best, run.scaling["budget_ms"]),
+        "ablation": [drawn for drawn in curves if drawn],
+    }
+
+
+def _blocks(run: RunArtifacts) -> list[list[dict[str, Any]]]:
+    """The chosen architecture block by block: a token mixer and the feed-forward layers after it."""
+    blocks: list[list[dict[str, Any]]] = []
+    for letter in parse_operators(run.architecture["operators"]):
+        if letter != FFN or not blocks:
+            blocks.append([])
+        ms = run.operator_ms[letter]
+        blocks[-1].append({"letter": letter, "label": LABELS[letter], "color": COLORS[letter], "ms": ms})
+    return blocks
+
+
+def _shares(run: RunArtifacts) -> list[dict[str, Any]]:
+    operators = parse_operators(run.architecture["operators"])
+    counts = {letter: operators.count(letter) for letter in dict.fromkeys(operators)} | {LM_HEAD: 1}
+    return charts.shares((letter, count, run.operator_ms[letter]) for letter, count in counts.items())
+
+
+def _trials(run: RunArtifacts) -> list[dict[str, Any]]:
+    front = {trial["slot"] for trial in run.pareto}
+    return [t | {"origin": charts.origin(t), "is_on_front": t["slot"] in front} for t in run.history]
+
+
+def _heat(needles: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Rows of the needle heat map; None of an evaluation that kept no shares by depth."""
+    found = [n for n in needles if n.get("ranked_first_by_depth")]
+    if not found:
+        return None
+    parts = max(len(n["ranked_first_by_depth"]) for n in found)
+    rows = [
+        {"length": n["length"], "cells": [_cell(share) for share in n["ranked_first_by_depth"]]}
+        for n in sorted(found, key=lambda n: n["length"])
+        if len(n["ranked_first_by_depth"]) == parts
+    ]
+    return {"depths": [f"to {(i + 1) / parts:.0%}" for i in range(parts)], "rows": rows}
+
+
+def _cell(share: float) -> dict[str, Any]:
+    """From red (none found) over yellow to green (all found)."""
+    return {"share": share, "color": f"hsl({120 * share:.0f} 65% {72 - 22 * share:.0f}%)", "ink": "#111827"}
+
+
+def _constant_parts(table: dict[str, Any]) -> list[str]:
+    """The labels of what a latency table measured whose time does not depend on the context."""
+    measured = dict.fromkeys(entry["operator"] for entry in table["entries"])
+    return [LABELS[part] for part in measured if not depends_on_context(part)]

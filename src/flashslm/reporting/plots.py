@@ -1,4 +1,4 @@
-"""The report's figures; each takes plain JSON values and returns a matplotlib figure."""
+"""The figures that MLflow shows beside a run; each takes plain JSON values and returns a matplotlib figure."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -8,8 +8,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flashslm.models.operator_spec import COLORS, LABELS
+from flashslm.reporting.html import CURVES, RunArtifacts
 
 VARIANT_COLORS = {"on": "#2563eb", "off": "#d97706"}
+
+
+def figures(run: RunArtifacts) -> dict[str, Figure]:
+    """The figures that MLflow gets, by file stem."""
+    drawn = {
+        "latency_by_width": latency_by_width(run.latency_table, run.latency_context, run.latency_batch),
+        "latency_by_context": latency_by_context(run.latency_table, run.latency_batch),
+        "depth_width": depth_width_curves(run.depth_width),
+        "scaling_fit": scaling_fit(run.scaling),
+        "pareto": pareto(run.history, run.pareto, run.best),
+    }
+    return drawn | {f"ablation_{key}": ablation_curves(run.ablation, key, label) for key, label in CURVES.items()}
 
 
 def _figure(draw: Callable[[Axes], None], xlabel: str, ylabel: str) -> Figure:

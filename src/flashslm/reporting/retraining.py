@@ -1,9 +1,10 @@
 """The report of a retraining run as one self-contained HTML file: data, both models side by side, decision."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from flashslm.reporting.html import page
+from flashslm.reporting.html import headline, page
+from flashslm.reporting.run_facts import RunFacts
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,30 @@ class RetrainingArtifacts:
     training: dict[str, Any] | None = None
     verdict: dict[str, Any] | None = None
 
+    def document(self) -> dict[str, Any]:
+        """As JSON: `document.render` makes the page of it again when the run is over."""
+        return asdict(self)
 
-def render_retraining(run: RetrainingArtifacts) -> str:
-    return page("retraining.html.j2", run=run, decision=run.decision, rows=_rows(run.evaluation))
+
+def render_retraining(run: RetrainingArtifacts, facts: RunFacts | None = None) -> str:
+    """The report; `facts` are known only after the run."""
+    return page(
+        "retraining.html.j2",
+        run=run,
+        facts=facts,
+        headline=headline(run.decision, facts),
+        rows=_rows(run.evaluation),
+        samples=_samples(run.evaluation),
+    )
+
+
+def _samples(evaluation: dict[str, Any] | None) -> dict[str, list[dict[str, str]]]:
+    """What both models say on the new data, by side."""
+    new = evaluation["results"].get(NEW_DATA, {}) if evaluation else {}
+    return {side: found["samples"] for side, found in new.items() if found.get("samples")}
+
+
+NEW_DATA = "new data"
 
 
 LABELS = {

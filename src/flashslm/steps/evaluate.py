@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from flashslm.config import EvaluationConfig, RunConfig
 from flashslm.data.loader import TokenLoader
 from flashslm.evaluation.needle import evaluate_needle
 from flashslm.evaluation.perplexity import evaluate_perplexity
+from flashslm.evaluation.samples import continue_documents
 from flashslm.evaluation.task_files import check_unchanged
 from flashslm.hardware import pick_device
 from flashslm.models.hybrid import HybridLM
@@ -35,7 +38,7 @@ def run(context: StepContext) -> dict[str, Any]:
 
 
 def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> dict[str, Any]:
-    """Everything the recipe asks for: one flat dict plus `needle` and `tasks`; documents as they were in training."""
+    """All that the recipe asks for: one flat dict, with `needle`, `samples` and `tasks`; documents as in training."""
     config, seed = recipe.evaluation, recipe.seed
     loader = TokenLoader(dataset, "validation", config.sequence_length, config.batch_size, seed)
     isolated = recipe.training.isolate_documents
@@ -44,6 +47,8 @@ def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> dict[st
     results["needle"] = needles
     for needle in needles:
         results[f"needle_accuracy_{needle['length']}"] = needle["accuracy"]
+    tokenizer = Tokenizer.from_file(str(dataset / "tokenizer" / "tokenizer.json"))
+    results["samples"] = continue_documents(model, loader, tokenizer)
     results["tasks"] = _lm_eval(model, dataset, config) if config.lm_eval_tasks else {}
     return results
 

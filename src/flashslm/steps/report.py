@@ -4,28 +4,38 @@ from pathlib import Path
 from typing import Any
 
 from flashslm.infra.storage.object_store import Manifest
+from flashslm.models.architecture import Architecture
 from flashslm.profiling.latency_table import LatencyTable
-from flashslm.reporting.html import RunArtifacts, figures, render
-from flashslm.steps.context import StepContext
+from flashslm.reporting.document import FILE, document, render_document
+from flashslm.reporting.html import RunArtifacts
+from flashslm.reporting.plots import figures
+from flashslm.reporting.retraining import RetrainingArtifacts
+from flashslm.steps.context import StepContext, write_json
 from flashslm.steps.headline import record_headline
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `report`: report.html and lineage.json (name, uri, sha256, bytes of every artifact of the run),
-    and the page itself for KFP."""
+    """Outputs `report`: report.html, and report.json, of which the launcher makes the page again after the run; its
+    manifest knows every artifact of the run. And the page itself for KFP."""
     artifacts = collect(context)
-    drawn = figures(artifacts)
+    for name, figure in figures(artifacts).items():
+        context.mlflow_run.log_figure(figure, f"plots/{name}.png")
+    size = publish(context, artifacts, {"decision": artifacts.verdict["decision"]})
+    return {"report_bytes": size, "summary": f"report.html, {size / 1e3:.0f} kB"}
+
+
+def publish(context: StepContext, artifacts: RunArtifacts | RetrainingArtifacts, metadata: dict[str, Any]) -> int:
+    """Store page and data; returns their bytes."""
+    stored = document(artifacts)
     with context.scratch() as directory:
         page = directory / "report.html"
-        context.pages["page"] = render(artifacts, drawn)
+        context.pages["page"] = render_document(stored)
         page.write_text(context.pages["page"], encoding="utf-8")
+        write_json(directory / FILE, stored)
         context.mlflow_run.log_file(page)
-        for name, figure in drawn.items():
-            context.mlflow_run.log_figure(figure, f"plots/{name}.png")
-        metadata = {"inputs": lineage(context), "decision": artifacts.verdict["decision"]}
-        manifest = context.publish("report", directory, metadata)
+        size = context.publish("report", directory, {"inputs": lineage(context)} | metadata).bytes
         record_on_cluster(context, metadata["decision"], page)
-    return {"report_bytes": manifest.bytes, "summary": f"report.html, {manifest.bytes / 1e3:.0f} kB"}
+    return size
 
 
 def record_on_cluster(context: StepContext, decision: str, page: Path) -> None:
@@ -46,14 +56,17 @@ def collect(context: StepContext) -> RunArtifacts:
     """Read every document the report shows."""
     read = context.read_json
     export = context.manifest("exported").metadata
-    table = read("latency_table", "latency_table.json")
+    table = LatencyTable.model_validate(read("latency_table", "latency_table.json"))
+    architecture = Architecture.model_validate(read("architecture", "architecture.json"))
     return RunArtifacts(
         name=context.config.name,
-        latency_table=table,
+        data=context.manifest("dataset").metadata,
+        latency_table=table.model_dump(mode="json"),
         latency_check=read("latency_table", "check.json"),
         depth_width=read("latency_table", "depth_width.json"),
         scaling=read("scaling_law", "scaling_law.json"),
-        architecture=read("architecture", "architecture.json"),
+        architecture=architecture.model_dump(mode="json"),
+        operator_ms=table.operator_ms(architecture, export["context"], export["batch"]),
         history=read("architecture", "history.json"),
         pareto=read("architecture", "pareto.json"),
         best=read("architecture", "best.json"),
@@ -64,6 +77,6 @@ def collect(context: StepContext) -> RunArtifacts:
         verdict=read("verdict", "verdict.json"),
         latency_context=export["context"],
         latency_batch=export["batch"],
-        device_name=LatencyTable.model_validate(table).device.name,
+        device_name=table.device.name,
         lineage=lineage(context),
     )

@@ -2,23 +2,15 @@
 
 from typing import Any
 
-from flashslm.reporting.retraining import RetrainingArtifacts, render_retraining
+from flashslm.reporting.retraining import RetrainingArtifacts
 from flashslm.steps.context import StepContext
-from flashslm.steps.report import lineage, record_on_cluster
+from flashslm.steps.report import lineage, publish
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `report`: report.html; its manifest knows the decision and every artifact of the run. And the page
-    itself for KFP."""
+    """Outputs `report` as the step report does; its manifest knows the decision too."""
     artifacts = collect(context)
-    with context.scratch() as directory:
-        page = directory / "report.html"
-        context.pages["page"] = render_retraining(artifacts)
-        page.write_text(context.pages["page"], encoding="utf-8")
-        context.mlflow_run.log_file(page)
-        metadata = {"inputs": lineage(context), "decision": artifacts.decision, "reasons": artifacts.reasons}
-        context.publish("report", directory, metadata)
-        record_on_cluster(context, artifacts.decision, page)
+    publish(context, artifacts, {"decision": artifacts.decision, "reasons": artifacts.reasons})
     why = "; ".join(artifacts.reasons) or "all checks pass"
     return {"summary": f"report.html: {artifacts.decision}: {why}"}
 

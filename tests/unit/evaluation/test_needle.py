@@ -86,6 +86,12 @@ def test_a_model_that_recalls_is_perfect(loader: TokenLoader, monkeypatch: pytes
     assert (result["accuracy"], result["ranked_first"]) == (1.0, 1.0)
     assert 9 < result["margin_nats"] <= 10  # the logit gap, less the odd token two values share
     assert (result["length"], result["samples"], result["chance"]) == (120, 10, 1 / 16)
+    assert result["ranked_first_by_depth"] == [1.0] * 8
+
+
+def test_shares_by_depth_are_in_the_order_of_the_samples() -> None:
+    assert needle.by_depth(torch.tensor([True, False, True])) == [1.0, 0.0, 1.0]
+    assert needle.by_depth(torch.arange(32) < 6) == [1.0, 0.5, *[0.0] * 6]
 
 
 def test_a_model_without_recall_is_at_chance(model: HybridLM, loader: TokenLoader) -> None:

@@ -25,7 +25,7 @@ from flashslm.infra.tracking import mlflow_runs
 from flashslm.infra.tracking.mlflow_api import MlflowError, MlflowUnavailable
 from flashslm.launch.local.healing import healed
 from flashslm.launch.local.launcher import LocalResult, log_of, run_local
-from flashslm.launch.local.report_outcome import carried_out, say_what_happened
+from flashslm.launch.local.report_outcome import carried_out, write_report
 from flashslm.launch.local.run_directory import make_run_dir, point_latest
 from flashslm.launch.processes import exclusive
 from flashslm.steps.headline import headline, record_headline
@@ -110,9 +110,9 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
             made = RunOutcome(run_id, local.state, run_dir, embedded_stack.run_url(settings, parent), 0.0, local)
             if "report" in local.outputs:
                 with nullcontext() if local.state == "SUCCESS" else suppress(StoreError):  # the failure is to be seen
-                    _materialise(made, store, home)
-                    if made.decision == "promote":
-                        say_what_happened(run_dir / "report.html", local)
+                    stored = _materialise(made, store, home)
+                    made.duration_s = time.monotonic() - started
+                    write_report(stored, made.run_dir, local, config, pipeline, made.duration_s, made.mlflow_url)
                 made.decision = carried_out(made.decision, local)
             return made
 
@@ -154,8 +154,11 @@ def _send_what_waits(settings: Settings, home: Path) -> None:
             mlflow_runs.backfill(settings)
 
 
-def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
-    """Copy the run's result next to it; the report's manifest knows every other artifact of the run."""
+def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> Path:
+    """Copy the run's result next to it; the report's manifest knows every other artifact of the run.
+
+    Returns the directory that the step `report` stored.
+    """
     report = outcome.local.outputs["report"]
     run_dir, trees = outcome.run_dir, home / "trees"
     artifacts = outcome.artifacts = {"report": report} | {
@@ -166,13 +169,13 @@ def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> None:
     for name, manifest in artifacts.items():
         check_path(name)  # the manifest is the store's word
         manifest.write(run_dir / "artifacts" / f"{name}.json")
-    _copy(store.get_tree(report, trees / report.sha256) / "report.html", run_dir / "report.html")
     if "exported" in artifacts:  # a retraining may end before: with nothing new, or with a challenger that diverged
         chosen = store.get_tree(artifacts["chosen"], trees / artifacts["chosen"].sha256)
         _copy(chosen / "metrics.jsonl", run_dir / "metrics.jsonl")
         store.get_tree(artifacts["exported"], run_dir / "export")
     outcome.decision = report.metadata["decision"]
     outcome.headline = headline(artifacts)
+    return store.get_tree(report, trees / report.sha256)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -36,13 +36,15 @@ def make_run_dir(runs: Path, config: RunConfig) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """Where the run was made: commit, code digest, Python, platform, versions of every installed package."""
+    """Where and when the run was made: commit, code digest, Python, platform, load, versions of installed packages."""
     return {
         "commit": _commit(),
         "code_digest": code_digest(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "load_average_1min": os.getloadavg()[0],
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "packages": dict(sorted((d.metadata["Name"], d.version) for d in distributions())),
     }
 

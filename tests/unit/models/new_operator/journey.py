@@ -21,7 +21,8 @@ from flashslm.models.operator_spec import OPERATOR_SPECS
 from flashslm.profiling.depth_width import measure_depth_width
 from flashslm.profiling.measure import measure_latency_table
 from flashslm.profiling.plan import ProfilingPlan
-from flashslm.reporting.html import RunArtifacts, figures, render
+from flashslm.reporting.html import RunArtifacts, render
+from flashslm.reporting.plots import figures
 from flashslm.search.evolution import Proposer
 from flashslm.search.fit import WidthFitter
 from flashslm.search.result import search_result
@@ -109,10 +110,11 @@ assert exported_names(architecture).keys() == {name for name, _ in model.named_p
 assert describe(architecture, 64, 1, Device("CPU", None), []).parameters[OPERATOR_SPECS[LETTER].name]
 
 # The report; what other operators decide as well (law, evaluation, export, verdict) is filled in.
-point = {"loss_nats": 3.0, "fitted_nats": 3.0}
+point = {"depth": 2, "width": 64, "tokens": 100, "loss_nats": 3.0, "fitted_nats": 3.0}
 needle = {"length": 48, "samples": 4, "chance": 0.1, "accuracy": 0.5, "ranked_first": 0.5}
 run = RunArtifacts(
     name="journey",
+    data={"source": "random"},
     latency_table=table.model_dump(mode="json"),
     latency_check=dict.fromkeys(("median_relative", "worst_relative", "summed_median_relative", "drift_relative"), 0.0)
     | {"models": []},
@@ -121,11 +123,12 @@ run = RunArtifacts(
         "points": [point],
         "holdout": [point],
         "budget_ms": BUDGET_MS,
-        "choice": {"depth": 2, "width": 64},
+        "choice": {"depth": 2, "width": 64, "candidates": []},
         "holdout_relative_error": 0.0,
         "law": {"unidentified": []},
     },
     architecture=architecture.model_dump(mode="json"),
+    operator_ms=table.operator_ms(architecture, config.latency.context, 1),
     history=found.history,
     pareto=found.pareto,
     best=found.best,
@@ -135,10 +138,12 @@ run = RunArtifacts(
                 weight_norm="on",
                 seed=0,
                 validation_loss_nats=outcome.validation_loss_nats,
+                step_time_ms=1.0,
                 history=outcome.history,
             )
         ]
     ).model_dump(mode="json"),
+    step_time_ms={"on": 1.0},
     evaluation={
         "perplexity": math.exp(outcome.validation_loss_nats),
         "validation_loss_nats": outcome.validation_loss_nats,
@@ -149,10 +154,18 @@ run = RunArtifacts(
     },
     export={
         "latency_ms": 1.0,
+        "latency_p90_ms": 1.1,
+        "predicted_latency_ms": 1.0,
         "parameters": parameters(architecture)["total"],
         "parity_max_abs_difference": 0.0,
     },
-    verdict={"decision": "hold", "checks": []},
+    verdict={
+        "decision": "hold",
+        "checks": [],
+        "candidate": {"perplexity": 3.0, "latency_ms": 1.0, "parameters": 1},
+        "champion": None,
+        "champion_version": "",
+    },
     latency_context=config.latency.context,
     latency_batch=1,
     device_name=table.device.name,
@@ -161,7 +174,7 @@ run = RunArtifacts(
 drawn = figures(run)
 for name in ("latency_by_width", "latency_by_context"):
     assert LABEL in {line.get_label() for line in drawn[name].axes[0].get_lines()}
-page = render(run, drawn)
+page = render(run)
 caption = page[page.index("Operators over the context") :].split("</figcaption>")[0]
 assert LABEL in caption, "it does not depend on the context"
 assert architecture.operators in page

@@ -1,0 +1,208 @@
+"""The run's report: everything that the artifacts say, one file, and no tag left open."""
+
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from flashslm.reporting.charts import ablation_curves, origin
+from flashslm.reporting.document import document, render_document
+from flashslm.reporting.html import render, share_interval, task_rows
+from flashslm.reporting.run_facts import duration
+from flashslm.reporting.svg import around, ticks
+from tests.unit.reporting.documents import BUDGET_MS, artifacts, run_facts
+
+VOID = {"meta", "br"}
+
+
+class Tags(HTMLParser):
+    """Raises AssertionError for a tag that is closed where another one is open; counts what is on the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.tips: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attributes if name in ("src", "href")]
+        self.tips += [value or "" for name, value in attributes if name == "data-tip"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes {self.open}"
+
+
+def tags_of(page: str) -> Tags:
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    return tags
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(artifacts(), run_facts())
+
+
+def test_the_file_needs_no_network_and_is_small(page: str) -> None:
+    tags = tags_of(page)
+    assert tags.addresses == ["http://127.0.0.1:5000/#/runs/1", "config.yaml", "logs/a.log", "logs/a.log"]
+    assert "@import" not in page and "url(" not in page and len(page) < 200_000
+
+
+def test_the_header_says_when_by_what_and_how_it_differs(page: str) -> None:
+    for expected in (
+        "20261127-093049-small",
+        "2026-11-27 09:30:49 +0000",
+        "4 min 47 s",
+        "629b3a5aa0",
+        "1.25 in the minute before, 2 cores",
+        "Some CPU (2 cores), torch 2.13, float32, 1 thread<",
+        "The recipe's 3 differences from the defaults",
+        '<td class="mono">search.widths</td><td class="mono">[32, 64]</td>',
+        '<div class="verdict failed">\n  <b>Not promoted: MLflow &lt;gone&gt;</b>',
+    ):
+        assert expected in page.replace("&#39;", "'"), expected
+
+
+def test_every_step_has_its_state_time_and_result(page: str) -> None:
+    rows = re.findall(
+        r"<tr><td>(?:<a [^>]*>)?([^<]*)(?:</a>)?</td><td class=\"state-(\w+)\">.*?data-value=.*?>(.*?)</td>", page
+    )
+    assert rows == [
+        ("pretrain weight_norm=on", "success", "4.2 s"),
+        ("evaluate", "cached", ""),
+        ("register_model", "failure", "1 h 1 min"),
+    ]
+    assert "done &amp; &lt;well&gt;" in page
+
+
+def test_the_search_shows_every_trial_with_its_design_and_the_budget(page: str) -> None:
+    tips = tags_of(page).tips
+    trials = [tip for tip in tips if tip.startswith("trial ")]
+    assert len(trials) == 3, "a failed trial has no place in the chart"
+    assert "trial 2: DFMFF, width 64, 100,002 parameters; 0.7000 ms, 4.6000 nats; trial 0, operator changed" in trials
+    assert any(tip.startswith("chosen: trial 2: DFMFF") for tip in tips)
+    assert f"budget {BUDGET_MS:.4g} ms" in page and "Pareto front" in page
+    assert len(re.findall(r'<tr id="trial-\d"', page)) == 4 and '<td class="n" data-value="">failed</td>' in page
+
+
+def test_the_architecture_is_drawn_block_by_block(page: str) -> None:
+    assert re.findall(r"block (\d): ([\d.]+) ms", page) == [("1", "0.2500"), ("2", "0.2500")]
+    assert page.count('<div class="operator"') == 5
+    assert re.findall(r"<td>(DeltaNet|Mamba-2|FFN|embedding \+ head)</td><td class=\"n\">(\d)</td>", page) == [
+        ("DeltaNet", "1"),
+        ("FFN", "3"),
+        ("Mamba-2", "1"),
+        ("embedding + head", "1"),
+    ]
+    assert "predicted 0.6000 ms per token, measured 0.7500 ms (90th percentile 0.8000), so +25.0 %" in page
+
+
+def test_evaluation_has_intervals_errors_and_the_heat_map(page: str) -> None:
+    assert '0.000 <span class="soft">(0.00 to 0.19)</span>' in page and "(0.10 to 0.49)" in page
+    assert "0.3100 ± 0.0200" in page and "acc_stderr" not in page
+    heat = page[page.index('<table class="heat">') :].split("</table>")[0]
+    assert re.findall(r"<th>(\d+)</th>", heat) == ["48", "96"] and heat.count("<td") == 8
+    assert "hsl(0 65% 72%)" in heat and "hsl(60 65% 61%)" in heat, "none and half of the needles"
+
+
+def test_what_the_model_says_and_what_to_type(page: str) -> None:
+    assert page.count('<pre><span class="given">def load(</span>path: &lt;str&gt;)</pre>') == 3
+    assert "<pre>flashslm run --config &#39;runs/x/config.yaml&#39;</pre>" in page
+
+
+def test_the_candidate_stands_beside_the_champion(page: str) -> None:
+    assert "champion (version 3)" in page
+    assert '<td class="n">70.0000</td><td class="n">80.0000</td><td class="n">-12.5 %</td>' in page
+    first = artifacts()
+    alone = dataclasses.replace(first, verdict=first.verdict | {"champion": None, "champion_version": ""})
+    assert "none yet" in render(alone)
+
+
+def test_seeds_and_variants_have_lines_of_their_own() -> None:
+    drawn = ablation_curves(artifacts().ablation, "loss_nats", "loss")
+    assert drawn is not None
+    assert len({(item.color, item.dash) for item in drawn.legend}) == 4 == len({item.color for item in drawn.legend})
+
+
+def test_without_the_facts_of_the_run_the_page_says_what_it_can() -> None:
+    page = render(artifacts())
+    tags_of(page)
+    assert "gate&#39;s checks passed" in page and "register_model, which this page does not wait for" in page
+    assert '<h2 id="steps">' not in page and '<h2 id="search">' in page
+
+
+def test_the_stored_document_makes_the_same_page() -> None:
+    stored = json.loads(json.dumps(document(artifacts())))
+    assert render_document(stored, run_facts()) == render(artifacts(), run_facts())
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [{"needle": []}, {"samples": []}, {"tasks": {}}, {"needle": [{**artifacts().evaluation["needle"][0]}] * 1}],
+)
+def test_what_was_not_evaluated_leaves_no_gap(evaluation: dict[str, Any]) -> None:
+    run = artifacts()
+    tags_of(render(dataclasses.replace(run, evaluation=run.evaluation | evaluation)))
+
+
+def test_a_run_that_diverged_is_named(page: str) -> None:
+    assert "<p>Weight norm off, seed 2: loss is not finite at step 7.</p>" in page
+
+
+def test_one_seed_and_one_variant_can_be_shown() -> None:
+    run = artifacts()
+    alone = {"variants": run.ablation["variants"][:1], "difference_nats": None, "difference_interval_nats": None}
+    alone |= {"curves": {"on, seed 0": run.ablation["curves"]["on, seed 0"]}}
+    tags_of(render(dataclasses.replace(run, ablation=run.ablation | alone)))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (3, 47, [10, 20, 30, 40]), (-0.31, 0.12, [-0.3, -0.2, -0.1, 0, 0.1])],
+)
+def test_ticks_are_round_and_inside(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_a_range_has_room_also_around_one_value() -> None:
+    low, high = around([2.0, 2.0])
+    assert low < 2.0 < high and around([0.0, 0.0]) == (-1.0, 1.0)
+    assert around([1.0, 3.0], from_zero=True)[0] == 0.0
+
+
+@pytest.mark.parametrize(("share", "samples"), [(0.0, 4), (1.0, 4), (0.25, 16), (0.5, 1000)])
+def test_the_interval_of_a_share_is_wilsons(share: float, samples: int) -> None:
+    """Its ends are where the share lies 1.96 standard errors away, the error being that of the end."""
+    for end in share_interval(share, samples):
+        if 1e-9 < end < 1 - 1e-9:
+            assert abs(share - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / samples), rel=1e-9)
+
+
+def test_where_a_design_comes_from_is_said_in_words() -> None:
+    assert [origin(t) for t in artifacts().history] == [
+        "seed design",
+        "random design",
+        "trial 0, operator changed",
+        "trial 1, repeats changed",
+    ]
+    assert [duration(s) for s in (4.21, 65, 7260)] == ["4.2 s", "1 min 5 s", "2 h 1 min"]
+    assert task_rows({"t": {"acc": 1.0}})[0] == {
+        "task": "t",
+        "metric": "acc",
+        "value": 1.0,
+        "error": None,
+        "samples": "",
+    }
