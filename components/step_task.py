@@ -9,16 +9,12 @@ RETRIES = 2  # the recipe's platform.retries replaces it at launch
 
 
 class Steps:
-    """Makes tasks that get those of the pipeline's `parameters` that their component declares.
-
-    A section of the recipe, such as `training`, is the component's `training_config`.
-    """
+    """Makes tasks that get those of the pipeline's `parameters` that their component declares."""
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
-        self._parameters = {
-            f"{name}_config" if channel.channel_type == "Dict" else name: channel
-            for name, channel in parameters.items()
-        }
+        self._parameters = dict(parameters)
+        if "evaluation" in self._parameters:  # a section of the recipe; components have an artifact of that name
+            self._parameters["evaluation_config"] = self._parameters.pop("evaluation")
 
     def __call__(self, component: Callable[..., dsl.PipelineTask], label: str, **inputs: Any) -> dsl.PipelineTask:
         """A step may be killed at any time: the retry resumes its work or repeats it. KFP shows it as `label`."""

@@ -9,10 +9,10 @@ from components.images import image_of
 @dsl.component(base_image=image_of("compare_with_champion"), install_kfp_package=False)
 def compare_with_champion(
     seed: int,
-    kernels_config: dict,
-    training_config: dict,
+    kernels: dict,
+    training: dict,
     evaluation_config: dict,
-    retraining_config: dict,
+    retraining: dict,
     code_digest: str,
     champion: Input[Artifact],
     deployed: Input[Model],

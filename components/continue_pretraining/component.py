@@ -9,9 +9,9 @@ from components.images import image_of
 @dsl.component(base_image=image_of("continue_pretraining"), install_kfp_package=False)
 def continue_pretraining(
     seed: int,
-    kernels_config: dict,
-    training_config: dict,
-    retraining_config: dict,
+    kernels: dict,
+    training: dict,
+    retraining: dict,
     code_digest: str,
     champion: Input[Artifact],
     deployed: Input[Model],

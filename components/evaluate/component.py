@@ -9,8 +9,8 @@ from components.images import image_of
 @dsl.component(base_image=image_of("evaluate"), install_kfp_package=False)
 def evaluate(
     seed: int,
-    kernels_config: dict,
-    training_config: dict,
+    kernels: dict,
+    training: dict,
     evaluation_config: dict,
     code_digest: str,
     dataset: Input[Dataset],

@@ -8,10 +8,10 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("export_model"), install_kfp_package=False)
 def export_model(
-    kernels_config: dict,
-    profiling_config: dict,
-    latency_config: dict,
-    export_config: dict,
+    kernels: dict,
+    profiling: dict,
+    latency: dict,
+    export: dict,
     code_digest: str,
     dataset: Input[Dataset],
     chosen: Input[Model],

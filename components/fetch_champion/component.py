@@ -8,10 +8,10 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("fetch_champion"), install_kfp_package=False)
 def fetch_champion(
-    training_config: dict,
+    training: dict,
     evaluation_config: dict,
-    latency_config: dict,
-    gate_config: dict,
+    latency: dict,
+    gate: dict,
     code_digest: str,
     champion: Output[Artifact],
     deployed: Output[Model],

@@ -9,11 +9,11 @@ from components.images import image_of
 @dsl.component(base_image=image_of("fit_scaling_law"), install_kfp_package=False)
 def fit_scaling_law(
     seed: int,
-    model_config: dict,
-    kernels_config: dict,
-    profiling_config: dict,
-    latency_config: dict,
-    scaling_config: dict,
+    model: dict,
+    kernels: dict,
+    profiling: dict,
+    latency: dict,
+    scaling: dict,
     code_digest: str,
     dataset: Input[Dataset],
     latency_table: Input[Artifact],

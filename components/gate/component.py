@@ -8,7 +8,7 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("gate"), install_kfp_package=False)
 def gate(
-    gate_config: dict,
+    gate: dict,
     code_digest: str,
     evaluation: Input[Artifact],
     exported: Input[Model],

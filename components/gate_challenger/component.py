@@ -8,7 +8,7 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("gate_challenger"), install_kfp_package=False)
 def gate_challenger(
-    gate_config: dict,
+    gate: dict,
     code_digest: str,
     champion: Input[Artifact],
     evaluation: Input[Artifact],

@@ -9,7 +9,7 @@ from components.images import image_of
 @dsl.component(base_image=image_of("prepare_data"), install_kfp_package=False)
 def prepare_data(
     seed: int,
-    data_config: dict,
+    data: dict,
     code_digest: str,
     source_digest: str,
     dataset: Output[Dataset],

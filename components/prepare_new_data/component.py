@@ -9,10 +9,10 @@ from components.images import image_of
 @dsl.component(base_image=image_of("prepare_new_data"), install_kfp_package=False)
 def prepare_new_data(
     seed: int,
-    data_config: dict,
-    training_config: dict,
+    data: dict,
+    training: dict,
     evaluation_config: dict,
-    retraining_config: dict,
+    retraining: dict,
     code_digest: str,
     source_digest: str,
     champion: Input[Artifact],

@@ -8,9 +8,9 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("pretrain"), install_kfp_package=False)
 def pretrain(
-    model_config: dict,
-    kernels_config: dict,
-    training_config: dict,
+    model: dict,
+    kernels: dict,
+    training: dict,
     code_digest: str,
     weight_norm: str,
     seed: str,

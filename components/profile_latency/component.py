@@ -8,9 +8,9 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("profile_latency"), install_kfp_package=False)
 def profile_latency(
-    model_config: dict,
-    kernels_config: dict,
-    profiling_config: dict,
+    model: dict,
+    kernels: dict,
+    profiling: dict,
     code_digest: str,
     device_digest: str,
     dataset: Input[Dataset],

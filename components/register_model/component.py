@@ -9,7 +9,7 @@ from components.images import image_of
 @dsl.component(base_image=image_of("register_model"), install_kfp_package=False)
 def register_model(
     name: str,
-    gate_config: dict,
+    gate: dict,
     code_digest: str,
     config_digest: str,
     image: str,

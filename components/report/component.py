@@ -9,7 +9,7 @@ from components.images import image_of
 @dsl.component(base_image=image_of("report"), install_kfp_package=False)
 def report(
     name: str,
-    gate_config: dict,
+    gate: dict,
     code_digest: str,
     dataset: Input[Dataset],
     latency_table: Input[Artifact],

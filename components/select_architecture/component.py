@@ -9,12 +9,12 @@ from components.images import image_of
 @dsl.component(base_image=image_of("select_architecture"), install_kfp_package=False)
 def select_architecture(
     seed: int,
-    model_config: dict,
-    kernels_config: dict,
-    profiling_config: dict,
-    latency_config: dict,
-    scaling_config: dict,
-    search_config: dict,
+    model: dict,
+    kernels: dict,
+    profiling: dict,
+    latency: dict,
+    scaling: dict,
+    search: dict,
     code_digest: str,
     workers: list,
     dataset: Input[Dataset],

@@ -221,9 +221,9 @@ def test_pod_settings_are_those_the_sdk_writes(package: ClusterPackage, tmp_path
     )
     def by_the_sdk() -> None:
         task = pretrain()
-        for name in ("flashslm-s3", "flashslm-mlflow"):
-            kubernetes.use_secret_as_volume(task, name, f"/etc/flashslm/{name}", optional=True)
-        kubernetes.use_config_map_as_volume(task, "flashslm", "/etc/flashslm/flashslm", optional=True)
+        for purpose in ("s3", "mlflow"):
+            kubernetes.use_secret_as_volume(task, f"flashslm-{purpose}", f"/etc/flashslm/{purpose}", optional=True)
+        kubernetes.use_config_map_as_volume(task, "flashslm", "/etc/flashslm/config", optional=True)
         kubernetes.use_field_path_as_env(task, "FLASHSLM_KFP_RUN_ID", "metadata.labels['pipeline/runid']")
         kubernetes.set_timeout(task, 604_800)
         kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "flashslm")

@@ -91,8 +91,11 @@ def test_on_several_nodes_it_trains_in_a_train_job_as_pretrain_does() -> None:
     pod = nodes["template"]["spec"]["template"]["spec"]
     mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
     assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
-    assert mounts == {name: f"/etc/flashslm/{name}" for name in ("flashslm-s3", "flashslm-mlflow", "flashslm")} | {
-        "shm": "/dev/shm"
+    assert mounts == {
+        "flashslm-s3": "/etc/flashslm/s3",
+        "flashslm-mlflow": "/etc/flashslm/mlflow",
+        "flashslm": "/etc/flashslm/config",
+        "shm": "/dev/shm",
     }
     assert job["metadata"]["labels"]["app.kubernetes.io/component"] == "continue-pretraining"
     others = [e["container"] for name, e in spec["deploymentSpec"]["executors"].items() if "continue" not in name]

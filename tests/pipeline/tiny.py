@@ -10,7 +10,7 @@ from kfp import dsl
 
 
 @dsl.component(base_image="runtime", install_kfp_package=False)
-def prepare_data(seed: int, data_config: dict, code_digest: str, source_digest: str) -> str:
+def prepare_data(seed: int, data: dict, code_digest: str, source_digest: str) -> str:
     from flashslm.steps.component import run_component
 
     return run_component("prepare_data", locals())["decision"]
@@ -18,7 +18,7 @@ def prepare_data(seed: int, data_config: dict, code_digest: str, source_digest: 
 
 @dsl.component(base_image="runtime", install_kfp_package=False)
 def evaluate(
-    seed: int, kernels_config: dict, training_config: dict, evaluation_config: dict, code_digest: str, text: str
+    seed: int, kernels: dict, training: dict, evaluation_config: dict, code_digest: str, text: str
 ) -> str:
     from flashslm.steps.component import run_component
 
@@ -29,9 +29,9 @@ def evaluate(
 def retraining(
     seed: int, data: dict, kernels: dict, training: dict, evaluation: dict, code_digest: str, source_digest: str
 ):
-    prepared = prepare_data(seed=seed, data_config=data, code_digest=code_digest, source_digest=source_digest)
+    prepared = prepare_data(seed=seed, data=data, code_digest=code_digest, source_digest=source_digest)
     prepared.set_retry(1).set_caching_options(CACHED)
-    settings = {"kernels_config": kernels, "training_config": training, "evaluation_config": evaluation}
+    settings = {"kernels": kernels, "training": training, "evaluation_config": evaluation}
     evaluate(seed=seed, code_digest=code_digest, text=prepared.output, **settings).set_retry(1)
 """
 

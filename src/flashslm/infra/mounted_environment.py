@@ -9,7 +9,7 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
-DIRECTORY = Path("/etc/flashslm")  # the cluster pass mounts each object in a directory of its name below this one
+DIRECTORY = Path("/etc/flashslm")  # the cluster pass mounts each object in a directory of its purpose below this one
 
 CONFIG_MAP_VARIABLES = ("AWS_ENDPOINT_URL_S3", "FLASHSLM_BUCKET", "FLASHSLM_TRACKING_URI")
 CONFIG_MAP_OPTIONAL = (
@@ -36,8 +36,8 @@ _MOUNTED = {
 }
 
 
-def mount_path(object_name: str) -> str:
-    return f"{DIRECTORY}/{object_name}"
+def mount_path(purpose: str) -> str:
+    return f"{DIRECTORY}/{purpose}"
 
 
 def load_mounted_environment(environ: MutableMapping[str, str] = os.environ, directory: Path = DIRECTORY) -> None:

@@ -16,8 +16,8 @@ ONLY_FOR_THE_CACHE = {"device_digest", "source_digest"}
 
 
 def section_parameter(section: str) -> str:
-    """The component's parameter that holds a section of the recipe; artifacts have the other names."""
-    return section if section in ("name", "seed") else f"{section}_config"
+    """The component's parameter that holds a section of the recipe: of its name, unless an artifact has that."""
+    return "evaluation_config" if section == "evaluation" else section
 
 
 def run_component(step: str, arguments: Mapping[str, Any], outputs: Sequence[str] = ()) -> dict[str, Any]:

@@ -50,4 +50,4 @@ def test_absent_objects_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "flashslm-mlflow").mkdir()  # what the kubelet mounts for an optional object that is not there
     load_mounted_environment(environ, tmp_path)
     load_mounted_environment(environ, tmp_path / "nowhere")
-    assert environ == {} and mount_path("flashslm-s3") == "/etc/flashslm/flashslm-s3"
+    assert environ == {} and mount_path("s3") == "/etc/flashslm/s3"

@@ -32,9 +32,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_sections_artifacts_and_parameters_reach_the_step(calls: list[dict[str, Any]], tmp_path: Path) -> None:
     metrics = FakeArtifact(str(tmp_path / "metrics"))
     arguments = {
-        "model_config": {},
-        "kernels_config": {"gla": "fla"},
-        "training_config": {"steps": 3.0},
+        "model": {},
+        "kernels": {"gla": "fla"},
+        "training": {"steps": 3.0},
         "code_digest": "code",
         "weight_norm": "on",
         "seed": "7",
@@ -54,14 +54,14 @@ def test_sections_artifacts_and_parameters_reach_the_step(calls: list[dict[str, 
 
 
 def test_what_only_decides_about_the_cache_does_not_reach_the_step(calls: list[dict[str, Any]]) -> None:
-    arguments = {"seed": 0, "data_config": {}, "code_digest": "code", "source_digest": "source"}
+    arguments = {"seed": 0, "data": {}, "code_digest": "code", "source_digest": "source"}
     run_component("prepare_data", arguments | {"dataset": FakeArtifact("/out/dataset")}, ("dataset",))
     assert calls[0]["parameters"] == {"code_digest": "code"} and calls[0]["inputs"] == {}
 
 
 def test_absent_artifacts_and_lists_of_texts_are_no_inputs(calls: list[dict[str, Any]]) -> None:
     names = ("model", "kernels", "profiling", "latency", "scaling", "search")
-    sections: dict[str, Any] = {f"{name}_config": {} for name in names}
+    sections: dict[str, Any] = {name: {} for name in names}
     artifacts = {"latency_table": None, "dataset": FakeArtifact("/d")}
     arguments = sections | artifacts | {"seed": 0, "workers": ["done", "done"]}
     run_component("select_architecture", arguments)
@@ -70,5 +70,5 @@ def test_absent_artifacts_and_lists_of_texts_are_no_inputs(calls: list[dict[str,
 
 def test_several_artifacts_are_a_list(calls: list[dict[str, Any]]) -> None:
     checkpoints = [FakeArtifact("/1"), FakeArtifact("/2")]
-    run_component("compare_weight_norm", {"training_config": {}, "checkpoints": checkpoints})
+    run_component("compare_weight_norm", {"training": {}, "checkpoints": checkpoints})
     assert calls[0]["inputs"] == {"checkpoints": ["/1", "/2"]}

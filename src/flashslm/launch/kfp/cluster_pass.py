@@ -178,22 +178,24 @@ def _pod(step: str, resources: StepResources, platform: PlatformConfig) -> dict[
 def _environment(platform: PlatformConfig, step: str) -> dict[str, Any]:
     """What the step reads of the environment contract (`infra/mounted_environment.py`)."""
     return {
-        "secretAsVolume": [_mounted("secretName", name) for name in _secrets(platform, step)],
-        "configMapAsVolume": [_mounted("configMapName", name) for name in _config_maps(platform)],
+        "secretAsVolume": [_mounted("secretName", *entry) for entry in _secrets(platform, step).items()],
+        "configMapAsVolume": [_mounted("configMapName", *entry) for entry in _config_maps(platform).items()],
         # Not an argument of the steps: it would be part of their cache keys.
         "fieldPathAsEnv": [{"name": VARIABLES["kfp_run_id"], "fieldPath": RUN_ID_LABEL}],
     }
 
 
-def _secrets(platform: PlatformConfig, step: str) -> list[str]:
-    own = [str(getattr(platform, field)) for field in OWN_SECRETS.get(step, ())]
-    return [name for name in (platform.s3_secret, platform.mlflow_secret, *own) if name]
+def _secrets(platform: PlatformConfig, step: str) -> dict[str, str]:
+    """The secrets of a step by what they are for."""
+    fields = ("s3_secret", "mlflow_secret", *OWN_SECRETS.get(step, ()))
+    names = {field.removesuffix("_secret"): str(getattr(platform, field)) for field in fields}
+    return {purpose: name for purpose, name in names.items() if name}
 
 
-def _config_maps(platform: PlatformConfig) -> list[str]:
-    return [platform.config_map] if platform.config_map else []
+def _config_maps(platform: PlatformConfig) -> dict[str, str]:
+    return {"config": platform.config_map} if platform.config_map else {}
 
 
-def _mounted(field: str, name: str) -> dict[str, Any]:
+def _mounted(field: str, purpose: str, name: str) -> dict[str, Any]:
     """By the plain name, which every driver reads; the form for names that are parameters would say it twice."""
-    return {field: name, "mountPath": mount_path(name), "optional": True}
+    return {field: name, "mountPath": mount_path(purpose), "optional": True}

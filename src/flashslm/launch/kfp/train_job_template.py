@@ -11,11 +11,11 @@ MANAGER = "flashslm.dev/pretrain"  # of our entry in runtimePatches, beside thos
 
 
 def train_job_template(
-    step: str, platform: PlatformConfig, image: str, objects: dict[str, list[str]]
+    step: str, platform: PlatformConfig, image: str, objects: dict[str, dict[str, str]]
 ) -> KubernetesObject:
     """The job for `platform.nodes` nodes, each with the resources of the step; one process per GPU.
 
-    `objects` are the names of what its pods mount, by kind of volume.
+    `objects` are the names of what its pods mount, by kind of volume and purpose.
     """
     resources, labels = platform.resources(step), step_labels(step)
     kind = platform.gpu_types.get(resources.gpu_type, GpuType())
@@ -27,8 +27,10 @@ def train_job_template(
         pod["nodeSelector"] = kind.node_selector
     if platform.image_pull_secret:
         pod["imagePullSecrets"] = [{"name": platform.image_pull_secret}]
-    volumes = [_volume(source, name) for source, names in objects.items() for name in names]
-    mounts = [{"name": name, "mountPath": mount_path(name)} for names in objects.values() for name in names]
+    volumes = [_volume(source, name) for source, named in objects.items() for name in named.values()]
+    mounts = [
+        {"name": n, "mountPath": mount_path(purpose)} for named in objects.values() for purpose, n in named.items()
+    ]
     if resources.shared_memory:
         in_memory = {"medium": "Memory", "sizeLimit": resources.shared_memory}
         volumes.append({"name": SHARED_MEMORY, "emptyDir": in_memory})
