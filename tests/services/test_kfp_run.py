@@ -5,10 +5,12 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from components.end_run.component import end_run
 from flashslm.config import STEP_SECTIONS, RunConfig
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
@@ -16,7 +18,9 @@ from flashslm.infra.tracking import kfp_run, mlflow_runs
 from flashslm.infra.tracking.mlflow_api import MlflowApi
 from flashslm.infra.tracking.spool import PARENT_TAG
 from flashslm.launch.kfp import run_end
+from flashslm.steps.context import StepContext
 from flashslm.steps.headline import record_headline
+from flashslm.steps.report import record_on_cluster
 from flashslm.steps.run import run_step
 from tests.pipeline.fake_kfp import FakeKfp, read
 from tests.pipeline.recorded_kfp import add_recorded_run
@@ -198,11 +202,53 @@ def test_pods_that_were_killed_do_not_stay_running(cluster: Cluster, state: str,
     mlflow_runs.finish_run(settings, other, "KILLED")
 
 
+def test_runs_that_ended_without_their_exit_task_are_ended_by_the_next(
+    fake: FakeKfp, cluster: Cluster, platform_env: Settings
+) -> None:
+    ids = {}
+    for state in ("FAILED", "RUNNING"):
+        other = Cluster(fake, platform_env, "succeeded_compressed")
+        other.run.state = state
+        ids[kfp_run.joined(other.settings, ObjectStore(other.settings)).parent_run_id] = state
+    deleted = platform_env.model_copy(update={"kfp_run_id": str(uuid.uuid4())})
+    ids[kfp_run.parent_run(deleted, ObjectStore(deleted)).run_id] = "KILLED"
+    run_end.end_run("COMPLETE")
+    api = MlflowApi(platform_env)
+    assert {run: api.get("runs/get", run_id=run)["run"]["info"]["status"] for run in ids} == ids
+
+
+def test_the_component_leaves_the_address_for_kfps_page(cluster: Cluster, tmp_path: Path) -> None:
+    page = tmp_path / "mlflow.md"
+    end_run.python_func(status=SimpleNamespace(state="FAILED"), mlflow=SimpleNamespace(path=str(page)))
+    parent = cluster.parent()["info"]
+    assert parent["status"] == "FAILED" and f"/#/runs/{parent['run_id']}" in page.read_text()
+
+
+def test_the_report_step_puts_the_figures_on_the_parent(cluster: Cluster, store: ObjectStore, tmp_path: Path) -> None:
+    settings = kfp_run.joined(cluster.settings, store)
+    page, nothing = tmp_path / "report.html", Any
+    page.write_text("<p>report</p>")
+    context = StepContext(
+        step="report",
+        config=nothing,
+        settings=settings,
+        store=store,
+        mlflow_run=nothing,
+        events=nothing,
+        inputs={"dataset": manifest(source="python-stdlib"), "evaluation": manifest(perplexity=12.5)},
+        parameters={},
+    )
+    record_on_cluster(context, "hold", page)
+    assert tags(cluster.parent())["decision"] == "hold"
+    assert [metric["key"] for metric in cluster.parent()["data"]["metrics"]] == ["perplexity"]
+
+
 def test_a_step_goes_on_while_mlflow_is_away(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    away = cluster.settings.model_copy(update={"tracking_uri": "http://127.0.0.1:1"})
+    away = cluster.settings.model_copy(update={"tracking_uri": "http://127.0.0.1:1", "stack_file": ""})
     settings = kfp_run.joined(away, ObjectStore(away))
     assert (settings.parent_run_id, settings.experiment) == ("", cluster.recipe)
     monkeypatch.setenv("FLASHSLM_TRACKING_URI", away.tracking_uri)
+    monkeypatch.delenv("FLASHSLM_STACK")
     monkeypatch.setattr(run_end, "MLFLOW_PATIENCE_S", 0.5)
     assert "did not answer" in run_end.end_run("COMPLETE")
     assert kfp_run.joined(cluster.settings, ObjectStore(cluster.settings)).parent_run_id

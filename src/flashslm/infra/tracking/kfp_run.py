@@ -156,6 +156,14 @@ def end(settings: Settings, parent: ParentRun, status: mlflow_runs.Status) -> No
     api.post("runs/update", {"run_id": parent.run_id, "status": status, "end_time": int(time.time() * 1000)})
 
 
+def running_parents(settings: Settings) -> set[str]:
+    """The KFP runs whose parents, made by pods, are RUNNING."""
+    api = MlflowApi(settings)
+    experiments = [str(e["experiment_id"]) for e in api.search_experiments()]
+    found = api.search_runs(f"attributes.status = 'RUNNING' and tags.{OURS_TAG} = 'true'", experiments)
+    return {_tags_of(run)[RUN_TAG] for run in found}
+
+
 def _end_as_killed(api: MlflowApi, run: dict[str, Any]) -> None:
     if run["info"]["status"] == "RUNNING":
         body = {"run_id": run["info"]["run_id"], "status": "KILLED", "end_time": int(time.time() * 1000)}

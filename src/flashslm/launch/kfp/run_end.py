@@ -10,9 +10,9 @@ from flashslm.infra.tracking import kfp_run
 from flashslm.infra.tracking.kfp_run import ParentRun
 from flashslm.infra.tracking.mlflow_api import MlflowUnavailable
 from flashslm.infra.tracking.mlflow_runs import Status
-from flashslm.launch.kfp.api import Connection, KfpError
+from flashslm.launch.kfp.api import Connection, KfpError, NotFound
 from flashslm.launch.kfp.client import KfpClient
-from flashslm.launch.kfp.run_steps import steps_of
+from flashslm.launch.kfp.run_steps import ENDED, state_of, steps_of
 from flashslm.launch.local.report_outcome import NOT_REGISTERED
 from flashslm.launch.progress import StepRecord
 
@@ -31,12 +31,14 @@ def end_run(state: str) -> str:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     load_mounted_environment()
     settings = Settings.from_env()
-    store, steps = ObjectStore(settings), _steps(settings)
+    store, client = ObjectStore(settings), KfpClient(Connection(kfp_run.api_address(), attempts=3), "")
+    steps = _steps(client, settings.kfp_run_id)
     with Wait("MLflow", settings.tracking_uri, MLFLOW_PATIENCE_S) as wait:
         while True:
             try:
                 parent = kfp_run.parent_run(settings, store)
                 _end(settings, parent, steps, STATUSES.get(state, "KILLED"))
+                _end_forgotten(client, settings, store)
                 url = kfp_run.run_url(settings, parent.run_id)
                 _log.info("MLflow: %s", url)
                 return f"MLflow: [{url}]({url})"
@@ -56,11 +58,25 @@ def _end(settings: Settings, parent: ParentRun, steps: list[StepRecord], status:
     kfp_run.end(settings, parent, status)
 
 
-def _steps(settings: Settings) -> list[StepRecord]:
+def _end_forgotten(client: KfpClient, settings: Settings, store: ObjectStore) -> None:
+    """End earlier runs that ended in KFP without their exit task, which the deadline of a whole run leaves no time."""
+    for other_id in kfp_run.running_parents(settings) - {settings.kfp_run_id}:
+        try:
+            state = state_of(client.run(other_id))
+        except NotFound:
+            state = "CANCELED"  # deleted
+        except KfpError as error:
+            _log.warning("run %s: %s", other_id, error)
+            continue
+        if state in ENDED:
+            other = settings.model_copy(update={"kfp_run_id": other_id})
+            kfp_run.end(other, kfp_run.parent_run(other, store), STATUSES.get(state, "KILLED"))
+
+
+def _steps(client: KfpClient, kfp_run_id: str) -> list[StepRecord]:
     """What KFP knows of the run's steps; nothing where it does not let a pod ask."""
     try:
-        client = KfpClient(Connection(kfp_run.api_address(), attempts=3), "")
-        return steps_of(client, client.run(settings.kfp_run_id))
+        return steps_of(client, client.run(kfp_run_id))
     except KfpError as error:
         _log.warning("cached steps are not in MLflow: %s", error)
         return []
