@@ -86,8 +86,8 @@ def timed_run(directory: Path, home: Path) -> dict[str, Any]:
         assert process.stdout is not None
         result = json.loads(process.stdout.read().splitlines()[-1])
     wall_s = time.monotonic() - started
-    kept = ("state", "decision", "duration_s", "steps", "cached_steps", "perplexity", "validation_loss_nats")
-    kept += ("unigram_entropy_nats", "bits_per_byte", "latency_ms", "parameters", "operators")
+    kept = ("state", "decision", "duration_s", "steps", "cached_steps", "test/perplexity", "test/loss_nats")
+    kept += ("unigram_entropy_nats", "test/bits_per_byte", "latency_ms", "parameters", "operators")
     return {"wall_s": round(wall_s, 1), "peak_resident_bytes": peak_bytes} | {key: result[key] for key in kept}
 
 

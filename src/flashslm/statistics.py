@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 CONFIDENCE = 0.95
 RESAMPLES = 4000
 FEW_ITEMS = 20
-Outcome = Literal["better", "worse", "cannot tell"]
+Judgement = Literal["better", "worse", "cannot tell"]
 
 
 class Difference(NamedTuple):
@@ -99,7 +99,7 @@ def t_difference(differences: Sequence[float], confidence: float = CONFIDENCE) -
     return _t_interval(float(np.mean(differences)), standard_error(differences), len(differences), confidence)
 
 
-def judge(low: float, high: float, bound: float = 0.0, *, higher_is_better: bool) -> Outcome:
+def judge(low: float, high: float, bound: float = 0.0, *, higher_is_better: bool) -> Judgement:
     """What an interval says of a bound. One that is not a number says nothing."""
     above, below = low > bound, high < bound
     if above == below:

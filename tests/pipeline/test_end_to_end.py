@@ -185,14 +185,14 @@ def test_resumed_curve_equals_an_unkilled_one(
 
 
 def test_model_has_learned(runs: dict[str, Any]) -> None:
-    assert runs["promoted"]["validation_loss_nats"] < 0.9 * runs["promoted"]["unigram_entropy_nats"]
+    assert runs["promoted"]["test/loss_nats"] < 0.9 * runs["promoted"]["unigram_entropy_nats"]
 
 
 def test_second_run_is_cached_and_holds(runs: dict[str, Any]) -> None:
     assert runs["held"]["decision"] == "hold"
     assert sorted(ended(runs["held_events"])) == ["gate", "report"]
     assert runs["held"]["cached_steps"] == runs["held"]["steps"] - 2
-    assert runs["held"]["perplexity"] == runs["promoted"]["perplexity"]
+    assert runs["held"]["test/perplexity"] == runs["promoted"]["test/perplexity"]
 
 
 def test_run_directory_holds_what_a_person_looks_for(project: Project, runs: dict[str, Any]) -> None:
@@ -225,12 +225,12 @@ def test_mlflow_shows_parent_steps_and_trials(settings: Settings, runs: dict[str
     parents = {r.info.run_name: r for r in found if "mlflow.parentRunId" not in r.data.tags}
     parent = parents[runs["promoted"]["run_id"]]
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["perplexity"] == pytest.approx(runs["promoted"]["perplexity"])
+    assert parent.data.metrics["test/perplexity"] == pytest.approx(runs["promoted"]["test/perplexity"])
     trials = [r for r in found if r.info.run_name.startswith("trial ") and r.info.status == "FINISHED"]
     assert len(trials) == 16 and all("proxy_loss_nats" in r.data.metrics for r in trials)
     pretrain = [r for r in found if r.data.tags.get("step") == "pretrain" and r.info.status == "FINISHED"]
     assert pretrain[0].data.tags["kernel.cross_entropy/cpu/float32"] == "chunked", "which kernels ran is recorded"
-    history = client.get_metric_history(pretrain[0].info.run_id, "loss_nats")
+    history = client.get_metric_history(pretrain[0].info.run_id, "train/loss_nats")
     assert len(history) >= 3 and len({m.step for m in history}) == len(history)
 
 

@@ -304,7 +304,7 @@ def test_the_first_champion_says_what_it_was_made_of(champion: ModelVersion) -> 
     assert data.kind == "dataset" and data.sha256 == champion.facts["dataset_sha256"]
     assert (champion.lineage.config_digest, champion.lineage.code_digest) == ("recipe", "code")
     assert champion.lineage.image == "image@sha256:1" and champion.lineage.parent == ""
-    assert champion.lineage.metrics["perplexity"] == champion.facts["perplexity"]
+    assert champion.lineage.metrics["test/perplexity"] == champion.facts["perplexity"]
     assert champion.lineage.latency_ms == {champion.facts["device"]: champion.facts["latency_ms"]}
     assert (
         champion.hook
@@ -316,7 +316,7 @@ def test_a_worse_challenger_is_held_and_the_report_says_why(settings: Settings, 
     verdict = worse.read("verdict", "verdict.json")
     assert verdict["decision"] == "hold" and verdict["parent"] == verdict["champion_version"] == "1"
     for data in ("new data", "first data"):
-        assert any(reason.startswith(f"perplexity on {data}") for reason in verdict["reasons"])
+        assert any(reason.startswith(f"test/perplexity on {data}") for reason in verdict["reasons"])
     manifest = Manifest.read(worse.path("report"))
     assert manifest.metadata["decision"] == "hold" and manifest.metadata["reasons"] == verdict["reasons"]
     page = ObjectStore(settings).get_tree(manifest, worse.directory / "report") / "report.html"
@@ -347,9 +347,9 @@ def test_a_killed_step_resumes_and_the_better_challenger_is_promoted(
     aliases = {alias: v.version for v in model_registry.list_versions(settings, NAME) for alias in v.aliases}
     assert aliases == {"champion": "2", "previous": champion.version}
     results = document(promoted, project, "evaluation", "evaluation.json")["results"]
-    before, after = (results["new data"][side]["perplexity"] for side in ("champion", "challenger"))
+    before, after = (results["new data"][side]["test/perplexity"] for side in ("champion", "challenger"))
     assert after < 0.9 * before
-    assert current.facts["perplexity"] == results["first data"]["challenger"]["perplexity"]
+    assert current.facts["perplexity"] == results["first data"]["challenger"]["test/perplexity"]
     assert current.facts["dataset_sha256"] == champion.facts["dataset_sha256"]
     assert current.lineage.latency_ms.keys() == champion.lineage.latency_ms.keys()
     report = (promoted["directory"] / "report.html").read_text()
@@ -361,7 +361,7 @@ def test_champions_numbers_are_those_it_was_registered_with(
 ) -> None:
     """An fp32 export holds the checkpoint's weights: the same model, data and code give the same perplexity."""
     results = document(runs["promoted"], project, "evaluation", "evaluation.json")["results"]
-    assert results["first data"]["champion"]["perplexity"] == pytest.approx(champion.facts["perplexity"], rel=1e-6)
+    assert results["first data"]["champion"]["test/perplexity"] == pytest.approx(champion.facts["perplexity"], rel=1e-6)
 
 
 def test_only_unseen_documents_were_trained_on(project: Project, champion: ModelVersion, runs: dict[str, Any]) -> None:

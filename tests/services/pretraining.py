@@ -72,5 +72,5 @@ def metric_steps(settings: Settings, name: str) -> list[int]:
     """Steps of the training loss in the newest MLflow run of that name."""
     api = MlflowApi(settings)
     run = api.search_runs(f"attributes.run_name = '{name}'")[0]["info"]["run_id"]
-    history = api.get("metrics/get-history", run_id=run, metric_key="loss_nats")["metrics"]
+    history = api.get("metrics/get-history", run_id=run, metric_key="train/loss_nats")["metrics"]
     return sorted({int(point["step"]) for point in history})

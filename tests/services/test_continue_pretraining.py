@@ -52,8 +52,8 @@ def test_it_is_the_same_run_in_one_process_in_two_and_on_two_nodes(
     change = (expected["embedding.weight"] - tiny.model(width=32).state_dict()["embedding.weight"]).abs().max()
     assert 1e-4 < change < 6 * 1e-3, "six steps of AdamW from the exported weights, each no larger than its rate"
     for name in ("together", "nodes"):
-        assert results[name]["validation_loss_nats"] == pytest.approx(
-            results["alone"]["validation_loss_nats"], abs=1e-4
+        assert results[name]["validation/loss_nats"] == pytest.approx(
+            results["alone"]["validation/loss_nats"], abs=1e-4
         )
         found = weights(store, files[name])
         for key, tensor in expected.items():

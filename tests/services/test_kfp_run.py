@@ -267,7 +267,7 @@ def test_headline_and_decision_are_on_the_parent(cluster: Cluster, store: Object
     run_end.end_run("COMPLETE")
     parent = cluster.parent()
     metrics = {metric["key"]: metric["value"] for metric in parent["data"]["metrics"]}
-    assert metrics == {"unigram_entropy_nats": 5.0, "perplexity": 12.5, "latency_ms": 3.0}
+    assert metrics == {"unigram_entropy_nats": 5.0, "test/perplexity": 12.5, "latency_ms": 3.0}
     assert tags(parent)["operators"] == "DFAF"
     assert tags(parent)["decision"] == "promote, but the model was not registered"  # that task was skipped
     assert MlflowApi(settings).read_artifact(settings.parent_run_id, "report.html") == b"<p>report</p>"

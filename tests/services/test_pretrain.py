@@ -66,7 +66,7 @@ def test_two_processes_that_are_stopped_and_resumed_give_the_run_of_one(
     start_and_terminate(arguments, tmp_path / "events.jsonl")
     double = run_step("pretrain", **arguments)
     assert 3 <= double["resumed_from_step"] < STEPS and single["resumed_from_step"] == 0
-    assert double["validation_loss_nats"] == pytest.approx(single["validation_loss_nats"], abs=1e-4)
+    assert double["validation/loss_nats"] == pytest.approx(single["validation/loss_nats"], abs=1e-4)
     assert "on 2 processes" in double["summary"] and "processes" not in single["summary"]
     expected, found = weights(store, alone), weights(store, together)
     assert found.keys() == expected.keys()
@@ -92,7 +92,7 @@ def test_the_same_weights_have_the_same_address_however_long_they_took(
     assert made[0].metadata["train_time_s"] != made[1].metadata["train_time_s"]
     assert {"tokens_per_s", "step_time_ms", "device", "resumed_from_step"} <= set(made[0].metadata)
     rows = (store.get_tree(made[0], tmp_path / "tree") / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == [2, 4, 6] and "loss_nats" in rows[0]
+    assert [json.loads(row)["step"] for row in rows] == [2, 4, 6] and "train/loss_nats" in rows[0]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

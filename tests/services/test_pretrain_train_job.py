@@ -60,7 +60,7 @@ def test_two_nodes_give_the_run_of_one_process(
     monkeypatch.delenv(train_job.VARIABLE)
     alone = run_step("pretrain", **arguments | {"parameters": arguments["parameters"] | {"code_digest": "alone"}})
     assert alone["resumed_from_step"] == 0, "another run's checkpoints"
-    assert result["validation_loss_nats"] == pytest.approx(alone["validation_loss_nats"], abs=1e-4)
+    assert result["validation/loss_nats"] == pytest.approx(alone["validation/loss_nats"], abs=1e-4)
 
 
 def test_the_failure_of_a_worker_and_of_its_pod_are_told(

@@ -236,7 +236,7 @@ def test_retraining_starts_from_what_was_registered(
     assert deployed.sha256 == registered["sha256"]
     evaluated = Manifest.read(tmp_path / "artifacts" / "evaluation.json")
     document = json.loads((tmp_path / "trees" / evaluated.sha256 / "evaluation.json").read_text())
-    champion = document["results"]["first data"]["champion"]["perplexity"]
+    champion = document["results"]["first data"]["champion"]["test/perplexity"]
     assert champion == pytest.approx(registered["perplexity"], rel=1e-6)  # the same weights, data and code
     assert Manifest.read(tmp_path / "artifacts" / "exported.json").metadata["weight_norm"] == "on"
     assert results["judged"]["decision"] in ("promote", "hold")

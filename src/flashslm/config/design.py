@@ -32,7 +32,10 @@ class DataConfig(Section):
     )
     max_bytes: int = Field(default=0, ge=0, description="Bytes of text to read; 0: all of it.")
     validation_fraction: float = Field(
-        default=0.05, gt=0, lt=0.5, description="Share of the documents that is held out."
+        default=0.05, gt=0, lt=0.5, description="Share of the documents that may steer, but are not trained on."
+    )
+    test_fraction: float = Field(
+        default=0.05, gt=0, lt=0.5, description="Share of the documents that only judge, and steer nothing."
     )
     tokenizer: Annotated[str, LocalPath(or_id=True)] = Field(
         default="train", description="'train': byte-level BPE on this text; else a directory or an id on the hub."
@@ -207,6 +210,7 @@ class ScalingConfig(Section):
     batch_size: int = Field(default=32, ge=1, description="Sequences per optimizer step.")
     sequence_length: int = Field(default=1024, ge=8, description="Tokens per sequence.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
+    validation_tokens: int = Field(default=524_288, ge=1, description="Validation tokens that a loss is measured on.")
     bootstrap: int = Field(
         default=100, ge=10, description="Resampled fits behind the intervals of the law's constants."
     )
@@ -239,7 +243,9 @@ class SearchConfig(Section):
     batch_size: int = Field(default=32, ge=1, description="Sequences per optimizer step.")
     sequence_length: int = Field(default=1024, ge=8, description="Tokens per sequence.")
     learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")
-    validation_batches: int = Field(default=16, ge=1, description="Batches that the proxy loss is measured on.")
+    validation_tokens: int = Field(
+        default=524_288, ge=1, description="Validation tokens that the proxy loss is measured on."
+    )
 
     @model_validator(mode="after")
     def _sample_fits_population(self) -> "SearchConfig":

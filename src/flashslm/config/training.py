@@ -105,7 +105,11 @@ class TrainingConfig(Section):
     isolate_documents: bool = Field(
         default=False, description="Attention, convolutions and states start again at a document's first token."
     )
-    validation_batches: int = Field(default=16, ge=1, description="Batches per validation.")
+    validation_tokens: int = Field(
+        default=1_048_576,
+        ge=1,
+        description="Tokens per validation: a fixed sample of the split, the same for every micro-batch and seed.",
+    )
     validate_every_steps: int = Field(
         default=500, ge=1, description="Steps between validations; the last step has one too."
     )
@@ -176,7 +180,7 @@ class EvaluationConfig(Section):
 
     sequence_length: int = Field(default=1024, ge=8, description="Tokens per sequence of the perplexity.")
     batch_size: int = Field(default=16, ge=1, description="Sequences that are evaluated together.")
-    max_tokens: int = Field(default=0, ge=0, description="Validation tokens that are evaluated; 0: the whole split.")
+    max_tokens: int = Field(default=0, ge=0, description="Test tokens that are evaluated; 0: the whole split.")
     needle_lengths: Distinct[Annotated[int, Field(ge=18)]] = Field(
         default=(1024, 4096), description="Tokens of the texts that a key and its value have to be found in."
     )

@@ -14,6 +14,7 @@ from flashslm.data.shards import SplitReader
 
 IGNORE_INDEX = -100  # targets with this value are excluded from the loss
 FEISTEL_ROUNDS = 6
+SAMPLE_SEED = 0
 
 
 class Batch(NamedTuple):
@@ -48,10 +49,11 @@ class TokenLoader:
         self._reader = SplitReader(Path(directory) / split)
         self.num_tokens = self._reader.index.tokens
         self.end_of_document_id = self._reader.index.end_of_document_id
+        share = "" if split == "train" else f", data.{split}_fraction"
         if self.num_tokens < sequence_length + 1:
             raise ValueError(
                 f"the {split} split has {self.num_tokens} tokens, one window needs {sequence_length + 1}: shorten "
-                "sequence_length, or prepare more text (data.max_bytes, data.validation_fraction)"
+                f"sequence_length, or prepare more text (data.max_bytes{share})"
             )
         if batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} is not a multiple of world_size {world_size}")
@@ -73,6 +75,21 @@ class TokenLoader:
         """This rank's rows of training batch `step` (0, 1, …): each epoch shows every window once, in its own order."""
         samples = (step * self.batch_size + row for row in self._rows)
         return self._assemble([self._training_start(sample) for sample in samples])
+
+    def sample(self, tokens: int) -> Iterator[Batch]:
+        """At least `tokens` targets of the split in whole windows, or all of them: spread over it at random.
+
+        They are the same for every batch size, number of ranks and seed, so that losses over them compare. Every batch
+        has the full shape, as those of `sequential`.
+        """
+        windows = -(-(self.num_tokens - 1) // self.sequence_length)
+        keys = _epoch_keys(SAMPLE_SEED, 0)
+        chosen = [permute(i, windows, keys) for i in range(min(windows, -(-tokens // self.sequence_length)))]
+        starts = [window * self.sequence_length for window in sorted(chosen)]
+        for first in range(0, len(starts), self.batch_size):
+            batch = starts[first : first + self.batch_size]
+            batch += [self.num_tokens] * (self.batch_size - len(batch))
+            yield self._assemble([batch[row] for row in self._rows])
 
     def sequential(self, max_batches: int = 0) -> Iterator[Batch]:
         """The split in stream order, each token predicted once; `max_batches` stops early (0 = all).

@@ -24,7 +24,8 @@ from flashslm.data.shards import ShardWriter, SplitIndex, SplitReader
 from flashslm.data.sources import describe_source, read_documents
 from flashslm.data.tokenizer import copy_tokenizer, save_tokenizer, train_tokenizer
 
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")
+HELD_OUT = SPLITS[1:]
 BATCH_CHARACTERS = 4_000_000  # text encoded at once
 PROGRESS_DOCUMENTS = 50_000
 DIGESTS_FILE = "documents.sha256"  # 16 bytes per document, sorted: what tells text that was seen from new text
@@ -52,10 +53,13 @@ class DatasetSummary(BaseModel):
     validation_documents: int
     validation_bytes: int
     validation_tokens: int
+    test_documents: int
+    test_bytes: int
+    test_tokens: int
     vocab_size: int
     end_of_document_id: int
     bytes_per_token: float  # validation text bytes per predicted token
-    unigram_entropy_nats: float  # of validation's predicted tokens: the loss of the best context-free model of them
+    unigram_entropy_nats: float  # of the test split's predicted tokens: the loss of the best context-free model of them
 
 
 def prepare_dataset(
@@ -66,14 +70,16 @@ def prepare_dataset(
     on_progress: Callable[[str], None] = log.info,
     documents: Iterable[Document] | None = None,
 ) -> DatasetSummary:
-    """Write `directory`/{tokenizer,train,validation}/, the documents' digests and, last, dataset.json.
+    """Write `directory`/{tokenizer,train,validation,test}/, the documents' digests and, last, dataset.json.
 
     The text is that of the recipe's source unless `documents` are given.
 
-    A document belongs to validation by a hash of its own text, so the split does not change with the order, the seed or
-    other documents; where none does, the one with the lowest hash is taken. While this runs, the temporary directory
-    ($TMPDIR) holds the text once more; memory grows by about 100 bytes per document (the set of hashes) over a bound
-    set by `tokenizer_bytes` and `shard_tokens`.
+    Models learn from train, validation may steer (the search, the law, the variant), test only judges. A document
+    belongs to one of them by a hash of its own text, so the splits do not change with the order, the seed or other
+    documents; where none belongs to validation or test, the one with the lowest hash is taken.
+
+    While this runs, the temporary directory ($TMPDIR) holds the text once more; memory grows by about 100 bytes per
+    document (the set of hashes) over a bound set by `tokenizer_bytes` and `shard_tokens`.
     Raises ValueError when the text cannot make a data set (UnusableText: too little); the message says what to change.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -83,7 +89,8 @@ def prepare_dataset(
     with tempfile.TemporaryDirectory(prefix="flashslm-text-") as spool:
         text = read_documents(config, seed, s3_client) if documents is None else documents
         collected = _collect(text, config, Path(spool), on_progress)
-        _ensure_validation(collected, Path(spool))
+        for split in HELD_OUT:
+            _ensure_document(split, collected, Path(spool))
         _refuse_unusable(collected, config)
         tokenizer, end_id = copied or _train_tokenizer(config, collected.sample, directory)
         _take_text_as_it_is(tokenizer)
@@ -93,7 +100,7 @@ def prepare_dataset(
             writer = ShardWriter(directory / split, tokenizer.get_vocab_size(), end_id, config.shard_tokens)
             indices[split] = _encode(tokenizer, Path(spool) / split, writer)
             on_progress(f"{split}: {indices[split].tokens:,} tokens")
-    counts = SplitReader(directory / "validation").token_counts(tokenizer.get_vocab_size())
+    counts = SplitReader(directory / "test").token_counts(tokenizer.get_vocab_size())
     summary = _summarise(config, collected, indices, counts)
     (directory / DIGESTS_FILE).write_bytes(b"".join(sorted(collected.seen)))
     (directory / "dataset.json").write_text(summary.model_dump_json(indent=1), encoding="utf-8")
@@ -105,8 +112,12 @@ def document_digest(text: str) -> bytes:
     return hashlib.sha256(" ".join(unicodedata.normalize("NFC", text).split()).encode()).digest()
 
 
-def is_validation(digest: bytes, fraction: float) -> bool:
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+def split_of(digest: bytes, config: DataConfig) -> str:
+    """The split that a document belongs to."""
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    if place < config.validation_fraction:
+        return "validation"
+    return "test" if place < config.validation_fraction + config.test_fraction else "train"
 
 
 def entropy_nats(counts: NDArray[np.int64]) -> float:
@@ -166,7 +177,7 @@ def _collect(
                 collected.duplicates += 1
                 continue
             collected.seen.add(digest[:DIGEST_BYTES])
-            split = "validation" if is_validation(digest, config.validation_fraction) else "train"
+            split = split_of(digest, config)
             collected.documents[split] += 1
             files[split].write(json.dumps(document.text, ensure_ascii=False) + "\n")
             if split == "train" and config.tokenizer == "train":
@@ -176,9 +187,9 @@ def _collect(
     return collected
 
 
-def _ensure_validation(collected: Collected, spool: Path) -> None:
-    """Of few documents none may belong to validation: then the one whose hash is nearest to it does."""
-    if collected.documents["validation"] or collected.documents["train"] < 2:
+def _ensure_document(split: str, collected: Collected, spool: Path) -> None:
+    """Of few documents none may belong to a split: then that of train whose hash is nearest to it does."""
+    if collected.documents[split] or collected.documents["train"] < 2:
         return
     former = (spool / "train").rename(spool / "all")
     with former.open(encoding="utf-8") as lines:
@@ -186,10 +197,10 @@ def _ensure_validation(collected: Collected, spool: Path) -> None:
     with former.open(encoding="utf-8") as lines, (spool / "train").open("w", encoding="utf-8") as train:
         for number, line in enumerate(lines):
             if number == nearest:
-                (spool / "validation").write_text(line, encoding="utf-8")
+                (spool / split).write_text(line, encoding="utf-8")
             else:
                 train.write(line)
-    collected.documents = {"train": collected.documents["train"] - 1, "validation": 1}
+    collected.documents |= {"train": collected.documents["train"] - 1, split: 1}
 
 
 def _refuse_unusable(collected: Collected, config: DataConfig) -> None:
@@ -200,7 +211,8 @@ def _refuse_unusable(collected: Collected, config: DataConfig) -> None:
     if empty:
         raise UnusableText(
             f"all {total} documents fell outside the {empty[0]} split: give more documents (a text file is one; JSONL "
-            f"holds one per line) or change data.validation_fraction ({config.validation_fraction})"
+            f"holds one per line) or change data.validation_fraction ({config.validation_fraction}) or "
+            f"data.test_fraction ({config.test_fraction})"
         )
 
 
@@ -246,18 +258,21 @@ def _batches(spool: Path) -> Iterator[list[str]]:
 def _summarise(
     config: DataConfig, collected: Collected, indices: dict[str, SplitIndex], counts: NDArray[np.int64]
 ) -> DatasetSummary:
-    train, validation = indices["train"], indices["validation"]
+    train, validation, test = (indices[split] for split in SPLITS)
     return DatasetSummary(
         source=describe_source(config),
-        documents=train.documents + validation.documents,
+        documents=sum(index.documents for index in indices.values()),
         duplicates_dropped=collected.duplicates,
-        bytes=train.bytes + validation.bytes,
+        bytes=sum(index.bytes for index in indices.values()),
         train_documents=train.documents,
         train_bytes=train.bytes,
         train_tokens=train.tokens,
         validation_documents=validation.documents,
         validation_bytes=validation.bytes,
         validation_tokens=validation.tokens,
+        test_documents=test.documents,
+        test_bytes=test.bytes,
+        test_tokens=test.tokens,
         vocab_size=len(counts),
         end_of_document_id=validation.end_of_document_id,
         bytes_per_token=validation.bytes / (validation.tokens - 1),

@@ -36,8 +36,8 @@ def evaluate_perplexity(
             break
     loss_nats = total_nats / tokens
     return {
-        "validation_loss_nats": loss_nats,
-        "perplexity": math.exp(min(loss_nats, _MAX_NATS)),
-        "bits_per_byte": total_nats / math.log(2) / loader.bytes_predicted(tokens),
-        "evaluated_tokens": tokens,
+        "test/loss_nats": loss_nats,
+        "test/perplexity": math.exp(min(loss_nats, _MAX_NATS)),
+        "test/bits_per_byte": total_nats / math.log(2) / loader.bytes_predicted(tokens),
+        "test/tokens": tokens,
     }

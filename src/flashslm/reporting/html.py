@@ -11,8 +11,8 @@ from flashslm.reporting import charts
 from flashslm.reporting.run_facts import Headline, RunFacts, duration
 
 CURVES = {
-    "loss_nats": "training loss (nats)",
-    "validation_loss_nats": "validation loss (nats)",
+    "train/loss_nats": "training loss (nats)",
+    "validation/loss_nats": "validation loss (nats)",
     "weight_norm": "mean norm of the weight vectors",
     "gradient_norm": "gradient norm",
 }

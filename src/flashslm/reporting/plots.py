@@ -22,7 +22,8 @@ def figures(run: RunArtifacts) -> dict[str, Figure]:
         "scaling_fit": scaling_fit(run.scaling),
         "pareto": pareto(run.history, run.pareto, run.best),
     }
-    return drawn | {f"ablation_{key}": ablation_curves(run.ablation, key, label) for key, label in CURVES.items()}
+    curves = {key.replace("/", "_"): ablation_curves(run.ablation, key, label) for key, label in CURVES.items()}
+    return drawn | {f"ablation_{stem}": figure for stem, figure in curves.items()}
 
 
 def _figure(draw: Callable[[Axes], None], xlabel: str, ylabel: str) -> Figure:

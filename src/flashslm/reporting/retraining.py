@@ -49,9 +49,9 @@ NEW_DATA = "new data"
 
 
 LABELS = {
-    "perplexity": "perplexity per token",
-    "validation_loss_nats": "validation loss, nats per token",
-    "bits_per_byte": "bits per byte",
+    "test/perplexity": "perplexity per token",
+    "test/loss_nats": "loss, nats per token",
+    "test/bits_per_byte": "bits per byte",
 }
 
 
@@ -62,7 +62,7 @@ def _rows(evaluation: dict[str, Any] | None) -> list[dict[str, str]]:
     rows = []
     for data in dict.fromkeys(c["data"] for c in evaluation["comparisons"] if c["data"] in evaluation["results"]):
         champion, challenger = (evaluation["results"][data][side] for side in ("champion", "challenger"))
-        name = f"{data} ({champion['evaluated_tokens']:,} tokens)"
+        name = f"{data} ({champion['test/tokens']:,} tokens)"
         rows += [_row(name, label, champion[key], challenger[key], share=False) for key, label in LABELS.items()]
         for before, after in zip(champion["needle"], challenger["needle"], strict=True):
             needle = f"needle in {before['length']} tokens, {before['samples']} samples"

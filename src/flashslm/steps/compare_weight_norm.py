@@ -7,6 +7,7 @@ from typing import Any
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.context import StepContext
 from flashslm.training.ablation import DivergedRun, VariantRun, choose_deployed, compare, load_run, step_times
+from flashslm.training.spec import VALIDATION_LOSS
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def run(context: StepContext) -> dict[str, Any]:
     context.publish_json("ablation", {"ablation.json": ablation.model_dump(mode="json")}, facts)
     context.outputs["chosen"] = manifests[runs.index(deployed)]
     return {
-        **{f"validation_loss_{v.weight_norm}_nats": v.validation_loss_nats for v in ablation.variants},
+        **{f"{VALIDATION_LOSS}_weight_norm_{v.weight_norm}": v.validation_loss_nats for v in ablation.variants},
         "difference_nats": ablation.difference_nats,
         "step_time_increase": times.step_time_increase,
         "chosen_weight_norm": deployed.weight_norm,

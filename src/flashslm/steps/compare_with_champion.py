@@ -12,12 +12,11 @@ from flashslm.infra.registry.gate import Comparison
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.hybrid import HybridLM
 from flashslm.steps.context import StepContext
-from flashslm.steps.evaluate import evaluate_model
+from flashslm.steps.evaluate import HEADLINE, evaluate_model
 from flashslm.steps.fetch_champion import champions_data
 
 NEW = "new data"
 BASE = "first data"
-HEADLINE = ("validation_loss_nats", "perplexity", "bits_per_byte")
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -32,15 +31,15 @@ def run(context: StepContext) -> dict[str, Any]:
     results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in datasets}
     with context.scratch() as directory:
         for name, manifest in datasets.items():
-            context.store.get_part(manifest, ("validation/", "tokenizer/"), directory / name)
+            _require_test_split(context.store.get_part(manifest, ("test/", "tokenizer/"), directory / name), name)
         for side, source in (("champion", "deployed"), ("challenger", "exported")):
             model = load_export(context.fetch(source) / "huggingface", pick_device("auto")).to(torch.float32).eval()
             for name in datasets:
                 found = results[name][side] = _evaluate(model, directory / name, context.config, name)
-                context.events.emit("progress", f"{side} on {name}: perplexity {found['perplexity']:.2f}")
+                context.events.emit("progress", f"{side} on {name}: perplexity {found['test/perplexity']:.2f}")
     compared = [c for name, of in results.items() for c in comparisons(name, of["challenger"], of["champion"])]
     headline = {key: results[BASE]["challenger"][key] for key in HEADLINE}
-    new = {f"new_{key}": results[NEW]["challenger"][key] for key in HEADLINE}
+    new = {key.replace("/", "/new_"): results[NEW]["challenger"][key] for key in HEADLINE}
     documents = {
         "results": results,
         "comparisons": [c.model_dump() for c in compared],
@@ -48,16 +47,24 @@ def run(context: StepContext) -> dict[str, Any]:
     }
     facts = headline | new | {"dataset_sha256": base.sha256}
     context.publish_json("evaluation", {"evaluation.json": documents}, facts)
-    before, after = (results[NEW][side]["perplexity"] for side in ("champion", "challenger"))
+    before, after = (results[NEW][side]["test/perplexity"] for side in ("champion", "challenger"))
     return (
         headline
         | new
         | {
-            "champion_new_perplexity": before,
+            "test/champion_new_perplexity": before,
             "summary": f"perplexity on new data {before:.2f} to {after:.2f}, on first data "
-            f"{results[BASE]['champion']['perplexity']:.2f} to {headline['perplexity']:.2f}",
+            f"{results[BASE]['champion']['test/perplexity']:.2f} to {headline['test/perplexity']:.2f}",
         }
     )
+
+
+def _require_test_split(dataset: Path, name: str) -> None:
+    if not (dataset / "test").is_dir():
+        raise ValueError(
+            f"the champion's {name} have no test split: they were prepared by an older version; train a new champion "
+            "with design_and_train"
+        )
 
 
 def yardsticks(data: list[Manifest], limit: int) -> dict[str, Manifest]:
@@ -76,7 +83,7 @@ def _evaluate(model: HybridLM, dataset: Path, recipe: RunConfig, name: str) -> d
 
 def comparisons(data: str, challenger: dict[str, Any], champion: dict[str, Any]) -> list[Comparison]:
     """Perplexity, retrieval and accuracies of one data set, as the gate takes them."""
-    made = [_comparison("perplexity", data, challenger, champion, higher_is_better=False, must_gain=data == NEW)]
+    made = [_comparison("test/perplexity", data, challenger, champion, higher_is_better=False, must_gain=data == NEW)]
     needles = [key for key in champion if key.startswith("needle_accuracy_")]
     made += [_comparison(key, data, challenger, champion) for key in needles]
     for task, metrics in champion["tasks"].items():

@@ -1,4 +1,4 @@
-"""evaluate: validation perplexity, bits per byte, needle retrieval, and the recipe's lm-eval tasks."""
+"""evaluate: test perplexity, bits per byte, needle retrieval, and the recipe's lm-eval tasks."""
 
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_model
 from flashslm.steps.context import StepContext
 
+HEADLINE = ("test/loss_nats", "test/perplexity", "test/bits_per_byte")
+
 
 def run(context: StepContext) -> dict[str, Any]:
     """Outputs `evaluation`: evaluation.json; perplexity and the data's digest travel in the manifest for the gate."""
@@ -24,7 +26,7 @@ def run(context: StepContext) -> dict[str, Any]:
     facts = context.manifest("dataset").metadata
     results = evaluate_model(model, dataset, context.config)
     results["unigram_entropy_nats"] = facts["unigram_entropy_nats"]
-    headline = {k: results[k] for k in ("validation_loss_nats", "perplexity", "bits_per_byte")}
+    headline = {k: results[k] for k in HEADLINE}
     context.publish_json(
         "evaluation",
         {"evaluation.json": results},
@@ -32,15 +34,15 @@ def run(context: StepContext) -> dict[str, Any]:
     )
     return {
         **{k: v for k, v in results.items() if isinstance(v, int | float)},
-        "summary": f"perplexity {results['perplexity']:.2f} ({results['validation_loss_nats']:.3f} nats; unigram "
-        f"entropy {facts['unigram_entropy_nats']:.3f}), {results['bits_per_byte']:.3f} bits/byte",
+        "summary": f"test perplexity {results['test/perplexity']:.2f} ({results['test/loss_nats']:.3f} nats; unigram "
+        f"entropy {facts['unigram_entropy_nats']:.3f}), {results['test/bits_per_byte']:.3f} bits/byte",
     }
 
 
 def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> dict[str, Any]:
     """All that the recipe asks for: one flat dict, with `needle`, `samples` and `tasks`; documents as in training."""
     config, seed = recipe.evaluation, recipe.seed
-    loader = TokenLoader(dataset, "validation", config.sequence_length, config.batch_size, seed)
+    loader = TokenLoader(dataset, "test", config.sequence_length, config.batch_size, seed)
     isolated = recipe.training.isolate_documents
     results: dict[str, Any] = dict(evaluate_perplexity(model, loader, config.max_tokens, isolated))
     needles = [evaluate_needle(model, loader, length, config.needle_samples, seed) for length in config.needle_lengths]

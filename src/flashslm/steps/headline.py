@@ -9,7 +9,7 @@ from flashslm.infra.storage.object_store import Manifest
 from flashslm.infra.tracking import mlflow_runs
 
 _KEYS = {
-    "evaluation": ("perplexity", "validation_loss_nats", "bits_per_byte", "new_perplexity"),
+    "evaluation": ("test/perplexity", "test/loss_nats", "test/bits_per_byte", "test/new_perplexity"),
     "dataset": ("unigram_entropy_nats", "reason"),
     "chosen": ("reason",),
     "exported": ("latency_ms", "parameters", "operators"),

@@ -7,7 +7,7 @@ from flashslm.steps.context import StepContext
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `dataset`: tokenizer/, train/, validation/ and dataset.json."""
+    """Outputs `dataset`: tokenizer/, train/, validation/, test/ and dataset.json."""
     config = context.config
     with context.scratch() as directory:
         summary = prepare_dataset(config.data, config.seed, directory, s3_client=context.store.client)
@@ -17,6 +17,7 @@ def run(context: StepContext) -> dict[str, Any]:
     return {
         "train_tokens": summary.train_tokens,
         "validation_tokens": summary.validation_tokens,
+        "test_tokens": summary.test_tokens,
         "vocab_size": summary.vocab_size,
         "bytes_per_token": summary.bytes_per_token,
         "unigram_entropy_nats": summary.unigram_entropy_nats,

@@ -34,6 +34,7 @@ def run(context: StepContext) -> dict[str, Any]:
         "decision": "retrain",
         "train_tokens": summary.train_tokens,
         "validation_tokens": summary.validation_tokens,
+        "test_tokens": summary.test_tokens,
         "new_bytes": summary.bytes,
         "summary": f"{summary.documents:,} new documents, {summary.bytes / 1e6:.2f} MB ({text.seen_documents:,} of "
         f"{text.documents:,} were seen before)",
@@ -58,7 +59,8 @@ def too_little(summary: DatasetSummary, config: RunConfig) -> str:
     evaluated = max(config.evaluation.sequence_length, *config.evaluation.needle_lengths, 0)
     for split, tokens, needed in (
         ("train", summary.train_tokens, config.training.sequence_length),
-        ("validation", summary.validation_tokens, max(evaluated, config.training.sequence_length)),
+        ("validation", summary.validation_tokens, config.training.sequence_length),
+        ("test", summary.test_tokens, evaluated),
     ):
         if tokens <= needed:
             return f"only {tokens:,} new {split} tokens, one window or needle text needs {needed + 1:,}"

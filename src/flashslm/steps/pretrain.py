@@ -20,6 +20,7 @@ from flashslm.models.serialization import load_architecture
 from flashslm.steps.context import StepContext
 from flashslm.training.node import node_command
 from flashslm.training.spec import (
+    VALIDATION_LOSS,
     Fetch,
     FromArchitecture,
     FromExport,
@@ -189,7 +190,7 @@ def summarized(outcome: TrainOutcome, what: str) -> dict[str, Any]:
     if outcome.resumed_from_step:
         summary += f" (resumed from step {outcome.resumed_from_step})"
     return {
-        "validation_loss_nats": outcome.validation_loss_nats,
+        VALIDATION_LOSS: outcome.validation_loss_nats,
         "resumed_from_step": outcome.resumed_from_step,
         "train_tokens_per_s": outcome.tokens_per_s,
         "summary": summary,

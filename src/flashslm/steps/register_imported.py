@@ -35,14 +35,13 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
 from flashslm.steps import prepare_data
 from flashslm.steps.context import StepContext
-from flashslm.steps.evaluate import evaluate_model
+from flashslm.steps.evaluate import HEADLINE, evaluate_model
 from flashslm.steps.export_model import measure
 from flashslm.steps.recipe_checks import beyond_positions
 from flashslm.training.weight_norm import weight_norms
 
 STEP = "register_imported"
 _KNOWN_FILES = {*REQUIRED_FILES, *TOKENIZER_FILES, README, RECIPE_FILE, INDEX_FILE, "LICENSE", "LICENSE.md", "NOTICE"}
-_HEADLINE = ("validation_loss_nats", "perplexity", "bits_per_byte")
 
 
 def register_imported(
@@ -166,8 +165,12 @@ def _measure_and_register(
         context = StepContext(STEP, own, settings, store, mlflow_run, events, inputs={}, parameters={})
         quality, facts = _measure(context, model)
         dataset = context.outputs["dataset"]
-        measured = {"perplexity": quality["perplexity"], "dataset_sha256": dataset.sha256, "sha256": manifest.sha256}
-        headline = {key: quality[key] for key in _HEADLINE}
+        measured = {
+            "perplexity": quality["test/perplexity"],
+            "dataset_sha256": dataset.sha256,
+            "sha256": manifest.sha256,
+        }
+        headline = {key: quality[key] for key in HEADLINE}
         return model_registry.register(
             settings,
             name,

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flashslm.statistics import Difference, judge, t_difference
+from flashslm.training.spec import TRAIN_LOSS, VALIDATION_LOSS
 
 
 class VariantRun(BaseModel):
@@ -62,7 +63,7 @@ class StepTimes(BaseModel):
     step_time_increase: float | None
 
 
-CURVES = ("loss_nats", "validation_loss_nats", "weight_norm", "gradient_norm")
+CURVES = (TRAIN_LOSS, VALIDATION_LOSS, "weight_norm", "gradient_norm")
 
 
 def compare(runs: list[VariantRun], diverged: Sequence[DivergedRun] = ()) -> Ablation:

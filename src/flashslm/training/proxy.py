@@ -3,7 +3,6 @@
 from flashslm.config import ScalingConfig, SearchConfig, TrainingConfig
 
 MAX_WARMUP_STEPS = 100
-VALIDATION_BATCHES = 16  # of the scaling family, whose section has no setting of its own
 LOG_ROWS = 50  # a proxy's curve is looked at, not analysed
 
 
@@ -22,7 +21,7 @@ def proxy_training(section: ScalingConfig | SearchConfig, threads: int, *, decay
         min_learning_rate_ratio=0.1 if decay else 1.0,
         warmup_steps=min(MAX_WARMUP_STEPS, section.steps // 10),
         threads=threads,
-        validation_batches=section.validation_batches if isinstance(section, SearchConfig) else VALIDATION_BATCHES,
+        validation_tokens=section.validation_tokens,
         validate_every_steps=section.steps,
         log_every_steps=max(1, section.steps // LOG_ROWS),
     )

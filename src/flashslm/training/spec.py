@@ -12,6 +12,7 @@ from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.architecture import Architecture
 
 OnMetrics = Callable[[int, dict[str, float]], None]
+TRAIN_LOSS, VALIDATION_LOSS = "train/loss_nats", "validation/loss_nats"  # columns of the history
 OnResume = Callable[[int, str], None]  # the step and the checkpoint that a run goes on from
 # Of the device and the moment, not of what was trained: columns of the history.
 SPEEDS = ("tokens_per_s", "step_time_ms", "tflops_per_s", "mfu", "peak_memory_bytes")
@@ -87,8 +88,8 @@ class TrainOutcome(_Values):
 
     steps: int
     tokens_seen: int
-    loss_nats: float
-    validation_loss_nats: float
+    train_loss_nats: float  # of the last step's batch
+    validation_loss_nats: float  # over the fixed sample of the validation split, after the last step
     tokens_per_s: float
     train_time_s: float  # in steps alone: no validation, no checkpoints; over all attempts
     precision: str
@@ -102,7 +103,7 @@ class TrainOutcome(_Values):
 
     def results(self) -> dict[str, Any]:
         """The numbers of the whole run that another run of the same work has too."""
-        same = {"steps", "tokens_seen", "loss_nats", "validation_loss_nats", "precision", "skipped_steps"}
+        same = {"steps", "tokens_seen", "train_loss_nats", "validation_loss_nats", "precision", "skipped_steps"}
         return self.model_dump(include=same)
 
     def measured(self) -> dict[str, Any]:
@@ -117,5 +118,4 @@ class TrainOutcome(_Values):
 
     def validation_losses_nats(self) -> dict[int, float]:
         """By step count, wherever it was taken."""
-        name = "validation_loss_nats"
-        return {int(row["step"]): row[name] for row in self.history if name in row}
+        return {int(row["step"]): row[VALIDATION_LOSS] for row in self.history if VALIDATION_LOSS in row}

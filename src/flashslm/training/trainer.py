@@ -28,7 +28,16 @@ from flashslm.training.learning_rate import learning_rate
 from flashslm.training.node import note_trained
 from flashslm.training.prefetch import MakeBatch, prefetched
 from flashslm.training.runtime import StepClock, gc_held, reproducible, sigterm_as_request
-from flashslm.training.spec import Fetch, NonFiniteLoss, OnMetrics, OnResume, TrainOutcome, TrainSpec
+from flashslm.training.spec import (
+    TRAIN_LOSS,
+    VALIDATION_LOSS,
+    Fetch,
+    NonFiniteLoss,
+    OnMetrics,
+    OnResume,
+    TrainOutcome,
+    TrainSpec,
+)
 from flashslm.training.staged_loader import StagedLoader
 from flashslm.training.state import (
     begin_optimizer_state_,
@@ -139,14 +148,14 @@ class _Trainer:
         with self.clock.paused():
             row = {
                 "step": done,
-                "loss_nats": sum_over_ranks(loss / self.world.size).item(),
+                TRAIN_LOSS: sum_over_ranks(loss / self.world.size).item(),
                 "learning_rate": learning_rate(done - 1, self.config),
                 "gradient_norm": gradient_norm.item(),
                 "weight_norm": mean_weight_norm(self.model).item(),
                 "skipped_steps": int(self.skipped_steps),
             } | self._rates(done - 1)
             if validate:
-                row["validation_loss_nats"] = self._finite_validation_loss(done)
+                row[VALIDATION_LOSS] = self._finite_validation_loss(done)
             self.history.append(row)
             self._report(row)
 
@@ -174,9 +183,9 @@ class _Trainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean nats a target over the first `validation_batches` batches in stream order."""
+        """Mean nats per target over the sample of `validation_tokens`."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch in self.validation_loader.sequential(self.config.validation_batches):
+        for batch in self.validation_loader.sample(self.config.validation_tokens):
             targets = int((batch.targets_BT != IGNORE_INDEX).sum())
             sums += torch.stack([self.step.loss(batch).double() * targets, sums.new_tensor(targets)])
         nats, count = sum_over_ranks(sums).tolist()
@@ -215,7 +224,7 @@ class _Trainer:
                 "random_states": random_states(),
             }
             rows = [row for row in self.history if row["step"] > self.saved_step]
-            validated = rows[-1].get("validation_loss_nats") if rows and rows[-1]["step"] == done else None
+            validated = rows[-1].get(VALIDATION_LOSS) if rows and rows[-1]["step"] == done else None
             tensors = training_tensors(self.model, self.step.optimizer)
             self.checkpoints.save(done, tensors, values, rows, validated)
         self.saved_step = done
@@ -245,8 +254,8 @@ class _Trainer:
         return TrainOutcome(
             steps=steps,
             tokens_seen=self.config.tokens,
-            loss_nats=last["loss_nats"],
-            validation_loss_nats=last["validation_loss_nats"],
+            train_loss_nats=last[TRAIN_LOSS],
+            validation_loss_nats=last[VALIDATION_LOSS],
             tokens_per_s=statistics.median(row["tokens_per_s"] for row in self.history),
             train_time_s=self.clock.total_s,
             precision=self.precision,

@@ -26,5 +26,5 @@ def prepare(directory: Path, texts: list[str], **fields: Any) -> DatasetSummary:
     """Prepare `texts` with a small vocabulary; `fields` override the recipe's data section."""
     directory.mkdir(parents=True, exist_ok=True)
     path = write_jsonl(directory.parent / f"{directory.name}.jsonl", texts)
-    recipe = {"validation_fraction": 0.2, "vocab_size": 300, "shard_tokens": 1024} | fields
+    recipe = {"validation_fraction": 0.2, "test_fraction": 0.2, "vocab_size": 300, "shard_tokens": 1024} | fields
     return prepare_dataset(DataConfig(source="files", paths=(str(path),), **recipe), 0, directory)

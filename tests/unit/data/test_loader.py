@@ -142,3 +142,39 @@ def test_loader_reads_what_prepare_wrote(tmp_path: Path) -> None:
     assert loader.tokens(0, 10**9).tolist() == raw.tolist()
     ids = torch.cat([b.documents_BT[b.targets_BT != IGNORE_INDEX] for b in loader.sequential()])
     assert ids.tolist() == (np.cumsum(raw == 0) - 1)[:-1].tolist()
+
+
+def sampled(directory: Path, tokens: int, batch_size: int, **changes: int) -> list[tuple[int, ...]]:
+    """The rows of `sample` that have targets, as (tokens, targets), in order."""
+    loader = TokenLoader(directory, "train", 16, batch_size, **({"seed": 0} | changes))
+    rows = []
+    for batch in loader.sample(tokens):
+        assert batch.targets_BT.shape[1] == 16
+        rows += [
+            (*t.tolist(), *y.tolist())
+            for t, y in zip(batch.tokens_BT, batch.targets_BT, strict=True)
+            if (y != IGNORE_INDEX).any()
+        ]
+    return rows
+
+
+def test_a_sample_counts_tokens_and_is_the_same_for_every_batch_size_seed_and_rank(tmp_path: Path) -> None:
+    prepare(tmp_path / "d", make_texts(60))
+    expected = sampled(tmp_path / "d", 16 * 9 + 1, batch_size=1)
+    assert len(expected) == len(set(expected)) == 10, "rounded up to whole windows"
+    for batch_size in (2, 7, 64):
+        assert sampled(tmp_path / "d", 16 * 9 + 1, batch_size) == expected
+    assert sampled(tmp_path / "d", 16 * 9 + 1, 4, seed=5) == expected
+    halves = [sampled(tmp_path / "d", 16 * 9 + 1, 4, rank=rank, world_size=2) for rank in (0, 1)]
+    assert sorted(halves[0] + halves[1]) == sorted(expected)
+    loader = TokenLoader(tmp_path / "d", "train", 16, 1, seed=0)
+    beginning = [batch.tokens_BT[0].tolist() for batch in loader.sequential(10)]
+    assert [list(row[:16]) for row in expected] != beginning, "it is spread over the split"
+
+
+def test_a_sample_of_more_than_the_split_is_the_split(tmp_path: Path) -> None:
+    prepare(tmp_path / "d", make_texts(60))
+    loader = TokenLoader(tmp_path / "d", "train", 16, 4, seed=0)
+    whole, every = (list(made) for made in (loader.sequential(), loader.sample(10**9)))
+    assert len(whole) == len(every)
+    assert all(torch.equal(a, b) for pair in zip(whole, every, strict=True) for a, b in zip(*pair, strict=True))

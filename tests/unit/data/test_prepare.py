@@ -11,12 +11,14 @@ import pytest
 
 from flashslm.config import DataConfig
 from flashslm.data.prepare import (
+    HELD_OUT,
+    SPLITS,
     DatasetSummary,
     FairSample,
     document_digest,
     entropy_nats,
-    is_validation,
     prepare_dataset,
+    split_of,
 )
 from flashslm.data.tokenizer import load_tokenizer
 from tests.unit.data.corpora import make_texts, prepare, write_jsonl
@@ -42,16 +44,17 @@ def tree_bytes(directory: Path) -> dict[str, bytes]:
 def test_stream_holds_every_document_once_between_end_tokens(tmp_path: Path) -> None:
     texts = make_texts(150)
     summary = prepare(tmp_path / "d", texts)
-    train, validation = (documents(tmp_path / "d", split) for split in ("train", "validation"))
-    assert sorted(train + validation) == sorted(texts)
+    train, validation, test = (documents(tmp_path / "d", split) for split in SPLITS)
+    assert sorted(train + validation + test) == sorted(texts)
     assert train == [t for t in texts if t in set(train)]  # in the order they came
-    for split in ("train", "validation"):
+    for split in SPLITS:
         tokens = stream(tmp_path / "d", split)
         assert tokens[0] == tokens[-1] == 0
     assert (summary.train_documents, summary.validation_documents) == (len(train), len(validation))
+    assert summary.test_documents == len(test)
     assert summary.bytes == sum(len(t.encode()) for t in texts)
     assert summary.train_tokens == len(stream(tmp_path / "d", "train"))
-    assert 10 < len(validation) < 60  # 20 % of 150
+    assert 10 < len(validation) < 60 and 10 < len(test) < 60  # 20 % of 150 each
 
 
 def test_index_records_what_the_files_hold(tmp_path: Path) -> None:
@@ -86,9 +89,10 @@ def test_split_of_a_document_does_not_depend_on_the_others(tmp_path: Path) -> No
     more = make_texts(120, seed=1) + texts[::-1]
     prepare(tmp_path / "few", texts)
     prepare(tmp_path / "many", more)
-    few, many = (set(documents(tmp_path / name, "validation")) for name in ("few", "many"))
-    assert few == many & set(texts)
-    assert many - few
+    for split in SPLITS:
+        few, many = (set(documents(tmp_path / name, split)) for name in ("few", "many"))
+        assert few == many & set(texts)
+        assert many - few
 
 
 def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -110,20 +114,18 @@ def test_preparing_again_leaves_nothing_of_the_first_time(tmp_path: Path) -> Non
 def test_a_document_that_spells_the_end_token_cannot_end_itself(tmp_path: Path) -> None:
     texts = [*make_texts(100), *(f"{i} before <|endoftext|> after" for i in range(40))]
     summary = prepare(tmp_path / "d", texts)
-    ends = sum(int((stream(tmp_path / "d", s) == 0).sum()) for s in ("train", "validation"))
-    assert ends == summary.documents + 2
-    assert "0 before <|endoftext|> after" in documents(tmp_path / "d", "train") + documents(
-        tmp_path / "d", "validation"
-    )
+    ends = sum(int((stream(tmp_path / "d", s) == 0).sum()) for s in SPLITS)
+    assert ends == summary.documents + 3
+    assert any("0 before <|endoftext|> after" in documents(tmp_path / "d", split) for split in SPLITS)
 
 
 def test_summary_matches_its_definitions(tmp_path: Path) -> None:
     summary = prepare(tmp_path / "d", make_texts(150))
-    predicted = stream(tmp_path / "d", "validation")[1:]
+    predicted = stream(tmp_path / "d", "test")[1:]
     p = np.unique_counts(predicted).counts / len(predicted)
     assert math.isclose(summary.unigram_entropy_nats, -sum(x * math.log(x) for x in p), rel_tol=1e-12)
     text_bytes = sum(len(t.encode()) for t in documents(tmp_path / "d", "validation"))
-    assert summary.bytes_per_token == text_bytes / len(predicted)
+    assert summary.bytes_per_token == text_bytes / (len(stream(tmp_path / "d", "validation")) - 1)
     assert DatasetSummary.model_validate_json((tmp_path / "d/dataset.json").read_text()) == summary
     assert math.isclose(entropy_nats(np.array([4, 0, 4, 4, 4])), math.log(4))
 
@@ -165,6 +167,7 @@ def test_fair_sample_does_not_depend_on_order() -> None:
     [
         ([" ", "\n"], {}, "gave no document with text"),
         (["one " * 100], {}, r"all 1 documents fell outside the .* split: give more documents"),
+        (["one " * 100, "two " * 100], {}, r"all 2 documents fell outside the .* split: give more documents"),
         (make_texts(40), {"vocab_size": 30_000}, r"lower data.vocab_size to at most \d+"),
     ],
 )
@@ -181,20 +184,32 @@ def test_progress_is_reported_and_stdout_stays_silent(tmp_path: Path, capsys: py
     lines: list[str] = []
     config = DataConfig(source="files", paths=(str(tmp_path / "t.jsonl"),), vocab_size=300)
     summary = prepare_dataset(config, 0, tmp_path / "d", on_progress=lines.append)
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         f"train: {summary.train_tokens:,} tokens",
         f"validation: {summary.validation_tokens:,} tokens",
+        f"test: {summary.test_tokens:,} tokens",
     ]
     assert capsys.readouterr().out == ""
 
 
-def test_of_few_documents_the_one_nearest_to_validation_is_taken(tmp_path: Path) -> None:
+def test_of_few_documents_those_nearest_to_validation_and_test_are_taken(tmp_path: Path) -> None:
     texts = make_texts(12)
     ranks = sorted(document_digest(text) for text in texts)
-    assert not is_validation(ranks[0], 0.001)
+    few = DataConfig(validation_fraction=0.001, test_fraction=0.001)
+    assert split_of(ranks[0], few) == "train"
     for name, order in (("a", texts), ("b", texts[::-1])):
-        summary = prepare(tmp_path / name, order, validation_fraction=0.001)
-        assert (summary.train_documents, summary.validation_documents) == (11, 1)
-    nearest = next(text for text in texts if document_digest(text) == ranks[0])
-    assert summary.validation_bytes == len(nearest.encode())
-    assert (tmp_path / "a/validation/index.json").read_bytes() == (tmp_path / "b/validation/index.json").read_bytes()
+        summary = prepare(tmp_path / name, order, validation_fraction=0.001, test_fraction=0.001)
+        assert (summary.train_documents, summary.validation_documents, summary.test_documents) == (10, 1, 1)
+    nearest, next_nearest = (next(t for t in texts if document_digest(t) == rank) for rank in ranks[:2])
+    assert documents(tmp_path / "a", "validation") == [nearest] and documents(tmp_path / "a", "test") == [next_nearest]
+    for split in HELD_OUT:
+        first, second = (tmp_path / name / split / "index.json" for name in ("a", "b"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_validation_keeps_its_documents_however_large_test_is(tmp_path: Path) -> None:
+    texts = make_texts(120)
+    for name, fraction in (("small", 0.05), ("large", 0.4)):
+        prepare(tmp_path / name, texts, test_fraction=fraction)
+    assert documents(tmp_path / "small", "validation") == documents(tmp_path / "large", "validation")
+    assert set(documents(tmp_path / "small", "test")) < set(documents(tmp_path / "large", "test"))

@@ -43,26 +43,26 @@ def test_loss_and_bits_per_byte_of_a_known_model(tiny: Path, sequence_length: in
     result = evaluate_perplexity(model, TokenLoader(tiny, "validation", sequence_length, batch_size, seed=0))
     # predicted: 1 1 2 0 2 1 0 = three halves (1 bit each) and four quarters (2 bits each): 11 bits on 11 bytes
     assert model.seen == [1, 1, 2, 0, 2, 1, 0]
-    assert result["evaluated_tokens"] == 7
-    assert math.isclose(result["bits_per_byte"], 1.0, rel_tol=1e-6)
-    assert math.isclose(result["validation_loss_nats"], 11 * math.log(2) / 7, rel_tol=1e-6)
-    assert math.isclose(result["perplexity"], 2 ** (11 / 7), rel_tol=1e-6)
+    assert result["test/tokens"] == 7
+    assert math.isclose(result["test/bits_per_byte"], 1.0, rel_tol=1e-6)
+    assert math.isclose(result["test/loss_nats"], 11 * math.log(2) / 7, rel_tol=1e-6)
+    assert math.isclose(result["test/perplexity"], 2 ** (11 / 7), rel_tol=1e-6)
 
 
 def test_the_perplexity_of_a_model_that_diverged_is_a_number(tiny: Path) -> None:
     model = FixedDistribution([1 / 4, 1 / 2, 1 / 4])
     model.log_probs *= 1e4
     result = evaluate_perplexity(model, TokenLoader(tiny, "validation", 7, 1, seed=0))
-    assert result["validation_loss_nats"] > 5000 and 1e300 < result["perplexity"] < math.inf
+    assert result["test/loss_nats"] > 5000 and 1e300 < result["test/perplexity"] < math.inf
 
 
 def test_max_tokens_evaluates_just_that_many(tiny: Path) -> None:
     model = FixedDistribution([1 / 4, 1 / 2, 1 / 4])
     result = evaluate_perplexity(model, TokenLoader(tiny, "validation", 3, 2, seed=0), max_tokens=4)
     assert model.seen == [1, 1, 2, 0]
-    assert result["evaluated_tokens"] == 4
-    assert math.isclose(result["bits_per_byte"], (1 + 1 + 2 + 2) / 6, rel_tol=1e-6)  # the first document's 6 bytes
-    assert evaluate_perplexity(model, TokenLoader(tiny, "validation", 3, 2, seed=0), 10**9)["evaluated_tokens"] == 7
+    assert result["test/tokens"] == 4
+    assert math.isclose(result["test/bits_per_byte"], (1 + 1 + 2 + 2) / 6, rel_tol=1e-6)  # the first document's 6 bytes
+    assert evaluate_perplexity(model, TokenLoader(tiny, "validation", 3, 2, seed=0), 10**9)["test/tokens"] == 7
 
 
 @pytest.mark.parametrize("isolate", [False, True])
@@ -79,4 +79,4 @@ def test_hybrid_model_agrees_with_token_by_token_scores(model: HybridLM, dataset
                 start = max(start, int(ends.max()))
             log_probs = model.logits(model(stream[None, start:target])[0, -1]).double().log_softmax(-1)
             nats.append(-float(log_probs[stream[target]]))
-    assert math.isclose(result["validation_loss_nats"], sum(nats) / 150, rel_tol=1e-5)
+    assert math.isclose(result["test/loss_nats"], sum(nats) / 150, rel_tol=1e-5)

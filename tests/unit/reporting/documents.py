@@ -32,7 +32,7 @@ def candidate(depth: int, latency_ms: float) -> dict[str, Any]:
 
 def curves(start: float) -> dict[str, list[list[float]]]:
     rows = [[step, start - step / 100] for step in (10, 20, 30)]
-    return dict.fromkeys(("loss_nats", "validation_loss_nats", "weight_norm", "gradient_norm"), rows)
+    return dict.fromkeys(("train/loss_nats", "validation/loss_nats", "weight_norm", "gradient_norm"), rows)
 
 
 def variant(name: str, seeds: list[int], spread: float | None) -> dict[str, Any]:
@@ -91,10 +91,10 @@ def artifacts(name: str = "small") -> RunArtifacts:
         },
         step_time_ms={"on": 12.0, "off": 11.5},
         evaluation={
-            "perplexity": 70.0,
-            "validation_loss_nats": 4.25,
+            "test/perplexity": 70.0,
+            "test/loss_nats": 4.25,
             "unigram_entropy_nats": 5.18,
-            "bits_per_byte": 3.1,
+            "test/bits_per_byte": 3.1,
             "needle": [needle(96), needle(48)],
             "tasks": {"arc": {"acc": 0.31, "acc_stderr": 0.02, "samples": 400.0}},
             "samples": [{"prompt": "def load(", "continuation": "path: <str>)"}] * 3,

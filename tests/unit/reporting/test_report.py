@@ -132,7 +132,7 @@ def test_the_candidate_stands_beside_the_champion(page: str) -> None:
 
 
 def test_seeds_and_variants_have_lines_of_their_own() -> None:
-    drawn = ablation_curves(artifacts().ablation, "loss_nats", "loss")
+    drawn = ablation_curves(artifacts().ablation, "train/loss_nats", "loss")
     assert drawn is not None
     assert len({(item.color, item.dash) for item in drawn.legend}) == 4 == len({item.color for item in drawn.legend})
 

@@ -10,8 +10,8 @@ from flashslm.reporting.retraining import RetrainingArtifacts, render_retraining
 
 def results(perplexity: float, ranked_first: float, **tasks: dict[str, float]) -> dict[str, Any]:
     needle = {"length": 48, "samples": 16, "chance": 0.0625, "accuracy": 0.0, "ranked_first": ranked_first}
-    values = {"perplexity": perplexity, "validation_loss_nats": 4.0, "bits_per_byte": 3.0}
-    return values | {"evaluated_tokens": 20_000, "needle": [needle], "needle_accuracy_48": 0.0, "tasks": tasks}
+    values = {"test/perplexity": perplexity, "test/loss_nats": 4.0, "test/bits_per_byte": 3.0}
+    return values | {"test/tokens": 20_000, "needle": [needle], "needle_accuracy_48": 0.0, "tasks": tasks}
 
 
 def retrained(decision: str, device: str = "fingerprint-1") -> RetrainingArtifacts:

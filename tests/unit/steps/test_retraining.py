@@ -35,20 +35,26 @@ def test_yardsticks_are_the_first_and_the_newest(seen: int, limit: int, expected
 
 
 def results(perplexity: float, **tasks: Any) -> dict[str, Any]:
-    return {"perplexity": perplexity, "needle": [], "needle_accuracy_48": 0.5, "bits_per_byte": 1.0, "tasks": tasks}
+    return {
+        "test/perplexity": perplexity,
+        "needle": [],
+        "needle_accuracy_48": 0.5,
+        "test/bits_per_byte": 1.0,
+        "tasks": tasks,
+    }
 
 
 def test_every_quality_is_compared_in_its_direction() -> None:
     task = {"acc": 0.4, "acc_stderr": 0.1, "samples": 9.0, "word_perplexity": 30.0}
     made = comparisons("first data", results(5.0, arc=task | {"acc": 0.6}), results(4.0, arc=task))
     assert [(c.metric, c.data, c.challenger, c.champion, c.higher_is_better) for c in made] == [
-        ("perplexity", "first data", 5.0, 4.0, False),
+        ("test/perplexity", "first data", 5.0, 4.0, False),
         ("needle_accuracy_48", "first data", 0.5, 0.5, True),
         ("acc", "arc", 0.6, 0.4, True),
         ("word_perplexity", "arc", 30.0, 30.0, False),
     ]
     assert not any(c.must_gain for c in made)
-    assert [c.metric for c in comparisons("new data", results(5.0), results(4.0)) if c.must_gain] == ["perplexity"]
+    assert [c.metric for c in comparisons("new data", results(5.0), results(4.0)) if c.must_gain] == ["test/perplexity"]
 
 
 def test_training_is_the_recipes_with_retrainings_own_schedule() -> None:
@@ -65,7 +71,8 @@ def test_training_is_the_recipes_with_retrainings_own_schedule() -> None:
         ({}, ""),
         ({"bytes": 999}, "only 999 new bytes in 3 documents, retraining.min_new_bytes is 1,000"),
         ({"train_tokens": 64}, "only 64 new train tokens, one window or needle text needs 65"),
-        ({"validation_tokens": 96}, "only 96 new validation tokens, one window or needle text needs 97"),
+        ({"validation_tokens": 64}, "only 64 new validation tokens, one window or needle text needs 65"),
+        ({"test_tokens": 96}, "only 96 new test tokens, one window or needle text needs 97"),
     ],
 )
 def test_too_little_new_text_waits(changes: dict[str, int], expected: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from flashslm.config.file import load
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
-from flashslm.training.spec import FromArchitecture
+from flashslm.training.spec import TRAIN_LOSS, FromArchitecture
 from flashslm.training.trainer import train
 from tests.unit.training import tiny
 
@@ -31,7 +31,7 @@ def losses(recipe: Path, weight_norm: bool) -> list[str]:
     with tempfile.TemporaryDirectory() as directory:
         dataset = tiny.write_dataset(Path(directory) / "dataset", tokens=20_000)
         outcome = train(spec, HybridLM.build(architecture, seed=spec.seed), tiny.fetching(dataset))
-    logged = [float(row["loss_nats"]) for row in outcome.history if "loss_nats" in row]
+    logged = [float(row[TRAIN_LOSS]) for row in outcome.history if TRAIN_LOSS in row]
     return [value.hex() for value in (*logged, outcome.validation_loss_nats)]
 
 

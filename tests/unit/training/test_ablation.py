@@ -8,9 +8,9 @@ from flashslm.training.ablation import DivergedRun, VariantRun, choose_deployed,
 
 def make_run(weight_norm: str, seed: int, loss: float, step_time_ms: float = 10.0) -> VariantRun:
     rows = [
-        {"step": 0, "loss_nats": 5.0, "weight_norm": 1.0, "gradient_norm": 2.0},
-        {"step": 10, "loss_nats": 4.0, "weight_norm": 1.5, "gradient_norm": 1.0},
-        {"step": 10, "validation_loss_nats": loss},
+        {"step": 0, "train/loss_nats": 5.0, "weight_norm": 1.0, "gradient_norm": 2.0},
+        {"step": 10, "train/loss_nats": 4.0, "weight_norm": 1.5, "gradient_norm": 1.0},
+        {"step": 10, "validation/loss_nats": loss},
     ]
     results = {"weight_norm": weight_norm, "seed": seed, "validation_loss_nats": loss}
     return VariantRun.model_validate(results | {"step_time_ms": step_time_ms, "history": rows})
@@ -32,7 +32,7 @@ def test_difference_is_paired_by_seed() -> None:
     on, off = ablation.variants
     assert (on.validation_loss_nats, off.validation_loss_nats) == pytest.approx((3.1, 3.25))
     assert on.final_weight_norm == 1.5 and on.final_gradient_norm == 1.0
-    assert ablation.curves["on, seed 0"]["validation_loss_nats"] == [(10, 3.0)]
+    assert ablation.curves["on, seed 0"]["validation/loss_nats"] == [(10, 3.0)]
     assert ablation.verdict == (
         "cannot tell: difference -0.1500 nats, 95 % interval -0.7853 to +0.4853 over 2 seeds"
     ), "1.96 standard errors would have called this a gain"

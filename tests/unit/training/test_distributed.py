@@ -58,7 +58,7 @@ def test_two_ranks_give_the_single_process_run(tmp_path: Path) -> None:
         assert (result["world_size"], result["resumed_from_step"]) == (2, start)
         for alone, together in zip(single.history, result["history"], strict=True):
             assert together.keys() == alone.keys()
-            for key in alone.keys() & {"loss_nats", "weight_norm", "validation_loss_nats"}:
+            for key in alone.keys() & {"train/loss_nats", "weight_norm", "validation/loss_nats"}:
                 assert together[key] == pytest.approx(alone[key], abs=1e-5), (name, alone["step"], key)
             assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-4)
         weights = load_file(output / "model.safetensors")
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_two_ranks_continues_on_one(tmp_path: Path) -> None:
     resumed = train(spec, model, fetch, tiny.DirectoryStore(store))
     assert resumed.resumed_from_step == 4 and len(resumed.history) == len(single.history)
     for alone, row in zip(single.history, resumed.history, strict=True):
-        assert row["loss_nats"] == pytest.approx(alone["loss_nats"], abs=1e-5)
+        assert row["train/loss_nats"] == pytest.approx(alone["train/loss_nats"], abs=1e-5)
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-3, rtol=0, msg=name)
 

@@ -25,7 +25,7 @@ def family(steps: int) -> TrainingConfig:
 
 
 def candidate(steps: int) -> TrainingConfig:
-    return proxy_training(SearchConfig(steps=steps, validation_batches=2, **SIZES), 1, decay=True)
+    return proxy_training(SearchConfig(steps=steps, validation_tokens=128, **SIZES), 1, decay=True)
 
 
 def run(dataset: Path, settings: TrainingConfig, **changes: Any) -> TrainOutcome:
@@ -61,4 +61,4 @@ def test_schedules() -> None:
     assert learning_rate(199, cosine) == pytest.approx(1e-3)
     assert learning_rate(199, stable) == learning_rate(19, stable) == 1e-2
     assert cosine.warmup_steps == 20 and candidate(5000).warmup_steps == 100
-    assert (cosine.validation_batches, stable.validation_batches) == (2, 16)
+    assert (cosine.validation_tokens, stable.validation_tokens) == (128, 524_288)

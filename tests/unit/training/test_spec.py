@@ -52,7 +52,7 @@ def test_the_objects_of_one_run_lie_together() -> None:
 
 
 def test_an_outcome_keeps_its_rows_through_json() -> None:
-    rows = [{"step": 2, "loss_nats": 2.5}, {"step": 4, "loss_nats": 2.0, "validation_loss_nats": 2.25}]
+    rows = [{"step": 2, "train/loss_nats": 2.5}, {"step": 4, "train/loss_nats": 2.0, "validation/loss_nats": 2.25}]
     rows = [row | {"step_time_ms": 3.0, "tokens_per_s": 1e3} for row in rows]
     outcome = tiny.outcome(2.25, history=rows)
     assert TrainOutcome.model_validate_json(outcome.model_dump_json()) == outcome
@@ -61,4 +61,4 @@ def test_an_outcome_keeps_its_rows_through_json() -> None:
     every = set(TrainOutcome.model_fields) - {"history", "kernels", "checkpoint"}
     assert set(outcome.results()) | set(outcome.measured()) == every | {"step_time_ms"}
     assert outcome.measured()["step_time_ms"] == 3.0
-    assert outcome.curve()[0] == {"step": 2, "loss_nats": 2.5}
+    assert outcome.curve()[0] == {"step": 2, "train/loss_nats": 2.5}

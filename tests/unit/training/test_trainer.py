@@ -27,27 +27,27 @@ def fit(dataset: Path, weight_norm: bool = False, **changes: object) -> tuple[Hy
 
 def test_the_loss_falls_from_the_unigram_level(dataset: Path) -> None:
     _, result = fit(dataset, steps=40, validate_every_steps=20, log_every_steps=20)
-    assert result.history[0]["loss_nats"] > 3
+    assert result.history[0]["train/loss_nats"] > 3
     assert result.validation_loss_nats < 3.0
 
 
 def test_two_runs_are_bit_identical(dataset: Path) -> None:
     (first, a), (second, b) = fit(dataset), fit(dataset)
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
-    assert [row["loss_nats"] for row in a.history] == [row["loss_nats"] for row in b.history]
+    assert [row["train/loss_nats"] for row in a.history] == [row["train/loss_nats"] for row in b.history]
 
 
 def test_micro_batches_give_the_whole_batch_s_steps(dataset: Path) -> None:
     _, whole = fit(dataset, learning_rate=1e-3)
     _, accumulated = fit(dataset, learning_rate=1e-3, micro_batch_size=1)
     for a, b in zip(whole.history, accumulated.history, strict=True):
-        assert b["loss_nats"] == pytest.approx(a["loss_nats"], abs=1e-5)
+        assert b["train/loss_nats"] == pytest.approx(a["train/loss_nats"], abs=1e-5)
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4)
 
 
 def test_validation_is_the_mean_over_every_target(dataset: Path) -> None:
     """Also in the split's last batch, where some places have no target."""
-    settings = tiny.config(steps=1, batch_size=7, validation_batches=10_000)
+    settings = tiny.config(steps=1, batch_size=7, validation_tokens=10**9)
     model, (_, validation) = tiny.model(), tiny.loaders(dataset, settings)
     result = train(tiny.spec(settings), model, tiny.fetching(dataset))
     losses = []
@@ -67,7 +67,7 @@ def test_rows_come_at_log_and_validation_steps_and_at_the_end(dataset: Path) -> 
         spec, tiny.model(), tiny.fetching(dataset), on_metrics=lambda step, values: rows.append((step, values))
     )
     assert [step for step, _ in rows] == [3, 5, 6, 8]
-    assert [step for step, row in rows if "validation_loss_nats" in row] == [5, 8]
+    assert [step for step, row in rows if "validation/loss_nats" in row] == [5, 8]
     assert result.history == [{"step": step} | row for step, row in rows]
     assert all(row["step_time_ms"] > 0 and row["weight_norm"] == pytest.approx(1) for _, row in rows)
     assert rows[0][1]["tokens_per_s"] == pytest.approx(4 * 16 / (rows[0][1]["step_time_ms"] / 1000))
@@ -89,13 +89,13 @@ def test_precision_is_decided_and_recorded(dataset: Path, asked: str, used: str)
     model, result = fit(dataset, steps=1, precision=asked)
     assert result.precision == used and result.device == "cpu"
     assert model.embedding.weight.dtype == torch.float32
-    reference = fit(dataset, steps=1)[1].loss_nats
-    assert (result.loss_nats == reference) == (used == "float32")
-    assert result.loss_nats == pytest.approx(reference, rel=0.02)
+    reference = fit(dataset, steps=1)[1].train_loss_nats
+    assert (result.train_loss_nats == reference) == (used == "float32")
+    assert result.train_loss_nats == pytest.approx(reference, rel=0.02)
 
 
 def test_documents_are_isolated_when_asked(dataset: Path) -> None:
-    losses = [fit(dataset, steps=1, isolate_documents=isolated)[1].loss_nats for isolated in (False, True)]
+    losses = [fit(dataset, steps=1, isolate_documents=isolated)[1].train_loss_nats for isolated in (False, True)]
     assert losses[0] != losses[1]
 
 
@@ -162,10 +162,10 @@ def test_process_settings_are_put_back(dataset: Path) -> None:
 
 def test_training_works_outside_the_main_thread(dataset: Path) -> None:
     losses: list[float] = []
-    thread = threading.Thread(target=lambda: losses.append(fit(dataset, steps=2)[1].loss_nats))
+    thread = threading.Thread(target=lambda: losses.append(fit(dataset, steps=2)[1].train_loss_nats))
     thread.start()
     thread.join()
-    assert losses == [fit(dataset, steps=2)[1].loss_nats]
+    assert losses == [fit(dataset, steps=2)[1].train_loss_nats]
 
 
 def test_training_flops_are_three_forward_passes_at_the_mean_reach() -> None:

@@ -25,7 +25,7 @@ def write_dataset(directory: Path, tokens: int = 6000) -> Path:
     """Text in which a token decides the next with probability 0.8: there is something to learn, and a floor."""
     rng = np.random.default_rng(0)
     successor = rng.permutation(np.arange(1, VOCAB))
-    for split, size in (("train", tokens), ("validation", tokens // 4)):
+    for split, size in (("train", tokens), ("validation", tokens // 4), ("test", tokens // 4)):
         writer = ShardWriter(directory / split, VOCAB, end_of_document_id=0, shard_tokens=4096)
         while writer.tokens < size:
             document = [int(rng.integers(1, VOCAB))]
@@ -52,7 +52,7 @@ def config(**changes: object) -> TrainingConfig:
         "sequence_length": 16,
         "learning_rate": 1e-2,
         "warmup_steps": 2,
-        "validation_batches": 2,
+        "validation_tokens": 128,
         "validate_every_steps": 4,
         "checkpoint_every_steps": 3,
         "log_every_steps": 1,
@@ -75,7 +75,7 @@ def outcome(loss_nats: float, **changes: Any) -> TrainOutcome:
     """Of a run that did not take place."""
     sizes = {"steps": 4, "tokens_seen": 256, "world_size": 1, "resumed_from_step": 0}
     speed = {"tokens_per_s": 1e3, "train_time_s": 0.0, "precision": "float32", "device": "cpu"}
-    losses = {"loss_nats": loss_nats, "validation_loss_nats": loss_nats, "history": [], "kernels": {}}
+    losses = {"train_loss_nats": loss_nats, "validation_loss_nats": loss_nats, "history": [], "kernels": {}}
     return TrainOutcome(**sizes | speed | losses | changes)
 
 

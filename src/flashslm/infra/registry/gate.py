@@ -14,7 +14,7 @@ class MeasuredModel(BaseModel):
     """What the gate compares, of the candidate and of the champion alike."""
 
     sha256: str  # of the exported object
-    perplexity: float
+    perplexity: float  # per token of the test split
     latency_ms: float  # per decoded token, at the recipe's context and batch
     parameters: int
     device: str  # fingerprint id of the device the latency was measured on
@@ -23,7 +23,8 @@ class MeasuredModel(BaseModel):
     @classmethod
     def of(cls, exported: "Manifest", evaluation: "Manifest") -> "MeasuredModel":
         """A candidate, by what its export and its evaluation say."""
-        quality = {name: evaluation.metadata[name] for name in ("perplexity", "dataset_sha256")}
+        quality = {"perplexity": evaluation.metadata["test/perplexity"]}
+        quality |= {"dataset_sha256": evaluation.metadata["dataset_sha256"]}
         size = {name: exported.metadata[name] for name in ("latency_ms", "parameters", "device")}
         return cls.model_validate({"sha256": exported.sha256} | quality | size)
 

@@ -145,10 +145,10 @@ run = RunArtifacts(
     ).model_dump(mode="json"),
     step_time_ms={"on": 1.0},
     evaluation={
-        "perplexity": math.exp(outcome.validation_loss_nats),
-        "validation_loss_nats": outcome.validation_loss_nats,
+        "test/perplexity": math.exp(outcome.validation_loss_nats),
+        "test/loss_nats": outcome.validation_loss_nats,
         "unigram_entropy_nats": math.log(VOCABULARY),
-        "bits_per_byte": 1.0,
+        "test/bits_per_byte": 1.0,
         "needle": [needle],
         "tasks": {},
     },
