@@ -259,7 +259,7 @@ def test_headline_and_decision_are_on_the_parent(cluster: Cluster, store: Object
     (tmp_path / "report.html").write_text("<p>report</p>")
     artifacts = {
         "dataset": manifest(unigram_entropy_nats=5.0),
-        "evaluation": manifest(perplexity=12.5),
+        "evaluation": manifest(**{"test/perplexity": 12.5}),
         "exported": manifest(latency_ms=3.0, operators="DFAF"),
     }
     page = tmp_path / "report.html"

@@ -178,8 +178,11 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """What is measured on the chosen checkpoint."""
 
-    sequence_length: int = Field(default=1024, ge=8, description="Tokens per sequence of the perplexity.")
-    batch_size: int = Field(default=16, ge=1, description="Sequences that are evaluated together.")
+    sequence_length: int = Field(default=1024, ge=8, description="Tokens of context that a prediction may see.")
+    stride: int = Field(
+        default=0, ge=0, description="Tokens from one window of a document to the next; 0: sequence_length."
+    )
+    batch_size: int = Field(default=16, ge=1, description="Windows that are evaluated together.")
     max_tokens: int = Field(default=0, ge=0, description="Test tokens that are evaluated; 0: the whole split.")
     needle_lengths: Distinct[Annotated[int, Field(ge=18)]] = Field(
         default=(1024, 4096), description="Tokens of the texts that a key and its value have to be found in."
@@ -192,6 +195,12 @@ class EvaluationConfig(Section):
         default={}, description="sha256 of what each of those files reads; a local run fills it in."
     )
     lm_eval_limit: int = Field(default=0, ge=0, description="Documents per task; 0: all.")
+
+    @model_validator(mode="after")
+    def _stride_leaves_no_gap(self) -> "EvaluationConfig":
+        if self.stride > self.sequence_length:
+            raise ValueError(f"stride is {self.stride}: at most sequence_length ({self.sequence_length})")
+        return self
 
 
 class ExportConfig(Section):
@@ -207,13 +216,28 @@ class ExportConfig(Section):
     )
 
 
+Unclear = Literal["hold", "measured", "promote"]
+
+
+class CannotTell(Section):
+    """What the gate does where an interval does not say on which side of a bound the candidate is.
+
+    hold: the candidate is held. measured: the measured value decides as if it were exact. promote: the bound counts as
+    kept.
+    """
+
+    gain: Unclear = Field(default="hold", description="Unclear whether the wanted gain is there.")
+    loss: Unclear = Field(default="measured", description="Unclear whether a tolerated loss is exceeded.")
+    latency: Unclear = Field(default="hold", description="Unclear whether the latency is within its limit.")
+
+
 class GateConfig(Section):
     """When a model may become champion. A limit of 0 means no limit."""
 
     model_name: str = Field(
         default="flashslm", pattern=MODEL_NAME, description="The model's name in MLflow's registry."
     )
-    max_perplexity: float = Field(default=0.0, ge=0, description="Validation perplexity at most; 0: no limit.")
+    max_perplexity: float = Field(default=0.0, ge=0, description="Test perplexity at most; 0: no limit.")
     max_latency_ms: float = Field(default=0.0, ge=0, description="Measured ms per decoded token at most; 0: no limit.")
     max_parameters: int = Field(default=0, ge=0, description="Parameters at most; 0: no limit.")
     min_perplexity_gain: float = Field(
@@ -234,4 +258,5 @@ class GateConfig(Section):
         le=1,
         description="Retraining: accuracy below the champion's, absolute, on needles and tasks.",
     )
+    cannot_tell: CannotTell = CannotTell()
     promotion_hook: PromotionHook = PromotionHook()

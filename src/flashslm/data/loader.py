@@ -62,11 +62,6 @@ class TokenLoader:
         self.num_windows = (self.num_tokens - 1) // sequence_length
 
     @property
-    def bytes_per_token(self) -> float:
-        """Text bytes per predicted token (each text token and one end per document)."""
-        return self._reader.index.bytes / (self.num_tokens - 1)
-
-    @property
     def batches_per_epoch(self) -> int:
         """Batches that show every window about once, at least 1; an epoch may end inside a batch."""
         return max(1, self.num_windows // self.batch_size)
@@ -105,10 +100,6 @@ class TokenLoader:
     def tokens(self, start: int, stop: int) -> torch.Tensor:
         """Tokens [start, stop) of the split's stream, int64."""
         return torch.from_numpy(self._reader.read(start, min(stop, self.num_tokens)))
-
-    def bytes_predicted(self, tokens: int) -> float:
-        """Text bytes behind the first `tokens` predictions of `sequential`."""
-        return self._reader.bytes_predicted(tokens)
 
     def _training_start(self, sample: int) -> int:
         epoch, position = divmod(sample, self.num_windows)

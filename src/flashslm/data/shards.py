@@ -135,20 +135,14 @@ class SplitReader:
         ids: NDArray[np.int64] = np.searchsorted(inner, np.arange(start, stop), side="right") + first
         return ids
 
-    def bytes_predicted(self, tokens: int) -> float:
-        """Text bytes that the first `tokens` predictions (stream positions 1 … tokens) stand for.
+    def document_start(self, document: int) -> int:
+        """The place of the end-of-document token before a document's text; behind the text stands another one."""
+        return int(self._token_offsets[document])
 
-        Exact where they end with a document's end; inside a document its bytes are spread evenly over its tokens.
-        """
-        offsets, ends = self._token_offsets, self.index.tokens - 1
-        document = int(np.searchsorted(offsets, tokens, side="right")) - 1
-        if document + 1 == len(offsets):
-            next_token, next_byte = ends, self.index.bytes
-        else:
-            next_token, next_byte = int(offsets[document + 1]), int(self._byte_offsets[document + 1])
-        first_token, first_byte = int(offsets[document]), int(self._byte_offsets[document])
-        share = (tokens - first_token) / (next_token - first_token)
-        return first_byte + share * (next_byte - first_byte)
+    def document_sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of every document, the predicted tokens (its text and its end) and the bytes of text."""
+        tokens = np.diff(self._token_offsets, append=self.index.tokens - 1)
+        return tokens, np.diff(self._byte_offsets, append=self.index.bytes)
 
     def token_counts(self, vocab_size: int) -> NDArray[np.int64]:
         """How often each token is predicted: occurrences, less the stream's first token."""

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from flashslm.evaluation.batching import pad_rows
+from flashslm.evaluation.items import MetricItems
 from flashslm.evaluation.task_files import is_file
+from flashslm.evaluation.task_results import task_items, task_results
 from flashslm.evaluation.tasks import find_tasks
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.sampling import Sampling
@@ -22,6 +24,7 @@ except ImportError as error:
     raise ImportError("lm-eval tasks need lm_eval: pip install 'flashslm[evaluation]'") from error
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own default
+BOOTSTRAPS = 1000  # of metrics without a formula for their standard error
 HEAD_TOKENS = 1024  # tokens whose logits are held at a time
 
 
@@ -32,12 +35,12 @@ def run_tasks(
     limit: int | None = None,
     include_path: str | Path | None = None,
     batch_size: int = 16,
-) -> dict[str, dict[str, float]]:
-    """Metrics of every task (and group), `limit` documents each; `samples` is how many there were.
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, MetricItems]]]:
+    """Metrics of every task (and group) with their standard errors, `limit` documents each; and item by item.
 
-    A task is a name or the path of its YAML file. `include_path` is a directory with more task YAML files. A filter's
-    name is appended to its metrics. Raises ValueError for a task that lm_eval does not know. lm_eval seeds the global
-    generators of random, numpy and torch.
+    `samples` is how many documents there were, `version` the task's, `shots` how many examples a prompt has.
+    A task is a name or the path of its YAML file. `include_path` is a directory with more task YAML files. A filter's name is appended to its metrics. Raises
+    ValueError for a task that lm_eval does not know. lm_eval seeds the global generators of random, numpy and torch.
     """
     import lm_eval
     from lm_eval.tasks.manager import load_yaml
@@ -46,10 +49,9 @@ def run_tasks(
     loaded = [load_yaml(Path(task)) if is_file(task) else task for task in tasks]
     adapter = HybridLMAdapter(model, tokenizer, batch_size)
     outcome = lm_eval.simple_evaluate(
-        adapter, tasks=loaded, limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=False
+        adapter, tasks=loaded, limit=limit, task_manager=manager, bootstrap_iters=BOOTSTRAPS, log_samples=True
     )
-    samples = {task: {"samples": counts["effective"]} for task, counts in outcome["n-samples"].items()}
-    return {task: _numbers(values) | samples.get(task, {}) for task, values in outcome["results"].items()}
+    return task_results(outcome), {task: task_items(outcome, task) for task in outcome["samples"]}
 
 
 class HybridLMAdapter(TemplateLM):
@@ -192,12 +194,3 @@ def _equal_lengths(prompts: list[list[int]], batch_size: int) -> Iterator[list[i
         by_length[len(prompt)].append(index)
     for _, indices in sorted(by_length.items(), reverse=True):
         yield from (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
-
-
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """lm_eval's `metric,filter` keys as `metric` or `metric_filter`; other values (alias, "N/A") are left out."""
-    return {
-        key.removesuffix(",none").replace(",", "_"): float(value)
-        for key, value in values.items()
-        if isinstance(value, int | float)
-    }

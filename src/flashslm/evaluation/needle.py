@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flashslm.data.loader import TokenLoader
 from flashslm.evaluation.batching import pad_rows
+from flashslm.evaluation.items import MetricItems, accuracy_items, identity
 from flashslm.inference.engine import DecodeEngine
 from flashslm.models.hybrid import HybridLM
 
@@ -33,13 +34,14 @@ class Needles:
 
 def evaluate_needle(
     model: HybridLM, loader: TokenLoader, length: int, samples: int, seed: int, batch_size: int = 8
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, MetricItems]]:
     """Retrieval at `length` tokens, prompt and value together; the same seed gives the same needles.
 
     `accuracy`: greedy decoding gives the whole value (`chance_accuracy` by guessing). `ranked_first`: the value's
     log-probability exceeds that of 15 random values (`chance` = 1/16), and `margin_nats` is the mean gap per token;
     they grade a model too weak for an exact match. All log-probabilities are taken after the true value's earlier
-    tokens. `ranked_first_by_depth` are shares of at most 8 equal parts of the text, from its beginning.
+    tokens. Returns the three metrics by needle, and before them what was asked, with `ranked_first_by_depth`: shares of
+    at most 8 equal parts of the text, from its beginning.
     """
     needles = plant_needles(loader, length, samples, seed)
     batch_size = min(batch_size, samples)
@@ -52,16 +54,18 @@ def evaluate_needle(
         true_S, others_SR = score_values(model, prompts_ST, values_SV, needles.others_SRV[rows])
         firsts.append(true_S > others_SR.amax(dim=1))
         margins.append((true_S - others_SR.mean(dim=1)) / VALUE_TOKENS)
-    accuracy, ranked_first, margin_nats = (float(torch.cat(x).double().mean()) for x in (hits, firsts, margins))
-    return {
+    facts = {
         "length": length,
         "samples": samples,
-        "accuracy": accuracy,
         "chance_accuracy": needles.num_candidates**-VALUE_TOKENS,
-        "ranked_first": ranked_first,
         "chance": 1 / (1 + OTHER_VALUES),
-        "margin_nats": margin_nats,
         "ranked_first_by_depth": by_depth(torch.cat(firsts)),
+    }
+    sha256 = identity(needles.prompts_ST.numpy().tobytes(), needles.values_SV.numpy().tobytes())
+    return facts, {
+        "accuracy": accuracy_items(torch.cat(hits).tolist(), sha256),
+        "ranked_first": accuracy_items(torch.cat(firsts).tolist(), sha256),
+        "margin_nats": MetricItems(totals=tuple(torch.cat(margins).tolist()), items_sha256=sha256),
     }
 
 

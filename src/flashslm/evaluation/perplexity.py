@@ -1,43 +1,175 @@
-"""Loss, perplexity and bits per byte of a split."""
+"""Loss, perplexity and bits per byte document by document, with the context and the stride that are stated.
+
+Every document is read by itself, from an end-of-document token on. It is cut into windows of `context` tokens, each
+`stride` further than the one before; a window scores the tokens that no earlier one has, so all but a document's first
+`context` tokens are predicted from at least `context - stride + 1` tokens before them, and each token once.
+"""
 
 import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
-from flashslm.data.loader import IGNORE_INDEX, TokenLoader
+from flashslm.data.loader import IGNORE_INDEX
+from flashslm.data.shards import SplitReader
+from flashslm.evaluation.items import MetricItems, identity
 from flashslm.models.hybrid import HybridLM
 
-_MAX_NATS = 709.0  # a model that diverged may lose more; its perplexity stays a number that can be compared
+HEAD_TOKENS = 1024  # tokens whose logits are held at a time
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How documents are read: tokens of context, of stride, windows at a time."""
+
+    context: int
+    stride: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride <= self.context:
+            raise ValueError(f"stride {self.stride} is not from 1 to the context of {self.context} tokens")
+
+
+class Window(NamedTuple):
+    """Tokens [begin, end) of a document predict [begin + 1, end + 1); those after `scored` are new."""
+
+    document: int
+    begin: int
+    end: int
+    scored: int
+
+
+@dataclass(frozen=True)
+class SampledDocuments:
+    """Documents of a split: `targets_N` predictions each (its end among them) and the `bytes_N` of text behind them."""
+
+    reader: SplitReader
+    indices_N: NDArray[np.int64]
+    targets_N: NDArray[np.int64]
+    bytes_N: NDArray[np.float64]
+
+    def tokens(self, number: int) -> Tensor:
+        """int64 [targets + 1]."""
+        start = self.reader.document_start(int(self.indices_N[number]))
+        return torch.from_numpy(self.reader.read(start, start + int(self.targets_N[number]) + 1))
+
+    @property
+    def items_sha256(self) -> str:
+        """Of which documents these are; the same for every tokenizer where whole documents are read."""
+        return identity(self.indices_N.tobytes(), self.bytes_N.tobytes())
+
+
+def sample_documents(reader: SplitReader, max_tokens: int, seed: int) -> SampledDocuments:
+    """The split's documents (0), or in a seeded order as many as have `max_tokens` predictions, the last one cut."""
+    targets_D, bytes_D = reader.document_sizes()
+    if not max_tokens or max_tokens >= targets_D.sum():
+        return SampledDocuments(reader, np.arange(len(targets_D)), targets_D, bytes_D.astype(np.float64))
+    order = np.random.default_rng(seed).permutation(len(targets_D))
+    before = np.cumsum(targets_D[order]) - targets_D[order]
+    chosen = order[before < max_tokens]
+    targets_N = np.minimum(targets_D[chosen], max_tokens - before[: len(chosen)])
+    return SampledDocuments(reader, chosen, targets_N, bytes_D[chosen] * (targets_N / targets_D[chosen]))
+
+
+def evaluate_perplexity(
+    model: HybridLM, documents: SampledDocuments, reading: Reading
+) -> tuple[dict[str, int], dict[str, MetricItems]]:
+    """What was read, and the metrics `loss_nats` (per token), `perplexity` and `bits_per_byte` by document.
+
+    Bits per byte divide by the text's size in UTF-8, so they compare models of different tokenizers; the predictions of
+    a document's end are part of the numerator.
+    """
+    sizes = documents.targets_N
+    nats = document_nats(model, documents.tokens, sizes.tolist(), reading)
+    tokens, sha256 = tuple(map(float, sizes)), documents.items_sha256
+    by_token = identity(sha256.encode(), sizes.tobytes(), *(s.sha256.encode() for s in documents.reader.index.shards))
+    per_token = MetricItems(totals=nats, weights=tokens, higher_is_better=False, items_sha256=by_token)
+    bits = tuple(x / math.log(2) for x in nats)
+    size_bytes = tuple(documents.bytes_N.tolist())
+    facts = {"tokens": int(sizes.sum()), "documents": len(sizes), "context": reading.context, "stride": reading.stride}
+    return facts, {
+        "loss_nats": per_token,
+        "perplexity": per_token.model_copy(update={"scale": "exponential"}),
+        "bits_per_byte": MetricItems(totals=bits, weights=size_bytes, higher_is_better=False, items_sha256=sha256),
+    }
+
+
+def evaluate_wikitext(
+    model: HybridLM, tokenizer: Any, pages: Sequence[str], reading: Reading
+) -> dict[str, MetricItems]:
+    """WikiText's protocol as lm-evaluation-harness has it: pages detokenised, nats per word or byte of the pages as
+    they are distributed, no prediction of a page's end.
+    """
+    from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
+
+    end = int(tokenizer.eos_token_id)
+    texts = [wikitext_detokenizer({"page": page}) for page in pages]
+    ids = [[end, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
+    nats = document_nats(model, lambda number: torch.tensor(ids[number]), [len(page) - 1 for page in ids], reading)
+    words = tuple(float(len(re.split(r"\s+", page))) for page in pages)
+    sizes = tuple(float(len(page.encode())) for page in pages)
+    sha256 = identity(*(page.encode() for page in pages))
+    per_word = MetricItems(totals=nats, weights=words, scale="exponential", higher_is_better=False, items_sha256=sha256)
+    per_byte = per_word.model_copy(update={"weights": sizes})
+    bits = tuple(x / math.log(2) for x in nats)
+    return {
+        "word_perplexity": per_word,
+        "byte_perplexity": per_byte,
+        "bits_per_byte": per_byte.model_copy(update={"totals": bits, "scale": "linear"}),
+    }
 
 
 @torch.inference_mode()
-def evaluate_perplexity(
-    model: HybridLM, loader: TokenLoader, max_tokens: int = 0, isolate_documents: bool = False
-) -> dict[str, float]:
-    """Mean loss over the first `max_tokens` predictions of the split (0 = all of it), by a loader of a single rank.
+def document_nats(
+    model: HybridLM, tokens: Callable[[int], Tensor], num_targets: Sequence[int], reading: Reading
+) -> tuple[float, ...]:
+    """Nats of each document, whose tokens (int64 [targets + 1]) are asked for by its number."""
+    totals = np.zeros(len(num_targets))
+    windows = sorted(
+        (w for number, count in enumerate(num_targets) for w in document_windows(number, count, reading)),
+        key=lambda w: w.begin - w.end,
+    )  # windows of about one length share a batch
+    for first in range(0, len(windows), reading.batch_size):
+        batch = windows[first : first + reading.batch_size]
+        for window, nats in zip(batch, _window_nats(model, tokens, batch), strict=True):
+            totals[window.document] += nats
+    return tuple(totals.tolist())
 
-    The stream is cut into windows of the loader's sequence length that share no prediction: each token after the
-    stream's first is predicted exactly once, from the tokens before it in its window (and after its document's start
-    with `isolate_documents`). Bits per byte divides by the size of the text in UTF-8, so it compares models with
-    different tokenizers; the end-of-document predictions are part of the numerator.
-    """
-    total_nats, tokens = 0.0, 0
-    limit = max_tokens or loader.num_tokens
-    for batch in loader.sequential():
-        counted_BT = batch.targets_BT != IGNORE_INDEX
-        counted_BT &= counted_BT.flatten().cumsum(0).view_as(counted_BT) <= limit - tokens
-        targets_BT = torch.where(counted_BT, batch.targets_BT, IGNORE_INDEX)
-        on_device = batch._replace(targets_BT=targets_BT).to(model.embedding.weight.device)
-        documents_BT = on_device.documents_BT if isolate_documents else None
-        count = int(counted_BT.sum())
-        total_nats += float(model.loss(on_device.tokens_BT, on_device.targets_BT, documents_BT)) * count
-        tokens += count
-        if tokens == limit:
-            break
-    loss_nats = total_nats / tokens
-    return {
-        "test/loss_nats": loss_nats,
-        "test/perplexity": math.exp(min(loss_nats, _MAX_NATS)),
-        "test/bits_per_byte": total_nats / math.log(2) / loader.bytes_predicted(tokens),
-        "test/tokens": tokens,
-    }
+
+def document_windows(number: int, num_targets: int, reading: Reading) -> Iterator[Window]:
+    """The last window reaches back as far as the others do."""
+    scored, end = 0, min(reading.context, num_targets)
+    while scored < num_targets:
+        yield Window(number, max(0, end - reading.context), end, scored)
+        scored, end = end, min(end + reading.stride, num_targets)
+
+
+def _window_nats(model: HybridLM, tokens: Callable[[int], Tensor], batch: Sequence[Window]) -> list[float]:
+    """Rows are padded on the right, where a causal model does not look."""
+    rows, targets = [], []
+    for window in batch:
+        text = tokens(window.document)[window.begin : window.end + 1]
+        target = text[1:].clone()
+        target[: window.scored - window.begin] = IGNORE_INDEX
+        rows.append(text[:-1])
+        targets.append(target)
+    device = model.embedding.weight.device
+    tokens_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+    targets_BT = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORE_INDEX).to(device)
+    hidden_ND, targets_N = model(tokens_BT).flatten(0, 1), targets_BT.flatten()
+    nats_N = torch.cat(
+        [
+            F.cross_entropy(model.logits(h).float(), t, ignore_index=IGNORE_INDEX, reduction="none")
+            for h, t in zip(hidden_ND.split(HEAD_TOKENS), targets_N.split(HEAD_TOKENS), strict=True)
+        ]
+    )
+    sums: list[float] = nats_N.view(tokens_BT.shape).double().sum(dim=1).tolist()
+    return sums

@@ -16,6 +16,7 @@ CURVES = {
     "weight_norm": "mean norm of the weight vectors",
     "gradient_norm": "gradient norm",
 }
+ASKED_OF_TASKS = ("samples", "version", "shots")  # of a task's results, beside its metrics
 DATA_ROWS = (
     ("documents", "documents", ""),
     ("duplicates dropped", "duplicates_dropped", ""),
@@ -27,6 +28,8 @@ DATA_ROWS = (
     ("bytes per token", "bytes_per_token", ""),
     ("unigram entropy", "unigram_entropy_nats", " nats per token"),
 )
+
+ASKED_OF_TASKS = ("samples", "version", "shots")  # of a task's results, beside its metrics
 
 
 @dataclass(frozen=True)
@@ -109,18 +112,18 @@ def share_interval(share: float, samples: int) -> tuple[float, float]:
 
 
 def task_rows(tasks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every metric of every lm-eval task with its standard error where the harness gives one."""
+    """Every metric of every lm-eval task as the harness shows it: version, shots, value, standard error."""
     return [
         {
             "task": task,
             "metric": metric,
             "value": value,
             "error": metrics.get(f"{metric}_stderr"),
-            "samples": f"{metrics['samples']:,.0f}" if "samples" in metrics else "",
+            **{name: f"{metrics[name]:,.10g}" if name in metrics else "" for name in ASKED_OF_TASKS},
         }
         for task, metrics in tasks.items()
         for metric, value in metrics.items()
-        if metric != "samples" and not metric.endswith("_stderr")
+        if metric not in ASKED_OF_TASKS and not metric.endswith("_stderr")
     ]
 
 

@@ -60,24 +60,50 @@ def _rows(evaluation: dict[str, Any] | None) -> list[dict[str, str]]:
     if evaluation is None:
         return []
     rows = []
+    judged = {(c["data"], c.get("metric")): _judged(c) for c in evaluation["comparisons"]}
     for data in dict.fromkeys(c["data"] for c in evaluation["comparisons"] if c["data"] in evaluation["results"]):
         champion, challenger = (evaluation["results"][data][side] for side in ("champion", "challenger"))
         name = f"{data} ({champion['test/tokens']:,} tokens)"
-        rows += [_row(name, label, champion[key], challenger[key], share=False) for key, label in LABELS.items()]
+        for key, label in LABELS.items():
+            rows.append(_row(name, label, champion, challenger, key, judged.get((data, key), ""), share=False))
         for before, after in zip(champion["needle"], challenger["needle"], strict=True):
             needle = f"needle in {before['length']} tokens, {before['samples']} samples"
-            rows.append(_row(name, f"{needle}: exact match", before["accuracy"], after["accuracy"]))
+            found = judged.get((data, f"test/needle_accuracy_{before['length']}"), "")
+            rows.append(_row(name, f"{needle}: exact match", before, after, "accuracy", found))
             first = f"{needle}: ranked first (chance {before['chance']:.3f})"
-            rows.append(_row(name, first, before["ranked_first"], after["ranked_first"]))
+            rows.append(_row(name, first, before, after, "ranked_first"))
         for task, metrics in champion["tasks"].items():
-            after, shown = challenger["tasks"][task], [key for key in metrics if key != "samples"]
-            rows += [_row(f"{task} ({metrics['samples']:,.0f} samples)", k, metrics[k], after[k]) for k in shown]
+            shown = [key for key in metrics if key not in ASKED_OF_TASKS and not key.endswith("_stderr")]
+            label, after = f"{task} ({metrics['samples']:,.0f} samples)", challenger["tasks"][task]
+            rows += [_row(label, key, metrics, after, key, judged.get((task, key), "")) for key in shown]
     return rows
 
 
-def _row(data: str, metric: str, champion: float, challenger: float, *, share: bool = True) -> dict[str, str]:
-    difference = f"{challenger - champion:+.4f}" + (
-        "" if share or not champion else f" ({challenger / champion - 1:+.1%})"
-    )
-    numbers = {"champion": f"{champion:.4f}", "challenger": f"{challenger:.4f}", "difference": difference}
-    return {"data": data, "metric": metric} | numbers
+def _row(
+    data: str,
+    metric: str,
+    champion: dict[str, Any],
+    challenger: dict[str, Any],
+    key: str,
+    judged: str = "",
+    *,
+    share: bool = True,
+) -> dict[str, str]:
+    before, after = champion[key], challenger[key]
+    difference = f"{after - before:+.4f}" + ("" if share or not before else f" ({after / before - 1:+.1%})")
+    numbers = {"champion": _with_error(champion, key), "challenger": _with_error(challenger, key)}
+    return {"data": data, "metric": metric, "difference": difference, "judged": judged} | numbers
+
+
+def _with_error(results: dict[str, Any], key: str) -> str:
+    error = results.get(f"{key}_stderr")
+    return f"{results[key]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+
+def _judged(comparison: dict[str, Any]) -> str:
+    """What the paired interval says of the challenger beside the champion; "" where there is no interval."""
+    low, high = comparison.get("low"), comparison.get("high")
+    if low is None or high is None:
+        return ""
+    outcome = judge(low, high, comparison["champion"], higher_is_better=comparison["higher_is_better"])
+    return f"{outcome} ({low:.4f} to {high:.4f})"

@@ -6,13 +6,15 @@ from typing import Any
 import torch
 
 from flashslm.config import RunConfig
+from flashslm.evaluation.comparison import compare_items
+from flashslm.evaluation.task_results import is_metric
 from flashslm.export.importing import load_export
 from flashslm.hardware import pick_device
 from flashslm.infra.registry.gate import Comparison
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.hybrid import HybridLM
 from flashslm.steps.context import StepContext
-from flashslm.steps.evaluate import HEADLINE, evaluate_model
+from flashslm.steps.evaluate import Evaluation, evaluate_model, perplexity_text
 from flashslm.steps.fetch_champion import champions_data
 
 NEW = "new data"
@@ -20,7 +22,8 @@ BASE = "first data"
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `evaluation`: evaluation.json with the results of both on every data set, and the comparisons.
+    """Outputs `evaluation`: evaluation.json with the results of both on every data set, and the comparisons;
+    items.json, the challenger's metrics on the first data item by item.
 
     The data sets are those the champion was judged on (its first and its newest ones) and the new one. The manifest
     carries the challenger's numbers on the first, which later models are compared on.
@@ -28,25 +31,27 @@ def run(context: StepContext) -> dict[str, Any]:
     datasets = yardsticks(champions_data(context), context.config.retraining.max_evaluated_datasets)
     base = datasets[BASE]
     datasets[NEW] = context.manifest("dataset")
-    results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in datasets}
+    found: dict[str, dict[str, Evaluation]] = {name: {} for name in datasets}
     with context.scratch() as directory:
         for name, manifest in datasets.items():
             _require_test_split(context.store.get_part(manifest, ("test/", "tokenizer/"), directory / name), name)
         for side, source in (("champion", "deployed"), ("challenger", "exported")):
             model = load_export(context.fetch(source) / "huggingface", pick_device("auto")).to(torch.float32).eval()
             for name in datasets:
-                found = results[name][side] = _evaluate(model, directory / name, context.config, name)
-                context.events.emit("progress", f"{side} on {name}: perplexity {found['test/perplexity']:.2f}")
-    compared = [c for name, of in results.items() for c in comparisons(name, of["challenger"], of["champion"])]
-    headline = {key: results[BASE]["challenger"][key] for key in HEADLINE}
-    new = {key.replace("/", "/new_"): results[NEW]["challenger"][key] for key in HEADLINE}
+                made = found[name][side] = _evaluate(model, directory / name, context.config, name)
+                context.events.emit("progress", f"{side} on {name}: {perplexity_text(made.results)}")
+    compared = [c for name, of in found.items() for c in comparisons(name, of["challenger"], of["champion"])]
+    headline = found[BASE]["challenger"].headline()
+    new = {key.replace("/", "/new_"): value for key, value in found[NEW]["challenger"].headline().items()}
+    results = {name: {side: made.results for side, made in of.items()} for name, of in found.items()}
     documents = {
         "results": results,
         "comparisons": [c.model_dump() for c in compared],
         "datasets": {name: manifest.model_dump(mode="json") for name, manifest in datasets.items()},
     }
     facts = headline | new | {"dataset_sha256": base.sha256}
-    context.publish_json("evaluation", {"evaluation.json": documents}, facts)
+    files = found[BASE]["challenger"].files() | {"evaluation.json": documents}
+    context.publish_json("evaluation", files, facts)
     before, after = (results[NEW][side]["test/perplexity"] for side in ("champion", "challenger"))
     return (
         headline
@@ -73,7 +78,7 @@ def yardsticks(data: list[Manifest], limit: int) -> dict[str, Manifest]:
     return {BASE: data[0]} | {f"data of retraining {data.index(manifest)}": manifest for manifest in newest}
 
 
-def _evaluate(model: HybridLM, dataset: Path, recipe: RunConfig, name: str) -> dict[str, Any]:
+def _evaluate(model: HybridLM, dataset: Path, recipe: RunConfig, name: str) -> Evaluation:
     """lm-eval's tasks bring their own text: they run once."""
     if name != BASE:
         evaluation = recipe.evaluation.model_copy(update={"lm_eval_tasks": ()})
@@ -81,34 +86,30 @@ def _evaluate(model: HybridLM, dataset: Path, recipe: RunConfig, name: str) -> d
     return evaluate_model(model, dataset, recipe)
 
 
-def comparisons(data: str, challenger: dict[str, Any], champion: dict[str, Any]) -> list[Comparison]:
+def comparisons(data: str, challenger: Evaluation, champion: Evaluation) -> list[Comparison]:
     """Perplexity, retrieval and accuracies of one data set, as the gate takes them."""
-    made = [_comparison("test/perplexity", data, challenger, champion, higher_is_better=False, must_gain=data == NEW)]
-    needles = [key for key in champion if key.startswith("needle_accuracy_")]
-    made += [_comparison(key, data, challenger, champion) for key in needles]
-    for task, metrics in champion["tasks"].items():
-        quality = [key for key in metrics if key != "samples" and "stderr" not in key]
-        made += [_comparison(key, task, challenger["tasks"][task], metrics, not _is_loss(key)) for key in quality]
-    return made
-
-
-def _is_loss(metric: str) -> bool:
-    return "perplexity" in metric or "bits_per_byte" in metric
+    found = [_comparison("test/perplexity", data, challenger, champion, must_gain=data == NEW)]
+    needles = [key for key in champion.items if key.startswith("test/needle_accuracy_")]
+    found += [_comparison(key, data, challenger, champion) for key in needles]
+    for task, metrics in champion.results["tasks"].items():
+        for metric in filter(is_metric, metrics):
+            found.append(_task_comparison(task, metric, challenger, champion))
+    return found
 
 
 def _comparison(
-    key: str,
-    data: str,
-    challenger: dict[str, Any],
-    champion: dict[str, Any],
-    higher_is_better: bool = True,
-    must_gain: bool = False,
+    key: str, data: str, challenger: Evaluation, champion: Evaluation, must_gain: bool = False
 ) -> Comparison:
-    return Comparison(
-        metric=key,
-        data=data,
-        challenger=challenger[key],
-        champion=champion[key],
-        higher_is_better=higher_is_better,
-        must_gain=must_gain,
-    )
+    return compare_items(key, data, challenger.items[key], champion.items[key], must_gain)
+
+
+def _task_comparison(task: str, metric: str, challenger: Evaluation, champion: Evaluation) -> Comparison:
+    """With an interval where the metric is known document by document."""
+    key = f"{task}/{metric}"
+    if key in challenger.items and key in champion.items:
+        return compare_items(metric, task, challenger.items[key], champion.items[key])
+    values = {
+        side: of.results["tasks"][task][metric] for side, of in (("challenger", challenger), ("champion", champion))
+    }
+    lower = "perplexity" in metric or "bits_per_byte" in metric
+    return Comparison(metric=metric, data=task, higher_is_better=not lower, **values)

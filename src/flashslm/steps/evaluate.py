@@ -1,14 +1,17 @@
 """evaluate: test perplexity, bits per byte, needle retrieval, and the recipe's lm-eval tasks."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
 from flashslm.config import EvaluationConfig, RunConfig
 from flashslm.data.loader import TokenLoader
+from flashslm.data.shards import SplitReader
+from flashslm.evaluation import items as metric_items
+from flashslm.evaluation.items import ITEMS_FILE, MetricItems
 from flashslm.evaluation.needle import evaluate_needle
-from flashslm.evaluation.perplexity import evaluate_perplexity
+from flashslm.evaluation.perplexity import Reading, evaluate_perplexity, sample_documents
 from flashslm.evaluation.samples import continue_documents
 from flashslm.evaluation.task_files import check_unchanged
 from flashslm.hardware import pick_device
@@ -19,43 +22,69 @@ from flashslm.steps.context import StepContext
 HEADLINE = ("test/loss_nats", "test/perplexity", "test/bits_per_byte")
 
 
+class Evaluation(NamedTuple):
+    """`results`: one flat dictionary plus `needle`, `samples` and `tasks`; `items`: metrics by name, item by item."""
+
+    results: dict[str, Any]
+    items: dict[str, MetricItems]
+
+    def files(self) -> dict[str, Any]:
+        return {"evaluation.json": self.results, ITEMS_FILE: metric_items.dump(self.items)}
+
+    def headline(self) -> dict[str, float]:
+        return {key: self.results[key] for key in HEADLINE}
+
+
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `evaluation`: evaluation.json; perplexity and the data's digest travel in the manifest for the gate."""
+    """Outputs `evaluation`: evaluation.json and items.json; perplexity and the data's digest travel in the manifest for
+    the gate.
+    """
     dataset = context.fetch("dataset")
     model = load_model(context.fetch("chosen"), device=pick_device("auto"))
     facts = context.manifest("dataset").metadata
-    results = evaluate_model(model, dataset, context.config)
+    found = evaluate_model(model, dataset, context.config)
+    results = found.results
     results["unigram_entropy_nats"] = facts["unigram_entropy_nats"]
-    headline = {k: results[k] for k in HEADLINE}
     context.publish_json(
-        "evaluation",
-        {"evaluation.json": results},
-        headline | {"dataset_sha256": context.manifest("dataset").sha256},
+        "evaluation", found.files(), found.headline() | {"dataset_sha256": context.manifest("dataset").sha256}
     )
     return {
         **{k: v for k, v in results.items() if isinstance(v, int | float)},
-        "summary": f"test perplexity {results['test/perplexity']:.2f} ({results['test/loss_nats']:.3f} nats; unigram "
+        "summary": f"test {perplexity_text(results)} ({results['test/loss_nats']:.3f} nats; unigram "
         f"entropy {facts['unigram_entropy_nats']:.3f}), {results['test/bits_per_byte']:.3f} bits/byte",
     }
 
 
-def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> dict[str, Any]:
-    """All that the recipe asks for: one flat dict, with `needle`, `samples` and `tasks`; documents as in training."""
+def perplexity_text(results: dict[str, Any]) -> str:
+    """With its standard error, where there is one."""
+    error = results.get("test/perplexity_stderr")
+    return f"perplexity {results['test/perplexity']:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+
+
+def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluation:
+    """All that the recipe asks for, on the test split."""
     config, seed = recipe.evaluation, recipe.seed
+    documents = sample_documents(SplitReader(dataset / "test"), config.max_tokens, seed)
+    reading = Reading(config.sequence_length, config.stride or config.sequence_length, config.batch_size)
+    facts, by_document = evaluate_perplexity(model, documents, reading)
+    items = {f"test/{name}": of for name, of in by_document.items()}
     loader = TokenLoader(dataset, "test", config.sequence_length, config.batch_size, seed)
-    isolated = recipe.training.isolate_documents
-    results: dict[str, Any] = dict(evaluate_perplexity(model, loader, config.max_tokens, isolated))
-    needles = [evaluate_needle(model, loader, length, config.needle_samples, seed) for length in config.needle_lengths]
-    results["needle"] = needles
-    for needle in needles:
-        results[f"needle_accuracy_{needle['length']}"] = needle["accuracy"]
+    needles = []
+    for length in config.needle_lengths:
+        asked, by_needle = evaluate_needle(model, loader, length, config.needle_samples, seed)
+        needles.append(asked | metric_items.numbers(by_needle))
+        items |= {f"test/needle_{name}_{length}": of for name, of in by_needle.items()}
+    results = {f"test/{name}": value for name, value in facts.items()} | metric_items.numbers(items)
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer" / "tokenizer.json"))
-    results["samples"] = continue_documents(model, loader, tokenizer)
-    results["tasks"] = _lm_eval(model, dataset, config) if config.lm_eval_tasks else {}
-    return results
+    samples = continue_documents(model, loader, tokenizer)
+    tasks, task_items = _lm_eval(model, dataset, config) if config.lm_eval_tasks else ({}, {})
+    items |= {f"{task}/{name}": of for task, found in task_items.items() for name, of in found.items()}
+    return Evaluation(results | {"needle": needles, "samples": samples, "tasks": tasks}, items)
 
 
-def _lm_eval(model: HybridLM, dataset: Path, config: EvaluationConfig) -> dict[str, Any]:
+def _lm_eval(
+    model: HybridLM, dataset: Path, config: EvaluationConfig
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, MetricItems]]]:
     from flashslm.data.tokenizer import load_tokenizer
     from flashslm.evaluation.lm_eval_adapter import run_tasks
 

@@ -35,7 +35,7 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
 from flashslm.steps import prepare_data
 from flashslm.steps.context import StepContext
-from flashslm.steps.evaluate import HEADLINE, evaluate_model
+from flashslm.steps.evaluate import Evaluation, evaluate_model
 from flashslm.steps.export_model import measure
 from flashslm.steps.recipe_checks import beyond_positions
 from flashslm.training.weight_norm import weight_norms
@@ -165,20 +165,18 @@ def _measure_and_register(
         context = StepContext(STEP, own, settings, store, mlflow_run, events, inputs={}, parameters={})
         quality, facts = _measure(context, model)
         dataset = context.outputs["dataset"]
-        measured = {
-            "perplexity": quality["test/perplexity"],
-            "dataset_sha256": dataset.sha256,
-            "sha256": manifest.sha256,
-        }
-        headline = {key: quality[key] for key in HEADLINE}
+        headline = quality.headline()
+        context.publish_json("evaluation", quality.files(), headline | {"dataset_sha256": dataset.sha256})
+        measured = {"perplexity": headline["test/perplexity"], "dataset_sha256": dataset.sha256}
         return model_registry.register(
             settings,
             name,
             manifest.model_copy(update={"metadata": facts}),
             settings.parent_run_id or mlflow_run.run_id,
-            MeasuredModel.model_validate(facts | measured).model_dump(),
+            MeasuredModel.model_validate(facts | measured | {"sha256": manifest.sha256}).model_dump(),
             {"recipe": recipe.name, "architecture": facts["operators"], "directory": str(directory.resolve())},
             Lineage(
+                evaluation=context.outputs["evaluation"],
                 data=(dataset,),
                 config_digest=digest(recipe.model_dump(mode="json")),
                 metrics=headline,
@@ -188,8 +186,8 @@ def _measure_and_register(
         )
 
 
-def _measure(context: StepContext, model: HybridLM) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The results of evaluation, and what `export_model` says of a model; publishes `dataset`."""
+def _measure(context: StepContext, model: HybridLM) -> tuple[Evaluation, dict[str, Any]]:
+    """The evaluation, and what `export_model` says of a model; publishes `dataset`."""
     recipe = context.config
     kernels.configure(recipe.kernels)
     kernels.preflight(pick_device(recipe.profiling.device))
@@ -203,7 +201,7 @@ def _measure(context: StepContext, model: HybridLM) -> tuple[dict[str, Any], dic
     }
     context.events.emit("progress", f"{facts['latency_ms']:.3f} ms/token, weight norm {facts['weight_norm']}")
     quality = evaluate_model(model.to(torch.float32).eval(), dataset, recipe)
-    numbers = {key: value for key, value in (quality | facts).items() if isinstance(value, int | float)}
+    numbers = {key: value for key, value in (quality.results | facts).items() if isinstance(value, int | float)}
     context.mlflow_run.log_metrics(numbers, step=0)
     return quality, facts
 

@@ -40,6 +40,7 @@ def lineage(context: StepContext, verdict: dict[str, Any], current: ModelVersion
     known = current.lineage.latency_ms if current and parent == current.version else {}
     evaluated = context.manifest("evaluation").metadata
     return Lineage(
+        evaluation=context.manifest("evaluation"),
         data=(context.manifest("dataset"),),
         config_digest=context.parameters.get("config_digest", ""),
         code_digest=context.parameters.get("code_digest", ""),

@@ -107,11 +107,16 @@ def test_sequential_predicts_each_token_exactly_once(counting: Path, sequence_le
     assert len(few) == 1 and torch.equal(few[0].tokens_BT, batches[0].tokens_BT)
 
 
-def test_bytes_predicted_is_exact_at_document_ends(counting: Path) -> None:
-    loader = TokenLoader(counting, "train", 8, 1, seed=0)
-    assert [loader.bytes_predicted(n) for n in (0, 7, 14, 91, 98)] == [0, 12, 24, 156, 168]
-    assert loader.bytes_predicted(10) == 12 + 12 * 3 / 7
-    assert loader.bytes_per_token == 168 / 98
+def test_documents_have_a_start_and_sizes(counting: Path) -> None:
+    reader = SplitReader(counting / "train")
+    tokens, sizes = reader.document_sizes()
+    assert tokens.sum() == reader.index.tokens - 1 and sizes.sum() == reader.index.bytes
+    for document in (0, 5, len(tokens) - 1):
+        start = reader.document_start(document)
+        text = reader.read(start, start + int(tokens[document]) + 1)
+        assert (
+            text[0] == text[-1] == reader.index.end_of_document_id and reader.index.end_of_document_id not in text[1:-1]
+        )
 
 
 def test_a_split_shorter_than_a_window_is_refused(counting: Path) -> None:
@@ -136,7 +141,6 @@ def test_loader_reads_what_prepare_wrote(tmp_path: Path) -> None:
     summary = prepare(tmp_path / "d", make_texts(150))
     loader = TokenLoader(tmp_path / "d", "validation", 32, 4, seed=0)
     assert loader.num_tokens == summary.validation_tokens
-    assert loader.bytes_per_token == summary.bytes_per_token
     index = json.loads((tmp_path / "d/validation/index.json").read_text())
     raw = np.concatenate([np.fromfile(tmp_path / "d/validation" / s["file"], dtype="<u2") for s in index["shards"]])
     assert loader.tokens(0, 10**9).tolist() == raw.tolist()

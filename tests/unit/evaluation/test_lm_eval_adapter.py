@@ -163,6 +163,8 @@ doc_to_choice: choices
 target_delimiter: ""
 metric_list:
   - metric: acc
+metadata:
+  version: 2
 """
     )
     return tmp_path
@@ -181,11 +183,14 @@ def test_a_task_gives_the_accuracy_of_brute_force(
         return scores.index(max(scores)) == d["answer"]
 
     right = [is_right(d) for d in documents]
-    result = run_tasks(model, tokenizer, ["local_choice"], include_path=task_directory)
-    assert result["local_choice"]["acc"] == sum(right) / 4
-    assert result["local_choice"]["samples"] == 4
-    assert "alias" not in result["local_choice"]
-    limited = run_tasks(model, tokenizer, ["local_choice"], limit=3, include_path=task_directory)
+    result, items = run_tasks(model, tokenizer, ["local_choice"], include_path=task_directory)
+    found = result["local_choice"]
+    assert found["acc"] == sum(right) / 4
+    assert found["acc_stderr"] == pytest.approx((sum(right) / 4 * (1 - sum(right) / 4) / 3) ** 0.5)
+    assert (found["samples"], found["version"], found["shots"]) == (4, 2, 0)
+    assert items["local_choice"]["acc"].totals == tuple(map(float, right))
+    assert "alias" not in found
+    limited, _ = run_tasks(model, tokenizer, ["local_choice"], limit=3, include_path=task_directory)
     assert limited["local_choice"]["acc"] == pytest.approx(sum(right[:3]) / 3)
     assert capsys.readouterr().out == ""
 

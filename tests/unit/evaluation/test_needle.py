@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flashslm.data.loader import TokenLoader
 from flashslm.evaluation import needle
+from flashslm.evaluation.items import numbers
 from flashslm.evaluation.needle import KEY_TOKENS, VALUE_TOKENS, evaluate_needle, plant_needles, score_values
 from flashslm.models.hybrid import HybridLM
 
@@ -55,6 +56,11 @@ class GreedyEngine:
         return tokens_BT[:, -max_new_tokens:]
 
 
+def needle_numbers(*arguments: Any, **settings: Any) -> dict[str, Any]:
+    asked, items = evaluate_needle(*arguments, **settings)
+    return asked | numbers(items)
+
+
 def test_needles_stand_once_at_spread_depths_in_real_text(loader: TokenLoader) -> None:
     samples, length = 20, 200
     planted = plant_needles(loader, length, samples, seed=0)
@@ -82,7 +88,7 @@ def test_the_seed_alone_decides(loader: TokenLoader) -> None:
 
 def test_a_model_that_recalls_is_perfect(loader: TokenLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needle, "DecodeEngine", GreedyEngine)
-    result = evaluate_needle(Recaller(), loader, 120, samples=10, seed=0, batch_size=4)
+    result = needle_numbers(Recaller(), loader, 120, samples=10, seed=0, batch_size=4)
     assert (result["accuracy"], result["ranked_first"]) == (1.0, 1.0)
     assert 9 < result["margin_nats"] <= 10  # the logit gap, less the odd token two values share
     assert (result["length"], result["samples"], result["chance"]) == (120, 10, 1 / 16)
@@ -98,7 +104,7 @@ def test_a_model_without_recall_is_at_chance(model: HybridLM, loader: TokenLoade
     with torch.no_grad():
         uniform = HybridLM.build(model.architecture, seed=0)
         uniform.embedding.weight *= 1e-3
-    result = evaluate_needle(uniform, loader, 60, samples=160, seed=0, batch_size=32)
+    result = needle_numbers(uniform, loader, 60, samples=160, seed=0, batch_size=32)
     assert result["accuracy"] == 0.0
     assert abs(result["ranked_first"] - result["chance"]) < 4 * (result["chance"] / 160) ** 0.5
     assert abs(result["margin_nats"]) < 1e-3
@@ -130,7 +136,10 @@ def test_accuracy_is_that_of_greedy_decoding(
     answers[:2, -1] += 1  # spoil two of six
     rigged = needle.Needles(planted.prompts_ST, answers, planted.others_SRV, planted.num_candidates)
     monkeypatch.setattr(needle, "plant_needles", lambda *_: rigged)
-    assert evaluate_needle(model, loader, 60, 6, seed=0, batch_size=4)["accuracy"] == 4 / 6
+    _, items = evaluate_needle(model, loader, 60, 6, seed=0, batch_size=4)
+    assert items["accuracy"].totals == (0.0, 0.0, 1.0, 1.0, 1.0, 1.0)
+    again = evaluate_needle(model, loader, 60, 6, seed=0, batch_size=4)[1]["accuracy"]
+    assert items["accuracy"].items_sha256 == again.items_sha256
 
 
 @pytest.mark.parametrize("length", [17, 1_000_000])

@@ -1,14 +1,27 @@
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from flashslm.data.loader import IGNORE_INDEX, TokenLoader
-from flashslm.data.shards import ShardWriter
-from flashslm.evaluation.perplexity import evaluate_perplexity
+from flashslm.data.shards import ShardWriter, SplitReader
+from flashslm.data.tokenizer import load_tokenizer
+from flashslm.evaluation.items import numbers
+from flashslm.evaluation.perplexity import (
+    Reading,
+    document_windows,
+    evaluate_perplexity,
+    evaluate_wikitext,
+    sample_documents,
+)
 from flashslm.models.hybrid import HybridLM
+
+ALONE = Reading(context=7, stride=7, batch_size=3)
 
 
 class FixedDistribution(torch.nn.Module):
@@ -18,65 +31,131 @@ class FixedDistribution(torch.nn.Module):
         super().__init__()
         self.embedding = torch.nn.Embedding(len(probabilities), 1)
         self.log_probs = torch.tensor(probabilities, dtype=torch.float64).log()
-        self.seen: list[int] = []
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None) -> Tensor:
-        assert documents_BT is None
-        real = targets_BT[targets_BT != IGNORE_INDEX]
-        self.seen += real.tolist()
-        return -self.log_probs[real].mean()
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return torch.zeros(*tokens_BT.shape, 1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.log_probs.expand(*hidden.shape[:-1], -1)
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+def tiny(tmp_path: Path) -> SplitReader:
     """The stream 0 1 1 2 0 2 1 0, from texts of 6 and 5 bytes."""
-    writer = ShardWriter(tmp_path / "validation", vocab_size=3, end_of_document_id=0, shard_tokens=1024)
+    writer = ShardWriter(tmp_path / "test", vocab_size=3, end_of_document_id=0, shard_tokens=1024)
     writer.add([1, 1, 2], num_bytes=6)
     writer.add([2, 1], num_bytes=5)
     writer.close()
-    return tmp_path
+    return SplitReader(tmp_path / "test")
 
 
-@pytest.mark.parametrize(("sequence_length", "batch_size"), [(7, 1), (2, 1), (3, 2), (2, 3)])
-def test_loss_and_bits_per_byte_of_a_known_model(tiny: Path, sequence_length: int, batch_size: int) -> None:
+def evaluated(model: Any, reader: SplitReader, reading: Reading = ALONE, max_tokens: int = 0) -> dict[str, float]:
+    facts, items = evaluate_perplexity(model, sample_documents(reader, max_tokens, seed=0), reading)
+    return facts | numbers(items)
+
+
+@pytest.mark.parametrize(("context", "stride", "batch_size"), [(7, 7, 1), (2, 1, 1), (3, 2, 2), (2, 2, 3), (1, 1, 8)])
+def test_loss_and_bits_per_byte_of_a_known_model(tiny: SplitReader, context: int, stride: int, batch_size: int) -> None:
+    result = evaluated(FixedDistribution([1 / 4, 1 / 2, 1 / 4]), tiny, Reading(context, stride, batch_size))
+    # predicted: 1 1 2 0 | 2 1 0 = three halves (1 bit each) and four quarters (2 bits each): 11 bits on 11 bytes
+    assert (result["tokens"], result["documents"]) == (7, 2)
+    assert (result["context"], result["stride"]) == (context, stride)
+    assert math.isclose(result["bits_per_byte"], 1.0, rel_tol=1e-6)
+    assert math.isclose(result["loss_nats"], 11 * math.log(2) / 7, rel_tol=1e-6)
+    assert math.isclose(result["perplexity"], 2 ** (11 / 7), rel_tol=1e-6)
+    # documents of 6 bits on 4 tokens and 5 bits on 3: residuals -+ 2/7 bits from 11/7 per token
+    error = math.sqrt(2 * 2 * (2 / 7) ** 2) / 7 * math.log(2)
+    assert math.isclose(result["loss_nats_stderr"], error, rel_tol=1e-5)
+    assert math.isclose(result["perplexity_stderr"], error * result["perplexity"], rel_tol=1e-5)
+
+
+def test_the_perplexity_of_a_model_that_diverged_is_a_number(tiny: SplitReader) -> None:
     model = FixedDistribution([1 / 4, 1 / 2, 1 / 4])
-    result = evaluate_perplexity(model, TokenLoader(tiny, "validation", sequence_length, batch_size, seed=0))
-    # predicted: 1 1 2 0 2 1 0 = three halves (1 bit each) and four quarters (2 bits each): 11 bits on 11 bytes
-    assert model.seen == [1, 1, 2, 0, 2, 1, 0]
-    assert result["test/tokens"] == 7
-    assert math.isclose(result["test/bits_per_byte"], 1.0, rel_tol=1e-6)
-    assert math.isclose(result["test/loss_nats"], 11 * math.log(2) / 7, rel_tol=1e-6)
-    assert math.isclose(result["test/perplexity"], 2 ** (11 / 7), rel_tol=1e-6)
+    model.log_probs = torch.tensor([0.0, -1e4, -2e4])
+    result = evaluated(model, tiny)
+    assert result["loss_nats"] > 5000 and 1e300 < result["perplexity"] < math.inf
 
 
-def test_the_perplexity_of_a_model_that_diverged_is_a_number(tiny: Path) -> None:
-    model = FixedDistribution([1 / 4, 1 / 2, 1 / 4])
-    model.log_probs *= 1e4
-    result = evaluate_perplexity(model, TokenLoader(tiny, "validation", 7, 1, seed=0))
-    assert result["test/loss_nats"] > 5000 and 1e300 < result["test/perplexity"] < math.inf
+@pytest.mark.parametrize("context", [1, 4, 5, 100])
+@pytest.mark.parametrize("stride", [1, 3, 4])
+def test_windows_score_each_token_once_with_the_context_that_is_stated(context: int, stride: int) -> None:
+    if stride > context:
+        with pytest.raises(ValueError, match=f"stride {stride} is not from 1 to the context of {context} tokens"):
+            Reading(context, stride, 1)
+        return
+    for targets in (1, context, context + 1, 23):
+        seen = []
+        for window in document_windows(0, targets, Reading(context, stride, 1)):
+            assert window.end - window.begin <= context
+            for target in range(window.scored + 1, window.end + 1):
+                seen.append(target)
+                assert target - window.begin >= min(target, context - stride + 1)
+        assert seen == list(range(1, targets + 1))
 
 
-def test_max_tokens_evaluates_just_that_many(tiny: Path) -> None:
-    model = FixedDistribution([1 / 4, 1 / 2, 1 / 4])
-    result = evaluate_perplexity(model, TokenLoader(tiny, "validation", 3, 2, seed=0), max_tokens=4)
-    assert model.seen == [1, 1, 2, 0]
-    assert result["test/tokens"] == 4
-    assert math.isclose(result["test/bits_per_byte"], (1 + 1 + 2 + 2) / 6, rel_tol=1e-6)  # the first document's 6 bytes
-    assert evaluate_perplexity(model, TokenLoader(tiny, "validation", 3, 2, seed=0), 10**9)["test/tokens"] == 7
+def test_a_limit_takes_a_seeded_sample_of_just_that_many_tokens(dataset: Path) -> None:
+    reader = SplitReader(dataset / "test")
+    tokens, sizes = reader.document_sizes()
+    sample, again, other = (sample_documents(reader, 200, seed) for seed in (0, 0, 1))
+    assert sample.targets_N.sum() == 200 and 1 < len(sample.indices_N) < len(tokens)
+    assert sample.items_sha256 == again.items_sha256 != other.items_sha256
+    assert sorted(sample.indices_N) != list(range(len(sample.indices_N))), "not the beginning of the stream"
+    last = sample.indices_N[-1]
+    assert sample.bytes_N[-1] == sizes[last] * sample.targets_N[-1] / tokens[last]
+    assert np.array_equal(sample.bytes_N[:-1], sizes[sample.indices_N[:-1]])
+    whole = sample_documents(reader, 10**9, seed=0)
+    assert whole.targets_N.sum() == reader.index.tokens - 1 and whole.bytes_N.sum() == reader.index.bytes
 
 
-@pytest.mark.parametrize("isolate", [False, True])
-def test_hybrid_model_agrees_with_token_by_token_scores(model: HybridLM, dataset: Path, isolate: bool) -> None:
-    loader = TokenLoader(dataset, "validation", 24, 4, seed=0)
-    result = evaluate_perplexity(model, loader, max_tokens=150, isolate_documents=isolate)
-    stream = loader.tokens(0, 151)
-    nats = []
-    with torch.no_grad():
-        for target in range(1, 151):
-            start = (target - 1) // 24 * 24
-            if isolate:
-                ends = (stream[:target] == loader.end_of_document_id).nonzero()
-                start = max(start, int(ends.max()))
-            log_probs = model.logits(model(stream[None, start:target])[0, -1]).double().log_softmax(-1)
-            nats.append(-float(log_probs[stream[target]]))
-    assert math.isclose(result["test/loss_nats"], sum(nats) / 150, rel_tol=1e-5)
+@torch.no_grad()
+def token_by_token(model: HybridLM, ids: list[int], context: int, stride: int) -> float:
+    """Nats of all but the first token, one forward pass for each, by the definition of a sliding window."""
+    nats, end = 0.0, min(context, len(ids) - 1)
+    for target in range(1, len(ids)):
+        if target > end:
+            end = min(end + stride, len(ids) - 1)
+        begin = max(0, end - context)
+        log_probs = model.logits(model(torch.tensor([ids[begin:target]]))[0, -1]).double().log_softmax(-1)
+        nats -= float(log_probs[ids[target]])
+    return nats
+
+
+@pytest.mark.parametrize(("context", "stride"), [(64, 64), (24, 24), (24, 9)])
+def test_documents_agree_with_an_independent_computation(
+    model: HybridLM, dataset: Path, context: int, stride: int
+) -> None:
+    reader = SplitReader(dataset / "test")
+    documents = sample_documents(reader, 300, seed=0)
+    result = evaluated(model, reader, Reading(context, stride, 4), max_tokens=300)
+    stream = reader.read(0, reader.index.tokens).tolist()
+    starts = [place for place, token in enumerate(stream) if token == 0]
+    nats = 0.0
+    for document, targets in zip(documents.indices_N, documents.targets_N, strict=True):
+        nats += token_by_token(model, stream[starts[document] : starts[document] + targets + 1], context, stride)
+    assert math.isclose(result["loss_nats"], nats / 300, rel_tol=1e-5)
+    assert math.isclose(result["bits_per_byte"], nats / math.log(2) / documents.bytes_N.sum(), rel_tol=1e-5)
+
+
+PAGES = [" = River = \n\n the dogs sleeps @-@ quietly , often . \n", 'seven " blue " stone \'s @,@ 000 \n' * 6]
+
+
+def test_wikitext_is_the_harness_s_protocol(model: HybridLM, dataset: Path) -> None:
+    from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
+
+    from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter
+
+    tokenizer = load_tokenizer(dataset / "tokenizer")
+    found = numbers(evaluate_wikitext(model, tokenizer, PAGES, Reading(64, 64, 2)))
+    adapter = HybridLMAdapter(model, tokenizer, batch_size=1)
+    texts = [wikitext_detokenizer({"page": page}) for page in PAGES]
+    rolling = adapter.loglikelihood_rolling([SimpleNamespace(args=(text,)) for text in texts])
+    rows = [process_results({"page": p}, [nats]) for p, nats in zip(PAGES, rolling, strict=True)]
+    for metric, power in (("word_perplexity", math.exp), ("byte_perplexity", math.exp)):
+        nats, sizes = (math.fsum(column) for column in zip(*(row[metric] for row in rows), strict=True))
+        assert found[metric] == pytest.approx(power(-nats / sizes), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(math.log2(found["byte_perplexity"]), rel=1e-9)
+    ids = [[0, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
+    assert max(map(len, ids)) > 65, "a page of several windows is among them"
+    nats = sum(token_by_token(model, page, 64, 64) for page in ids)
+    words = sum(len(re.split(r"\s+", page)) for page in PAGES)
+    assert found["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-4)

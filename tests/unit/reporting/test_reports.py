@@ -14,11 +14,22 @@ def results(perplexity: float, ranked_first: float, **tasks: dict[str, float]) -
     return values | {"test/tokens": 20_000, "needle": [needle], "needle_accuracy_48": 0.0, "tasks": tasks}
 
 
+INTERVAL = {"data": "new data", "metric": "test/perplexity", "champion": 80.0, "low": 55.0, "high": 65.0} | {
+    "higher_is_better": False
+}
+
+
 def retrained(decision: str, device: str = "fingerprint-1") -> RetrainingArtifacts:
     names = ("first data", "data of retraining 2", "data of retraining 10", "new data")
     task = {"acc": 0.5, "samples": 1200.0}
-    of = {"champion": results(80.0, 0.25, arc=task), "challenger": results(60.0, 0.5, arc=task | {"acc": 0.75})}
-    evaluation = {"results": {n: of for n in sorted(names)}, "comparisons": [{"data": n} for n in names for _ in "ab"]}
+    of = {
+        "champion": results(80.0, 0.25, arc=task),
+        "challenger": results(60.0, 0.5, arc=task | {"acc": 0.75, "acc_stderr": 0.0125}),
+    }
+    evaluation = {
+        "results": {n: of for n in sorted(names)},
+        "comparisons": [{"data": n} for n in names for _ in "ab"] + [INTERVAL],
+    }
     failed = ["fail: perplexity on first data 116.9, at most 66.4"] if decision == "hold" else []
     return RetrainingArtifacts(
         name="nightly",
@@ -55,6 +66,8 @@ def test_both_models_are_shown_in_the_order_of_the_gate() -> None:
     assert places == sorted(places)
     assert '<td class="n">80.0000</td><td class="n">60.0000</td><td class="n">-20.0000 (-25.0%)</td>' in page
     assert "needle in 48 tokens, 16 samples: ranked first (chance 0.062)" in page
+    assert page.count("<td>better (55.0000 to 65.0000)</td>") == 1
+    assert "0.7500 ± 0.0125</td>" in page and "acc_stderr" not in page
     assert '<td class="n">0.0000</td><td class="n">0.0000</td><td class="n">+0.0000</td>' in page
     assert page.count("<td>first data") == 1, "the name stands once over its rows"
     assert "arc (1,200 samples)" in page and "<td>samples</td>" not in page

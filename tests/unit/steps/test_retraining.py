@@ -1,14 +1,17 @@
 """What retraining decides before and after it trains, without any service."""
 
+import math
 from typing import Any
 
 import pytest
 
 from flashslm.config import RetrainingConfig, RunConfig, TrainingConfig
 from flashslm.data.prepare import DatasetSummary
+from flashslm.evaluation.items import MetricItems, accuracy_items
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.compare_with_champion import comparisons, yardsticks
 from flashslm.steps.continue_pretraining import retraining_config
+from flashslm.steps.evaluate import Evaluation
 from flashslm.steps.prepare_new_data import too_little
 
 
@@ -34,27 +37,47 @@ def test_yardsticks_are_the_first_and_the_newest(seen: int, limit: int, expected
     assert {name: manifest.sha256[0] for name, manifest in chosen.items()} == expected
 
 
-def results(perplexity: float, **tasks: Any) -> dict[str, Any]:
-    return {
-        "test/perplexity": perplexity,
-        "needle": [],
-        "needle_accuracy_48": 0.5,
-        "test/bits_per_byte": 1.0,
-        "tasks": tasks,
+def results(perplexity: float, **tasks: Any) -> Evaluation:
+    """Two documents, two needles and the questions of `arc`, whose perplexity is not known document by document."""
+    nats = math.log(perplexity)
+    items = {
+        "test/perplexity": MetricItems(
+            totals=(10 * nats, 20 * nats),
+            weights=(10, 20),
+            scale="exponential",
+            higher_is_better=False,
+            items_sha256="documents",
+        ),
+        "test/needle_accuracy_48": accuracy_items([True, False], "needles"),
+        "test/needle_ranked_first_48": accuracy_items([True, True], "needles"),
     }
+    if "arc" in tasks:
+        items["arc/acc"] = accuracy_items([i < 10 * tasks["arc"]["acc"] for i in range(10)], "questions")
+    return Evaluation({"test/perplexity": perplexity, "needle": [], "tasks": tasks}, items)
 
 
 def test_every_quality_is_compared_in_its_direction() -> None:
-    task = {"acc": 0.4, "acc_stderr": 0.1, "samples": 9.0, "word_perplexity": 30.0}
+    task = {"acc": 0.4, "acc_stderr": 0.1, "samples": 10.0, "version": 1.0, "shots": 0.0, "word_perplexity": 30.0}
     made = comparisons("first data", results(5.0, arc=task | {"acc": 0.6}), results(4.0, arc=task))
-    assert [(c.metric, c.data, c.challenger, c.champion, c.higher_is_better) for c in made] == [
-        ("test/perplexity", "first data", 5.0, 4.0, False),
-        ("needle_accuracy_48", "first data", 0.5, 0.5, True),
-        ("acc", "arc", 0.6, 0.4, True),
-        ("word_perplexity", "arc", 30.0, 30.0, False),
+    assert [(c.metric, c.data, c.champion, c.higher_is_better) for c in made] == [
+        ("test/perplexity", "first data", pytest.approx(4.0), False),
+        ("test/needle_accuracy_48", "first data", 0.5, True),
+        ("acc", "arc", 0.4, True),
+        ("word_perplexity", "arc", 30.0, False),
     ]
+    assert [c.challenger for c in made] == pytest.approx([5.0, 0.5, 0.6, 30.0])
     assert not any(c.must_gain for c in made)
     assert [c.metric for c in comparisons("new data", results(5.0), results(4.0)) if c.must_gain] == ["test/perplexity"]
+
+
+def test_comparisons_have_intervals_where_items_are_known() -> None:
+    task = {"acc": 0.4, "samples": 10.0, "word_perplexity": 30.0}
+    made = comparisons("first data", results(5.0, arc=task | {"acc": 0.9}), results(4.0, arc=task))
+    by_metric = {c.metric: c for c in made}
+    assert (by_metric["acc"].method, by_metric["acc"].items) == ("McNemar", 10)
+    assert by_metric["acc"].low < 0.9 < by_metric["acc"].high
+    assert by_metric["word_perplexity"].low is None
+    assert by_metric["test/perplexity"].items == 2
 
 
 def test_training_is_the_recipes_with_retrainings_own_schedule() -> None:

@@ -59,7 +59,7 @@ def test_every_stage_takes_a_step(recipe: RunConfig, tmp_path: Path) -> None:
         "stages": [{"from_step": 2, "sequence_length": last.sequence_length // 256, "batch_size": 2}],
         "warmup_steps": 1,
         "threads": 1,
-        "validation_batches": 1,
+        "validation_tokens": 64,
     }
     training = TrainingConfig.model_validate(recipe.training.model_dump() | small)
     outcome = train(tiny.spec(training), tiny.model(), tiny.fetching(tiny.write_dataset(tmp_path / "dataset")))

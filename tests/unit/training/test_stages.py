@@ -86,7 +86,7 @@ def test_a_run_in_stages_stopped_in_the_second_is_the_unstopped_one(dataset: Pat
         train(spec, tiny.model(), fetch, store, stop)
     resumed = train(spec, model, fetch, store)
     assert resumed.resumed_from_step == 4
-    assert [row["loss_nats"] for row in resumed.history] == [row["loss_nats"] for row in expected.history]
+    assert [row["train/loss_nats"] for row in resumed.history] == [row["train/loss_nats"] for row in expected.history]
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
     speeds = [row["tokens_per_s"] * row["step_time_ms"] / 1000 for row in expected.history]
     assert speeds == pytest.approx([64] * 3 + [96] * 2 + [80] * 3)

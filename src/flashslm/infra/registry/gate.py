@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel
 
 from flashslm.config import GateConfig
+from flashslm.config.training import Unclear
+from flashslm.statistics import Judgement, judge
 
 if TYPE_CHECKING:
     from flashslm.infra.storage.object_store import Manifest
@@ -38,6 +40,29 @@ class Comparison(BaseModel):
     champion: float
     higher_is_better: bool
     must_gain: bool = False  # what the challenger was trained for; elsewhere it must only not fall
+    low: float | None = None  # 95 % interval of the challenger's value beside the champion's, paired by item
+    high: float | None = None
+    p_value: float | None = None  # of "there is no difference"
+    items: int = 0
+    method: str = ""
+
+    def judged(self, bound: float) -> Judgement | None:
+        """What the interval says of a bound; None without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        return judge(self.low, self.high, bound, higher_is_better=self.higher_is_better)
+
+    def interval_text(self) -> str:
+        """Whether the challenger is better than the champion, with the figures; "" without an interval."""
+        outcome = self.judged(self.champion)
+        if outcome is None:
+            return ""
+        interval = f"95 % interval {_figure(self.low)} to {_figure(self.high)}"
+        return f"{outcome}, {interval} ({self.method}, {self.items:,} items)"
+
+
+def _figure(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 class Verdict(BaseModel):
@@ -53,16 +78,23 @@ class Verdict(BaseModel):
 
 
 def decide(
-    candidate: MeasuredModel, champion: MeasuredModel | None, champion_version: str, limits: GateConfig
+    candidate: MeasuredModel,
+    champion: MeasuredModel | None,
+    champion_version: str,
+    limits: GateConfig,
+    perplexity: Comparison | None = None,
 ) -> Verdict:
-    """Hold the candidate to the recipe's limits and, if there is a champion, to the champion."""
+    """Hold the candidate to the recipe's limits and, if there is a champion, to the champion.
+
+    `perplexity` is the comparison document by document, where the champion's evaluation is still there.
+    """
     results = _within_limits(candidate, limits)
     if champion is None:
         results.append((True, "there is no champion yet"))
     elif champion.sha256 == candidate.sha256:
         results.append((False, f"the candidate is the champion (version {champion_version}): the same object"))
     else:
-        results += _against(candidate, champion, limits)
+        results += _against(candidate, champion, limits, perplexity)
     return _verdict(results, candidate, champion, champion_version)
 
 
@@ -124,19 +156,38 @@ def _within_limits(candidate: MeasuredModel, limits: GateConfig) -> list[LimitCh
 
 def _compare(c: Comparison, limits: GateConfig) -> LimitCheck:
     """A number that is not finite passes nowhere."""
-    where = f"{c.metric} on {c.data} {c.challenger:.4f}"
+    kind: Literal["gain", "loss"] = "gain" if c.must_gain else "loss"
     if c.must_gain:
-        bound = c.champion * (1 - limits.min_perplexity_gain)
-        text = f"{where}, must be under {bound:.4f} (champion {c.champion:.4f})"
-        return c.challenger < bound, text
-    if c.higher_is_better:
-        bound = max(0.0, c.champion - limits.max_accuracy_drop)
-        return c.challenger >= bound, f"{where}, at least {bound:.4f} (champion {c.champion:.4f})"
-    bound = c.champion * (1 + limits.max_perplexity_increase)
-    return c.challenger <= bound, f"{where}, at most {bound:.4f} (champion {c.champion:.4f})"
+        bound, rule = c.champion * (1 - limits.min_perplexity_gain), "must be under"
+    elif c.higher_is_better:
+        bound, rule = max(0.0, c.champion - limits.max_accuracy_drop), "at least"
+    else:
+        bound, rule = c.champion * (1 + limits.max_perplexity_increase), "at most"
+    text = f"{c.metric} on {c.data} {c.challenger:.4f}, {rule} {bound:.4f} (champion {c.champion:.4f})"
+    measured = c.challenger < bound if c.must_gain else _keeps(c.challenger, bound, c.higher_is_better)
+    return _decided(text, measured, c.interval_text(), c.judged(bound), getattr(limits.cannot_tell, kind), kind)
 
 
-def _against(candidate: MeasuredModel, champion: MeasuredModel, limits: GateConfig) -> list[LimitCheck]:
+def _keeps(value: float, bound: float, higher_is_better: bool) -> bool:
+    return value >= bound if higher_is_better else value <= bound
+
+
+def _decided(
+    text: str, measured: bool, interval: str, judged: Judgement | None, unclear: Unclear, kind: str
+) -> LimitCheck:
+    """By the interval; where the bound is inside it, as the recipe says; without one, by the measured value."""
+    text += f": {interval}" if interval else ""
+    if judged is None:
+        return measured, text
+    if judged != "cannot tell":
+        return judged == "better", text
+    text += f"; the bound is inside: gate.cannot_tell.{kind} is {unclear}"
+    return {"hold": False, "measured": measured, "promote": True}[unclear], text
+
+
+def _against(
+    candidate: MeasuredModel, champion: MeasuredModel, limits: GateConfig, perplexity: Comparison | None
+) -> list[LimitCheck]:
     """Quality, latency and size relative to the champion; a latency of another device is left out."""
     if candidate.dataset_sha256 != champion.dataset_sha256:
         text = (
@@ -145,14 +196,15 @@ def _against(candidate: MeasuredModel, champion: MeasuredModel, limits: GateConf
             "run the retraining pipeline, or decide with `flashslm models promote`"
         )
         return [(False, text)]
-    wanted = champion.perplexity * (1 - limits.min_perplexity_gain)
-    results = [
-        (
-            candidate.perplexity < wanted,
-            f"perplexity {candidate.perplexity:.4f}, must be under {wanted:.4f} "
-            f"(champion {champion.perplexity:.4f}, wanted gain {limits.min_perplexity_gain:.1%})",
-        )
-    ]
+    compared = perplexity or Comparison(
+        metric="test/perplexity",
+        data="the same data",
+        challenger=candidate.perplexity,
+        champion=champion.perplexity,
+        higher_is_better=False,
+        must_gain=True,
+    )
+    results = [_compare(compared, limits)]
     if candidate.device == champion.device:
         allowed = champion.latency_ms * (1 + limits.max_latency_increase)
         text = (

@@ -45,6 +45,7 @@ class Lineage(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    evaluation: Manifest | None = None  # by which later versions are compared with this one item by item
     data: tuple[Manifest, ...] = ()  # trained on by this version; `seen_data` adds its ancestors'
     source: Literal["", "imported"] = ""  # imported: trained elsewhere, and `data` stand for what it was trained on
     config_digest: str = ""

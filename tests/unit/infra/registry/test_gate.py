@@ -114,3 +114,51 @@ def test_what_was_rolled_back_does_not_come_back_by_itself() -> None:
     assert len(verdict.reasons) == 1 and "previous champion, which was rolled back" in verdict.reasons[0]
     same = decide_retraining(candidate(sha256="a"), CHAMPION, "1", [GAIN], GateConfig(), former="z")
     assert len(same.reasons) == 1 and "the challenger is the champion" in same.reasons[0]
+
+
+def interval(low: float, high: float, **changes: object) -> Comparison:
+    return compared(low=low, high=high, items=16, method="McNemar", p_value=0.5, **changes)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "passes", "word"),
+    [
+        # of what the challenger was trained for, the gain itself must be certain
+        (interval(7.5, 8.5, challenger=8.0, must_gain=True), True, "better"),
+        (interval(7.5, 10.5, challenger=9.0, must_gain=True), False, "cannot tell"),
+        (interval(10.5, 12.0, challenger=11.0, must_gain=True), False, "worse"),
+        # elsewhere a loss within the tolerance passes, and is called a loss
+        (interval(10.02, 10.08, challenger=10.05), True, "worse"),
+        (interval(10.2, 10.4, challenger=10.3), False, "worse"),
+        # a bound inside the interval: the measured value decides by default
+        (interval(9.8, 10.3, challenger=10.05), True, "cannot tell"),
+        (interval(9.9, 10.4, challenger=10.15), False, "cannot tell"),
+        (interval(0.2, 0.7, metric="acc", challenger=0.45, champion=0.5, higher_is_better=True), False, "cannot tell"),
+        (interval(0.49, 0.52, metric="acc", challenger=0.5, champion=0.5, higher_is_better=True), True, "cannot tell"),
+    ],
+)
+def test_the_gate_says_better_worse_or_cannot_tell(comparison: Comparison, passes: bool, word: str) -> None:
+    verdict = decide_retraining(candidate(), CHAMPION, "1", [comparison], GateConfig())
+    assert (verdict.decision == "promote") == passes
+    assert f": {word}, 95 % interval " in verdict.checks[0] and "(McNemar, 16 items)" in verdict.checks[0]
+
+
+@pytest.mark.parametrize(("choice", "passes"), [("hold", False), ("measured", True), ("promote", True)])
+@pytest.mark.parametrize("kind", ["gain", "loss"])
+def test_the_recipe_says_what_follows_when_the_gate_cannot_tell(choice: str, passes: bool, kind: str) -> None:
+    unclear = interval(9.0, 10.5, challenger=9.5, must_gain=kind == "gain")
+    limits = GateConfig.model_validate({"cannot_tell": {kind: choice}})
+    verdict = decide_retraining(candidate(), CHAMPION, "1", [unclear], limits)
+    assert (verdict.decision == "promote") == passes
+    assert verdict.checks[0].endswith(f"the bound is inside: gate.cannot_tell.{kind} is {choice}")
+    worse = unclear.model_copy(update={"challenger": 10.2, "high": 10.9})
+    verdict = decide_retraining(candidate(), CHAMPION, "1", [worse], limits)
+    assert (verdict.decision == "promote") == (choice == "promote")
+
+
+def test_a_candidate_is_held_to_the_champion_document_by_document() -> None:
+    unsure = interval(8.0, 10.5, metric="test/perplexity", challenger=9.0, must_gain=True)
+    verdict = decide(candidate(), CHAMPION, "1", GateConfig(), unsure)
+    assert verdict.decision == "hold" and "cannot tell, 95 % interval 8.0000 to 10.5000" in verdict.reasons[0]
+    sure = interval(8.0, 9.5, metric="test/perplexity", challenger=9.0, must_gain=True)
+    assert decide(candidate(), CHAMPION, "1", GateConfig(), sure).decision == "promote"
