@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "reporting": {"models"},
     "steps": MIDDLE | BELOW_INFERENCE | {"reporting"},
     "launch": MIDDLE | BELOW_INFERENCE | {"reporting", "steps"},
-    "cli": MIDDLE | BELOW_INFERENCE | {"benchmarking", "launch", "steps"},
+    "cli": MIDDLE | BELOW_INFERENCE | {"benchmarking", "launch", "reporting", "steps"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from flashslm.cli import cluster, describe, export, pipeline, steps
+from flashslm.cli import cluster, compare, describe, export, pipeline, steps
 from flashslm.cli.bench import bench_app
 from flashslm.cli.common import console
 from flashslm.cli.config import config_app
@@ -27,6 +27,7 @@ cluster.register(app)
 export.register(app)
 describe.register(app)
 app.add_typer(config_app, name="config")
+compare.register(app)
 app.add_typer(stack_app, name="stack")
 app.add_typer(store_app, name="store")
 app.add_typer(models_app, name="models")

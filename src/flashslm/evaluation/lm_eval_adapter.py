@@ -38,9 +38,10 @@ def run_tasks(
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, MetricItems]]]:
     """Metrics of every task (and group) with their standard errors, `limit` documents each; and item by item.
 
-    `samples` is how many documents there were, `version` the task's, `shots` how many examples a prompt has.
-    A task is a name or the path of its YAML file. `include_path` is a directory with more task YAML files. A filter's name is appended to its metrics. Raises
-    ValueError for a task that lm_eval does not know. lm_eval seeds the global generators of random, numpy and torch.
+    `samples` is how many documents there were, `version` the task's, `shots` how many examples a prompt has. A task is
+    a name or the path of its YAML file. `include_path` is a directory with more task YAML files. A filter's name is
+    appended to its metrics. Raises ValueError for a task that lm_eval does not know. lm_eval seeds the global
+    generators of random, numpy and torch.
     """
     import lm_eval
     from lm_eval.tasks.manager import load_yaml

@@ -29,8 +29,6 @@ DATA_ROWS = (
     ("unigram entropy", "unigram_entropy_nats", " nats per token"),
 )
 
-ASKED_OF_TASKS = ("samples", "version", "shots")  # of a task's results, beside its metrics
-
 
 @dataclass(frozen=True)
 class RunArtifacts:

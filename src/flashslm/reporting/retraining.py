@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flashslm.reporting.html import headline, page
+from flashslm.reporting.html import ASKED_OF_TASKS, headline, page
 from flashslm.reporting.run_facts import RunFacts
+from flashslm.statistics import judge
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""`flashslm compare`: two models beside each other, with paired differences."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flashslm.cli.common import HOME, HomeOption, JsonOption, Overrides, console
+from flashslm.config.file import load
+from flashslm.steps.recipe_checks import problems
+
+if TYPE_CHECKING:
+    from flashslm.steps.compare_models import ModelComparison
+
+Model = Annotated[str, typer.Argument(help="A run, checkpoint, export, manifest, or NAME@VERSION of the registry.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(compare)
+
+
+def compare(  # noqa: PLR0913 - one parameter an option
+    first: Model,
+    second: Model,
+    overrides: Overrides = None,
+    config: Annotated[Path | None, typer.Option(help="Evaluate both by this recipe, on --dataset.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="A prepared data set, or its manifest.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the table as a page.")] = None,
+    runs: Annotated[Path, typer.Option(help="Where runs lie.")] = Path("runs"),
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two models, metric by metric, paired on the same documents and questions.
+
+    Without --config their stored evaluations are compared.
+    """
+    from flashslm.steps.compare_models import compare_models, finite
+
+    if (config is None) != (dataset is None):
+        raise ValueError("--config and --dataset belong together: the recipe says how, the data set on what")
+    candidates = _candidates([first, second], overrides, config, dataset, runs, home)
+    comparison = compare_models(*candidates)
+    values = comparison.model_dump(mode="json")
+    if html:
+        from flashslm.reporting.comparison import render_comparison
+
+        html.write_text(render_comparison(values), encoding="utf-8")
+        console.print(f"the table is in {html}", highlight=False, markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(finite(values)))
+    else:
+        _show(comparison, values)
+
+
+def _candidates(
+    texts: list[str], overrides: list[str] | None, config: Path | None, dataset: Path | None, runs: Path, home: Path
+) -> list[Any]:
+    from flashslm.infra.stack.services import existing_settings
+    from flashslm.infra.storage.object_store import Manifest
+    from flashslm.steps.compare_models import ModelFinder, evaluate_candidate
+
+    finder = ModelFinder(lambda: existing_settings(home), home / "trees", runs)
+    found = [finder.find(text) for text in texts]
+    if config is None or dataset is None:
+        return found
+    recipe = load(config, overrides, checks=problems)
+    directory = dataset if dataset.is_dir() else finder.fetch(Manifest.read(dataset))
+    made = []
+    for candidate in found:
+        console.print(f"evaluating {candidate.name} …", highlight=False, markup=False)
+        made.append(evaluate_candidate(candidate, recipe, directory))
+    return made
+
+
+def _show(comparison: "ModelComparison", values: dict[str, Any]) -> None:
+    from flashslm.reporting.comparison import COLUMNS, comparison_rows
+
+    out = Console()
+    for name, text in (("first", comparison.first), ("second", comparison.second)):
+        out.print(f"{name:<6}  {text}", highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold", no_wrap=column in ("metric", "the second is"))
+    for row in comparison_rows(values):
+        table.add_row(*(row[column] for column in COLUMNS))
+    out.print(table)
+    if comparison.alone:
+        out.print(f"of one only: {', '.join(comparison.alone)}", highlight=False, markup=False, soft_wrap=True)
