@@ -171,7 +171,7 @@ def test_near_settings(key: str, near: list[str]) -> None:
             "trainning: unknown key; did you mean 'training' or 'retraining'? allowed here: data",
         ),
         ("target_ms: 3", "target_ms: unknown key; did you mean 'latency.target_ms'? allowed here: data"),
-        ("gate: {colour: red}", "gate.colour: unknown key; allowed here: max_accuracy_drop"),
+        ("gate: {colour: red}", "gate.colour: unknown key; allowed here: cannot_tell, max_accuracy_drop"),
     ],
 )
 def test_a_key_that_is_nearly_right_is_answered_with_the_right_one(tmp_path: Path, text: str, hint: str) -> None:
