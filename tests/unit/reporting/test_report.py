@@ -205,4 +205,6 @@ def test_where_a_design_comes_from_is_said_in_words() -> None:
         "value": 1.0,
         "error": None,
         "samples": "",
+        "version": "",
+        "shots": "",
     }
