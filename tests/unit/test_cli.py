@@ -1,14 +1,17 @@
 """The command line: what a person sees when something is wrong, and what scripts read."""
 
 import json
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from flashslm import __version__
 from flashslm.cli.app import app
 from flashslm.config.file import ConfigError
 
@@ -74,3 +77,31 @@ def test_no_command_takes_an_inconsistent_recipe(tmp_path: Path, command: list[s
     result = CliRunner().invoke(app, [*command, "--config", str(recipe), *home])
     assert result.exit_code == 1 and isinstance(result.exception, ConfigError), result.output
     assert "search.widths: [1280] not in profiling.widths [1024]" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["run", "prepare-data", "submit"])
+def test_the_recipe_may_stand_without_its_option(tmp_path: Path, command: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: x\ntraining: {stepz: 3}\n")
+    host = ["--host", "http://127.0.0.1:9"] if command == "submit" else []
+    result = CliRunner().invoke(app, [command, str(recipe), "training.steps=0", *host])
+    assert isinstance(result.exception, ConfigError), result.output
+    assert "training.stepz" in str(result.exception) and "training.steps: Input" in str(result.exception)
+
+
+def test_the_version_and_the_groups_of_commands() -> None:
+    assert flashslm("--version").stdout == f"flashslm {__version__}\n"
+    text = flashslm("--help").stdout
+    groups = ["Pipelines and runs", "Recipes", "Models and measurements", "Services of this machine", "Single steps"]
+    assert [group for group in groups if group not in text] == []
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "x"], ["logs", "x", "gate"], ["cancel", "x"]])
+def test_a_dead_host_is_named_at_once(command: list[str]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    began_s = time.monotonic()
+    result = CliRunner().invoke(app, ["runs", *command, "--host", f"http://127.0.0.1:{port}"])
+    assert result.exit_code == 1 and f"nothing answers at http://127.0.0.1:{port}" in str(result.exception)
+    assert time.monotonic() - began_s < 30, "not after six attempts"

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
-from flashslm.cli import cluster, compare, describe, export, pipeline, steps
+from flashslm import __version__
+from flashslm.cli import cluster, compare, describe, export, pipeline, runs, steps
 from flashslm.cli.bench import bench_app
-from flashslm.cli.common import console
+from flashslm.cli.common import MODELS, PIPELINES, RECIPES, SERVICES, console
 from flashslm.cli.config import config_app
 from flashslm.cli.kernels import kernels_app
 from flashslm.cli.models import models_app
@@ -19,21 +21,36 @@ from flashslm.config.secret import without_secrets
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Design, train, evaluate and deploy latency-optimal hybrid small language models.",
 )
 pipeline.register(app)
-steps.register(app)
 cluster.register(app)
-export.register(app)
+runs.register(app)
+app.add_typer(schedule_app, name="schedule", rich_help_panel=PIPELINES)
+app.add_typer(config_app, name="config", rich_help_panel=RECIPES)
 describe.register(app)
-app.add_typer(config_app, name="config")
+export.register(app)
 compare.register(app)
-app.add_typer(stack_app, name="stack")
-app.add_typer(store_app, name="store")
-app.add_typer(models_app, name="models")
-app.add_typer(schedule_app, name="schedule")
-app.add_typer(bench_app, name="bench")
-app.add_typer(kernels_app, name="kernels")
+app.add_typer(models_app, name="models", rich_help_panel=MODELS)
+app.add_typer(bench_app, name="bench", rich_help_panel=MODELS)
+app.add_typer(kernels_app, name="kernels", rich_help_panel=SERVICES)
+app.add_typer(stack_app, name="stack", rich_help_panel=SERVICES)
+app.add_typer(store_app, name="store", rich_help_panel=SERVICES)
+steps.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"flashslm {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Design, train, evaluate and deploy latency-optimal hybrid small language models."""
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flashslm.cli.common import KernelsOption
+from flashslm.cli.common import KernelsOption, console
 from flashslm.cli.describe import readable
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flashslm.benchmarking.decode import ComparedPeer, DecodeResult
     from flashslm.benchmarking.throughput import ThroughputResult
     from flashslm.benchmarking.training import TrainingResult
-    from flashslm.benchmarking.training_steps import StepSpeed
+    from flashslm.benchmarking.training_steps import StepSpeed, TrainingCase
     from flashslm.models.architecture import Architecture
 
 bench_app = typer.Typer(no_args_is_help=True, help="Speed of a model with random weights on this machine.")
@@ -53,6 +53,7 @@ def decode(  # noqa: PLR0913 - one parameter an option
     from flashslm.ops.kernels import read_setting
 
     case = make_case(preset, model, context, new_tokens, batch, (device, dtype), repeats)
+    warn_of_minutes(case)
     result = bench_decode(case, read_setting(kernels), peer)
     show_decode(result)
     finish(result, output)
@@ -80,6 +81,7 @@ def throughput(  # noqa: PLR0913 - one parameter an option
     sequences = 1 if batch == LARGEST else int(batch)
     start = steps_ending_at(context, new_tokens)
     case = make_case(preset, model, start, new_tokens, sequences, (device, dtype), repeats)
+    warn_of_minutes(case)
     result = bench_throughput(case, read_setting(kernels), largest=batch == LARGEST)
     show_throughput(result)
     finish(result, output)
@@ -111,9 +113,18 @@ def training(  # noqa: PLR0913 - one parameter an option
     name, architecture = find_architecture(preset, model)
     precision = pick_dtype(dtype, kind)
     case = TrainingCase(name, architecture, sequence_length, batch, steps, kind, precision, deterministic)
+    warn_of_minutes(case)
     result = bench_training(case, read_setting(kernels), peer or None)
     show_training(result)
     finish(result, output)
+
+
+def warn_of_minutes(case: "Case | TrainingCase") -> None:
+    """Say on stderr that a benchmark will take minutes, before it begins."""
+    from flashslm.benchmarking.estimate import warning
+
+    if text := warning(case):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def find_architecture(preset: str, model: str) -> "tuple[str, Architecture]":

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from flashslm.config import RunConfig
 from flashslm.config.file import load
@@ -14,10 +15,23 @@ from flashslm.config.no_effect import without_effect
 
 console = Console(stderr=True)
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="The recipe, for example configs/demo.yaml.")]
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", help="The recipe, for example configs/demo.yaml; `--config` may be left out before it."),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides such as training.steps=50.")]
 PipelineOption = Annotated[str, typer.Option("--pipeline", help="Directory name under pipelines/.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+class RecipeCommand(TyperCommand):
+    """A command with --config that takes a recipe's file as its first argument too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = any(arg == "--config" or arg.startswith("--config=") for arg in args)
+        if args and not given and args[0].endswith((".yaml", ".yml")) and "=" not in args[0]:
+            args = ["--config", *args]
+        return super().parse_args(ctx, args)
 
 
 def _home(context: typer.Context, option: typer.CallbackParam, given: Path) -> Path:
@@ -43,6 +57,10 @@ KernelsOption = Annotated[
         "--kernels", help="A backend to take, such as decode=torch, or default=torch; may be given several times."
     ),
 ]
+
+# Headings of `flashslm --help`.
+PIPELINES, STEPS, MODELS = "Pipelines and runs", "Single steps of the pipeline", "Models and measurements"
+RECIPES, SERVICES = "Recipes", "Services of this machine"
 
 HOME = Path(".flashslm")
 ARTIFACTS = Path("artifacts")

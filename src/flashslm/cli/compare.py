@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flashslm.cli.common import HOME, HomeOption, JsonOption, Overrides, console
+from flashslm.cli.common import HOME, MODELS, HomeOption, JsonOption, Overrides, console
 from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems
 
@@ -19,7 +19,7 @@ Model = Annotated[str, typer.Argument(help="A run, checkpoint, export, manifest,
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(compare)
+    app.command(rich_help_panel=MODELS)(compare)
 
 
 def compare(  # noqa: PLR0913 - one parameter an option

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flashslm.cli.common import JsonOption
+from flashslm.cli.common import MODELS, JsonOption
 from flashslm.config.file import load
 from flashslm.models.operator_spec import OPERATOR_SPECS
 from flashslm.steps.recipe_checks import problems
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(describe)
+    app.command(rich_help_panel=MODELS)(describe)
 
 
 def describe(

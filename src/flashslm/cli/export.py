@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from flashslm.cli.common import JsonOption, KernelsOption, console, show
+from flashslm.cli.common import MODELS, JsonOption, KernelsOption, console, show
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(generate)
-    app.command()(verify_export)
-    app.command("import")(import_checkpoint)
+    app.command(rich_help_panel=MODELS)(generate)
+    app.command(rich_help_panel=MODELS)(verify_export)
+    app.command("import", rich_help_panel=MODELS)(import_checkpoint)
 
 
 def generate(  # noqa: PLR0913 - one parameter an option

@@ -9,11 +9,14 @@ from rich.console import Console
 
 from flashslm.cli.common import (
     HOME,
+    PIPELINES,
+    SERVICES,
     ConfigOption,
     HomeOption,
     JsonOption,
     Overrides,
     PipelineOption,
+    RecipeCommand,
     console,
     load_recipe,
     located_here,
@@ -26,9 +29,9 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(run)
-    app.command("compile")(compile_command)
-    app.command()(doctor)
+    app.command(cls=RecipeCommand, rich_help_panel=PIPELINES)(run)
+    app.command("compile", cls=RecipeCommand, rich_help_panel=PIPELINES)(compile_command)
+    app.command(rich_help_panel=SERVICES)(doctor)
 
 
 def run(

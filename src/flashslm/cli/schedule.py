@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from flashslm.cli.cluster import ExperimentOption, NamespaceOption, client, shown_time
+from flashslm.cli.cluster import ExperimentOption, NamespaceOption, client
 from flashslm.cli.common import (
     HOME,
     ConfigOption,
@@ -22,6 +22,7 @@ from flashslm.cli.common import (
     located_here,
     show,
 )
+from flashslm.cli.runs import shown_time
 from flashslm.config.paths import with_absolute_paths
 from flashslm.steps.recipe_checks import problems_before_a_run
 

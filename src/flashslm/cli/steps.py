@@ -11,11 +11,13 @@ import typer
 from flashslm.cli.common import (
     ARTIFACTS,
     HOME,
+    STEPS,
     ArtifactsOption,
     ConfigOption,
     HomeOption,
     JsonOption,
     Overrides,
+    RecipeCommand,
     load_recipe,
     show,
 )
@@ -71,7 +73,7 @@ Work = Callable[[StepRunner], dict[str, Any]]
 
 def register(app: typer.Typer) -> None:
     for name, work, text in COMMANDS:
-        app.command(name, help=text)(command(work))
+        app.command(name, help=text, cls=RecipeCommand, rich_help_panel=STEPS)(command(work))
 
 
 def command(work: Work) -> Callable[..., None]:

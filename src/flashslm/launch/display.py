@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flashslm.launch.progress import Change, StepRecord
+from flashslm.reporting.run_facts import duration
 
 _STYLES = {"RUNNING": "yellow", "SUCCESS": "green", "FAILURE": "bold red", "CANCELLED": "magenta"}
 _STYLES |= {"WAITING": "dim", "SKIPPED": "dim"}
@@ -46,7 +47,7 @@ class Display:
             if now_s - self._shown_s.get(step.label, 0.0) < _PROGRESS_EVERY_S:
                 return ""
             self._shown_s[step.label] = now_s
-            return f"{step.label}: {step.summary}"
+            return f"{step.label}: {how_far(step)}{step.summary}"
         if change.what == "attempt_failed":
             return f"{step.label}: attempt {step.attempt} failed: {step.summary}"
         if change.what == "ended":
@@ -66,8 +67,21 @@ def table(steps: list[StepRecord]) -> Table:
         state = "cached" if step.cached else step.state.lower()
         state += f" ({step.attempt})" if step.attempt > 1 else ""
         shown = "" if step.cached or step.state in ("WAITING", "SKIPPED") else f"{duration_s:.1f} s"
-        rows.add_row(Text(step.label), Text(state, style=_STYLES[step.state]), shown, Text(step.summary))
+        result = how_far(step) + step.summary if step.state == "RUNNING" else step.summary
+        rows.add_row(Text(step.label), Text(state, style=_STYLES[step.state]), shown, Text(result))
     return rows
+
+
+def how_far(step: StepRecord) -> str:
+    """`120/200, 4,210 tokens/s, 35 s left: `; empty for a step that does not count."""
+    if not step.total:
+        return ""
+    parts = [f"{step.done:,}/{step.total:,}"]
+    if step.tokens_per_s:
+        parts.append(f"{step.tokens_per_s:,.0f} tokens/s")
+    if (remaining_s := step.remaining_s) is not None and step.done < step.total:
+        parts.append(f"{duration(remaining_s)} left")
+    return ", ".join(parts) + ": "
 
 
 def outcome(step: StepRecord) -> str:

@@ -1,7 +1,7 @@
 """What a run's event file says about its steps: the launcher's view of the run while it runs and afterwards."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,10 +23,24 @@ class StepRecord:
     summary: str = ""
     started_s: float = 0.0
     attempt: int = 0
+    key: str = ""  # equal for the same task of another run
+    done: int = 0  # of `total`, in units of the step's own: optimizer steps, trials, models
+    total: int = 0
+    tokens_per_s: float = 0.0
+    counted: tuple[int, float] = (0, 0.0)  # the first count of the present attempt, and when it came
+    counted_s: float = 0.0  # when the newest came
     error: str = ""  # of the present attempt, as the step reported it
     log: Path | None = None
     pod: str = ""  # of the newest attempt, on a cluster
     artifacts: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Until the end, at the pace so far; None before two counts."""
+        begun, begun_s = self.counted
+        if self.done <= begun or self.total <= 0:
+            return None
+        return (self.total - self.done) * (self.counted_s - begun_s) / (self.done - begun)
 
 
 @dataclass
@@ -43,8 +57,9 @@ class Progress:
     A step says what came out, the runner says how its process ended: only the runner changes a state.
     """
 
-    def __init__(self, events: Path) -> None:
-        self._events = events
+    def __init__(self, events: Path, known: Mapping[str, str] | None = None) -> None:
+        """`known` are the summaries of earlier runs' tasks by their keys, for cached ones."""
+        self._events, self._known = events, known or {}
         self._offset = 0
         self._tasks: dict[str, StepRecord] = {}
 
@@ -89,22 +104,26 @@ class Progress:
             step.error = event["summary"]
             return None
         step.summary = event["summary"] or step.summary
+        _count(step, event)
         return Change(replace(step), "progress") if event["event"] == "progress" else None
 
     def _apply_task(self, event: dict[str, Any]) -> Change | None:
         if event["event"] == "task_start":
             step = StepRecord(event["step"], event["label"], started_s=event["time_s"], log=Path(event["log"]))
+            step.key = event.get("key", "")
             self._tasks[event["task"]] = step
             return None
         step = self._tasks[event["task"]]
         if event["event"] == "task_attempt":
-            step.attempt, step.error = event["attempt"], ""
+            step.attempt, step.error, step.total = event["attempt"], "", 0
             return Change(replace(step), "started")
         if event["event"] == "task_exit":
             step.summary = step.error or event["summary"]
             return Change(replace(step), "attempt_failed")
         step.state, step.cached = event["state"], event["cached"]
         step.duration_s = event["time_s"] - step.started_s
+        if step.cached:
+            step.summary = self._known.get(step.key, "")
         step.artifacts = {name: Path(path) for name, path in event["artifacts"].items()}
         return Change(replace(step), "ended")
 
@@ -113,3 +132,13 @@ class Progress:
         running = [s for s in self.steps if s.state == "RUNNING" and s.name == event["step"]]
         same = [s for s in running if s.label == event["label"]]
         return next(iter(same or running), None)
+
+
+def _count(step: StepRecord, event: dict[str, Any]) -> None:
+    """Take over how far a step is, where its event says so."""
+    if "total" not in event:
+        return
+    if not step.total:
+        step.counted = (event["done"], event["time_s"])
+    step.done, step.total, step.counted_s = event["done"], event["total"], event["time_s"]
+    step.tokens_per_s = event.get("tokens_per_s", 0.0)

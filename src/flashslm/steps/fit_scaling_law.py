@@ -1,5 +1,6 @@
 """fit_scaling_law: train the small (depth, width) family, fit the law, choose depth and width under the budget."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ def run(context: StepContext) -> dict[str, Any]:
     config = context.config
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
     table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
+    done, total = itertools.count(1), len(config.scaling.depths) * len(config.scaling.widths) + 1
     family = train_family(
         config.scaling,
         config.model,
@@ -27,7 +29,7 @@ def run(context: StepContext) -> dict[str, Any]:
         seed=config.seed,
         device=pick_device(config.profiling.device),
         threads=config.profiling.threads,
-        on_model=lambda text: context.events.emit("progress", text),
+        on_model=lambda text: context.events.emit("progress", text, done=next(done), total=total),
     )
     law = fit_law(family.points, bootstrap=config.scaling.bootstrap, seed=config.seed)
     holdout_error = law.relative_error(family.holdout)

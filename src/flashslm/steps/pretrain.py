@@ -99,7 +99,12 @@ def train_in_step(context: StepContext, spec: TrainSpec) -> TrainOutcome:
     def on_metrics(step: int, values: dict[str, float]) -> None:
         context.mlflow_run.log_metrics(values, step)
         losses = ", ".join(f"{key} {value:.3f}" for key, value in values.items() if key.endswith("loss_nats"))
-        context.events.emit("progress", f"step {step} of {spec.training.steps}: {losses}", training_step=step)
+        context.events.emit(
+            "progress",
+            f"step {step} of {spec.training.steps}: {losses}",
+            training_step=step,
+            **_count(step, spec, values),
+        )
 
     def on_resume(step: int, checkpoint: str) -> None:
         text = f"resumes from step {step} of {spec.training.steps} (checkpoint {checkpoint})"
@@ -119,6 +124,12 @@ def train_in_step(context: StepContext, spec: TrainSpec) -> TrainOutcome:
     assert outcome.checkpoint is not None  # rank 0 stored it
     context.outputs["checkpoint"] = outcome.checkpoint
     return outcome
+
+
+def _count(step: int, spec: TrainSpec, values: dict[str, float]) -> dict[str, Any]:
+    """How far a training is, for whoever shows it."""
+    count: dict[str, Any] = {"done": step, "total": spec.training.steps}
+    return count | ({"tokens_per_s": values["tokens_per_s"]} if "tokens_per_s" in values else {})
 
 
 def train_in_process(

@@ -32,7 +32,8 @@ def run(context: StepContext) -> dict[str, Any]:
     def on_trial(candidate: Candidate, outcome: TrainOutcome) -> None:
         design = f"trial {candidate.slot}: {candidate.operators} at width {candidate.architecture.hidden_size}"
         measured = f"loss {outcome.validation_loss_nats:.3f}, {candidate.latency_ms:.3f} ms"
-        context.events.emit("progress", f"{design}, {measured}")
+        count = {"done": len(study.finished()), "total": context.config.search.trials}
+        context.events.emit("progress", f"{design}, {measured}", **count)
 
     summary = run_worker(study, make_proposer(context), make_trainer(context, study), on_trial)
     return {

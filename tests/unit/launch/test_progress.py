@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flashslm.launch.display import Display, table
+from flashslm.launch.display import Display, how_far, table
 from flashslm.launch.progress import Progress
 
 
@@ -123,3 +123,27 @@ def test_running_steps_end_with_the_run(tmp_path: Path) -> None:
     events.progress.update()
     events.progress.close("CANCELLED")
     assert [step.state for step in events.progress.steps] == ["CANCELLED"]
+
+
+def test_a_step_that_counts_shows_how_far_it_is_and_when_it_ends(tmp_path: Path) -> None:
+    events = EventFile(tmp_path)
+    events.start_task()
+    events.append("progress", summary="loss 5", time_s=110.0, done=10, total=200, tokens_per_s=4210.4)
+    events.progress.update()
+    (step,) = events.progress.steps
+    assert how_far(step) == "10/200, 4,210 tokens/s: ", "one count has no pace"
+    events.append("progress", summary="loss 4", time_s=120.0, done=30, total=200, tokens_per_s=4000.0)
+    assert events.printed()[-1] == "pretrain seed=0: 30/200, 4,000 tokens/s, 1 min 25 s left: loss 4"
+    events.append("task_exit", task="a", attempt=1, summary="killed by SIGKILL")
+    events.append("task_attempt", task="a", attempt=2)
+    events.append("progress", time_s=200.0, done=40, total=200)
+    events.append("progress", time_s=210.0, done=50, total=200)
+    events.progress.update()
+    assert how_far(step) == "50/200, 2 min 30 s left: ", "the pace is that of the present attempt"
+
+
+def test_a_step_that_does_not_count_shows_what_it_says(tmp_path: Path) -> None:
+    events = EventFile(tmp_path)
+    events.start_task()
+    events.append("progress", summary="depth 2")
+    assert events.printed()[-1] == "pretrain seed=0: depth 2"

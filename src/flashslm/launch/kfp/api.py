@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -104,6 +105,20 @@ class Connection:
         configuration.retries = False  # neither retries nor redirects: both are decided here
         configuration.ssl_ca_cert = environ.get("SSL_CERT_FILE") or None
         self.client = kfp_server_api.ApiClient(configuration)
+
+    def require_answer(self, timeout_s: float = 3.0) -> None:
+        """Raise KfpError at once where nothing listens: a person waits, and the address is likely to be wrong.
+
+        Calls themselves are repeated, because a server that was there may come back.
+        """
+        parts = urlsplit(self.host)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((str(parts.hostname), port), timeout=timeout_s).close()
+        except OSError as error:
+            raise KfpError(
+                f"nothing answers at {self.host} ({error}): check the address, and a port-forward where there is one"
+            ) from error
 
     def call(self, method: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """A call that may be made twice: reading, enabling, deleting. Raises Unavailable after the last attempt."""

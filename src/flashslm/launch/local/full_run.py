@@ -23,6 +23,7 @@ from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreErro
 from flashslm.infra.storage.tree import check_path
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.infra.tracking.mlflow_api import MlflowError, MlflowUnavailable
+from flashslm.launch.local import run_records
 from flashslm.launch.local.healing import healed
 from flashslm.launch.local.launcher import LocalResult, log_of, run_local
 from flashslm.launch.local.report_outcome import carried_out, write_report
@@ -100,6 +101,10 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
     run_id = run_dir.name
     parent = mlflow_runs.start_parent_run(settings, run_id, tags={"recipe": config.name, "pipeline": pipeline})
     mlflow_runs.log_to_run(settings, parent, params=config.model_dump(mode="json"))
+    mlflow_url = embedded_stack.run_url(settings, parent)
+    run_records.begin(run_dir, pipeline, mlflow_url)
+    console.print(f"run {run_id}: {run_dir}/", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"MLflow: {mlflow_url}", highlight=False, markup=False, soft_wrap=True)
     status: mlflow_runs.Status = "FAILED"
     try:
         store = ObjectStore(settings)
@@ -107,7 +112,7 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
 
         def attempt() -> RunOutcome:
             local = run_local(config, run_dir, env, home, pipeline=pipeline, quiet=quiet)
-            made = RunOutcome(run_id, local.state, run_dir, embedded_stack.run_url(settings, parent), 0.0, local)
+            made = RunOutcome(run_id, local.state, run_dir, mlflow_url, 0.0, local)
             if "report" in local.outputs:
                 with nullcontext() if local.state == "SUCCESS" else suppress(StoreError):  # the failure is to be seen
                     stored = _materialise(made, store, home)
@@ -124,12 +129,14 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
         status = FINAL_STATUS[outcome.state]
     except (Terminated, KeyboardInterrupt):
         status = "KILLED"
+        run_records.finish(run_dir, {"state": "CANCELLED"})
         raise
     finally:
         _send_what_waits(settings, home)
         mlflow_runs.finish_run(settings, parent, status)
         with suppress(MlflowUnavailable):
             mlflow_runs.sweep(settings)  # an attempt that was killed could not end its own run
+    run_records.finish(run_dir, outcome.facts())
     if outcome.state == "SUCCESS":
         point_latest(runs, run_dir)
     _print_summary(console, outcome)

@@ -31,6 +31,7 @@ from flashslm.launch.compiling import (
     with_short_sections,
 )
 from flashslm.launch.display import Display
+from flashslm.launch.local import kept_summaries
 from flashslm.launch.local.runner import Job
 from flashslm.launch.processes import StopSignals, exclusive, stop_tree
 from flashslm.launch.progress import Progress, StepRecord
@@ -86,7 +87,7 @@ def run_job(job: Job, env: Mapping[str, str], console: Console) -> LocalResult:
     """Start the runner, show its progress, and end it with all its steps when this process is asked to stop."""
     log = job.run_dir / "logs" / "kfp.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    progress = Progress(job.run_dir / "events.jsonl")
+    progress = Progress(job.run_dir / "events.jsonl", kept_summaries.read(job.home))
     with exclusive(job.home / "kfp" / "lock"), _scratch(job.home) as scratch, StopSignals() as stop:
         runner = _start_runner(job, env, scratch, log)
         try:
@@ -95,6 +96,7 @@ def run_job(job: Job, env: Mapping[str, str], console: Console) -> LocalResult:
         finally:
             if runner.poll() is None:
                 stop_tree(runner.pid, grace_s=0.0)
+            kept_summaries.add(job.home, progress.steps)
     if stop.received:
         return LocalResult("CANCELLED", progress.steps, log, stop.received[0])
     result = LocalResult("FAILURE" if runner.returncode else "SUCCESS", progress.steps, log)

@@ -23,6 +23,7 @@ from flashslm.infra.events import Events
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
 from flashslm.infra.state_files import write_whole
 from flashslm.launch.labels import step_label
+from flashslm.launch.local.kept_summaries import task_key
 
 _EXECUTOR = "kfp.dsl.executor_main"
 
@@ -105,7 +106,7 @@ def observe_tasks(logs: Path) -> None:
     def execute_observed(**call: Any) -> Any:
         arguments = orchestrator_utils.OrchestratorUtils.make_task_arguments(call["task_spec"].inputs, call["io_store"])
         task = current.task = make_task(call["task_name"], arguments, logs)
-        task.emit("task_start", log=str(task.log))
+        task.emit("task_start", log=str(task.log), key=task_key(task.step, arguments))
         outputs, state = execute(**call)
         artifacts = {k: v for k, v in outputs.items() if isinstance(v, dsl.Artifact)}
         made = {k: v.uri for k, v in artifacts.items() if not isinstance(v, dsl.Metrics | dsl.HTML)}

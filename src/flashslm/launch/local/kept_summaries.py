@@ -1,0 +1,53 @@
+"""What each step of earlier runs came to, so that a cached step has a result to show.
+
+kfp's cache keeps the outputs of a task and not what the step said of them. A task's key is a digest of its step and of
+all that it was given, so the same task of a later run has the same.
+"""
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from flashslm.config import digest
+from flashslm.infra.state_files import read_state, write_whole
+from flashslm.launch.progress import StepRecord
+
+MOST = 2000  # of the newest
+
+
+def task_key(step: str, arguments: dict[str, Any]) -> str:
+    """Of a task's step and arguments; artifacts count by their address."""
+    return digest([step, {name: _plain(value) for name, value in arguments.items()}])[:32]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.uri if hasattr(value, "uri") else json.dumps(value, sort_keys=True, default=str)
+
+
+def read(home: Path) -> dict[str, str]:
+    return read_state(_file(home), _parse) or {}
+
+
+def add(home: Path, steps: Iterable[StepRecord]) -> None:
+    """Keep what the steps that ran came to. Whoever calls holds the home's lock."""
+    new = {s.key: s.summary for s in steps if s.key and s.state == "SUCCESS" and not s.cached and s.summary}
+    if new:
+        kept = {key: text for key, text in read(home).items() if key not in new} | new
+        with suppress(OSError):  # only for display
+            _file(home).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(_file(home), json.dumps(dict(list(kept.items())[-MOST:])))
+
+
+def _parse(content: bytes) -> dict[str, str]:
+    found = json.loads(content)
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ValueError("not a mapping of texts")
+    return found
+
+
+def _file(home: Path) -> Path:
+    return home / "kfp" / "summaries.json"
