@@ -50,6 +50,16 @@ def test_mistakes_in_overrides_and_sections_are_named_together(tmp_path: Path) -
     assert "name: String should match pattern" in message and "name: Field required" not in message
 
 
+def test_a_name_that_matches_no_pattern_is_explained_in_words(tmp_path: Path) -> None:
+    """A person cannot be asked to read a regular expression."""
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, "name: My_Run\ngate: {model_name: org/slm}\n"))
+    assert "1 to 63 small letters, digits and '-', with a letter or digit at both ends (given: 'My_Run')" in str(
+        caught.value
+    )
+    assert "'_', '.', '-' and blanks, with a letter, digit or '_' at both ends (given: 'org/slm')" in str(caught.value)
+
+
 def test_override_replaces_one_value(tmp_path: Path) -> None:
     config = load(write(tmp_path, "name: x\ntraining: {steps: 7}\n"), ["training.steps=50", "training.seeds=[1, 2]"])
     assert config.training.steps == 50 and config.training.seeds == (1, 2)

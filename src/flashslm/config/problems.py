@@ -5,8 +5,14 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from flashslm.config.secret import SECRET_FIELDS, without_secrets
+from flashslm.config.section import DNS_LABEL
+from flashslm.config.training import MODEL_NAME
 
 MAX_SHOWN = 200  # characters of a value that is quoted
+IN_WORDS = {  # what a pattern of names allows
+    MODEL_NAME: "1 to 128 letters, digits, '_', '.', '-' and blanks, with a letter, digit or '_' at both ends",
+    DNS_LABEL: "1 to 63 small letters, digits and '-', with a letter or digit at both ends",
+}
 
 
 Near = Callable[[str], list[str]]
@@ -23,6 +29,8 @@ def describe(error: Any, model: Any, near: Near | None = None) -> str:
         hint = _did_you_mean(where, fields, near) if near and len(where) <= MAX_SHOWN else ""
         return without_secrets(f"{where}: unknown key; {hint}allowed here: {', '.join(fields)}")
     message = error["msg"].removeprefix("Value error, ")
+    if words := next((words for pattern, words in IN_WORDS.items() if f"'{pattern}'" in message), ""):
+        message = f"{message}: {words}"
     silent = isinstance(error.get("input"), dict) or error["type"] == "missing" or where in SECRET_FIELDS
     given = "" if silent else f" (given: {_shown(error['input'])})"
     return without_secrets(f"{where}: {message}{given}")
