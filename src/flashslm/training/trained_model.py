@@ -27,7 +27,7 @@ def store_model(spec: TrainSpec, model: HybridLM, outcome: TrainOutcome, store: 
         save_weights(tensors, model.architecture, directory)
         summary = json.dumps(outcome.results() | variant, indent=1, sort_keys=True)
         (directory / "training.json").write_text(summary, encoding="utf-8")
-        lines = "".join(json.dumps(row) + "\n" for row in outcome.curve())
+        lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in outcome.curve())
         (directory / "metrics.jsonl").write_text(lines, encoding="utf-8")
         facts = {"validation_loss_nats": outcome.validation_loss_nats, "architecture": model.architecture.digest}
         facts |= variant | outcome.measured() | {"run_key": spec.run_key}
