@@ -201,7 +201,7 @@ def _step_facts(step: "StepRecord") -> dict[str, Any]:
 
 def _local_facts(run: "RunRecord") -> dict[str, Any]:
     made = datetime.fromtimestamp((run.directory / "config.yaml").stat().st_mtime).astimezone()
-    named = ("decision", "perplexity", "latency_ms", "parameters", "operators", "duration_s")
+    named = ("decision", "test/perplexity", "latency_ms", "parameters", "operators", "duration_s")
     results = {name: run.facts.get(name) for name in named}
     return {"run_id": run.run_id, "state": run.state} | results | {"created": shown_time(made)}
 

@@ -206,6 +206,11 @@ class EvaluationConfig(Section):
 class ExportConfig(Section):
     """What the exported directory holds."""
 
+    license: str = Field(
+        default="unknown",
+        pattern=r"^[a-z0-9][a-z0-9.+-]*$",
+        description="The weights' licence in the model card, by the hub's identifier, such as apache-2.0.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Of the exported weights.")
     max_shard_bytes: int = Field(default=5_000_000_000, ge=1_000_000, description="Bytes per safetensors file at most.")
     parity_tokens: int = Field(

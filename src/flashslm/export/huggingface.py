@@ -1,7 +1,9 @@
 """A HybridLM as a Hugging Face directory that transformers loads with its own code and TensorRT-LLM reads."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from flashslm.config import ExportConfig
 from flashslm.export.files import whole_directory, write_json
 from flashslm.export.hf_config import config_from_architecture
+from flashslm.export.model_card import training_data, with_header
 from flashslm.export.model_code import CONFIGURATION_FILE, MODELING_FILE, TEMPLATES
 from flashslm.export.tokenizer import write_tokenizer
 from flashslm.export.weights import has_unit_rows, output_row_norms, write_weights
@@ -33,8 +36,14 @@ class ExportSummary(BaseModel):
     files: dict[str, int]
 
 
-def export_huggingface(model: HybridLM, tokenizer_dir: Path, directory: Path, config: ExportConfig) -> ExportSummary:
-    """Write the whole directory, or nothing.
+def export_huggingface(
+    model: HybridLM,
+    tokenizer_dir: Path,
+    directory: Path,
+    config: ExportConfig,
+    dataset: Mapping[str, Any] | None = None,
+) -> ExportSummary:
+    """Write the whole directory, or nothing. `dataset` is the summary of the training data, for the model card.
 
     Weights are stored in `config.dtype` and changed in no other way. Raises InfeasibleArchitecture for what the format
     cannot hold (`hf_config.export_problems`), ValueError for a tokenizer that does not fit, FileExistsError when the
@@ -49,7 +58,8 @@ def export_huggingface(model: HybridLM, tokenizer_dir: Path, directory: Path, co
         for name in (CONFIGURATION_FILE, MODELING_FILE):
             shutil.copyfile(TEMPLATES / name, temporary / name)
         write_weights(model, temporary, getattr(torch, config.dtype), config.max_shard_bytes)
-        (temporary / "README.md").write_text(_readme(architecture, config.dtype, temporary), encoding="utf-8")
+        card = with_header(_readme(architecture, config.dtype, temporary, dataset), config.license)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         return summarize(architecture, config.dtype, temporary, directory)
 
 
@@ -69,7 +79,7 @@ def summarize(architecture: Architecture, dtype: str, written: Path, directory: 
     )
 
 
-def _readme(architecture: Architecture, dtype: str, written: Path) -> str:
+def _readme(architecture: Architecture, dtype: str, written: Path, dataset: Mapping[str, Any] | None) -> str:
     a = architecture
     counts = {LABELS[letter]: a.operators.count(letter) for letter in EXPORTABLE_OPERATORS}
     low, high = output_row_norms(written)
@@ -89,7 +99,9 @@ def _readme(architecture: Architecture, dtype: str, written: Path) -> str:
         "architecture digest": f"`{a.digest}`",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    return _README.format(table=table, row_norms=_UNIT_ROWS if has_unit_rows(low, high) else _OTHER_ROWS)
+    norms = _UNIT_ROWS if has_unit_rows(low, high) else _OTHER_ROWS
+    text_tokens = a.max_position_embeddings - a.num_meta_tokens
+    return _README.format(table=table, row_norms=norms, training_data=training_data(dataset), text_tokens=text_tokens)
 
 
 _UNIT_ROWS = "All rows are unit vectors here, so such code computes the same."
@@ -102,6 +114,18 @@ _README = """# Hybrid language model
 
 Every layer is `x + operator(RMSNorm(x))`; the notation is D DeltaNet, M Mamba-2, A attention, F feed-forward.
 
+## Intended use
+
+Continuing text of the kind it was trained on, where latency per token matters; research on hybrid architectures. It was
+not tuned to follow instructions or to refuse any, and what it says is not checked: hold it to your own tests before
+others read its output. Beyond {text_tokens} tokens of text it has no positions.
+
+## Training data
+
+{training_data}
+
+## Load it
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -112,6 +136,14 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_spec
 ```
 
 `path` is this directory. transformers 4.57 and 5 load it.
+
+## Serve it
+
+The `tensorrt_llm/` directory that is exported beside this one is for TensorRT-LLM: `trtllm-serve PATH --backend
+_autodeploy --extra_llm_api_options PATH/nemotron_flash.yaml`. On one machine `flashslm generate --model PATH --prompt
+TEXT` continues a text with this project's own decoder.
+
+## Notes
 
 - The tokenizer puts the end-of-text token before every text, as every document began with it in training.
 - The memory tokens are learned vectors that this code puts before every sequence; the tokenizer does not know them.

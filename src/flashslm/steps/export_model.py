@@ -28,7 +28,9 @@ def run(context: StepContext) -> dict[str, Any]:
     model = load_model(context.fetch("chosen"))
     with context.scratch() as directory:
         huggingface, bundle = directory / "huggingface", directory / "tensorrt_llm"
-        written = export_huggingface(model, dataset / "tokenizer", huggingface, config.export)
+        written = export_huggingface(
+            model, dataset / "tokenizer", huggingface, config.export, context.manifest("dataset").metadata
+        )
         export_tensorrt_llm(huggingface, bundle)
         for exported in (huggingface, bundle):
             if problems := verify_export(exported):

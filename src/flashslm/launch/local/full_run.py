@@ -1,5 +1,6 @@
 """`flashslm run`: embedded stack, MLflow parent run, the compiled pipeline, and what a person finds after it."""
 
+import json
 import os
 import time
 from contextlib import nullcontext, suppress
@@ -26,7 +27,7 @@ from flashslm.infra.tracking.mlflow_api import MlflowError, MlflowUnavailable
 from flashslm.launch.local import run_records
 from flashslm.launch.local.healing import healed
 from flashslm.launch.local.launcher import LocalResult, log_of, run_local
-from flashslm.launch.local.report_outcome import carried_out, write_report
+from flashslm.launch.local.report_outcome import carried_out, write_model_card, write_report
 from flashslm.launch.local.run_directory import make_run_dir, point_latest
 from flashslm.launch.processes import exclusive
 from flashslm.steps.headline import headline, record_headline
@@ -116,6 +117,8 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
             if "report" in local.outputs:
                 with nullcontext() if local.state == "SUCCESS" else suppress(StoreError):  # the failure is to be seen
                     stored = _materialise(made, store, home)
+                    if "evaluation" in made.artifacts:
+                        _write_model_card(made, store, home, config)
                     made.duration_s = time.monotonic() - started
                     write_report(stored, made.run_dir, local, config, pipeline, made.duration_s, made.mlflow_url)
                 made.decision = carried_out(made.decision, local)
@@ -183,6 +186,17 @@ def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> Path:
     outcome.decision = report.metadata["decision"]
     outcome.headline = headline(artifacts)
     return store.get_tree(report, trees / report.sha256)
+
+
+def _write_model_card(outcome: RunOutcome, store: ObjectStore, home: Path, config: RunConfig) -> None:
+    evaluation = outcome.artifacts["evaluation"]
+    evaluated = store.get_tree(evaluation, home / "trees" / evaluation.sha256)
+    measured = dict(outcome.artifacts["exported"].metadata)
+    if table := outcome.artifacts.get("latency_table"):  # a retraining has none
+        file = store.get_tree(table, home / "trees" / table.sha256) / "latency_table.json"
+        device = json.loads(file.read_text(encoding="utf-8"))["device"]
+        measured["device"] = device["gpu"] or device["cpu"]
+    write_model_card(outcome.run_dir, evaluated, measured, config)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,7 +1,7 @@
 """The run's report, made when the run is over: only then are the registration, every step and the times known."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,18 @@ def write_report(
     write_whole(run_dir / "report.html", render_document(document, facts))
 
 
+def write_model_card(run_dir: Path, evaluated: Path, exported: Mapping[str, Any], config: RunConfig) -> None:
+    """Make `run_dir`/model-card.md: the export's README with the run's results; the export's own bytes stay."""
+    from flashslm.export.model_card import completed
+
+    readme = (run_dir / "export" / "huggingface" / "README.md").read_text(encoding="utf-8")
+    evaluation = json.loads((evaluated / "evaluation.json").read_text(encoding="utf-8"))
+    results = evaluation["results"]["first data"]["challenger"] if "results" in evaluation else evaluation
+    hub = config.data.dataset if config.data.source == "huggingface" and not Path(config.data.dataset).exists() else ""
+    name = config.gate.model_name
+    write_whole(run_dir / "model-card.md", completed(readme, name, results, exported, hub or config.data.source, hub))
+
+
 def _step(step: StepRecord, run_dir: Path) -> dict[str, Any]:
     facts = {"label": step.label, "state": step.state, "cached": step.cached, "duration_s": step.duration_s}
     is_there = step.log is not None and step.log.is_file() and step.log.is_relative_to(run_dir.resolve())
@@ -69,7 +81,7 @@ def _step(step: StepRecord, run_dir: Path) -> dict[str, Any]:
 def _files(run_dir: Path) -> Iterator[tuple[str, str]]:
     """What lies beside the report, by a name for it."""
     named = {"recipe": "config.yaml", "environment": "environment.json", "metrics": "metrics.jsonl"}
-    named |= {"logs": "logs", "model": "export", "manifests": "artifacts"}
+    named |= {"logs": "logs", "model": "export", "model card": "model-card.md", "manifests": "artifacts"}
     yield from ((name, path) for name, path in named.items() if (run_dir / path).exists())
 
 

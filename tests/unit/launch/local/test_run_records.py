@@ -44,9 +44,9 @@ def make_run(runs: Path, run_id: str, age_s: float = 0.0, steps: int = 200, **fa
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     root = tmp_path / "runs"
-    results = {"perplexity": 80.0, "parameters": 1000, "decision": "promote"}
+    results = {"test/perplexity": 80.0, "parameters": 1000, "decision": "promote"}
     make_run(root, "20261101-small", age_s=9, state="SUCCESS", **results)
-    make_run(root, "20261102-small", age_s=5, steps=300, state="SUCCESS", **results | {"perplexity": 60.0})
+    make_run(root, "20261102-small", age_s=5, steps=300, state="SUCCESS", **results | {"test/perplexity": 60.0})
     make_run(root, "20261103-small", state="FAILURE", failed_step="gate")
     (root / "latest").symlink_to("20261102-small")
     return root
@@ -94,7 +94,7 @@ def test_a_name_that_is_not_one_run_is_answered_with_those_there_are(runs: Path,
 
 def test_one_run_is_shown_with_its_steps_and_logs(runs: Path) -> None:
     shown = json.loads(command("show", "latest", "--runs", str(runs), "--json"))
-    assert (shown["run_id"], shown["state"], shown["perplexity"], shown["num_steps"]) == (
+    assert (shown["run_id"], shown["state"], shown["test/perplexity"], shown["num_steps"]) == (
         "20261102-small",
         "SUCCESS",
         60.0,
@@ -117,7 +117,7 @@ def test_two_runs_differ_in_settings_results_and_commit(runs: Path) -> None:
     found = json.loads(command("compare", "20261101", "latest", "--runs", str(runs), "--json"))
     assert found == {
         "training.steps": [200, 300],
-        "perplexity": [80.0, 60.0],
+        "test/perplexity": [80.0, 60.0],
         "commit": ["commit of 20261101-small", "commit of 20261102-small"],
     }
     assert "-25.0%" in command("compare", "20261101", "--runs", str(runs))
