@@ -135,6 +135,11 @@ def test_a_version_holds_the_directory_and_what_the_gate_compares(
     assert version.lineage.source == IMPORTED and version.lineage.parent == ""
     (dataset,) = version.lineage.data
     device = device_fingerprint("cpu").id
+    interval = {
+        key: version.facts.pop(key) for key in list(version.facts) if key.startswith("latency_") and key != "latency_ms"
+    }
+    assert interval["latency_low_ms"] < version.facts["latency_ms"] < 2 * interval["latency_high_ms"]
+    assert interval["latency_over_reference_low"] < interval["latency_over_reference_high"]
     assert version.facts == {
         "sha256": version.manifest.sha256,
         "dataset_sha256": dataset.sha256,

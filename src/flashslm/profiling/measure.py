@@ -61,6 +61,17 @@ def measure_models(points: Sequence[ModelPoint], config: ProfilingConfig) -> lis
     return [_point_timing(point, timings) for point in points]
 
 
+def build_model_step(point: ModelPoint, config: ProfilingConfig) -> TimedCall:
+    """The engine's whole decode step at the point's context, to be timed by the caller."""
+    ((_, step),) = _Bench(config).model_groups([point])[0].build()
+    return step
+
+
+def pick_profiling_device(config: ProfilingConfig) -> DeviceKind:
+    """Where a profiling section measures."""
+    return _Bench(config).device
+
+
 def measure_together(plan: ProfilingPlan, points: Sequence[ModelPoint]) -> tuple[LatencyTable, list[Timing]]:
     """A latency table and whole models, interleaved so that both meet the machine in the same state."""
     config, bench = plan.profiling, _Bench(plan.profiling)

@@ -36,7 +36,7 @@ class Timing:
 
 def measure(step: TimedCall, warmup: int, repeats: int, device: DeviceKind) -> Timing:
     """Time one step: `warmup` calls that do not count, then `repeats` samples (CUDA events or the monotonic clock)."""
-    return _summary(_samples_ms(step, warmup, repeats, device))
+    return _summary(samples_ms(step, warmup, repeats, device))
 
 
 def measure_rounds(
@@ -87,7 +87,7 @@ def _group_samples_ms(
     """Samples of every step of a group; on a CPU several steps are called once per pass, in an order of its own."""
     if len(steps) == 1 or device == "cuda":
         for key, step in steps:
-            yield key, _samples_ms(step, warmup, repeats, device)
+            yield key, samples_ms(step, warmup, repeats, device)
         return
     clock = _samples_clock(device)
     for number in range(-warmup, repeats):
@@ -98,7 +98,7 @@ def _group_samples_ms(
                 yield key, values
 
 
-def _samples_ms(step: TimedCall, warmup: int, repeats: int, device: DeviceKind) -> list[float]:
+def samples_ms(step: TimedCall, warmup: int, repeats: int, device: DeviceKind) -> list[float]:
     """Milliseconds a call, one value a sample."""
     for _ in range(warmup):
         step()

@@ -10,12 +10,20 @@ from flashslm.export.verify import verify_export
 from flashslm.hardware import device_fingerprint, pick_device
 from flashslm.models.accounting import parameters
 from flashslm.models.serialization import load_model
+from flashslm.profiling.beside_reference import measure_beside_reference
 from flashslm.profiling.latency_table import LatencyTable
-from flashslm.profiling.measure import ModelPoint, measure_models
+from flashslm.profiling.measure import ModelPoint
 from flashslm.steps.context import StepContext, write_json
 
 # Of the device and the moment, so no part of the tree: the same weights have the same address. The manifest has them.
-MEASURED = ("latency_ms", "latency_p90_ms", "predicted_latency_ms", "device", "context", "batch")
+MEASURED = (
+    "predicted_latency_ms",
+    "reference_latency_ms",
+    "joules_per_token",
+    "device",
+    "context",
+    "batch",
+)  # and all of "latency_"
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -44,29 +52,41 @@ def run(context: StepContext) -> dict[str, Any]:
             "output_row_norm_min": written.output_row_norm_min,
             "output_row_norm_max": written.output_row_norm_max,
         }
-        write_json(directory / "export.json", {k: v for k, v in facts.items() if k not in MEASURED})
+        write_json(
+            directory / "export.json",
+            {k: v for k, v in facts.items() if k not in MEASURED and not k.startswith("latency_")},
+        )
         context.publish("exported", directory, facts)
     return {
         **{k: v for k, v in facts.items() if isinstance(v, int | float)},
-        "summary": f"{facts['parameters']:,} parameters, {facts['latency_ms']:.3f} ms/token; "
+        "summary": f"{facts['parameters']:,} parameters, {latency_text(facts)}; "
         f"reloaded logits within {parity.max_abs_difference:.1e}",
     }
 
 
+def latency_text(facts: dict[str, Any]) -> str:
+    """Median, its interval, what the machine did meanwhile, and the table's prediction if there is one."""
+    predicted = facts.get("predicted_latency_ms")
+    text = f"{facts['latency_ms']:.3f} ms/token (95 % {facts['latency_low_ms']:.3f} to {facts['latency_high_ms']:.3f}"
+    text += f", the reference drifted by {facts['latency_drift']:.0%}"
+    return text + (f", predicted {predicted:.3f})" if predicted is not None else ")")
+
+
 def measure(context: StepContext, model: Any) -> dict[str, Any]:
-    """Decode latency of the whole model, beside the table's prediction if there is one, size, and the device."""
+    """Decode latency of the whole model, in rounds beside the reference model; the table's prediction if there is one;
+    size, and the device.
+    """
     config, architecture = context.config, model.architecture
     device = pick_device(config.profiling.device)
     point = ModelPoint(architecture, config.latency.context, config.latency.batch)
-    timing = measure_models([point], config.profiling)[0]
+    timing = measure_beside_reference(point, config.profiling)
     predicted = {}
     if "latency_table" in context.inputs:
         table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
         predicted_ms = table.predict_ms(architecture, config.latency.context, config.latency.batch)
         predicted = {"predicted_latency_ms": predicted_ms}
     return predicted | {
-        "latency_ms": timing.median_ms,
-        "latency_p90_ms": timing.p90_ms,
+        **timing.facts(),
         "context": config.latency.context,
         "batch": config.latency.batch,
         "parameters": parameters(architecture)["total"],

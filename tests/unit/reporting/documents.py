@@ -101,6 +101,11 @@ def artifacts(name: str = "small") -> RunArtifacts:
         },
         export={
             "latency_ms": 0.75,
+            "latency_p10_ms": 0.7,
+            "latency_low_ms": 0.72,
+            "latency_high_ms": 0.78,
+            "latency_over_reference": 1.5,
+            "latency_drift": 0.02,
             "latency_p90_ms": 0.8,
             "predicted_latency_ms": 0.6,
             "parameters": 100_002,

@@ -1,5 +1,6 @@
 """The gate: may a candidate become champion? Plain numbers in, a decision with its reasons out."""
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from flashslm.infra.storage.object_store import Manifest
 
 
+_RATIO = ("latency_over_reference", "latency_over_reference_low", "latency_over_reference_high")
+_STEADY = ("latency_low_ms", "latency_high_ms", *_RATIO)
+
+
 class MeasuredModel(BaseModel):
     """What the gate compares, of the candidate and of the champion alike."""
 
@@ -21,6 +26,11 @@ class MeasuredModel(BaseModel):
     parameters: int
     device: str  # fingerprint id of the device the latency was measured on
     dataset_sha256: str  # of the data the perplexity was measured on
+    latency_low_ms: float | None = None  # 95 % interval over rounds; None = measured by an earlier version
+    latency_high_ms: float | None = None
+    latency_over_reference: float | None = None  # the fixed reference model's latency on the same device, with interval
+    latency_over_reference_low: float | None = None
+    latency_over_reference_high: float | None = None
 
     @classmethod
     def of(cls, exported: "Manifest", evaluation: "Manifest") -> "MeasuredModel":
@@ -28,7 +38,8 @@ class MeasuredModel(BaseModel):
         quality = {"perplexity": evaluation.metadata["test/perplexity"]}
         quality |= {"dataset_sha256": evaluation.metadata["dataset_sha256"]}
         size = {name: exported.metadata[name] for name in ("latency_ms", "parameters", "device")}
-        return cls.model_validate({"sha256": exported.sha256} | quality | size)
+        steady = {name: exported.metadata.get(name) for name in _STEADY}
+        return cls.model_validate({"sha256": exported.sha256} | quality | size | steady)
 
 
 class Comparison(BaseModel):
@@ -142,16 +153,26 @@ def _verdict(
 
 
 def _within_limits(candidate: MeasuredModel, limits: GateConfig) -> list[LimitCheck]:
-    limited = (
-        ("perplexity", candidate.perplexity, limits.max_perplexity, ""),
-        ("latency", candidate.latency_ms, limits.max_latency_ms, " ms/token"),
-        ("parameters", candidate.parameters, limits.max_parameters, ""),
-    )
-    return [
-        (value <= limit, f"{name} {value:,.5g}{unit}, recipe's limit {limit:,.5g}{unit}")
-        for name, value, limit, unit in limited
-        if limit
-    ]
+    results = _limit("perplexity", candidate.perplexity, limits.max_perplexity)
+    results += [_latency_limit(candidate, limits)] if limits.max_latency_ms else []
+    return results + _limit("parameters", candidate.parameters, limits.max_parameters)
+
+
+def _limit(name: str, value: float, limit: float) -> list[LimitCheck]:
+    return [(value <= limit, f"{name} {value:,.5g}, recipe's limit {limit:,.5g}")] if limit else []
+
+
+def _latency_limit(candidate: MeasuredModel, limits: GateConfig) -> LimitCheck:
+    value, limit = candidate.latency_ms, limits.max_latency_ms
+    low, high = candidate.latency_low_ms, candidate.latency_high_ms
+    text = f"latency {value:,.5g} ms/token, recipe's limit {limit:,.5g} ms/token"
+    if low is None or high is None:
+        return value <= limit, text
+    judged, unclear = judge(low, high, limit, higher_is_better=False), limits.cannot_tell.latency
+    interval = f"95 % interval {low:.4g} to {high:.4g}"
+    if judged == "cannot tell":
+        return _decided(text, value <= limit, f"cannot tell, {interval}", judged, unclear, "latency")
+    return judged == "better", text
 
 
 def _compare(c: Comparison, limits: GateConfig) -> LimitCheck:
@@ -206,12 +227,24 @@ def _against(
     )
     results = [_compare(compared, limits)]
     if candidate.device == champion.device:
-        allowed = champion.latency_ms * (1 + limits.max_latency_increase)
-        text = (
-            f"latency {candidate.latency_ms:.4f} ms/token, at most {allowed:.4f} (champion {champion.latency_ms:.4f})"
-        )
-        results.append((candidate.latency_ms <= allowed, text))
+        results.append(_latency_against(candidate, champion, limits))
     size = champion.parameters * (1 + limits.max_size_increase)
     text = f"parameters {candidate.parameters:,}, at most {size:,.0f} (champion {champion.parameters:,})"
     results.append((candidate.parameters <= size, text))
     return results
+
+
+def _latency_against(candidate: MeasuredModel, champion: MeasuredModel, limits: GateConfig) -> LimitCheck:
+    """By their latencies over the reference model's, where both have them: the device may be slower today."""
+    allowed = champion.latency_ms * (1 + limits.max_latency_increase)
+    text = f"latency {candidate.latency_ms:.4f} ms/token, at most {allowed:.4f} (champion {champion.latency_ms:.4f})"
+    mine, other = ([getattr(model, name) for name in _RATIO] for model in (candidate, champion))
+    if None in mine or None in other:
+        return candidate.latency_ms <= allowed, text
+    ratio = mine[0] / other[0]
+    half = math.hypot(*(math.log(high / low) / 2 for _, low, high in (mine, other)))
+    low, high, bound = ratio * math.exp(-half), ratio * math.exp(half), 1 + limits.max_latency_increase
+    outcome = judge(low, high, 1.0, higher_is_better=False)
+    interval = f"{outcome}, beside the reference model {ratio:.3f} times the champion's, 95 % interval {low:.3f} to "
+    judged, unclear = judge(low, high, bound, higher_is_better=False), limits.cannot_tell.latency
+    return _decided(text, ratio <= bound, f"{interval}{high:.3f}", judged, unclear, "latency")

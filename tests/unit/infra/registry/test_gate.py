@@ -162,3 +162,45 @@ def test_a_candidate_is_held_to_the_champion_document_by_document() -> None:
     assert verdict.decision == "hold" and "cannot tell, 95 % interval 8.0000 to 10.5000" in verdict.reasons[0]
     sure = interval(8.0, 9.5, metric="test/perplexity", challenger=9.0, must_gain=True)
     assert decide(candidate(), CHAMPION, "1", GateConfig(), sure).decision == "promote"
+
+
+def steady(model: MeasuredModel, ratio: float, half: float, latency_ms: float = 2.0) -> MeasuredModel:
+    """With a latency `ratio` times the reference's, and an interval of `half` on either side, relatively."""
+    names = ("latency_over_reference", "latency_over_reference_low", "latency_over_reference_high")
+    values = dict(zip(names, (ratio, ratio / (1 + half), ratio * (1 + half)), strict=True))
+    ends = {"latency_low_ms": latency_ms / (1 + half), "latency_high_ms": latency_ms * (1 + half)}
+    return model.model_copy(update=values | ends | {"latency_ms": latency_ms})
+
+
+@pytest.mark.parametrize(
+    ("mine", "decision", "word"),
+    [
+        (steady(candidate(), 4.0, 0.01), "promote", "cannot tell"),  # as fast as the champion: within the tolerance
+        (steady(candidate(), 4.0, 0.01, latency_ms=3.0), "promote", "cannot tell"),  # on a day when all is slower
+        (steady(candidate(), 3.0, 0.01), "promote", "better"),
+        (steady(candidate(), 5.0, 0.01), "hold", "worse"),
+        (steady(candidate(), 4.0, 0.4), "hold", "cannot tell"),  # too noisy for a verdict
+    ],
+)
+def test_latencies_are_compared_beside_the_reference_model(mine: MeasuredModel, decision: str, word: str) -> None:
+    verdict = decide(mine, steady(CHAMPION, 4.0, 0.01), "1", GateConfig())
+    check = next(check for check in verdict.checks if "latency" in check)
+    assert verdict.decision == decision and f": {word}, beside the reference model" in check
+
+
+def test_what_follows_a_noisy_latency_is_the_recipes_choice() -> None:
+    noisy, champion = steady(candidate(), 4.0, 0.4), steady(CHAMPION, 4.0, 0.01)
+    for choice, decision in (("hold", "hold"), ("measured", "promote"), ("promote", "promote")):
+        limits = GateConfig.model_validate({"cannot_tell": {"latency": choice}})
+        verdict = decide(noisy, champion, "1", limits)
+        assert verdict.decision == decision
+        assert any(f"the bound is inside: gate.cannot_tell.latency is {choice}" in check for check in verdict.checks)
+
+
+@pytest.mark.parametrize(
+    ("half", "limit", "decision"),
+    [(0.01, 2.1, "promote"), (0.01, 1.9, "hold"), (0.2, 2.1, "hold"), (0.2, 3.0, "promote")],
+)
+def test_a_limit_on_latency_is_judged_by_its_interval(half: float, limit: float, decision: str) -> None:
+    verdict = decide(steady(candidate(), 4.0, half), None, "", GateConfig(max_latency_ms=limit))
+    assert verdict.decision == decision

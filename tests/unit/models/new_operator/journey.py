@@ -154,6 +154,11 @@ run = RunArtifacts(
     },
     export={
         "latency_ms": 1.0,
+        "latency_p10_ms": 0.7,
+        "latency_low_ms": 0.72,
+        "latency_high_ms": 0.78,
+        "latency_over_reference": 1.5,
+        "latency_drift": 0.02,
         "latency_p90_ms": 1.1,
         "predicted_latency_ms": 1.0,
         "parameters": parameters(architecture)["total"],
