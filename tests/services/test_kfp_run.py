@@ -235,12 +235,12 @@ def test_the_report_step_puts_the_figures_on_the_parent(cluster: Cluster, store:
         store=store,
         mlflow_run=nothing,
         events=nothing,
-        inputs={"dataset": manifest(source="python-stdlib"), "evaluation": manifest(perplexity=12.5)},
+        inputs={"dataset": manifest(source="python-stdlib"), "evaluation": manifest(**{"test/perplexity": 12.5})},
         parameters={},
     )
     record_on_cluster(context, "hold", page)
     assert tags(cluster.parent())["decision"] == "hold"
-    assert [metric["key"] for metric in cluster.parent()["data"]["metrics"]] == ["perplexity"]
+    assert [metric["key"] for metric in cluster.parent()["data"]["metrics"]] == ["test/perplexity"]
 
 
 def test_a_step_goes_on_while_mlflow_is_away(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
