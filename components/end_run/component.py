@@ -1,4 +1,4 @@
-"""Component end_run: the end of a run on a cluster, however it ends. The cluster pass adds it; it is no step."""
+"""Component end_run: the end of a run on a cluster, however it ends. The cluster pass adds it; it is not a step."""
 
 from kfp import dsl
 from kfp.dsl import Markdown, Output, PipelineTaskFinalStatus

@@ -1,4 +1,4 @@
-"""Outages of the object store while a step trains: it goes on training, waits, and ends well or when it is told to."""
+"""Outages of the object store while a step trains: it keeps training, waits, and ends well or when it is stopped."""
 
 import json
 import os

@@ -47,7 +47,7 @@ def test_a_hooks_program_is_meant_from_the_recipes_directory(tmp_path: Path, mon
 def test_a_hooks_word_is_looked_for_in_path() -> None:
     hook = PromotionHook(command=("sh", "-c", "x/y"))
     assert hook.located(Path("anywhere")) == hook and PromotionHook().located(Path("x")) == PromotionHook()
-    with pytest.raises(ValueError, match="'no-such-program' in PATH is no program that can be executed"):
+    with pytest.raises(ValueError, match="'no-such-program' in PATH is not a program that can be executed"):
         PromotionHook(command=("no-such-program",)).located(Path())
 
 

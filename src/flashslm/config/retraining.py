@@ -71,7 +71,7 @@ class PromotionHook(Section):
         where = str((directory / program).absolute()) if "/" in program else program
         if not shutil.which(where):
             place = f"'{where}', from the recipe's directory," if "/" in program else f"'{program}' in PATH"
-            raise ValueError(f"gate.promotion_hook.command: {place} is no program that can be executed")
+            raise ValueError(f"gate.promotion_hook.command: {place} is not a program that can be executed")
         return self.model_copy(update={"command": (where, *arguments)})
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:

@@ -58,7 +58,7 @@ class TokenLoader:
         if batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} is not a multiple of world_size {world_size}")
         self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
-        self._rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self.rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.num_windows = (self.num_tokens - 1) // sequence_length
 
     @property
@@ -68,8 +68,11 @@ class TokenLoader:
 
     def batch(self, step: int) -> Batch:
         """This rank's rows of training batch `step` (0, 1, …): each epoch shows every window once, in its own order."""
-        samples = (step * self.batch_size + row for row in self._rows)
-        return self._assemble([self._training_start(sample) for sample in samples])
+        return self.samples([step * self.batch_size + row for row in self.rows])
+
+    def samples(self, numbers: list[int]) -> Batch:
+        """The training windows of these numbers, counted through all epochs."""
+        return self._assemble([self._training_start(number) for number in numbers])
 
     def sample(self, tokens: int) -> Iterator[Batch]:
         """At least `tokens` targets of the split in whole windows, or all of them: spread over it at random.
@@ -94,7 +97,7 @@ class TokenLoader:
         starts = range(0, self.num_tokens - 1, self.sequence_length)
         count = -(-len(starts) // self.batch_size)
         for first in islice(range(0, count * self.batch_size, self.batch_size), max_batches or None):
-            rows = [(first + row) * self.sequence_length for row in self._rows]
+            rows = [(first + row) * self.sequence_length for row in self.rows]
             yield self._assemble(rows)
 
     def tokens(self, start: int, stop: int) -> torch.Tensor:

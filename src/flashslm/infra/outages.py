@@ -18,7 +18,7 @@ OnOutage = Callable[[str, str], None]  # the service's kind, such as "object sto
 
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _FIRST_SAID_AFTER_S, _SAID_EVERY_S = 5.0, 60.0
-_LIMIT_WHILE_STOPPING_S = 3.0  # a process that is asked to end does not wait, but one failed request is no outage
+_LIMIT_WHILE_STOPPING_S = 3.0  # a process that is asked to end does not wait, but one failed request is not an outage
 _log = logging.getLogger(__name__)
 _listeners: list[OnOutage] = []
 
@@ -66,7 +66,7 @@ class _Outage:
             return now_s - self._since_s
 
     def leave(self) -> float:
-        """For how many seconds the service was away, if nobody waits any longer and it was said; else 0."""
+        """For how many seconds the service was away, if nothing waits for it any more and that was logged; else 0."""
         with self._lock:
             self._waiting -= 1
             return time.monotonic() - self._since_s if self._said_s and not self._waiting else 0.0

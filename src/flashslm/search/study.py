@@ -170,7 +170,7 @@ class SearchStudy:
         if owners.is_local(worker):
             return owners.is_gone(worker)
         heard_s = max(float(trial.user_attrs["heartbeat_s"]), self._database.back_since_s)
-        return time.time() - heard_s > self._ttl_s  # while the database was away nobody could be heard
+        return time.time() - heard_s > self._ttl_s  # while the database was away no worker could be heard
 
     def _is_ours(self, claim: Claim) -> bool:
         """Whether the database still has this claim."""

@@ -56,7 +56,7 @@ class Ablation(BaseModel):
     verdict: str
 
 
-class StepTimes(BaseModel):
+class VariantStepTimes(BaseModel):
     """What a step took under each variant, the median over its seeds; `step_time_increase` is on over off, minus 1."""
 
     step_time_ms: dict[str, float]
@@ -86,12 +86,12 @@ def compare(runs: list[VariantRun], diverged: Sequence[DivergedRun] = ()) -> Abl
     )
 
 
-def step_times(runs: list[VariantRun]) -> StepTimes:
+def step_times(runs: list[VariantRun]) -> VariantStepTimes:
     """The cost of weight normalisation in time: of the devices that trained, so apart from what was learned."""
     by_variant = {name: [r.step_time_ms for r in runs if r.weight_norm == name] for name in ("on", "off")}
     times_ms = {name: statistics.median(times) for name, times in by_variant.items() if times}
     increase = times_ms["on"] / times_ms["off"] - 1 if len(times_ms) == 2 else None
-    return StepTimes(step_time_ms=times_ms, step_time_increase=increase)
+    return VariantStepTimes(step_time_ms=times_ms, step_time_increase=increase)
 
 
 def _label(run: DivergedRun) -> str:

@@ -33,7 +33,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a 
 
 
 class Checkpoint(BaseModel):
-    """What points to a checkpoint: its trees, one of each rank that saved it, and everything that is no tensor."""
+    """What points to a checkpoint: its trees, one of each rank that saved it, and everything that is not a tensor."""
 
     step: int
     trees: list[Manifest]

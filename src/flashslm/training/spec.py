@@ -13,7 +13,7 @@ from flashslm.models.architecture import Architecture
 
 OnMetrics = Callable[[int, dict[str, float]], None]
 TRAIN_LOSS, VALIDATION_LOSS = "train/loss_nats", "validation/loss_nats"  # columns of the history
-OnResume = Callable[[int, str], None]  # the step and the checkpoint that a run goes on from
+OnResume = Callable[[int, str], None]  # the step and the checkpoint that a run continues from
 # Of the device and the moment, not of what was trained: columns of the history.
 SPEEDS = ("tokens_per_s", "step_time_ms", "tflops_per_s", "mfu", "peak_memory_bytes")
 Fetch = Callable[[Manifest], Path]  # the directory of a stored tree

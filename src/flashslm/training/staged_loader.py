@@ -6,14 +6,15 @@ from typing import NamedTuple
 
 from flashslm.config import BatchShape, TrainingConfig
 from flashslm.data.loader import Batch, TokenLoader
+from flashslm.data.replay import ReplayLoader
 
-MakeLoader = Callable[[BatchShape, int], TokenLoader]
+MakeLoader = Callable[[BatchShape, int], TokenLoader | ReplayLoader]
 _SEEDS_APART = 1_000_003
 
 
 class _Stage(NamedTuple):
     shape: BatchShape
-    loader: TokenLoader
+    loader: TokenLoader | ReplayLoader
     first_batch: int  # number of its first micro-batch in the run
     micro_batches: int  # of one step
 

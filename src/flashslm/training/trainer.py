@@ -279,11 +279,12 @@ def _loaders(spec: TrainSpec, fetch: Fetch, world: World) -> tuple[StagedLoader,
     spec.check_ranks(world.size)
     dataset, old = fetch(spec.dataset), fetch(spec.replay.dataset) if spec.replay else None
 
-    def train_rows(shape: BatchShape, seed: int) -> TokenLoader:
-        sizes, ranks = (shape.sequence_length, shape.micro_batch_size, seed), (world.rank, world.size)
-        if spec.replay is None or old is None:
-            return TokenLoader(dataset, "train", *sizes, *ranks)
-        return ReplayLoader(dataset, old, *sizes, spec.replay.fraction, rank=world.rank, world_size=world.size)
+    def train_rows(shape: BatchShape, seed: int) -> TokenLoader | ReplayLoader:
+        sizes = (shape.sequence_length, shape.micro_batch_size, seed, world.rank, world.size)
+        new = TokenLoader(dataset, "train", *sizes)
+        if old is None or spec.replay is None or not spec.replay.fraction:
+            return new
+        return ReplayLoader(new, TokenLoader(old, "train", *sizes), spec.replay.fraction)
 
     first = spec.training.batch_shapes[0]
     sizes = (first.sequence_length, first.micro_batch_size, spec.seed)

@@ -75,23 +75,25 @@ def new(tmp_path: Path, old: Path) -> Path:
     return tmp_path / "new"
 
 
+def replayed(new: Path, old: Path, batch_size: int, fraction: float, **ranks: int) -> ReplayLoader:
+    loaders = [TokenLoader(directory, "train", 16, batch_size, 3, **ranks) for directory in (new, old)]
+    return ReplayLoader(*loaders, fraction)
+
+
 def test_replayed_rows_stand_behind_the_new_ones_and_each_part_keeps_its_order(new: Path, old: Path) -> None:
-    mixed = ReplayLoader(new, old, 16, 8, 3, replay_fraction=0.375)
+    mixed = replayed(new, old, 8, 0.375)
     parts = TokenLoader(new, "train", 16, 5, 3), TokenLoader(old, "train", 16, 3, 3)
     for step in (0, 1, 9):
         for whole, first, second in zip(mixed.batch(step), *(part.batch(step) for part in parts), strict=True):
             assert torch.equal(whole[:5], first) and torch.equal(whole[5:], second)
-    assert mixed.batch_size == 8
-    none = ReplayLoader(new, old, 16, 8, 3, replay_fraction=0.0)
-    assert torch.equal(none.batch(4).tokens_BT, TokenLoader(new, "train", 16, 8, 3).batch(4).tokens_BT)
-    for fraction in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"replay_fraction is .* allowed are 0 up to, not including, 1"):
-            ReplayLoader(new, old, 16, 8, 3, replay_fraction=fraction)
+    for fraction in (-0.1, 0.0, 1.0):
+        with pytest.raises(ValueError, match=r"replay_fraction is .* allowed are values between 0 and 1"):
+            replayed(new, old, 8, fraction)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
 def test_the_replayed_share_is_exact_whatever_a_batch_holds(new: Path, old: Path, batch_size: int) -> None:
-    mixed = ReplayLoader(new, old, 16, batch_size, 3, replay_fraction=0.3)
+    mixed = replayed(new, old, batch_size, 0.3)
     rows = torch.cat([mixed.batch(step).tokens_BT for step in range(24 // batch_size)])
     expected = {
         part: TokenLoader(directory, "train", 16, count, 3).batch(0).tokens_BT
@@ -103,8 +105,8 @@ def test_the_replayed_share_is_exact_whatever_a_batch_holds(new: Path, old: Path
 
 
 def test_ranks_share_a_replayed_batch(new: Path, old: Path) -> None:
-    whole = ReplayLoader(new, old, 16, 8, 3, replay_fraction=0.3)
-    ranks = [ReplayLoader(new, old, 16, 8, 3, replay_fraction=0.3, rank=rank, world_size=4) for rank in range(4)]
+    whole = replayed(new, old, 8, 0.3)
+    ranks = [replayed(new, old, 8, 0.3, rank=rank, world_size=4) for rank in range(4)]
     for step in range(4):
         for tensor, *parts in zip(whole.batch(step), *(loader.batch(step) for loader in ranks), strict=True):
             assert torch.equal(tensor, torch.cat(parts))

@@ -51,7 +51,7 @@ def test_a_state_comes_back_bit_by_bit(checkpoints: CheckpointStore) -> None:
 
 
 def test_what_is_saved_is_the_state_at_the_call(checkpoints: CheckpointStore, monkeypatch) -> None:
-    """Training goes on with the same tensors while they are stored."""
+    """Training continues with the same tensors while they are stored."""
     may_store, put_tree = threading.Event(), checkpoints.store.put_tree
     monkeypatch.setattr("flashslm.training.checkpoint._TRAINING_WAITS_S", 0.0)
     monkeypatch.setattr(checkpoints.store, "put_tree", lambda *given: may_store.wait(30) and put_tree(*given))

@@ -25,7 +25,7 @@ class DefinedTask:
     step: str
     label: str
     memory_limit: str
-    is_exit_task: bool = False  # it ends the run, and is no part of the pipeline
+    is_exit_task: bool = False  # it ends the run and is not part of the pipeline
 
 
 def defined_tasks(specification: dict[str, Any], arguments: dict[str, Any]) -> list[DefinedTask]:

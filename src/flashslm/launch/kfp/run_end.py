@@ -26,7 +26,7 @@ def end_run(state: str) -> str:
     """End the MLflow run of this pod's KFP run by the final state of its tasks; returns a line with its address.
 
     Steps that came from the cache get a run too; runs that are still RUNNING are of pods that were killed. That MLflow
-    stays away is said and is no error: the KFP run did what it was to do.
+    stays away is logged and is not an error: the KFP run did what it was to do.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     load_mounted_environment()

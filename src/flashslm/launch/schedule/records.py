@@ -26,7 +26,7 @@ class Running(BaseModel):
     seen_s: float
 
 
-class Outcome(BaseModel):
+class DueOutcome(BaseModel):
     """What came of one time that was due."""
 
     due_s: float
@@ -46,7 +46,7 @@ class Schedule(BaseModel):
     enabled: bool = True
     settled_s: float  # everything that was due up to here has been decided
     running: Running | None = None
-    last: Outcome | None = None
+    last: DueOutcome | None = None
 
     def goes_on(self, now_s: float) -> bool:
         """Whether a run of it has not ended, as far as its scheduler says."""

@@ -26,7 +26,7 @@ from flashslm.infra.storage.s3 import ObjectCorrupt, StoreError
 from flashslm.launch.processes import LaunchError, StopSignals
 from flashslm.launch.schedule import kept_hook
 from flashslm.launch.schedule.cron import Cron
-from flashslm.launch.schedule.records import Outcome, Running, Schedule, Schedules
+from flashslm.launch.schedule.records import DueOutcome, Running, Schedule, Schedules
 
 GRACE_S = 60.0  # how late a time may be noticed and still count
 HEARTBEAT_S = 20.0
@@ -145,10 +145,10 @@ class Scheduler:
             update: dict[str, Any] = {"settled_s": due_s}
             if due_s < now_s - GRACE_S:
                 why = "no scheduler was there, and missed times are not caught up"
-                update = {"settled_s": now_s - GRACE_S, "last": Outcome(due_s=due_s, state="MISSED", detail=why)}
+                update = {"settled_s": now_s - GRACE_S, "last": DueOutcome(due_s=due_s, state="MISSED", detail=why)}
             elif (former_s := self._goes_on(schedule, now_s)) is not None:
                 why = f"the run of {schedule.times.shown(former_s)} continues"
-                update["last"] = Outcome(due_s=due_s, state="SKIPPED", detail=why)
+                update["last"] = DueOutcome(due_s=due_s, state="SKIPPED", detail=why)
             else:
                 update["running"] = Running(due_s=due_s, scheduler=self._name, seen_s=now_s)
             return schedule.model_copy(update=update)
@@ -159,22 +159,22 @@ class Scheduler:
         try:
             process, log = self._launch(schedule, due_s)
         except (OSError, ValueError) as error:  # a full disk, or a recipe from before an upgrade: the others continue
-            outcome = Outcome(due_s=due_s, state="FAILURE", detail=f"cannot start: {' '.join(str(error).split())}")
+            outcome = DueOutcome(due_s=due_s, state="FAILURE", detail=f"cannot start: {' '.join(str(error).split())}")
             self._note(schedule.name, {"running": None, "last": outcome})
             self._report(schedule.name, schedule.times, outcome)
             return
         self._started[schedule.name] = _Started(process, log, schedule.times, due_s, self._now())
         self._say(f"{schedule.name}: due {schedule.times.shown(due_s)}: {schedule.pipeline} starts, log {log}")
 
-    def _report(self, name: str, times: Cron, outcome: Outcome) -> None:
+    def _report(self, name: str, times: Cron, outcome: DueOutcome) -> None:
         detail = f": {outcome.detail}" if outcome.detail else ""
         self._say(f"{name}: due {times.shown(outcome.due_s)}: {outcome.state.lower()}{detail}")
 
 
-def _outcome(started: _Started, exit_code: int) -> Outcome:
+def _outcome(started: _Started, exit_code: int) -> DueOutcome:
     if exit_code == 0:
-        return Outcome(due_s=started.due_s, state="SUCCESS")
-    return Outcome(due_s=started.due_s, state="FAILURE", detail=f"exit code {exit_code}, log {started.log}")
+        return DueOutcome(due_s=started.due_s, state="SUCCESS")
+    return DueOutcome(due_s=started.due_s, state="FAILURE", detail=f"exit code {exit_code}, log {started.log}")
 
 
 def launch_in(home: Path) -> Launch:
