@@ -68,9 +68,9 @@ class TokenLoader:
 
     def batch(self, step: int) -> Batch:
         """This rank's rows of training batch `step` (0, 1, …): each epoch shows every window once, in its own order."""
-        return self.samples([step * self.batch_size + row for row in self.rows])
+        return self.windows([step * self.batch_size + row for row in self.rows])
 
-    def samples(self, numbers: list[int]) -> Batch:
+    def windows(self, numbers: list[int]) -> Batch:
         """The training windows of these numbers, counted through all epochs."""
         return self._assemble([self._training_start(number) for number in numbers])
 
@@ -87,7 +87,7 @@ class TokenLoader:
         for first in range(0, len(starts), self.batch_size):
             batch = starts[first : first + self.batch_size]
             batch += [self.num_tokens] * (self.batch_size - len(batch))
-            yield self._assemble([batch[row] for row in self._rows])
+            yield self._assemble([batch[row] for row in self.rows])
 
     def sequential(self, max_batches: int = 0) -> Iterator[Batch]:
         """The split in stream order, each token predicted once; `max_batches` stops early (0 = all).

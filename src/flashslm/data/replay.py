@@ -27,8 +27,8 @@ class ReplayLoader:
         first_new = step * size - replayed
         num_new = size - (self._replayed_before(step + 1) - replayed)
         parts = (
-            self._new.samples([first_new + row for row in rows if row < num_new]),
-            self._old.samples([replayed + row - num_new for row in rows if row >= num_new]),
+            self._new.windows([first_new + row for row in rows if row < num_new]),
+            self._old.windows([replayed + row - num_new for row in rows if row >= num_new]),
         )
         return Batch(*(torch.cat(pair) for pair in zip(*parts, strict=True)))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -108,7 +109,10 @@ class DirectoryStore:
             raise ObjectMissing(manifest.uri)
         if _digest(source) != manifest.sha256:
             raise ObjectCorrupt(manifest.uri)
-        shutil.copytree(source, directory, dirs_exist_ok=True)
+        if not directory.exists():  # as in the real one, whole or absent
+            partial = directory.with_name(f"{directory.name}.{os.getpid()}")
+            shutil.copytree(source, partial)
+            partial.rename(directory)
         return directory
 
     def delete_tree(self, manifest: Manifest) -> None:
