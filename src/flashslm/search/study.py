@@ -8,6 +8,7 @@ slot's candidate and its training are functions of the seed, doing one twice was
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -16,12 +17,13 @@ from typing import Any
 from uuid import uuid4
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from flashslm.infra.process import owners
 from flashslm.search.database import DatabaseRefused, DatabaseUnavailable, RecordGone, StudyDatabase
 from flashslm.search.trial import Candidate, FinishedTrial
+from flashslm.search.trial_parameters import DISTRIBUTIONS, OBJECTIVES, trial_parameters
 from flashslm.training.spec import TrainOutcome
 
 HEARTBEAT_S = 20.0
@@ -62,7 +64,11 @@ class SearchStudy:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         database = StudyDatabase(url, patience_s)
         storage = database.storage
-        database.call(lambda: optuna.create_study(study_name=name, storage=storage, load_if_exists=True))
+        options: dict[str, Any] = {"directions": ["minimize"] * len(OBJECTIVES), "load_if_exists": True}
+        made = database.call(lambda: optuna.create_study(study_name=name, storage=storage, **options))
+        if made.metric_names != list(OBJECTIVES):
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                database.call(lambda: made.set_metric_names(list(OBJECTIVES)))
         return cls(database, name, ttl_s)
 
     def read_again(self) -> None:
@@ -109,7 +115,7 @@ class SearchStudy:
         if not self._is_ours(claim):
             return False
         self._set_attribute(claim.trial_id, "train_time_s", outcome.train_time_s)
-        return self._finish(claim.trial_id, TrialState.COMPLETE, outcome.validation_loss_nats)
+        return self._finish(claim.trial_id, TrialState.COMPLETE, _values(claim.candidate, outcome.validation_loss_nats))
 
     def fail(self, claim: Claim, reason: str) -> None:
         """Record a failed training; the last of its attempts ends the slot with a loss of infinity."""
@@ -117,7 +123,7 @@ class SearchStudy:
             return
         if self.failed_attempts(claim.candidate.slot) + 1 >= ATTEMPTS:
             self._set_attribute(claim.trial_id, "reason", f"{FAILED}: {reason}")
-            self._finish(claim.trial_id, TrialState.COMPLETE, float("inf"))
+            self._finish(claim.trial_id, TrialState.COMPLETE, _values(claim.candidate, float("inf")))
         else:
             self._end_unfinished(claim.trial_id, f"{FAILED}: {reason}")
 
@@ -210,7 +216,13 @@ class SearchStudy:
             "heartbeat_s": time.time(),
             **extra,
         }
-        trial = optuna.trial.create_trial(state=state, value=loss_nats, user_attrs=attributes)
+        trial = optuna.trial.create_trial(
+            state=state,
+            values=None if loss_nats is None else _values(candidate, loss_nats),
+            params=trial_parameters(candidate),
+            distributions=DISTRIBUTIONS,
+            user_attrs=attributes,
+        )
         try:
             self._database.call(lambda: self._study.add_trial(trial))
         except RecordGone as error:
@@ -236,8 +248,7 @@ class SearchStudy:
         except RecordGone:
             self._has_lost_records = True
 
-    def _finish(self, trial_id: int, state: TrialState, loss_nats: float | None = None) -> bool:
-        values = None if loss_nats is None else [loss_nats]
+    def _finish(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         try:
             return bool(self._database.call(lambda: self._storage.set_trial_state_values(trial_id, state, values)))
         except UpdateFinishedTrialError:
@@ -245,6 +256,11 @@ class SearchStudy:
         except RecordGone:
             self._has_lost_records = True
             return False
+
+
+def _values(candidate: Candidate, loss_nats: float) -> list[float]:
+    """In the order of OBJECTIVES."""
+    return [loss_nats, candidate.latency_ms]
 
 
 def _finished(trial: FrozenTrial) -> FinishedTrial:

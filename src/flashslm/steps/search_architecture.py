@@ -55,12 +55,15 @@ def open_study(context: StepContext) -> SearchStudy:
 def study_name(context: StepContext) -> str:
     """The study's identity: all that decides what is proposed and which loss it gets. It is the same in every worker
     and in select_architecture; the number of workers is not part of it, so a search continues with more or fewer.
+    Optuna's dashboard lists studies by it.
     """
     sections = json.loads(context.config.for_step("search_architecture"))
     del sections["search"]["workers"]
     inputs = {name: context.manifest(name).sha256 for name in ("dataset", "latency_table", "scaling_law")}
     work = {"config": sections, "inputs": inputs, "code": context.parameters["code_digest"]}
-    return f"search-{digest(work)[:32]}"
+    search = context.config.search
+    widths = f"{min(search.widths)} to {max(search.widths)}"
+    return f"search: {search.trials} trials, width {widths} ({digest(work)[:16]})"
 
 
 def budget_ms(context: StepContext) -> float:

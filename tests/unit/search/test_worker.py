@@ -287,7 +287,7 @@ def lose_records(url: str, where: str) -> None:
     """What a restored database does not hold any longer."""
     with sqlite3.connect(file_of(url)) as connection:
         lost = [row[0] for row in connection.execute(f"SELECT trial_id FROM trials WHERE {where}")]
-        for table in ("trial_values", "trial_user_attributes", "trials"):
+        for table in ("trial_params", "trial_values", "trial_user_attributes", "trials"):
             connection.executemany(f"DELETE FROM {table} WHERE trial_id = ?", [(trial,) for trial in lost])
 
 
