@@ -54,13 +54,13 @@ def runs_list(
     if not found and not host:
         out.print(f"no runs in '{runs}': `flashslm run CONFIG` makes one", highlight=False, markup=False)
         return
-    hidden = ("created", "error", "operators", "parameters")  # --json and `runs show` have them
+    hidden = {"error", "operators", "parameters"} | (set() if host else {"created"})  # a local run's id says when
     names = [key for key in (found[0] if found else {}) if key not in hidden]
     whole = Column("run", no_wrap=True, min_width=max(len(run["run_id"]) for run in found) if found else 36)
-    heads = [Column(name.removeprefix("test/").removesuffix("_s").replace("_", " ")) for name in names[1:]]
-    table = Table(whole, *heads, Column("created", no_wrap=True, min_width=16), box=None, pad_edge=False)
+    heads = (Column(name.removeprefix("test/").replace("_", " "), overflow="fold") for name in names[1:])
+    table = Table(whole, *heads, box=None, pad_edge=False)
     for run in found:
-        table.add_row(*(Text(_shown(run.get(name))) for name in names), run["created"][:16])
+        table.add_row(*(Text(_shown(run.get(name))) for name in names))
     out.print(table)
 
 

@@ -62,7 +62,8 @@ def test_runs_are_listed_the_newest_first_and_once(runs: Path) -> None:
     listed = json.loads(command("list", "--runs", str(runs), "--json"))["runs"]
     assert [run["run_id"] for run in listed] == ["20261103-small", "20261102-small", "20261101-small"]
     assert [run["state"] for run in listed] == ["FAILURE", "SUCCESS", "SUCCESS"]
-    shown = command("list", "--runs", str(runs))
+    shown = CliRunner().invoke(app, ["runs", "list", "--runs", str(runs)], env={"COLUMNS": "80"}).stdout
+    assert "…" not in shown and len(shown.splitlines()) == 4, "one line for each run on 80 columns"
     assert "20261102-small" in shown and "60" in shown and "promote" in shown
     assert "no runs in" in command("list", "--runs", str(runs / "none"))
 
