@@ -16,7 +16,7 @@ def no_names_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_task_is_named_after_its_step_and_its_variant(tmp_path: Path) -> None:
     arguments = {
-        "config": "{}",
+        "training": {"steps": 3.0},
         "code_digest": "abc",
         "weight_norm": "on",
         "seed": "0",
