@@ -25,7 +25,7 @@ from flashslm.infra.storage.object_store import (
     StoreError,
     StoreUnavailable,
 )
-from flashslm.infra.storage.tree import MARKER, FileEntry, hash_tree, tree_digest
+from flashslm.infra.storage.tree import MARKER, FileEntry, HashingSink, hash_tree, tree_digest
 
 pytestmark = pytest.mark.services
 
@@ -137,7 +137,7 @@ def test_a_flipped_byte_is_named_and_nothing_is_kept(store, tree, tmp_path):
     good = (tree / "unique").read_bytes()
     bad = bytes([good[0] ^ 1]) + good[1:]
     store.client.put_object(Bucket=store.bucket, Key=key, Body=bad)
-    expected, actual = (hash_tree(tree)["unique"].sha256, object_store.hashlib.sha256(bad).hexdigest())
+    expected, actual = (hash_tree(tree)["unique"].sha256, hashlib.sha256(bad).hexdigest())
     reads = (
         lambda: store.get_tree(manifest, tmp_path / "out"),
         lambda: store.get_part(manifest, ("uni",), tmp_path / "tree" / "part"),
@@ -158,7 +158,7 @@ def test_a_flipped_byte_is_named_and_nothing_is_kept(store, tree, tmp_path):
 def test_bytes_that_were_damaged_on_the_way_are_read_again(settings, tree, tmp_path, monkeypatch):
     store = ObjectStore(settings)
     manifest = store.put_tree(tree, "model")
-    write, damaged = object_store._HashingSink.write, []
+    write, damaged = HashingSink.write, []
 
     def damage_once(self, data: bytes) -> int:
         if not damaged and len(data) > 1:
@@ -166,7 +166,7 @@ def test_bytes_that_were_damaged_on_the_way_are_read_again(settings, tree, tmp_p
             data = bytes([data[0] ^ 1]) + data[1:]
         return write(self, data)
 
-    monkeypatch.setattr(object_store._HashingSink, "write", damage_once)
+    monkeypatch.setattr(HashingSink, "write", damage_once)
     assert hash_tree(store.get_tree(manifest, tmp_path / "out")) == hash_tree(tree) and damaged
     store.verify_tree(manifest)
 
@@ -272,14 +272,14 @@ def test_files_of_somebody_else_are_not_overwritten(store, tree, tmp_path):
 
 def test_a_full_disk_leaves_nothing(store, tree, tmp_path, monkeypatch):
     manifest = store.put_tree(tree, "model")
-    write = object_store._HashingSink.write
+    write = HashingSink.write
 
     def full(self, data: bytes) -> int:
         if len(data) > 1000:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(self, data)
 
-    monkeypatch.setattr(object_store._HashingSink, "write", full)
+    monkeypatch.setattr(HashingSink, "write", full)
     with pytest.raises(StoreError, match=r"disk full while writing .*out"):
         store.get_tree(manifest, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tree"]
@@ -349,7 +349,9 @@ def test_wrong_keys_and_a_missing_bucket_are_told_apart(settings):
 
 
 def test_an_unreachable_server_is_named(settings):
-    store = ObjectStore(settings.model_copy(update={"endpoint_url": "http://127.0.0.1:1"}), patience_s=1)
+    store = ObjectStore(
+        settings.model_copy(update={"endpoint_url": "http://127.0.0.1:1", "stack_file": ""}), patience_s=1
+    )
     with pytest.raises(StoreUnavailable, match=r"http://127\.0\.0\.1:1.*flashslm stack status"):
         store.get_json("k")
 
