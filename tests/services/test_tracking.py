@@ -316,7 +316,7 @@ def test_a_deleted_experiment_is_restored(platform_env, caplog):
 @pytest.mark.parametrize("name", ["team/one", "/Users/me/slm", "100 % #1?&=+", 'it\'s "it"', "ü" * 256])
 def test_an_experiment_may_have_any_printable_name(name: str, settings: Settings) -> None:
     """What `Settings` accepts MLflow accepts, finds again and searches."""
-    named = Settings.from_env(settings.as_env() | {"MLFLOW_EXPERIMENT_NAME": name})
+    named = Settings.from_env(settings.as_env() | {"FLASHSLM_EXPERIMENT_NAME": name})
     api = MlflowApi(named)
     run_id = mlflow_runs.start_parent_run(named, "run")
     assert [run["info"]["run_id"] for run in api.search_runs("attributes.run_name = 'run'")] == [run_id]
