@@ -31,7 +31,7 @@ def test_a_sound_stack_passes_and_keeps_no_probe(settings, store, monkeypatch):
 
 def test_each_fault_is_found_and_explained(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "_MIN_FREE_BYTES", 10**18)
-    wrong = settings.model_copy(update={"secret_key": "wrong", "tracking_uri": settings.endpoint_url})
+    wrong = settings.model_copy(update={"secret_key": "wrong", "tracking_uri": settings.endpoint_url, "stack_file": ""})
     checks = {c.name: c for c in diagnose(wrong, tmp_path)}
     assert [name for name in NAMES if checks[name].ok] == ["MLflow delete"]
     assert "refused access" in checks["S3 write"].detail and "AWS_ENDPOINT_URL_S3" in checks["S3 write"].hint
@@ -40,6 +40,9 @@ def test_each_fault_is_found_and_explained(settings, tmp_path, monkeypatch):
 
 
 def test_an_absent_server_is_told_from_a_poor_one(settings):
-    checks = {c.name: c for c in diagnose(settings.model_copy(update={"endpoint_url": "http://127.0.0.1:1"}))}
+    checks = {
+        c.name: c
+        for c in diagnose(settings.model_copy(update={"endpoint_url": "http://127.0.0.1:1", "stack_file": ""}))
+    }
     assert "flashslm stack up" in checks["S3 conditional put"].hint
     assert checks["MLflow run"].ok
