@@ -69,10 +69,15 @@ ARTIFACTS = Path("artifacts")
 def load_recipe(config: Path, overrides: list[str] | None, checks: Callable[[RunConfig], list[str]]) -> RunConfig:
     """The recipe, after a warning on stderr for each setting that it gives in vain. Raises ConfigError."""
     recipe = load(config, overrides, checks=checks)
+    warn_of_no_effect(recipe)
+    return recipe
+
+
+def warn_of_no_effect(recipe: RunConfig) -> None:
+    """A warning on stderr for each setting that the recipe gives in vain."""
     for text in without_effect(recipe):
         console.print("[bold yellow]warning:[/]", end=" ")
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    return recipe
 
 
 def located_here(recipe: RunConfig, config: Path) -> RunConfig:

@@ -26,7 +26,6 @@ RunId = Annotated[str, typer.Argument(help="As `flashslm runs list` shows it; he
 RUNS = Path("runs")
 
 runs_app = typer.Typer(no_args_is_help=True, help="Runs of this machine, or with --host of a cluster.")
-out = Console()
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +51,7 @@ def runs_list(
         print(json.dumps({"runs": found}))
         return
     if not found and not host:
-        out.print(f"no runs in '{runs}': `flashslm run CONFIG` makes one", highlight=False, markup=False)
+        Console().print(f"no runs in '{runs}': `flashslm run CONFIG` makes one", highlight=False, markup=False)
         return
     hidden = {"error", "operators", "parameters"} | (set() if host else {"created"})  # a local run's id says when
     names = [key for key in (found[0] if found else {}) if key not in hidden]
@@ -61,7 +60,7 @@ def runs_list(
     table = Table(whole, *heads, box=None, pad_edge=False)
     for run in found:
         table.add_row(*(Text(_shown(run.get(name))) for name in names))
-    out.print(table)
+    Console().print(table)
 
 
 @runs_app.command("show")
@@ -80,7 +79,7 @@ def runs_show(
         print(json.dumps(facts | {"steps": [_step_facts(step) for step in steps]}))
         return
     show(facts, as_json)
-    out.print(table(steps))
+    Console().print(table(steps))
 
 
 def _cluster_run(run_id: str, host: str, namespace: str) -> "tuple[dict[str, Any], list[StepRecord]]":
@@ -182,7 +181,7 @@ def runs_compare(
         table.add_column(name, overflow="fold", justify="right" if name == "change" else "left")
     for key, before, after in rows:
         table.add_row(key, Text(_shown(before)), Text(_shown(after)), _change(before, after))
-    out.print(table if rows else "the two runs differ in nothing")
+    Console().print(table if rows else "the two runs differ in nothing")
 
 
 @runs_app.command("cancel")

@@ -18,10 +18,11 @@ from flashslm.cli.common import (
     JsonOption,
     Overrides,
     RecipeCommand,
-    load_recipe,
     show,
+    warn_of_no_effect,
 )
 from flashslm.config import STEP_SECTIONS, RunConfig
+from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems
 
 
@@ -86,7 +87,9 @@ def command(work: Work) -> Callable[..., None]:
         home: HomeOption = HOME,
         as_json: JsonOption = False,
     ) -> None:
-        show(work(StepRunner(load_recipe(config, overrides, problems), artifacts, home)), as_json)
+        recipe = load(config, overrides, checks=problems)
+        warn_of_no_effect(recipe)
+        show(work(StepRunner(recipe, artifacts, home)), as_json)
 
     return run
 
