@@ -110,6 +110,9 @@ def test_the_secrets_of_the_example_are_those_that_the_server_reads() -> None:
 def test_no_port_answers_without_credentials(overlay: Store, store: ObjectStore) -> None:
     assert store.get_json("kept.json") is not None
     expected = {port + offset for port in overlay.ports.values() for offset in (0, daemons.GRPC_OFFSET)}
+    deadline = time.monotonic() + 30
+    while not overlay.listening() >= expected and time.monotonic() < deadline:  # gRPC listens a moment after HTTP
+        time.sleep(0.1)
     assert overlay.listening() == expected
     for port in expected - {overlay.ports["s3"]}:
         for method, path in (("GET", "/"), ("GET", "/dir/assign"), ("POST", "/buckets/flashslm/planted.json")):
