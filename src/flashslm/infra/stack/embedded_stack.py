@@ -108,11 +108,25 @@ def up(home: str | Path = DEFAULT_HOME) -> Settings:
         for service in SERVICES:
             if not _is_usable(service, state, home):
                 _start(service, state, home)
-        settings = state.settings(home)
         for service in SERVICES:  # both were started above and come up side by side
-            daemon, timeout_s = state.daemons[service], _START_TIMEOUT_S[service]
-            daemons.wait_until(lambda s=service: _is_healthy(s, settings), daemon, service, timeout_s)  # type: ignore[misc]
-    return settings
+            _wait_until_healthy(service, state, home)
+        return state.settings(home)
+
+
+def _wait_until_healthy(service: Service, state: StackState, home: Path) -> None:
+    """One that ends while it starts, because it was killed or its port was taken just then, is started once more."""
+    try:
+        _wait(service, state, home)
+    except StackError:
+        if state.daemons[service].is_alive():
+            raise
+        _start(service, state, home)
+        _wait(service, state, home)
+
+
+def _wait(service: Service, state: StackState, home: Path) -> None:
+    settings, timeout_s = state.settings(home), _START_TIMEOUT_S[service]
+    daemons.wait_until(lambda: _is_healthy(service, settings), state.daemons[service], service, timeout_s)
 
 
 def use_home(home: str | Path) -> None:
