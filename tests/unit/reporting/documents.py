@@ -45,6 +45,55 @@ def needle(length: int) -> dict[str, Any]:
     return {"length": length} | shares | {"ranked_first_by_depth": [0.0, 0.5, 0.25, 0.25]}
 
 
+def scaling() -> dict[str, Any]:
+    return {
+        "points": [point(2, 5.0), point(4, 4.8)],
+        "holdout": [point(6, 4.7)],
+        "budget_ms": BUDGET_MS,
+        "choice": {"depth": 2, "width": 64, "candidates": [candidate(2, 0.7), candidate(4, 1.3)]},
+        "holdout_relative_error": 0.014,
+        "law": {"unidentified": ["gamma"]},
+    }
+
+
+def ablation() -> dict[str, Any]:
+    return {
+        "variants": [variant("on", [0, 1], 0.01), variant("off", [0, 1], 0.02)],
+        "difference_nats": -0.3,
+        "difference_interval_nats": [-0.5, -0.1],
+        "curves": {f"{v}, seed {s}": curves(5 + s) for v in ("on", "off") for s in (0, 1)},
+        "verdict": "weight_norm=on is better",
+        "diverged": [{"weight_norm": "off", "seed": 2, "reason": "loss is not finite at step 7"}],
+    }
+
+
+def evaluation() -> dict[str, Any]:
+    return {
+        "test/perplexity": 70.0,
+        "test/loss_nats": 4.25,
+        "unigram_entropy_nats": 5.18,
+        "test/bits_per_byte": 3.1,
+        "needle": [needle(96), needle(48)],
+        "tasks": {"arc": {"acc": 0.31, "acc_stderr": 0.02, "samples": 400.0}},
+        "samples": [{"prompt": "def load(", "continuation": "path: <str>)"}] * 3,
+    }
+
+
+def export() -> dict[str, Any]:
+    return {
+        "latency_ms": 0.75,
+        "latency_p10_ms": 0.7,
+        "latency_low_ms": 0.72,
+        "latency_high_ms": 0.78,
+        "latency_over_reference": 1.5,
+        "latency_drift": 0.02,
+        "latency_p90_ms": 0.8,
+        "predicted_latency_ms": 0.6,
+        "parameters": 100_002,
+        "parity_max_abs_difference": 1e-6,
+    }
+
+
 def artifacts(name: str = "small") -> RunArtifacts:
     history = [
         trial(0, 0.5, 4.9, "seed", None),
@@ -68,49 +117,16 @@ def artifacts(name: str = "small") -> RunArtifacts:
         latency_table=table,
         latency_check=errors | {"models": [checked]},
         depth_width={"points": sweep},
-        scaling={
-            "points": [point(2, 5.0), point(4, 4.8)],
-            "holdout": [point(6, 4.7)],
-            "budget_ms": BUDGET_MS,
-            "choice": {"depth": 2, "width": 64, "candidates": [candidate(2, 0.7), candidate(4, 1.3)]},
-            "holdout_relative_error": 0.014,
-            "law": {"unidentified": ["gamma"]},
-        },
+        scaling=scaling(),
         architecture={"operators": OPERATORS, "hidden_size": 64, "num_meta_tokens": 4, "vocab_size": 512},
         operator_ms={"D": 0.2, "M": 0.15, "F": 0.05, LM_HEAD: 0.1},
         history=history,
         pareto=[history[0], history[2]],
         best=history[2],
-        ablation={
-            "variants": [variant("on", [0, 1], 0.01), variant("off", [0, 1], 0.02)],
-            "difference_nats": -0.3,
-            "difference_interval_nats": [-0.5, -0.1],
-            "curves": {f"{v}, seed {s}": curves(5 + s) for v in ("on", "off") for s in (0, 1)},
-            "verdict": "weight_norm=on is better",
-            "diverged": [{"weight_norm": "off", "seed": 2, "reason": "loss is not finite at step 7"}],
-        },
+        ablation=ablation(),
         step_time_ms={"on": 12.0, "off": 11.5},
-        evaluation={
-            "test/perplexity": 70.0,
-            "test/loss_nats": 4.25,
-            "unigram_entropy_nats": 5.18,
-            "test/bits_per_byte": 3.1,
-            "needle": [needle(96), needle(48)],
-            "tasks": {"arc": {"acc": 0.31, "acc_stderr": 0.02, "samples": 400.0}},
-            "samples": [{"prompt": "def load(", "continuation": "path: <str>)"}] * 3,
-        },
-        export={
-            "latency_ms": 0.75,
-            "latency_p10_ms": 0.7,
-            "latency_low_ms": 0.72,
-            "latency_high_ms": 0.78,
-            "latency_over_reference": 1.5,
-            "latency_drift": 0.02,
-            "latency_p90_ms": 0.8,
-            "predicted_latency_ms": 0.6,
-            "parameters": 100_002,
-            "parity_max_abs_difference": 1e-6,
-        },
+        evaluation=evaluation(),
+        export=export(),
         verdict={
             "decision": "promote",
             "checks": ["pass: perplexity 70, recipe's limit 400"],

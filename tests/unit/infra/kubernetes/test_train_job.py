@@ -6,147 +6,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from flashslm.config import PlatformConfig
-from flashslm.infra.kubernetes import client, train_job
 from flashslm.infra.kubernetes.client import Kubernetes, KubernetesError
-from flashslm.infra.kubernetes.train_job import TrainJob, TrainJobFailed
-from flashslm.launch.kfp.cluster_pass import for_cluster, step_of
-from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes, serving, soon
-
-Document = dict[str, Any]
-
-NAME = "flashslm-0123456789abcdef0123456789abcdef"
-PLATFORM = PlatformConfig.model_validate(
-    {
-        "nodes": 2,
-        "image": "registry.example/flashslm@sha256:" + "ab" * 32,
-        "image_pull_secret": "registry",
-        "gpu_types": {"h200": {"node_selector": {"nvidia.com/gpu.product": "NVIDIA-H200"}}},
-        "steps": {"pretrain": {"gpus": 8, "gpu_type": "h200", "timeout_s": 604_800}},
-    }
-)
-
-
-def template_of(platform: PlatformConfig) -> tuple[Document, Document]:
-    """The pretrain executor's container of the compiled pipeline, and the TrainJob that its environment holds."""
-    spec = for_cluster("design_and_train", platform).spec
-    (container,) = [
-        executor["container"]
-        for executor in spec["deploymentSpec"]["executors"].values()
-        if step_of(executor["container"]) == "pretrain"
-    ]
-    values = {variable["name"]: variable["value"] for variable in container.get("env", [])}
-    assert not any("{{" in value for value in values.values()), "KFP would read a placeholder"
-    return container, json.loads(values.get(train_job.VARIABLE, "{}"))
-
-
-@pytest.fixture(scope="module")
-def template() -> Document:
-    return template_of(PLATFORM)[1]
-
-
-@pytest.fixture
-def manifest(template: Document) -> Document:
-    job = copy.deepcopy(template)
-    job["metadata"]["name"] = NAME
-    job["spec"]["trainer"]["command"] = ["python", "-m", "torch.distributed.run"]
-    return job
-
-
-@pytest.fixture
-def server() -> FakeKubernetes:
-    return FakeKubernetes()
-
-
-@pytest.fixture
-def address(server: FakeKubernetes, tmp_path: Path) -> Iterator[str]:
-    with serving(server, tmp_path / "account") as url:
-        yield url
-
-
-@pytest.fixture
-def api(address: str, tmp_path: Path) -> Kubernetes:
-    quick = client._RETRIES.new(backoff_factor=0.001)
-    return Kubernetes(address, tmp_path / "account", quick)
-
-
-class Watched:
-    """A job and what it logged."""
-
-    def __init__(self, api: Kubernetes, manifest: Document):
-        self.lines: list[str] = []
-        self.statuses: list[str] = []
-        self.job = TrainJob(api, manifest, self.lines.append, self.statuses.append, poll_s=0.02)
-
-
-@pytest.fixture
-def watched(api: Kubernetes, manifest: Document) -> Watched:
-    return Watched(api, manifest)
-
-
-def trains(*lines: str) -> Callable[[FakeKubernetes, Document], None]:
-    """A controller under which two pods run, the first one logs, and the job completes."""
-
-    def script(server: FakeKubernetes, job: Document) -> None:
-        name = job["metadata"]["name"]
-        first = server.add_pod(name, 0)
-        second = server.add_pod(name, 1)
-        for line in lines:
-            server.log(first, line)
-        for pod in (first, second):
-            server.end_pod(pod)
-        server.end_job(name, "Complete")
-
-    return script
-
+from flashslm.infra.kubernetes.train_job import TrainJobFailed
+from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes, soon
+from tests.unit.infra.kubernetes.jobs import NAME, PLATFORM, Document, Watched, template_of, trains
 
 LINES = tuple(f"line {number}" for number in range(25))
-
-
-def test_template_is_a_train_job_of_trainer_2_3(manifest: Document) -> None:
-    from tests.manifests.schemas import validate
-
-    validate(manifest)
-    trainer = manifest["spec"]["trainer"]
-    assert (trainer["numNodes"], trainer["numProcPerNode"], train_job.world_size(manifest)) == (2, 8, 16)
-    assert trainer["resourcesPerNode"]["limits"] == {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "8"}
-    assert manifest["spec"]["activeDeadlineSeconds"] == 604_800
-    assert manifest["spec"]["runtimeRef"] == {"name": "flashslm-torch"}
-    assert {"name": "FLASHSLM_PATIENCE_S", "value": "900"} in trainer["env"]
-    (patch,) = manifest["spec"]["runtimePatches"]
-    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    pod = node["template"]["spec"]["template"]
-    assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == "flashslm"
-    assert pod["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H200"}
-    assert pod["spec"]["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
-    assert pod["spec"]["volumes"] == [  # not the secret of the search's database
-        {"name": "flashslm-s3", "secret": {"secretName": "flashslm-s3", "optional": True}},
-        {"name": "flashslm-mlflow", "secret": {"secretName": "flashslm-mlflow", "optional": True}},
-        {"name": "flashslm", "configMap": {"name": "flashslm", "optional": True}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}},
-    ]
-
-
-def test_the_steps_own_pod_only_watches() -> None:
-    container, template = template_of(PLATFORM)
-    assert "accelerator" not in container["resources"] and container["resources"]["resourceMemoryLimit"] == "1Gi"
-    assert container["resources"]["resourceCpuRequest"] == "500m"
-    assert template["spec"]["trainer"]["image"] == container["image"] == PLATFORM.image
-    container, template = template_of(PLATFORM.model_copy(update={"nodes": 1}))
-    assert container["resources"]["accelerator"]["resourceCount"] == "8" and template == {}
-
-
-def test_without_gpus_there_is_one_process_a_node(tmp_path: Path) -> None:
-    _, template = template_of(PlatformConfig.model_validate({"nodes": 3, "gpu_steps": {"gpus": 0}}))
-    assert train_job.world_size(template) == 3
-    assert "nvidia.com/gpu" not in template["spec"]["trainer"]["resourcesPerNode"]["limits"]
 
 
 def test_a_job_is_created_followed_and_removed(server: FakeKubernetes, watched: Watched) -> None:
@@ -338,10 +207,6 @@ def test_with_a_queue_the_whole_job_waits(server: FakeKubernetes, api: Kubernete
     assert watched.lines == ["at last"]
 
 
-def test_without_a_queue_there_is_no_label(manifest: Document) -> None:
-    assert not [label for label in manifest["metadata"]["labels"] if "kueue" in label]
-
-
 def test_an_invalid_job_is_refused_with_the_field(server: FakeKubernetes, api: Kubernetes, manifest: Document) -> None:
     manifest["spec"]["podTemplateOverrides"] = []
     with pytest.raises(KubernetesError, match=r"422 .*podTemplateOverrides"):
@@ -354,34 +219,6 @@ def test_env_of_the_node_container_belongs_to_the_trainer(api: Kubernetes, manif
     replicated["template"]["spec"]["template"]["spec"]["containers"][0]["env"] = [{"name": "A", "value": "b"}]
     with pytest.raises(KubernetesError, match=r"422 .*env of container 'node' belongs to spec.trainer"):
         Watched(api, manifest).job.run()
-
-
-def test_a_rotated_token_is_used_at_once(
-    server: FakeKubernetes, api: Kubernetes, watched: Watched, tmp_path: Path
-) -> None:
-    server.token = "second-token"
-    with pytest.raises(KubernetesError, match=r"401 .*Unauthorized"):
-        watched.job.run()
-    (tmp_path / "account" / "token").write_text("second-token\n")
-    server.on_create = trains("in")
-    watched.job.run()
-    assert watched.lines == ["in"]
-
-
-def test_outside_a_cluster_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(KubernetesError, match=r"set platform.nodes to 1"):
-        Kubernetes.in_cluster()
-
-
-def test_in_a_pod_the_address_is_that_of_the_environment(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "SERVICE_ACCOUNT", tmp_path / "account")
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
-    found = Kubernetes.in_cluster()
-    assert (found.url, found.namespace) == ("https://[fd00::1]:6443", "kubeflow")
 
 
 SCRIPT = """
@@ -409,9 +246,3 @@ def test_sigterm_deletes_the_job(server: FakeKubernetes, address: str, tmp_path:
     assert process.wait() == 143
     killer.cancel()
     assert (server.created, server.deleted) == ([NAME], [NAME])
-
-
-def test_the_client_asks_nothing_beyond_its_rights(server: FakeKubernetes, api: Kubernetes) -> None:
-    """The server's rights are those of manifests/: it refuses what the Role does not name."""
-    with pytest.raises(KubernetesError, match=r"403 .*cannot list resource trainjobs"):
-        api.request("GET", api.resource(train_job.API_VERSION, "trainjobs"))

@@ -1,89 +1,17 @@
 """The local scheduler with a clock that the test sets, and a store in memory with conditional puts."""
 
 import copy
-import stat
 from collections.abc import Callable
-from datetime import datetime
-from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
-import yaml
 
-from flashslm.config import PromotionHook, RunConfig
 from flashslm.infra.storage.s3 import StoreUnavailable
 from flashslm.launch.processes import LaunchError
-from flashslm.launch.schedule import kept_hook
 from flashslm.launch.schedule import scheduler as scheduler_module
-from flashslm.launch.schedule.records import SILENCE_S, Schedule, Schedules
-from flashslm.launch.schedule.scheduler import GRACE_S, HEARTBEAT_S, Scheduler, launch_in, serve
-from tests.unit.launch.schedule.memory_store import MemoryStore
-
-ZONE = "Europe/Berlin"
-RECIPE = RunConfig(name="toy").model_dump(mode="json")
-
-
-def at(text: str, zone: str = ZONE) -> float:
-    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)).timestamp()
-
-
-class Run:
-    """A run that continues until the test sets its exit code."""
-
-    def __init__(self) -> None:
-        self.exit_code: int | None = None
-        self.terminated = 0
-
-    def poll(self) -> int | None:
-        return self.exit_code
-
-    def terminate(self) -> None:
-        self.terminated += 1
-
-
-class World:
-    """A store, a clock, and schedulers that note what they fire."""
-
-    def __init__(self) -> None:
-        self.store = MemoryStore()
-        self.schedules = Schedules(self.store)  # type: ignore[arg-type]
-        self.now_s = at("2026-07-01 00:00")
-        self.fired: list[tuple[str, str]] = []
-        self.runs: list[Run] = []
-        self.said: list[str] = []
-
-    def add(self, name: str = "nightly", cron: str = "0 2 * * *", **more: Any) -> Schedule:
-        values = {"name": name, "pipeline": "retraining", "cron": cron, "time_zone": ZONE, "recipe": RECIPE}
-        return self.schedules.create(Schedule.model_validate(values | {"settled_s": self.now_s} | more))
-
-    def scheduler(self) -> Scheduler:
-        def launch(schedule: Schedule, due_s: float) -> tuple[Run, Path]:
-            self.fired.append((schedule.name, schedule.times.shown(due_s)))
-            self.runs.append(Run())
-            return self.runs[-1], Path("run.log")
-
-        return Scheduler(self.schedules, launch, self.said.append, now=lambda: self.now_s)
-
-    def go(self, scheduler: Scheduler, until: str, step_s: float = 30.0, ends: bool = True) -> None:
-        """Tick until a time of the zone's clock; runs end at once by default."""
-        end_s = at(until)
-        while self.now_s < end_s:
-            self.now_s = min(self.now_s + step_s, end_s)
-            scheduler.tick()
-            for run in self.runs if ends else []:
-                run.exit_code = 0
-        scheduler.tick()
-
-    def find(self, name: str = "nightly") -> Schedule:
-        found = self.schedules.find(name)
-        assert found is not None
-        return found
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
+from flashslm.launch.schedule.records import SILENCE_S, Schedule
+from flashslm.launch.schedule.scheduler import GRACE_S, HEARTBEAT_S, serve
+from tests.unit.launch.schedule.world import RECIPE, World, at
 
 
 def test_each_time_fires_once(world: World) -> None:
@@ -291,91 +219,6 @@ def test_a_change_of_somebody_else_is_kept(world: World) -> None:
 
     world.schedules.change("nightly", slow)
     assert (world.find().enabled, world.find().settled_s) == (False, 1.0)
-
-
-def test_runs_are_commands_with_recipe_and_log_below_home(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands: list[Any] = []
-    monkeypatch.setattr(scheduler_module.subprocess, "Popen", lambda command, **_: commands.append(command))
-    schedule = world.add()
-    _, log = launch_in(tmp_path)(schedule, at("2026-07-01 02:00"))
-    assert log == tmp_path / "schedules" / "nightly" / "20260701T000000Z" / "run.log" and log.is_file()
-    recipe = log.parent / "recipe.yaml"
-    assert commands[0][1:] == [
-        *("-m", "flashslm", "run", "--pipeline", "retraining"),
-        *("--config", str(recipe), "--home", str(tmp_path)),
-    ]
-    from flashslm.config.file import load
-
-    assert load(recipe) == schedule.config
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, str]]]:
-    """Commands that `launch_in` starts, with their environment."""
-    found: list[tuple[Any, dict[str, str]]] = []
-    monkeypatch.setattr(scheduler_module.subprocess, "Popen", lambda command, env, **_: found.append((command, env)))
-    return found
-
-
-HOOKS = [
-    {"command": ["sh", "-c", "touch /tmp/planted"]},
-    {"url": "http://127.0.0.1:1/collect"},
-    {"url": "**********"},
-]
-
-
-@pytest.mark.parametrize("hook", HOOKS)
-def test_a_hook_that_the_store_names_is_never_called(
-    hook: dict[str, Any], world: World, tmp_path: Path, started: list[Any]
-) -> None:
-    recipe = copy.deepcopy(RECIPE) | {"gate": RECIPE["gate"] | {"promotion_hook": hook}}
-    world.add("planted", recipe=recipe)
-    world.add("apart", cron="0 3 * * *")
-    scheduler = Scheduler(world.schedules, launch_in(tmp_path), world.said.append, now=lambda: world.now_s)
-    world.now_s = at("2026-07-01 02:00")
-    scheduler.tick()
-    assert started == [] and list(tmp_path.rglob("*.yaml")) == []
-    last = world.find("planted").last
-    assert last is not None and last.state == "FAILURE" and "names a promotion hook" in last.detail
-
-
-@pytest.mark.parametrize(
-    "hook",
-    [PromotionHook(command=("./deploy.sh", "production")), PromotionHook(url="https://deploy.test/x?token=hidden")],
-)
-def test_a_hook_is_kept_in_the_home_and_only_its_digest_in_the_store(
-    hook: PromotionHook, world: World, tmp_path: Path, started: list[Any]
-) -> None:
-    digest = kept_hook.keep(tmp_path, "nightly", hook)
-    schedule = world.add(hook_sha256=digest)
-    assert not any(part in str(world.store.objects) for part in ("deploy.", "hidden", "production"))
-    (file,) = (tmp_path / "schedules" / "nightly").glob("hook-*.json")
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    _, log = launch_in(tmp_path)(schedule, at("2026-07-01 02:00"))
-    ((command, env),) = started
-    written = (log.parent / "recipe.yaml").read_text()
-    assert "hidden" not in written and "hidden" not in " ".join(command)
-    assert env.get("FLASHSLM_HOOK_URL", "") == hook.url.get_secret_value()
-    assert yaml.safe_load(written)["gate"]["promotion_hook"]["command"] == list(hook.command)
-    kept_hook.forget(tmp_path, "nightly")
-    with pytest.raises(ValueError, match="its promotion hook is not in"):
-        launch_in(tmp_path)(schedule, at("2026-07-01 02:00"))
-
-
-def test_a_hook_of_another_home_or_changed_by_another_is_not_called(
-    world: World, tmp_path: Path, started: list[Any]
-) -> None:
-    digest = kept_hook.keep(tmp_path / "mine", "nightly", PromotionHook(command=("true",)))
-    schedule = world.add(hook_sha256=digest)
-    with pytest.raises(ValueError, match="its promotion hook is not in"):
-        launch_in(tmp_path / "other")(schedule, at("2026-07-01 02:00"))
-    (file,) = (tmp_path / "mine" / "schedules" / "nightly").glob("hook-*.json")
-    file.write_text(file.read_text().replace("true", "evil"))
-    with pytest.raises(ValueError, match="was changed there"):
-        launch_in(tmp_path / "mine")(schedule, at("2026-07-01 02:00"))
-    assert started == [] and kept_hook.keep(tmp_path, "nightly", PromotionHook()) == ""
 
 
 def serving(world: World, monkeypatch: pytest.MonkeyPatch, script: list[Callable[[Any], None]]) -> int:
