@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "flashslm"
 
 LEAVES = {"config", "data", "hardware", "infra", "statistics"}
-SHARED_TABLES = {"flashslm.models.operator_spec"}  # without imports of their own: everyone may read them
+SHARED_TABLES = {
+    "flashslm.evaluation.task_metrics",
+    "flashslm.models.operator_spec",
+}  # without imports of their own: everyone may read them
 BELOW_INFERENCE = {"inference", "models", "ops"}
 MIDDLE = {"evaluation", "export", "profiling", "scaling", "search", "training"}
 

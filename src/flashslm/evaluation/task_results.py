@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from flashslm.evaluation.items import MetricItems, identity
-
-NO_METRICS = {"samples", "version", "shots"}  # of a task's results: what was asked
+from flashslm.evaluation.task_metrics import ASKED
 
 
 def task_results(outcome: dict[str, Any]) -> dict[str, dict[str, float]]:
     """By task and group: each metric under its name, its standard error under the name with `_stderr`, and what was
-    asked. A filter's name is appended to that of its metrics; what is no number (alias, "N/A") is left out.
+    asked. A filter's name is appended to that of its metrics; what is not a number (alias, "N/A") is left out.
     """
     found = {}
     for task, values in outcome["results"].items():
@@ -19,15 +18,10 @@ def task_results(outcome: dict[str, Any]) -> dict[str, dict[str, float]]:
         asked |= {"version": outcome["versions"].get(task), "shots": outcome["n-shot"].get(task)}
         numbers = {key: float(value) for key, value in asked.items() if isinstance(value, int | float)}
         for key, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value) and key not in NO_METRICS:
+            if isinstance(value, int | float) and math.isfinite(value) and key not in ASKED:
                 numbers[metric_name(key)] = float(value)
         found[task] = numbers
     return found
-
-
-def is_metric(name: str) -> bool:
-    """Whether a key of a task's results is a metric, not its standard error or what was asked."""
-    return name not in NO_METRICS and not name.endswith("_stderr")
 
 
 def metric_name(key: str) -> str:

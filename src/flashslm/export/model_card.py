@@ -9,6 +9,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from flashslm.evaluation.task_metrics import is_metric
+
 TASK = "text-generation"
 TAGS = ("hybrid", "small-language-model", "nemotron-flash", "custom_code")
 METRICS = {
@@ -64,7 +66,7 @@ def _results(evaluation: Mapping[str, Any], source: str, hub_dataset: str) -> It
         yield _result(where, "accuracy", "Needles found", needle["accuracy"], needle.get("accuracy_stderr"))
     for task, metrics in evaluation["tasks"].items():
         for metric, value in metrics.items():
-            if metric != "samples" and not metric.endswith("_stderr"):
+            if is_metric(metric):
                 where = {"dataset_type": task, "dataset_name": task}
                 yield _result(where, metric, metric, value, metrics.get(f"{metric}_stderr"))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from flashslm.evaluation.task_metrics import ASKED, is_metric
 from flashslm.models.architecture import parse_operators
 from flashslm.models.operator_spec import COLORS, FFN, LABELS, LM_HEAD, depends_on_context
 from flashslm.reporting import charts
@@ -16,7 +17,6 @@ CURVES = {
     "weight_norm": "mean norm of the weight vectors",
     "gradient_norm": "gradient norm",
 }
-ASKED_OF_TASKS = ("samples", "version", "shots")  # of a task's results, beside its metrics
 DATA_ROWS = (
     ("documents", "documents", ""),
     ("duplicates dropped", "duplicates_dropped", ""),
@@ -117,11 +117,11 @@ def task_rows(tasks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             "metric": metric,
             "value": value,
             "error": metrics.get(f"{metric}_stderr"),
-            **{name: f"{metrics[name]:,.10g}" if name in metrics else "" for name in ASKED_OF_TASKS},
+            **{name: f"{metrics[name]:,.10g}" if name in metrics else "" for name in ASKED},
         }
         for task, metrics in tasks.items()
         for metric, value in metrics.items()
-        if metric not in ASKED_OF_TASKS and not metric.endswith("_stderr")
+        if is_metric(metric)
     ]
 
 

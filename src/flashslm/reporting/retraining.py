@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flashslm.reporting.html import ASKED_OF_TASKS, headline, page
+from flashslm.evaluation.task_metrics import is_metric
+from flashslm.reporting.html import headline, page
 from flashslm.reporting.run_facts import RunFacts
 from flashslm.statistics import judge
 
@@ -74,7 +75,7 @@ def _rows(evaluation: dict[str, Any] | None) -> list[dict[str, str]]:
             first = f"{needle}: ranked first (chance {before['chance']:.3f})"
             rows.append(_row(name, first, before, after, "ranked_first"))
         for task, metrics in champion["tasks"].items():
-            shown = [key for key in metrics if key not in ASKED_OF_TASKS and not key.endswith("_stderr")]
+            shown = [key for key in metrics if is_metric(key)]
             label, after = f"{task} ({metrics['samples']:,.0f} samples)", challenger["tasks"][task]
             rows += [_row(label, key, metrics, after, key, judged.get((task, key), "")) for key in shown]
     return rows
@@ -102,7 +103,7 @@ def _with_error(results: dict[str, Any], key: str) -> str:
 
 
 def _judged(comparison: dict[str, Any]) -> str:
-    """What the paired interval says of the challenger beside the champion; "" where there is no interval."""
+    """What the paired interval says of the challenger beside the champion; "" without an interval."""
     low, high = comparison.get("low"), comparison.get("high")
     if low is None or high is None:
         return ""

@@ -7,7 +7,7 @@ import torch
 
 from flashslm.config import RunConfig
 from flashslm.evaluation.comparison import compare_items
-from flashslm.evaluation.task_results import is_metric
+from flashslm.evaluation.task_metrics import is_metric
 from flashslm.export.importing import load_export
 from flashslm.hardware import pick_device
 from flashslm.infra.registry.gate import Comparison

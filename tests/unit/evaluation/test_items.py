@@ -9,7 +9,8 @@ import pytest
 from flashslm.evaluation import items
 from flashslm.evaluation.comparison import compare_items
 from flashslm.evaluation.items import MetricItems, accuracy_items
-from flashslm.evaluation.task_results import is_metric, metric_name, task_items, task_results
+from flashslm.evaluation.task_metrics import is_metric
+from flashslm.evaluation.task_results import metric_name, task_items, task_results
 from flashslm.statistics import mcnemar, paired_bootstrap
 
 

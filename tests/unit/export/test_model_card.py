@@ -19,7 +19,7 @@ EVALUATION: dict[str, Any] = {
     "test/perplexity_stderr": 0.8,
     "test/bits_per_byte": 3.1,
     "needle": [{"length": 96, "accuracy": 0.25}],
-    "tasks": {"arc_easy": {"acc": 0.31, "acc_stderr": 0.02, "samples": 400.0}},
+    "tasks": {"arc_easy": {"acc": 0.31, "acc_stderr": 0.02, "samples": 400.0, "version": 1.0, "shots": 5.0}},
 }
 LATENCY = {"latency_ms": 0.75, "latency_p90_ms": 0.8, "context": 64, "batch": 1, "device": "Some CPU"}
 
