@@ -6,10 +6,9 @@ Every document is read by itself, from an end-of-document token on. It is cut in
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -99,31 +98,6 @@ def evaluate_perplexity(
         "loss_nats": per_token,
         "perplexity": per_token.model_copy(update={"scale": "exponential"}),
         "bits_per_byte": MetricItems(totals=bits, weights=size_bytes, higher_is_better=False, items_sha256=sha256),
-    }
-
-
-def evaluate_wikitext(
-    model: HybridLM, tokenizer: Any, pages: Sequence[str], reading: Reading
-) -> dict[str, MetricItems]:
-    """WikiText's protocol as lm-evaluation-harness has it: pages detokenised, nats per word or byte of the pages as
-    they are distributed, no prediction of a page's end.
-    """
-    from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
-
-    end = int(tokenizer.eos_token_id)
-    texts = [wikitext_detokenizer({"page": page}) for page in pages]
-    ids = [[end, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
-    nats = document_nats(model, lambda number: torch.tensor(ids[number]), [len(page) - 1 for page in ids], reading)
-    words = tuple(float(len(re.split(r"\s+", page))) for page in pages)
-    sizes = tuple(float(len(page.encode())) for page in pages)
-    sha256 = identity(*(page.encode() for page in pages))
-    per_word = MetricItems(totals=nats, weights=words, scale="exponential", higher_is_better=False, items_sha256=sha256)
-    per_byte = per_word.model_copy(update={"weights": sizes})
-    bits = tuple(x / math.log(2) for x in nats)
-    return {
-        "word_perplexity": per_word,
-        "byte_perplexity": per_byte,
-        "bits_per_byte": per_byte.model_copy(update={"totals": bits, "scale": "linear"}),
     }
 
 

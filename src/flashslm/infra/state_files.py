@@ -78,11 +78,6 @@ def set_aside(path: Path, reason: str) -> Path | None:
     return target
 
 
-def is_set_aside(path: Path) -> bool:
-    """Whether a name is one that `set_aside` gave."""
-    return ".damaged-" in path.name
-
-
 def check_sqlite(file: Path) -> None:
     """Set an SQLite database aside, with its journals, if it cannot be read through. Its users must not be running."""
     if file.exists() and (problem := sqlite_problem(file)) and (kept := set_aside(file, problem)):

@@ -16,7 +16,6 @@ from flashslm.evaluation.perplexity import (
     Reading,
     document_windows,
     evaluate_perplexity,
-    evaluate_wikitext,
     sample_documents,
 )
 from flashslm.models.hybrid import HybridLM
@@ -139,23 +138,23 @@ def test_documents_agree_with_an_independent_computation(
 PAGES = [" = River = \n\n the dogs sleeps @-@ quietly , often . \n", 'seven " blue " stone \'s @,@ 000 \n' * 6]
 
 
-def test_wikitext_is_the_harness_s_protocol(model: HybridLM, dataset: Path) -> None:
+def test_the_harness_s_wikitext_sums_are_those_of_an_independent_computation(model: HybridLM, dataset: Path) -> None:
     from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
 
     from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter
 
     tokenizer = load_tokenizer(dataset / "tokenizer")
-    found = numbers(evaluate_wikitext(model, tokenizer, PAGES, Reading(64, 64, 2)))
     adapter = HybridLMAdapter(model, tokenizer, batch_size=1)
     texts = [wikitext_detokenizer({"page": page}) for page in PAGES]
     rolling = adapter.loglikelihood_rolling([SimpleNamespace(args=(text,)) for text in texts])
     rows = [process_results({"page": p}, [nats]) for p, nats in zip(PAGES, rolling, strict=True)]
-    for metric, power in (("word_perplexity", math.exp), ("byte_perplexity", math.exp)):
-        nats, sizes = (math.fsum(column) for column in zip(*(row[metric] for row in rows), strict=True))
-        assert found[metric] == pytest.approx(power(-nats / sizes), rel=1e-5)
-    assert found["bits_per_byte"] == pytest.approx(math.log2(found["byte_perplexity"]), rel=1e-9)
     ids = [[0, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
     assert max(map(len, ids)) > 65, "a page of several windows is among them"
     nats = sum(token_by_token(model, page, 64, 64) for page in ids)
-    words = sum(len(re.split(r"\s+", page)) for page in PAGES)
-    assert found["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-4)
+    sizes = {
+        "word_perplexity": sum(len(re.split(r"\s+", page)) for page in PAGES),
+        "byte_perplexity": sum(len(page.encode()) for page in PAGES),
+    }
+    for metric, size in sizes.items():
+        found, units = (math.fsum(column) for column in zip(*(row[metric] for row in rows), strict=True))
+        assert units == size and math.exp(-found / units) == pytest.approx(math.exp(nats / size), rel=1e-4)
