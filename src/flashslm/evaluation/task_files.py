@@ -78,8 +78,14 @@ def content_digest(file: Path) -> str:
 def files_read(file: Path) -> list[Path]:
     """A task file, the files that it includes, the Python files beside them if it names functions, its local data."""
     found = [file]
-    for included in _includes(file):
-        found += files_read(included)
+    for included in _all_includes(file):
+        found += files_read_alone(included)
+    return list(dict.fromkeys([*found, *files_read_alone(file)]))
+
+
+def files_read_alone(file: Path) -> list[Path]:
+    """The same without what it includes."""
+    found = [file]
     text = file.read_text(encoding="utf-8")
     if _FUNCTION in text:
         found += sorted(file.parent.glob("*.py"))
@@ -103,13 +109,27 @@ def _includes(file: Path) -> list[Path]:
     named = _read(file).get("include", [])
     listed = [named] if isinstance(named, str) else named
     paths = [file.parent / str(name) for name in listed]
-    return [path for path in paths if path.is_file() and path != file]  # others are the harness's own
+    return [path for path in paths if path.is_file()]  # others are the harness's own
+
+
+def _all_includes(file: Path) -> list[Path]:
+    """What a file includes, directly or not, the nearest first. Raises ValueError for a file that includes itself."""
+    found: list[Path] = []
+    waiting = _includes(file)
+    while waiting:
+        path = waiting.pop(0)
+        if path.samefile(file):
+            raise ValueError(f"task file '{file}' includes itself, directly or by another file: take the include out")
+        if path not in found:
+            found.append(path)
+            waiting += _includes(path)
+    return found
 
 
 def _with_includes(file: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for included in _includes(file):
-        values |= _with_includes(included)
+    for included in reversed(_all_includes(file)):
+        values |= _read(included)
     return values | _read(file)
 
 

@@ -67,6 +67,8 @@ def test_a_good_file_has_no_problems_and_is_made_absolute(task: Path) -> None:
         ("task: {\n", "cannot be read"),
         ("task: piqa\n", "are both the task 'piqa'"),
         (TASK.replace("rows.jsonl", "none.jsonl"), "reads 'none.jsonl', which is not there"),
+        ("include: own.yaml\ntask: own\n", "includes itself"),
+        ("include: loop.yaml\ntask: own\n", "includes itself"),
         (None, "not found: give the path of a YAML file"),
     ],
 )
@@ -74,6 +76,7 @@ def test_a_file_that_cannot_be_used_is_said_before_a_run(
     task: Path, content: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flashslm.evaluation.tasks.is_installed", lambda: False)  # it would index all of its own
+    (task.parent / "loop.yaml").write_text("include: own.yaml\n")
     task.unlink()
     if content is not None:
         task.write_text(content)
