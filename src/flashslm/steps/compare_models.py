@@ -83,7 +83,7 @@ class ModelFinder:
         name, separator, version = text.rpartition("@")
         if separator and name and version:
             return self._version(name, version)
-        raise ValueError(f"'{text}' is no model to compare: give {FORMS}")
+        raise ValueError(f"'{text}' is not a model to compare: give {FORMS}")
 
     def fetch(self, manifest: Manifest) -> Path:
         return ObjectStore(self._settings).get_tree(manifest, self._trees / manifest.sha256)
@@ -94,10 +94,11 @@ class ModelFinder:
             raise ValueError(
                 f"run '{text}' has no evaluation among its artifacts: it ended before its model was judged"
             )
+        items = self._items(Manifest.read(found["evaluation"]))
+        if "exported" not in found:  # it ended before the export
+            return ComparedModel(text, items=items)
         exported = Manifest.read(found["exported"])
-        return ComparedModel(
-            text, exported.metadata, self._items(Manifest.read(found["evaluation"])), lambda: self.fetch(exported)
-        )
+        return ComparedModel(text, exported.metadata, items, lambda: self.fetch(exported))
 
     def _manifest(self, text: str, manifest: Manifest) -> ComparedModel:
         if manifest.kind == "evaluation":

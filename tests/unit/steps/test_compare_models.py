@@ -13,6 +13,7 @@ from flashslm.cli.app import app
 from flashslm.config import ExportConfig
 from flashslm.evaluation.items import MetricItems, accuracy_items
 from flashslm.export.huggingface import export_huggingface
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import save_model
@@ -83,7 +84,7 @@ def test_a_spoilt_model_is_worse_in_the_terminal_and_on_the_page(place: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing", "nowhere"], "'nothing' is no model to compare: give a run's directory"),
+        (["nothing", "nowhere"], "'nothing' is not a model to compare: give a run's directory"),
         (["{place}/one", "{place}/export"], "has no stored evaluation, item by item: give --config and --dataset"),
         (["{place}/one", "{place}/one", "--config", "{place}/recipe.yaml"], "--config and --dataset belong together"),
     ],
@@ -136,3 +137,12 @@ def test_no_service_is_asked_for_directories(place: Path) -> None:
     finder = ModelFinder(settings, place / "trees", place)
     assert finder.find("one").model_directory is not None, "below runs"
     assert finder.find(str(place / "export" / "huggingface")).items is None
+
+
+def test_a_run_that_ended_before_its_export_is_compared_by_its_evaluation(tmp_path: Path, monkeypatch: Any) -> None:
+    manifest = Manifest(kind="evaluation", uri="s3://b/cas/aa/x", sha256="0" * 64, bytes=1)
+    manifest.write(tmp_path / "r1" / "artifacts" / "evaluation.json")
+    finder = ModelFinder(lambda: pytest.fail("no service is needed"), tmp_path / "trees", tmp_path)
+    monkeypatch.setattr(finder, "_items", lambda evaluation: {"m": accuracy_items([True, False], "x")})
+    found = finder.find("r1")
+    assert found.items and found.facts == {} and found.model_directory is None

@@ -59,10 +59,11 @@ def finish(run_dir: Path, facts: dict[str, Any]) -> None:
 
 
 def read(run_dir: Path) -> RunRecord:
-    facts: dict[str, Any] = {}
+    """What is known of it: nothing where its record is missing or damaged."""
+    facts: Any = {}
     with suppress(OSError, ValueError):
         facts = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
-    return RunRecord(run_dir, facts)
+    return RunRecord(run_dir, facts if isinstance(facts, dict) else {})
 
 
 def all_runs(runs: Path) -> list[RunRecord]:

@@ -79,6 +79,13 @@ def test_a_run_in_progress_is_told_from_one_that_was_killed(runs: Path) -> None:
     assert run_records.read(directory).state == "KILLED"
 
 
+@pytest.mark.parametrize("content", ["[]", "7", "null", "{", ""])
+def test_a_damaged_record_leaves_the_other_runs(runs: Path, content: str) -> None:
+    (runs / "20261102-small" / "run.json").write_text(content)
+    states = {run.run_id: run.state for run in run_records.all_runs(runs)}
+    assert states["20261102-small"] == "KILLED" and states["20261101-small"] == "SUCCESS"
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [("20261101-small", "20261101-small"), ("20261101", "20261101-small"), ("latest", "20261102-small")],
