@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+NOT_REGISTERED = "promote, but the model was not registered"  # a decision that was not carried out
+
 
 @dataclass
 class StepRecord:

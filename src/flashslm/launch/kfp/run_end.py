@@ -13,8 +13,7 @@ from flashslm.infra.tracking.mlflow_runs import Status
 from flashslm.launch.kfp.api import Connection, KfpError, NotFound
 from flashslm.launch.kfp.client import KfpClient
 from flashslm.launch.kfp.run_steps import ENDED, state_of, steps_of
-from flashslm.launch.local.report_outcome import NOT_REGISTERED
-from flashslm.launch.progress import StepRecord
+from flashslm.launch.progress import NOT_REGISTERED, StepRecord
 
 # KFP's words for the body of an exit handler: COMPLETE after success, RUNNING after a cancellation.
 STATUSES: dict[str, Status] = {"COMPLETE": "FINISHED", "SUCCEEDED": "FINISHED", "FAILED": "FAILED"}

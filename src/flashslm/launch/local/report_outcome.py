@@ -9,11 +9,9 @@ from flashslm.config import RunConfig
 from flashslm.config.reference import differences
 from flashslm.infra.state_files import write_whole
 from flashslm.launch.local.launcher import LocalResult
-from flashslm.launch.progress import StepRecord
+from flashslm.launch.progress import NOT_REGISTERED, StepRecord
 from flashslm.reporting.document import FILE, render_document
 from flashslm.reporting.run_facts import Headline, RunFacts
-
-NOT_REGISTERED = "promote, but the model was not registered"
 
 
 def carried_out(decision: str, local: LocalResult) -> str:
