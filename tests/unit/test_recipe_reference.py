@@ -111,6 +111,7 @@ def test_editors_accept_every_spelling_that_a_recipe_may_have() -> None:
         ({"training": {"steps": 10, "min_learning_rate_ratio": 0.2}}, "training.min_learning_rate_ratio"),
         ({"retraining": {"steps": 10, "min_learning_rate_ratio": 0.2}}, "retraining.min_learning_rate_ratio"),
         ({"training": {"weight_norm": ["on"], "deploy": "on"}}, "training.deploy"),
+        ({"training": {"decay_steps": 5}}, "training.decay_steps"),
         ({"evaluation": {"lm_eval_limit": 5}}, "evaluation.lm_eval_limit"),
         ({"evaluation": {"needle_lengths": [], "needle_samples": 5}}, "evaluation.needle_samples"),
         ({"gate": {"promotion_hook": {"attempts": 5}}}, "gate.promotion_hook.attempts"),

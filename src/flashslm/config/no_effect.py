@@ -67,6 +67,8 @@ def _training(config: RunConfig) -> Found:
             why = f"{section.steps} steps end within the warm-up ({section.warmup_steps}): the rate never falls again"
             yield from _given(section, name, ("min_learning_rate_ratio",), why)
     training = config.training
+    if training.schedule != "warmup_stable_decay":
+        yield from _given(training, "training", ("decay_steps",), f"schedule is '{training.schedule}'")
     for name in ("validate_every_steps", "checkpoint_every_steps", "log_every_steps"):
         if getattr(training, name) > training.steps:
             yield from _given(training, "training", (name,), f"training ends after {training.steps} steps")
@@ -95,7 +97,9 @@ def _hook(config: RunConfig) -> Found:
 def _platform(config: RunConfig) -> Found:
     platform = config.platform
     if platform.nodes == 1:
-        yield from _given(platform, "platform", ("training_runtime", "queue"), "nodes is 1: there is no TrainJob")
+        yield from _given(
+            platform, "platform", ("training_runtime", "queue"), "nodes is 1, so that no TrainJob is made"
+        )
     used = {platform.resources(step).gpu_type for step in STEP_SECTIONS}
     for name in platform.gpu_types:
         if name not in used:

@@ -63,7 +63,7 @@ class PromotionHook(Section):
     def located(self, directory: Path) -> "PromotionHook":
         """The hook as this machine runs it: a program with a '/' in its name is meant from `directory`, the recipe's.
 
-        Raises ValueError where there is no such program.
+        Raises ValueError if the program is missing.
         """
         if not self.command:
             return self

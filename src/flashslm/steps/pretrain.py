@@ -61,7 +61,7 @@ def run(context: StepContext) -> dict[str, Any]:
 
 
 class Diverged(NamedTuple):
-    """Training ended because the loss or its gradients are not finite; there is no model."""
+    """Training ended because the loss or its gradients are not finite, and left no model."""
 
     reason: str
 

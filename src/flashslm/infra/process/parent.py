@@ -14,7 +14,7 @@ def die_with_parent() -> None:
 
     The kernel watches the thread that started this process, so that thread must wait for it. A parent that ended
     before this call is noticed by its pid, which the parent left in $FLASHSLM_PARENT_PID; without that variable
-    there is no such request, and nothing happens. The variable is removed: it is not about this process's children.
+    nothing was asked for, and nothing happens. The variable is removed: it is not about this process's children.
     """
     expected = os.environ.pop(PARENT_PID, "")
     if not expected or sys.platform != "linux":

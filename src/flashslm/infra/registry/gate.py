@@ -53,7 +53,7 @@ class Comparison(BaseModel):
     must_gain: bool = False  # what the challenger was trained for; elsewhere it must only not fall
     low: float | None = None  # 95 % interval of the challenger's value beside the champion's, paired by item
     high: float | None = None
-    p_value: float | None = None  # of "there is no difference"
+    p_value: float | None = None  # of the hypothesis that both are equal
     items: int = 0
     method: str = ""
 

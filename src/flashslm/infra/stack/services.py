@@ -26,7 +26,7 @@ def find_home(start: Path | None = None) -> Path:
 def resolve_settings(home: Path) -> Settings:
     """The environment's services if it names any, else the embedded stack of a home, started if need be: for work.
 
-    Raises StackError where there is no home: a command that runs one step makes none.
+    Raises StackError if no home is found: a command that runs one step does not make one.
     """
     if settings := _of_environment():
         return settings

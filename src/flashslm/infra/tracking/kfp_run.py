@@ -60,7 +60,7 @@ class KfpFacts(NamedTuple):
 def joined(settings: Settings, store: ObjectStore) -> Settings:
     """The settings of a pod of a KFP run: with the parent run and its experiment.
 
-    While MLflow is away there is no parent: the step's run carries the tag STEP_TAG and gets it when the run ends.
+    While MLflow is away it cannot be made: the step's run carries the tag STEP_TAG and is nested when the run ends.
     """
     try:
         parent = parent_run(settings, store)
