@@ -5,6 +5,8 @@ from typing import Any
 
 from kfp import dsl
 
+from flashslm.config import section_parameter
+
 RETRIES = 2  # the recipe's platform.retries replaces it at launch
 
 
@@ -12,9 +14,7 @@ class Steps:
     """Makes tasks that get those of the pipeline's `parameters` that their component declares."""
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
-        self._parameters = dict(parameters)
-        if "evaluation" in self._parameters:  # a section of the recipe; components have an artifact of that name
-            self._parameters["evaluation_config"] = self._parameters.pop("evaluation")
+        self._parameters = {section_parameter(name): channel for name, channel in parameters.items()}
 
     def __call__(self, component: Callable[..., dsl.PipelineTask], label: str, **inputs: Any) -> dsl.PipelineTask:
         """A step may be killed at any time: the retry resumes its work or repeats it. KFP shows it as `label`."""

@@ -16,7 +16,7 @@ from kfp.local.executor_output_utils import pb2_value_to_python
 
 from flashslm.config import DESIGN_STEPS, STEP_SECTIONS, RunConfig
 from flashslm.config.file import load
-from flashslm.config.steps import EVERY_SECTION
+from flashslm.config.steps import EVERY_SECTION, section_parameter
 from flashslm.launch.compiling import (
     code_digest,
     compile_pipeline,
@@ -28,7 +28,6 @@ from flashslm.launch.compiling import (
 from flashslm.launch.kfp.cluster_pass import step_of
 from flashslm.launch.parity_lint import Compiled
 from flashslm.launch.processes import LaunchError
-from flashslm.steps.component import section_parameter
 
 GOLDEN = Path(__file__).parent / "golden"
 PIPELINES = ("design_and_train", "retraining")

@@ -132,8 +132,8 @@ def _package(file: str, item: Import) -> str:
 def _components(file: str, item: Import) -> str:
     if item.package in sys.stdlib_module_names:
         return ""
-    if file == "images.py":  # read where a pipeline is compiled, and in no step
-        return "" if item.module == f"{PACKAGE}.config" else f"images.py imports {item.module}"
+    if file in ("images.py", "step_task.py"):  # read where a pipeline is compiled, and in no step
+        return "" if item.module in (f"{PACKAGE}.config", "kfp") else f"{file} imports {item.module}"
     if item.at_top and item.package != "kfp" and item.module != "components.images":
         return f"a component imports {item.module} at its top: only its body runs in the step"
     if file == "end_run/component.py" and item.room == "launch":  # it ends a run, as the local launcher does

@@ -20,7 +20,7 @@ from flashslm.config.platform_section import (
 from flashslm.config.recipe import RunConfig, StepConfig, UndeclaredSection, digest, from_step_json
 from flashslm.config.retraining import HOOK_URL_VARIABLE, PromotionHook, RetrainingConfig
 from flashslm.config.section import Section
-from flashslm.config.steps import DESIGN_STEPS, GPU_STEPS, MULTI_NODE_STEPS, STEP_SECTIONS
+from flashslm.config.steps import DESIGN_STEPS, GPU_STEPS, MULTI_NODE_STEPS, STEP_SECTIONS, section_parameter
 from flashslm.config.training import (
     BatchShape,
     EvaluationConfig,
@@ -63,4 +63,5 @@ __all__ = [
     "UndeclaredSection",
     "digest",
     "from_step_json",
+    "section_parameter",
 ]

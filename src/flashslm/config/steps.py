@@ -58,3 +58,8 @@ GPU_STEPS = {
     "continue_pretraining",
     "compare_with_champion",
 }
+
+
+def section_parameter(section: str) -> str:
+    """The component's parameter that holds a section of the recipe: of its name, unless an artifact has that."""
+    return "evaluation_config" if section == "evaluation" else section

@@ -8,16 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flashslm.config import STEP_SECTIONS
+from flashslm.config.steps import STEP_SECTIONS, section_parameter
 from flashslm.steps.run import run_step
 
 METRICS = "metrics"  # the output that KFP compares runs by
 ONLY_FOR_THE_CACHE = {"device_digest", "source_digest"}
-
-
-def section_parameter(section: str) -> str:
-    """The component's parameter that holds a section of the recipe: of its name, unless an artifact has that."""
-    return "evaluation_config" if section == "evaluation" else section
 
 
 def run_component(step: str, arguments: Mapping[str, Any], outputs: Sequence[str] = ()) -> dict[str, Any]:
