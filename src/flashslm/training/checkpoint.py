@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from flashslm.training.state import HostCopy
 Row = dict[str, float]
 Result = TypeVar("Result")
 _TRAINING_WAITS_S = 5.0  # for a checkpoint, on a CPU: there nothing is gained by training meanwhile
+_UNUSABLE = (ObjectMissing, ObjectCorrupt, ValidationError)
 _log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a run of one process has no process group
 
@@ -139,9 +140,12 @@ class CheckpointStore:
         keys = self._keys()
         if len(keys) <= self.keep:
             return
-        losses = {key: self._read(key).validation_loss_nats for key in keys}
-        validated = [key for key in keys if losses[key] is not None]
-        best = min(validated, key=lambda key: losses[key] or 0.0, default="")
+        losses: dict[str, float] = {}
+        for key in keys:
+            with suppress(*_UNUSABLE):  # a damaged pointer must not end the training
+                if (loss := self._read(key).validation_loss_nats) is not None:
+                    losses[key] = loss
+        best = min(losses, key=lambda key: losses[key], default="")
         for key in keys[: -self.keep]:
             if key != best:
                 self._remove(key)
@@ -168,7 +172,7 @@ class CheckpointStore:
                 checkpoint = self._read(key)
                 self._fetch(checkpoint, root)
                 return checkpoint, self._rows(checkpoint.step)
-            except (ObjectMissing, ObjectCorrupt, ValidationError) as error:
+            except _UNUSABLE as error:
                 warnings.warn(f"checkpoint {key} is unusable, trying the one before: {error}", stacklevel=2)
                 self._remove(key)
         return None
@@ -188,17 +192,28 @@ class CheckpointStore:
             load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
 
     def _rows(self, last: int) -> list[Row]:
-        """Each step's once: a run that fell back to an earlier checkpoint has stored some a second time."""
-        keys = [key for key in self.store.list(f"{self._prefix}rows/") if int(Path(key).stem) <= last]
-        stored = [found[0] for key in keys if (found := self.store.get_json(key))]
-        by_step = {row["step"]: row for rows in stored for row in rows}
+        """Each step's once: a run that fell back to an earlier checkpoint has stored some a second time.
+
+        Damaged ones are left out with a warning: the weights are worth more than a gap in the curve. Raises
+        ObjectCorrupt for those of the step itself, which are trained again from the checkpoint before.
+        """
+        by_step: dict[float, Row] = {}
+        for key in self.store.list(f"{self._prefix}rows/"):
+            if int(Path(key).stem) <= last:
+                try:
+                    found = self.store.get_json(key)
+                    by_step |= {row["step"]: row for row in (found[0] if found else [])}
+                except (ObjectCorrupt, TypeError, KeyError) as error:
+                    if int(Path(key).stem) == last:
+                        raise ObjectCorrupt(f"its rows of metrics are damaged, {key}: {error}") from error
+                    warnings.warn(f"rows of metrics are lost, {key}: {error}", stacklevel=2)
         return [by_step[step] for step in sorted(by_step)]
 
     def _remove(self, key: str) -> None:
         """Remove the pointer, then the trees: a corrupt tree left behind could pass for complete when put again."""
         try:
             trees = self._read(key).trees
-        except (ObjectMissing, ObjectCorrupt, ValidationError):
+        except _UNUSABLE:
             trees = []
         self.store.delete([key])
         for tree in trees:

@@ -123,6 +123,35 @@ def test_a_damaged_newest_falls_back_with_a_warning(checkpoints: CheckpointStore
     assert step == 1 and torch.equal(loaded["w"], weights(1)["w"]) and [row["step"] for row in rows] == [1]
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", "7"])
+def test_damaged_rows_cost_the_curve_a_gap_and_not_the_weights(checkpoints: CheckpointStore, content: str) -> None:
+    for step in (1, 2, 3):
+        save(checkpoints, step)
+    (checkpoints.store.root / "checkpoints/run/rows/00000002.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"rows of metrics are lost, .*00000002"):
+        step, loaded, _, rows = load(checkpoints)
+    assert step == 3 and torch.equal(loaded["w"], weights(3)["w"]) and [row["step"] for row in rows] == [1, 3]
+
+
+def test_the_newest_rows_are_trained_again(checkpoints: CheckpointStore) -> None:
+    for step in (1, 2):
+        save(checkpoints, step)
+    checkpoints.store.damage("checkpoints/run/rows/00000002.json")
+    with pytest.warns(UserWarning, match="00000002.json is unusable, trying the one before: its rows of metrics"):
+        assert load(checkpoints)[0] == 1
+
+
+def test_a_pointer_that_is_damaged_during_training_does_not_end_it(checkpoints: CheckpointStore) -> None:
+    for step in (1, 2):
+        save(checkpoints, step)
+    checkpoints.store.damage("checkpoints/run/00000001.json")
+    save(checkpoints, 3, loss_nats=2.0)
+    assert [key for key in checkpoints.store.list("checkpoints/run/") if "/rows/" not in key] == [
+        "checkpoints/run/00000002.json",
+        "checkpoints/run/00000003.json",
+    ]
+
+
 def test_a_damaged_checkpoint_neither_survives_nor_pushes_out_a_good_one(tmp_path: Path) -> None:
     checkpoints = CheckpointStore(DirectoryStore(tmp_path), "run", keep=2)
     for step in (1, 4):
