@@ -34,8 +34,12 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
 
 def append_line(file: Path, line: str) -> None:
-    """Add a line in one write and wait for the disk; a line that a killed writer left unfinished stays apart."""
+    """Add a line in one write and wait for the disk; a line that a killed writer left unfinished stays apart.
+
+    The lock keeps a writer from seeing another's line half written, which the kernel shows page by page.
+    """
     with file.open("a+b") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
         end = opened.seek(0, os.SEEK_END)
         opened.seek(max(0, end - 1))
         is_cut = end > 0 and opened.read(1) != b"\n"

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def test_a_line_after_one_that_was_cut_off_is_whole(tmp_path: Path) -> None:
         opened.write('{"tw')
     append_line(file, "three")
     assert file.read_text().splitlines() == ["one", '{"tw', "three"]
+
+
+def test_lines_longer_than_a_page_that_many_write_stay_whole(tmp_path: Path) -> None:
+    file, line = tmp_path / "events.jsonl", "x" * 9000
+    with ThreadPoolExecutor(4) as writers:
+        list(writers.map(lambda _: append_line(file, line), range(800)))
+    assert file.read_text().split("\n") == [line] * 800 + [""]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"nonsense" * 1000])
