@@ -55,6 +55,7 @@ def filled(architecture, batch, dtype, seed=3):
         ("AF", {"qk_norm": True}),
         ("DFMFAF", {}),
         ("DFMFAF", {"width": 384}),
+        ("GFLFWF", {}),
         ("DMAF", {"head_dim": 128, "kv_group": 2, "mamba_state": 64, "mamba_head_dim": 32}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
