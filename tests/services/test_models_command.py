@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ from typer.testing import CliRunner, Result
 
 from flashslm.cli.app import app
 from flashslm.infra.registry import model_registry
-from flashslm.infra.registry.model_registry import RegistryError
+from flashslm.infra.registry.model_registry import Lineage, RegistryError
 from flashslm.infra.settings import Settings
-from flashslm.infra.storage.object_store import ObjectStore
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import mlflow_runs
 
 pytestmark = pytest.mark.services
@@ -26,10 +28,8 @@ class Team:
         self.settings, self.directory, self.name = settings, directory, f"model-{os.urandom(4).hex()}"
         run_id = mlflow_runs.start_parent_run(settings, self.name)
         for text in ("one", "two"):
-            tree = directory / text
-            tree.mkdir()
-            (tree / "weights").write_text(text)
-            model_registry.register(settings, self.name, store.put_tree(tree, "exported"), run_id, {"perplexity": 3.0})
+            exported = store.put_tree(tree_of(directory, text), "exported")
+            model_registry.register(settings, self.name, exported, run_id, {"perplexity": 3.0})
         mlflow_runs.finish_run(settings, run_id, "FINISHED")
 
     def recipe(self, script: str = "cat >> heard && echo >> heard") -> str:
@@ -114,3 +114,69 @@ def test_a_name_that_no_model_has_leads_to_those_that_there_are(team: Team) -> N
     assert team.name in listed.output
     refused = team.models("promote", "9", "--name", team.name)
     assert f"see `flashslm models list --name {team.name}`" in str(refused.exception)
+
+
+def measured(team: Team, store: ObjectStore, text: str, data: Manifest, **facts: float) -> str:
+    """Register a version that was measured on a data set; returns its number."""
+    exported = store.put_tree(tree_of(team.directory, text), "exported")
+    known = facts | {"dataset_sha256": data.sha256, "device": "cpu-x", "parameters": 1234567}
+    lineage = Lineage(data=(data,), commit="0123456789abcdef")
+    run_id = mlflow_runs.start_parent_run(team.settings, text)
+    mlflow_runs.finish_run(team.settings, run_id, "FINISHED")
+    return model_registry.register(team.settings, team.name, exported, run_id, known, lineage=lineage)
+
+
+def tree_of(directory: Path, text: str) -> Path:
+    tree = directory / text
+    tree.mkdir(exist_ok=True)
+    (tree / "weights").write_text(text)
+    return tree
+
+
+def test_versions_of_different_data_are_listed_apart(team: Team, store: ObjectStore) -> None:
+    facts = {"source": "code", "train_tokens": 5000}
+    python = store.put_tree(tree_of(team.directory, "python"), "dataset", facts)
+    prose = store.put_tree(tree_of(team.directory, "prose"), "dataset", facts | {"source": "text"})
+    measured(team, store, "three", python, perplexity=3.25, latency_ms=1.5)
+    measured(team, store, "four", prose, perplexity=2.5, latency_ms=1.25)
+    measured(team, store, "five", python, perplexity=3.125, latency_ms=1.75)
+    listed = team.models("list", "--name", team.name).output
+    code, text, unknown = (listed.index(s) for s in ("(code, 5,000 train", "(text, 5,000 train", "is not recorded"))
+    assert code < listed.index("3.125") < listed.index("3.250") < text < listed.index("2.500") < unknown
+    assert "01234567" in listed and time.strftime("%Y-%m-%d") in listed and "1,234,567" in listed
+
+
+@pytest.mark.parametrize(
+    ("wanted", "content"), [("@champion", "one"), ("", "one"), ("@challenger", "two"), ("@2", "two")]
+)
+def test_a_version_is_pulled_by_alias_or_number(team: Team, tmp_path: Path, wanted: str, content: str) -> None:
+    model_registry.promote(team.settings, team.name, "1", "")
+    target = tmp_path / "pulled"
+    for _ in range(2):  # a directory that holds the version already is left as it is
+        pulled = team.models("pull", team.name + wanted, "-o", str(target), "--json")
+        assert pulled.exit_code == 0, pulled.exception
+        assert (target / "weights").read_text() == content
+    other = team.models("pull", f"{team.name}@{'2' if content == 'one' else '1'}", "-o", str(target))
+    assert isinstance(other.exception, ValueError) and "or another version" in str(other.exception)
+    assert (target / "weights").read_text() == content
+
+
+def test_a_version_that_is_not_there_is_not_pulled(team: Team, tmp_path: Path) -> None:
+    refused = team.models("pull", f"{team.name}@champion", "-o", str(tmp_path / "pulled"))
+    assert isinstance(refused.exception, RegistryError) and "has no version champion" in str(refused.exception)
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_a_version_is_promoted_by_its_alias(team: Team) -> None:
+    promoted = team.models("promote", "challenger", "--name", team.name)
+    assert f"{team.name} version 2 is champion" in promoted.output and team.champion().version == "2"
+
+
+def test_a_shell_gets_the_services_from_stack_env(stack_home: Path, settings: Settings, monkeypatch: Any) -> None:
+    for name in [*settings.as_env(), "AWS_PROFILE"]:
+        monkeypatch.delenv(name, raising=False)
+    exports = CliRunner().invoke(app, ["stack", "env", "--home", str(stack_home)])
+    assert exports.exit_code == 0, exports.exception
+    shell = ["sh", "-c", f"{exports.stdout}\nenv"]
+    env = subprocess.run(shell, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert {f"{name}={value}" for name, value in settings.as_env().items()} <= set(env)

@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import re
 import shlex
-import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flashslm.benchmarking.case import Case
 from flashslm.hardware import DeviceFingerprint, DeviceKind, device_fingerprint, peak
+from flashslm.infra.checkout import commit
 from flashslm.models.accounting import parameters
 from flashslm.ops import kernels
 
@@ -105,18 +105,6 @@ def memory_bandwidth_use(moved_bytes: float, step_ms: float, gpu: str, copy_byte
         mbu=rate_bytes_per_s / known.bytes_per_s if known else None,
         mbu_measured=rate_bytes_per_s / copy_bytes_per_s,
     )
-
-
-def commit() -> str | None:
-    """FLASHSLM_COMMIT, or git's HEAD of this package's checkout, with `-dirty` where files differ from it."""
-    if given := os.environ.get("FLASHSLM_COMMIT"):
-        return given
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
 
 
 def command() -> str:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from flashslm.cli.common import (
     HOME,
@@ -40,29 +39,43 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
     from flashslm.infra.stack.services import existing_settings
 
     settings = existing_settings(home)
-    versions = [v.model_dump() for v in model_registry.list_versions(settings, name)]
+    versions = model_registry.list_versions(settings, name)
     if as_json:
-        print(json.dumps({"model": name, "versions": versions}))
+        print(json.dumps({"model": name, "versions": [v.model_dump() for v in versions]}))
         return
     if not versions:
         known = ", ".join(model_registry.list_models(settings)) or "none"
         console.print(f"no version of '{name}' is registered; --name takes: {known}", highlight=False, soft_wrap=True)
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("version", "aliases", "perplexity", "ms/token", "parameters", "parent", "hook", "object"):
-        table.add_column(column, overflow="fold", no_wrap=column not in ("hook", "object"))
-    for v in versions:
-        facts = v["facts"]
-        numbers = (f"{facts['perplexity']:.3f}", f"{facts['latency_ms']:.3f}", f"{facts['parameters']:,}")
-        table.add_row(
-            v["version"],
-            ", ".join(v["aliases"]),
-            *numbers,
-            v["lineage"]["parent"] or v["lineage"]["source"],
-            v["hook"],
-            v["uri"],
-        )
-    Console().print(table)
+    from flashslm.cli.model_tables import version_tables
+
+    out = Console()
+    for data, table in version_tables(versions):
+        out.print(data, highlight=False, markup=False, soft_wrap=True)
+        out.print(table)
+
+
+@models_app.command("pull")
+def models_pull(
+    model: Annotated[str, typer.Argument(help="NAME@champion, NAME@7 (alias or version), or NAME: its champion.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new directory, or one that holds this version.")],
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a registered model's files into a directory; every one is verified by its sha256."""
+    from flashslm.infra.registry import model_registry
+    from flashslm.infra.stack.services import existing_settings
+    from flashslm.infra.storage.object_store import ObjectStore
+    from flashslm.infra.storage.tree import holds
+
+    settings = existing_settings(home)
+    name, _, wanted = model.rpartition("@") if "@" in model else (model, "", "champion")
+    version = model_registry.find(settings, name, wanted)
+    if output.is_dir() and any(output.iterdir()) and not holds(output, version.manifest.sha256):
+        raise ValueError(f"'{output}' holds other files, or another version: give a new directory")
+    directory = ObjectStore(settings).get_tree(version.manifest, output)
+    facts = {"model": name, "version": version.version, "aliases": ", ".join(version.aliases)}
+    show(facts | {"directory": str(directory), "sha256": version.manifest.sha256}, as_json)
 
 
 @models_app.command("register")
@@ -94,7 +107,7 @@ def models_register(  # noqa: PLR0913 - one parameter an option
 
 @models_app.command("promote")
 def models_promote(
-    version: str,
+    version: Annotated[str, typer.Argument(help="A number, or an alias such as challenger.")],
     name: NameOption = "",
     config: HookOption = None,
     no_hook: NoHookOption = False,
@@ -105,7 +118,7 @@ def models_promote(
 
     settings, gate, notify = _promoter(home, name, config, no_hook)
     former = model_registry.champion_version(settings, gate.model_name)
-    model_registry.promote(settings, gate.model_name, version, expected_champion=former, notify=notify)
+    version = model_registry.promote(settings, gate.model_name, version, expected_champion=former, notify=notify)
     if former == version and notify:  # it was champion already: only the hook is called again
         model_registry.announce_again(settings, gate.model_name)
     console.print(f"{gate.model_name} version {version} is champion", highlight=False)

@@ -1,5 +1,6 @@
 """`flashslm stack`: the embedded S3 and MLflow of this machine."""
 
+import shlex
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +43,18 @@ def stack_status(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     from flashslm.infra.stack import embedded_stack
 
     show_stack(embedded_stack.status(home), as_json)
+
+
+@stack_app.command("env")
+def stack_env(home: HomeOption = HOME) -> None:
+    """Print the variables by which other programs reach S3 and MLflow: `eval "$(flashslm stack env)"`.
+
+    They hold the keys of S3.
+    """
+    from flashslm.infra.stack.services import existing_settings
+
+    for name, value in existing_settings(home).as_env().items():
+        print(f"export {name}={shlex.quote(value)}")
 
 
 @stack_app.command("down")

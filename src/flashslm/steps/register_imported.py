@@ -23,6 +23,7 @@ from flashslm.export.tokenizer import TOKENIZER_FILES, write_tokenizer
 from flashslm.export.verify import README, REQUIRED_FILES
 from flashslm.export.weights import has_unit_rows
 from flashslm.hardware import pick_device
+from flashslm.infra.checkout import commit
 from flashslm.infra.events import Events
 from flashslm.infra.registry import model_registry
 from flashslm.infra.registry.gate import MeasuredModel
@@ -179,6 +180,7 @@ def _measure_and_register(
                 evaluation=context.outputs["evaluation"],
                 data=(dataset,),
                 config_digest=digest(recipe.model_dump(mode="json")),
+                commit=commit() or "",
                 metrics=headline,
                 latency_ms={facts["device"]: facts["latency_ms"]},
                 source=IMPORTED,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flashslm.infra.checkout import commit
 from flashslm.infra.registry import model_registry
 from flashslm.infra.registry.model_registry import Lineage, ModelVersion
 from flashslm.infra.registry.promotion import deliver_pending, is_heard
@@ -44,6 +45,7 @@ def lineage(context: StepContext, verdict: dict[str, Any], current: ModelVersion
         data=(context.manifest("dataset"),),
         config_digest=context.parameters.get("config_digest", ""),
         code_digest=context.parameters.get("code_digest", ""),
+        commit=commit() or "",
         image=context.parameters.get("image", ""),
         metrics={key: value for key, value in evaluated.items() if isinstance(value, int | float)},
         latency_ms=known | {metadata["device"]: metadata["latency_ms"]},

@@ -50,6 +50,7 @@ class Lineage(BaseModel):
     source: Literal["", "imported"] = ""  # imported: trained elsewhere, and `data` stand for what it was trained on
     config_digest: str = ""
     code_digest: str = ""
+    commit: str = ""  # of the checkout that trained it; an image has none
     image: str = ""  # that trained it on a cluster
     metrics: dict[str, float] = {}
     latency_ms: dict[str, float] = {}  # per decoded token, by the fingerprint id of the device
@@ -113,6 +114,7 @@ def promote(settings: Settings, name: str, version: str, expected_champion: str,
     """
     store = ObjectStore(settings)
     wanted = find(settings, name, version)
+    version = wanted.version
     store.verify_tree(wanted.manifest)
     while True:
         state = _state(settings, name)
@@ -276,9 +278,9 @@ def champion_version(settings: Settings, name: str) -> str:
 
 
 def find(settings: Settings, name: str, version: str) -> ModelVersion:
-    """That version; RegistryError if there is none."""
+    """The version of that number or alias; RegistryError if there is none."""
     for found in list_versions(settings, name):
-        if found.version == version:
+        if version == found.version or version in found.aliases:
             return found
     raise _no_version(name, version)
 

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import sys
 import time
 import uuid
@@ -16,8 +15,9 @@ from typing import Any
 
 from flashslm.config import RunConfig
 from flashslm.config import file as config_file
+from flashslm.infra.checkout import commit
 from flashslm.infra.state_files import write_whole
-from flashslm.launch.compiling import PACKAGE, code_digest
+from flashslm.launch.compiling import code_digest
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def make_run_dir(runs: Path, config: RunConfig) -> Path:
 def environment() -> dict[str, Any]:
     """Where and when the run was made: commit, code digest, Python, platform, load, versions of installed packages."""
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "code_digest": code_digest(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -47,15 +47,6 @@ def environment() -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "packages": dict(sorted((d.metadata["Name"], d.version) for d in distributions())),
     }
-
-
-def _commit() -> str | None:
-    """Of the checkout that the package runs from; None without one, or without git."""
-    try:
-        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PACKAGE, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return git.stdout.strip() or None
 
 
 def point_latest(runs: Path, run_dir: Path) -> None:
