@@ -13,7 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from flashslm.data.segments import SEGMENTS_FILE, Segments, checked, whole_files
+
+INDEX_FILE = "index.json"
 OFFSETS_FILE = "documents.bin"
+_COUNTED_TOKENS = 1 << 20  # at once
 
 
 class Record(BaseModel):
@@ -27,7 +31,11 @@ class Shard(Record):
 
 
 class SplitIndex(Record):
-    """index.json. `documents.bin` holds int64 [2, documents]: each document's first token and first byte."""
+    """index.json. `documents.bin` holds int64 [2, documents]: each document's first token and first byte.
+
+    The stream is that of the shards, one after the other, unless there are `segments`: then `segments.bin` (int64
+    [3, segments]: number of the shard, first token, end token) says which stretches of which shards it is made of.
+    """
 
     dtype: Literal["<u2", "<u4"]
     tokens: int
@@ -35,8 +43,13 @@ class SplitIndex(Record):
     documents: int
     documents_sha256: str
     end_of_document_id: int
-    shard_tokens: int
+    shard_tokens: int  # of the largest shard at most
     shards: tuple[Shard, ...]
+    segments: int = 0
+    segments_sha256: str = ""
+
+    def write(self, directory: Path) -> None:
+        (directory / INDEX_FILE).write_text(self.model_dump_json(indent=1, exclude_defaults=True), encoding="utf-8")
 
 
 class ShardWriter:
@@ -83,7 +96,7 @@ class ShardWriter:
             shard_tokens=self.shard_tokens,
             shards=tuple(self._shards),
         )
-        (self.directory / "index.json").write_text(index.model_dump_json(indent=1), encoding="utf-8")
+        index.write(self.directory)
         return index
 
     def _append(self, token_ids: list[int]) -> None:
@@ -111,21 +124,18 @@ class SplitReader:
     """
 
     def __init__(self, directory: Path):
-        file = directory / "index.json"
+        file = directory / INDEX_FILE
         if not file.is_file():
             raise ValueError(f"'{directory}' holds no token shards (no index.json): run prepare_data first")
         self.index = SplitIndex.model_validate_json(file.read_text(encoding="utf-8"))
         self._shards = [_map(directory / s.file, self.index.dtype, s.tokens) for s in self.index.shards]
+        self.segments = _segments(directory, self.index)
         offsets = _map(directory / OFFSETS_FILE, "<i8", 2 * self.index.documents)
         self._token_offsets, self._byte_offsets = offsets.reshape(2, -1)
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
         """Tokens [start, stop) of the stream."""
-        size, parts, position = self.index.shard_tokens, [], start
-        while position < stop:
-            shard, inside = divmod(position, size)
-            parts.append(self._shards[shard][inside : inside + stop - position])
-            position += len(parts[-1])
+        parts = [self._shards[shard][first:end] for shard, first, end in self.segments.within(start, stop)]
         return np.concatenate(parts).astype(np.int64)
 
     def document_ids(self, start: int, stop: int) -> NDArray[np.int64]:
@@ -147,10 +157,19 @@ class SplitReader:
     def token_counts(self, vocab_size: int) -> NDArray[np.int64]:
         """How often each token is predicted: occurrences, less the stream's first token."""
         counts = np.zeros(vocab_size, dtype=np.int64)
-        for shard in self._shards:
-            counts += np.bincount(shard, minlength=vocab_size)
+        for start in range(0, self.index.tokens, _COUNTED_TOKENS):
+            tokens = self.read(start, min(start + _COUNTED_TOKENS, self.index.tokens))
+            counts += np.bincount(tokens, minlength=vocab_size)
         counts[self.index.end_of_document_id] -= 1
         return counts
+
+
+def _segments(directory: Path, index: SplitIndex) -> Segments:
+    sizes = [shard.tokens for shard in index.shards]
+    if not index.segments:
+        return whole_files(sizes)
+    table = _map(directory / SEGMENTS_FILE, "<i8", 3 * index.segments).reshape(3, -1)
+    return checked(Segments(table.astype(np.int64)), sizes, index.tokens, directory / SEGMENTS_FILE)
 
 
 def _map(path: Path, dtype: str, length: int) -> NDArray[np.integer]:
