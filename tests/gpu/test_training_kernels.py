@@ -6,6 +6,7 @@ import torch
 from flashslm.config import KernelsConfig, ModelConfig
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
+from flashslm.models.unit_vectors import UnitVectors
 from flashslm.ops import kernels
 from flashslm.ops.rotary import HeadNorm, HeadsInputs, attention_heads_naive
 from flashslm.training.weight_norm import project_weights_
@@ -42,21 +43,33 @@ class Weights(torch.nn.Module):
         super().__init__()
         for name, (_, rows, width) in axes.items():
             self.register_parameter(name, torch.nn.Parameter(torch.randn(rows, width, device="cuda")))
-        self.axes = {name: axis for name, (axis, _, _) in axes.items()}
+        self.vectors = {name: UnitVectors(axis) for name, (axis, _, _) in axes.items()}
         with torch.no_grad():
             self.a[1], self.b[:, 2] = 0.0, 0.0
 
-    def weight_norm_axes(self):
-        return self.axes
+    def unit_vectors(self, axes):
+        return {name: vectors._replace(heads=axes.get(name, ())) for name, vectors in self.vectors.items()}
 
 
 def test_weight_norm_divides_rows_and_columns():
     model = Weights({"a": (1, 7, 2500), "b": (0, 130, 70), "c": (1, 300, 33), "d": (0, 5, 64)})
     before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     project_weights_(model)
-    for name, axis in model.axes.items():
+    for name, (axis, _) in model.vectors.items():
         norm = before[name].norm(dim=axis, keepdim=True).clamp(min=1e-8)
         torch.testing.assert_close(model.get_parameter(name).double(), before[name] / norm, rtol=1e-6, atol=1e-7)
+
+
+def test_weight_norm_divides_heads_beside_whole_vectors():
+    model = Weights({"a": (1, 7, 2500), "b": (0, 130, 70), "c": (1, 300, 33)})
+    before = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+    heads = {"b": (64, 64, 2), "c": (30, 3)}
+    project_weights_(model, heads)
+    for name, (axis, _) in model.vectors.items():
+        whole = model.get_parameter(name).double().split(heads.get(name, before[name].shape[axis]), dim=axis)
+        for found, part in zip(whole, before[name].split(heads.get(name, 9999), dim=axis), strict=True):
+            norm = part.norm(dim=axis, keepdim=True).clamp(min=1e-8)
+            torch.testing.assert_close(found, part / norm, rtol=1e-6, atol=1e-7)
 
 
 def test_a_compiled_model_has_the_gradients_of_the_plain_one():

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from flashslm.config.paths import LocalPath
 from flashslm.config.retraining import PromotionHook
 from flashslm.config.section import Distinct, Section, Seed
+from flashslm.models.operator_spec import EMBEDDING, OPERATOR_SPECS, usual_axes
 
 
 def _switch(value: Any) -> Any:
@@ -17,6 +18,7 @@ def _switch(value: Any) -> Any:
 
 MODEL_NAME = r"^\w([\w. -]{0,126}\w)?$"  # MLflow takes no slash and no colon, its searches no quotation mark
 
+WeightAxis = Literal["rows", "columns", "heads", "none"]
 Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 
 
@@ -94,6 +96,12 @@ class TrainingConfig(Section):
         default=("on", "off"),
         description="Variants of the ablation: with weight normalisation after every step, and without.",
     )
+    weight_norm_axes: dict[str, WeightAxis] = Field(
+        default={},
+        description="Which vectors of a kind of weight matrix ('A.q_proj': operator and layer; 'embedding') have unit "
+        "norm, where not the usual ones (rows of what reads the residual stream, columns of what writes to it): rows, "
+        "columns, heads (a vector of each head, along its own channels), or none.",
+    )
     seeds: Distinct[Seed] = Field(default=(0,), description="Every variant is trained once for each seed.")
     deploy: Literal["best", "on", "off"] = Field(
         default="best",
@@ -162,6 +170,26 @@ class TrainingConfig(Section):
                 f"decay_steps is {self.decay_steps}: schedule 'warmup_stable_decay' takes 1 to steps - warmup_steps "
                 f"({self.steps - self.warmup_steps})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _axes_fit_the_operators(self) -> "TrainingConfig":
+        chosen = usual_axes()
+        for kind, axis in self.weight_norm_axes.items():
+            operator, _, layer = kind.partition(".")
+            if kind not in chosen:
+                raise ValueError(f"weight_norm_axes has '{kind}': allowed are {', '.join(chosen)}")
+            if axis == "heads" and (kind == EMBEDDING or layer not in OPERATOR_SPECS[operator].heads):
+                raise ValueError(
+                    f"weight_norm_axes.{kind} is 'heads', but it has none: allowed are rows, columns, none"
+                )
+        chosen |= self.weight_norm_axes
+        for letter in OPERATOR_SPECS if chosen[EMBEDDING] == "none" else ():
+            if all(axis == "none" for kind, axis in chosen.items() if kind.startswith(f"{letter}.")):
+                raise ValueError(
+                    f"weight_norm_axes leaves nothing of a model of {letter} and the embedding to normalise: for runs "
+                    "without weight normalisation set weight_norm to [off]"
+                )
         return self
 
     @model_validator(mode="after")

@@ -23,8 +23,6 @@ class Attention(Operator):
     """
 
     window: int | None = None  # keys that a query sees, its own among them; None: all
-    reads: ClassVar = ("q_proj", "k_proj", "v_proj")
-    writes: ClassVar = ("o_proj",)
     state_type: ClassVar[type[State]] = AttentionState
 
     def __init__(self, architecture: Architecture) -> None:

@@ -1,6 +1,6 @@
 """DeltaNet: linear attention with the delta rule (Yang et al. 2024, arXiv 2406.06484); no decay, no output gate."""
 
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,6 @@ class Convolution(nn.Module):
 class DeltaNet(Operator):
     """q, k, v: projection to heads_size, short convolution, SiLU; q and k of unit length; beta = sigmoid(b_proj x)."""
 
-    reads: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "b_proj")
-    writes: ClassVar = ("o_proj",)
     state_type = DeltaNetState
 
     def __init__(self, architecture: Architecture) -> None:

@@ -1,7 +1,5 @@
 """Gated feed-forward network: down(silu(gate x) * up x)."""
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,9 +10,6 @@ from flashslm.models.states import DecodePosition, NoState, State
 
 
 class FFN(Operator):
-    reads: ClassVar = ("gate_proj", "up_proj")
-    writes: ClassVar = ("down_proj",)
-
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
         hidden, size = architecture.hidden_size, architecture.ffn_size

@@ -17,8 +17,6 @@ class GatedDeltaNet(DeltaNet):
     The output is o_proj(RMSNorm(o) * silu(g_proj x)), the norm over each head. A_log and dt_bias stay fp32.
     """
 
-    reads = (*DeltaNet.reads, "a_proj", "g_proj")
-
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
         hidden, heads = architecture.hidden_size, architecture.num_heads

@@ -1,6 +1,6 @@
 """Gated linear attention: every key channel has its own decay (Yang et al. 2023, arXiv 2312.06635)."""
 
-from typing import ClassVar, cast
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,8 +26,6 @@ class GLA(Operator):
     o_proj(RMSNorm(o) * silu(g_proj x)), the norm over each head (section 4.4).
     """
 
-    reads: ClassVar = ("q_proj", "k_proj", "v_proj", "g_proj", "decay_down")
-    writes: ClassVar = ("o_proj",)
     state_type = GLAState
 
     def __init__(self, architecture: Architecture) -> None:

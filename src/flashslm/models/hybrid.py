@@ -7,6 +7,7 @@ states they leave are the same for all: they are computed once a call at batch 1
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -21,6 +22,7 @@ from flashslm.models.operator_spec import MIXERS
 from flashslm.models.operators import build_operator
 from flashslm.models.rope import Rotary, rotary
 from flashslm.models.states import DecodePosition, NoState, State, expand_state
+from flashslm.models.unit_vectors import UnitVectors, embedding_vectors, operator_vectors
 from flashslm.ops.cross_entropy import linear_cross_entropy
 from flashslm.ops.documents import positions_in_document
 from flashslm.ops.precision import in_autocast_dtype
@@ -177,13 +179,13 @@ class HybridLM(nn.Module):
         cache.lengths_B += 1
         return self.logits(self.final_norm(x_BD))
 
-    def weight_norm_axes(self) -> dict[str, int]:
-        """Parameter name to the dimension that has unit norm: 1 for rows that read the stream, 0 for columns."""
-        axes = {"embedding.weight": 1}
-        for index, layer in enumerate(self.residual_layers):
-            prefix = f"layers.{index}.{layer.operator_name}"
-            axes |= {f"{prefix}.{name}": axis for name, axis in layer.operator.weight_norm_axes().items()}
-        return axes
+    def unit_vectors(self, axes: Mapping[str, str]) -> dict[str, UnitVectors]:
+        """What weight normalisation covers, by parameter name; `axes` are a recipe's training.weight_norm_axes."""
+        found = dict(embedding_vectors(axes))
+        for index, (letter, layer) in enumerate(zip(self.architecture.operators, self.residual_layers, strict=True)):
+            vectors = operator_vectors(self.architecture, letter, axes)
+            found |= {f"layers.{index}.{layer.operator_name}.{name}": those for name, those in vectors}
+        return found
 
     @property
     def residual_layers(self) -> list[Layer]:

@@ -25,8 +25,6 @@ class Operator(nn.Module):
     token. The first two are what a compiler can fuse; the third calls the kernels of `ops`.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ()  # linear layers whose rows meet the stream
-    writes: ClassVar[tuple[str, ...]] = ()  # linear layers whose columns are added to the stream
     state_type: ClassVar[type[State]] = NoState
 
     def __init__(self, architecture: Architecture) -> None:
@@ -52,7 +50,3 @@ class Operator(nn.Module):
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
         """Run one token; `state` is static and updated in place."""
         raise NotImplementedError
-
-    def weight_norm_axes(self) -> dict[str, int]:
-        """Which dimension of which weight has unit norm under weight normalisation (Nemotron-Flash, section 3.3)."""
-        return {f"{name}.weight": 1 for name in self.reads} | {f"{name}.weight": 0 for name in self.writes}

@@ -1,6 +1,6 @@
 """Mamba-2 with one group and gated normalisation, gate first (Dao and Gu 2024, arXiv 2405.21060)."""
 
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,6 @@ class BiasedConvolution(nn.Module):
 
 
 class Mamba2(Operator):
-    reads: ClassVar = ("in_proj",)
-    writes: ClassVar = ("out_proj",)
     state_type = Mamba2State
 
     def __init__(self, architecture: Architecture) -> None:

@@ -4,8 +4,8 @@ This module imports nothing of the project, so that recipes, plots and the laten
 forms of an architecture's sizes; a test compares them with the built layers. CONTRIBUTING.md says how to add a row.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 CONV_SIZE = 4  # taps of the causal convolutions; the export contract fixes DeltaNet's at 4
@@ -55,7 +55,9 @@ class OperatorSpec:
     `parameters` counts a layer without its input norm. `state_shapes` are the recurrent states (at least fp32) by the
     name of their field in the layer's state, `state_flops` the FLOP per token on each of their values: the decay 1, the
     update 2, the read-out 2, the delta rule's error 2. `keys` says whether keys and values are kept: of all tokens, of
-    the last `window`, or none. `export_blocker` is why TensorRT-LLM's Nemotron-Flash class cannot hold the operator.
+    the last `window`, or none. `reads` are the linear layers whose rows meet the residual stream, `writes` those whose
+    columns are added to it; `heads` are the sizes of the heads (or groups) that such a layer makes or takes, in its own
+    order, where it has some. `export_blocker` is why TensorRT-LLM's Nemotron-Flash class cannot hold the operator.
     """
 
     name: str
@@ -68,6 +70,9 @@ class OperatorSpec:
     state_flops: int = 0
     conv_channels: Callable[[Sizes], int] = lambda a: 0
     keys: Literal["none", "window", "all"] = "none"
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    heads: Mapping[str, Callable[[Sizes], Shape]] = field(default_factory=dict)
     export_blocker: str = ""
 
     @property
@@ -106,6 +111,37 @@ def _delta_state(a: Sizes) -> dict[str, Shape]:
     return {"delta": (a.num_heads, a.head_dim, a.head_dim)}
 
 
+def _heads(a: Sizes) -> Shape:
+    return (a.head_dim,) * a.num_heads
+
+
+def _kv_heads(a: Sizes) -> Shape:
+    return (a.head_dim,) * a.num_kv_heads
+
+
+def _gla_key_heads(a: Sizes) -> Shape:
+    return (a.gla_key_dim,) * a.num_heads
+
+
+def _mamba2_heads(a: Sizes) -> Shape:
+    return (a.mamba_head_dim,) * a.mamba_heads
+
+
+def _mamba2_parts(a: Sizes) -> Shape:
+    """Heads of z and of x, the group of B, that of C, and dt."""
+    return (*_mamba2_heads(a) * 2, a.mamba_state, a.mamba_state, a.mamba_heads)
+
+
+_ATTENTION_HEADS = {"q_proj": _heads, "k_proj": _kv_heads, "v_proj": _kv_heads, "o_proj": _heads}
+_GLA_HEADS = {
+    "q_proj": _gla_key_heads,
+    "k_proj": _gla_key_heads,
+    "v_proj": _heads,
+    "g_proj": _heads,
+    "o_proj": _heads,
+}
+_DELTANET_HEADS = {name: _heads for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+
 OPERATOR_SPECS = {
     "D": OperatorSpec(
         name="deltanet",
@@ -117,6 +153,9 @@ OPERATOR_SPECS = {
         state_shapes=_delta_state,
         state_flops=6,
         conv_channels=lambda a: 3 * a.heads_size,
+        reads=("q_proj", "k_proj", "v_proj", "b_proj"),
+        writes=("o_proj",),
+        heads=_DELTANET_HEADS,
     ),
     "M": OperatorSpec(
         name="mamba2",
@@ -128,6 +167,9 @@ OPERATOR_SPECS = {
         state_shapes=lambda a: {"ssm": (a.mamba_heads, a.mamba_head_dim, a.mamba_state)},
         state_flops=6,  # no error term, but a step size
         conv_channels=lambda a: a.mamba_conv_channels,
+        reads=("in_proj",),
+        writes=("out_proj",),
+        heads={"in_proj": _mamba2_parts, "out_proj": _mamba2_heads},
     ),
     "A": OperatorSpec(
         name="attention",
@@ -137,6 +179,9 @@ OPERATOR_SPECS = {
         is_mixer=True,
         parameters=_attention_parameters,
         keys="all",
+        reads=("q_proj", "k_proj", "v_proj"),
+        writes=("o_proj",),
+        heads=_ATTENTION_HEADS,
     ),
     FFN: OperatorSpec(
         name="ffn",
@@ -145,6 +190,8 @@ OPERATOR_SPECS = {
         layer="flashslm.models.ffn:FFN",
         is_mixer=False,
         parameters=lambda a: 3 * a.hidden_size * a.ffn_size,
+        reads=("gate_proj", "up_proj"),
+        writes=("down_proj",),
     ),
     "G": OperatorSpec(
         name="gated_deltanet",
@@ -157,6 +204,9 @@ OPERATOR_SPECS = {
         state_flops=7,
         conv_channels=lambda a: 3 * a.heads_size,
         export_blocker="the class has no gated DeltaNet layer",
+        reads=("q_proj", "k_proj", "v_proj", "b_proj", "a_proj", "g_proj"),
+        writes=("o_proj",),
+        heads=_DELTANET_HEADS | {"g_proj": _heads},
     ),
     "L": OperatorSpec(
         name="gla",
@@ -168,6 +218,9 @@ OPERATOR_SPECS = {
         state_shapes=lambda a: {"memory": (a.num_heads, a.gla_key_dim, a.head_dim)},
         state_flops=5,
         export_blocker="the class has no gated linear attention layer",
+        reads=("q_proj", "k_proj", "v_proj", "g_proj", "decay_down"),
+        writes=("o_proj",),
+        heads=_GLA_HEADS,
     ),
     "W": OperatorSpec(
         name="window_attention",
@@ -178,12 +231,27 @@ OPERATOR_SPECS = {
         parameters=_attention_parameters,
         keys="window",
         export_blocker="the class reads any sliding window as a window of one token",
+        reads=("q_proj", "k_proj", "v_proj"),
+        writes=("o_proj",),
+        heads=_ATTENTION_HEADS,
     ),
 }
 OPERATORS = "".join(OPERATOR_SPECS)
 MIXERS = "".join(letter for letter, spec in OPERATOR_SPECS.items() if spec.is_mixer)
 EXPORTABLE_OPERATORS = "".join(letter for letter, spec in OPERATOR_SPECS.items() if not spec.export_blocker)
 EXPORTABLE_MIXERS = "".join(letter for letter in EXPORTABLE_OPERATORS if letter in MIXERS)
+
+EMBEDDING = "embedding"  # also the head: among the weight matrices that weight normalisation covers
+
+
+def usual_axes() -> dict[str, str]:
+    """How Nemotron-Flash (section 3.3, figure 6) normalises each kind of weight matrix, by "<operator>.<layer>"."""
+    axes = {EMBEDDING: "rows"}
+    for letter, spec in OPERATOR_SPECS.items():
+        axes |= {f"{letter}.{name}": "rows" for name in spec.reads}
+        axes |= {f"{letter}.{name}": "columns" for name in spec.writes}
+    return axes
+
 
 LM_HEAD = "head"  # embedding, final norm, logits and sampling: in tables and plots beside the operators
 LABELS = {letter: spec.label for letter, spec in OPERATOR_SPECS.items()} | {LM_HEAD: "embedding + head"}

@@ -196,7 +196,7 @@ def _measure(context: StepContext, model: HybridLM) -> tuple[Evaluation, dict[st
     context.events.emit("progress", prepare_data.run(context)["summary"])
     dataset = context.fetch_manifest(context.outputs["dataset"])
     TokenLoader(dataset, "train", recipe.training.sequence_length, 1, recipe.seed)  # raises if too short to be replayed
-    norms = torch.cat([norm.float() for norm in weight_norms(model).values()])
+    norms = torch.cat([norm.float() for norm in weight_norms(model, recipe.training.weight_norm_axes).values()])
     facts = measure(context, model) | {
         "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
         "weight_norm": "on" if has_unit_rows(norms.min().item(), norms.max().item()) else "off",

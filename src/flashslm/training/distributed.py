@@ -96,6 +96,19 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def first_row(tensor: Tensor) -> int:
+    """Which row of the whole this rank's part of a tensor sharded by rows begins with; 0 of any other tensor."""
+    if current_world().size == 1:
+        return 0
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    if not isinstance(tensor, DTensor):
+        return 0
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return offsets[0]
+
+
 def gather_to_main(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Whole tensors on rank 0's host, one at a time, and nothing on the other ranks (a collective)."""
     is_main, gathered = current_world().is_main, {}

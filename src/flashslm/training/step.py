@@ -47,4 +47,4 @@ class TrainStep:
     def project(self) -> None:
         """Weight normalisation, where it is on."""
         if self.weight_norm:
-            project_weights_(self.model)
+            project_weights_(self.model, self.config.weight_norm_axes)

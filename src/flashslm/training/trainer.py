@@ -151,7 +151,7 @@ class _Trainer:
                 TRAIN_LOSS: sum_over_ranks(loss / self.world.size).item(),
                 "learning_rate": learning_rate(done - 1, self.config),
                 "gradient_norm": gradient_norm.item(),
-                "weight_norm": mean_weight_norm(self.model).item(),
+                "weight_norm": mean_weight_norm(self.model, self.config.weight_norm_axes).item(),
                 "skipped_steps": int(self.skipped_steps),
             } | self._rates(done - 1)
             if validate:

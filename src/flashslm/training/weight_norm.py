@@ -2,54 +2,98 @@
 
 A matrix that reads the residual stream gets rows of unit L2 norm (case 1), one that writes to it unit columns (case 2);
 either way the normalised vectors are as long as the hidden size. The embedding, which is also the head, counts as
-case 1. Convolutions, norms, biases, decays and meta tokens stay as they are.
+case 1. Convolutions, norms, biases, decays and meta tokens stay as they are. `axes` are a recipe's
+training.weight_norm_axes, which change this for some kinds of matrices.
 """
 
-from typing import Protocol
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from flashslm.models.unit_vectors import UnitVectors
 from flashslm.ops.precision import compute_dtype
-from flashslm.training.distributed import current_world, full_tensor, local_tensor, sum_over_ranks
+from flashslm.training.distributed import current_world, first_row, full_tensor, local_tensor, sum_over_ranks
 
 MIN_NORM = 1e-8
+USUAL: Mapping[str, str] = MappingProxyType({})  # no kind of matrix differs from the paper
 
 
 class WeightNormModel(Protocol):
-    """A module that says along which dimension each of its weight matrices has unit norm."""
+    """A module that says which vectors of its weight matrices have unit norm."""
 
-    def weight_norm_axes(self) -> dict[str, int]: ...
+    def unit_vectors(self, axes: Mapping[str, str]) -> dict[str, UnitVectors]: ...
 
     def get_parameter(self, target: str) -> nn.Parameter: ...
 
 
+class _Matrix(NamedTuple):
+    """This rank's rows of a weight matrix, of which the first is the whole's `first_row`."""
+
+    weight: Tensor
+    axis: int
+    heads: tuple[int, ...] = ()
+    first_row: int = 0
+
+    def square_sums(self) -> Tensor:
+        """Of each vector, or of each of its heads: one long along `axis`, or as long as there are heads."""
+        # Six times faster on a CPU than vector_norm, whose reduction over dimension 0 is strided there.
+        squares = self.weight.to(compute_dtype(self.weight)).square()
+        if not self.heads:
+            return squares.sum(self.axis, keepdim=True)
+        shape = [len(self.heads) if axis == self.axis else size for axis, size in enumerate(squares.shape)]
+        return squares.new_zeros(shape).index_add_(self.axis, self._head_of_each(), squares)
+
+    def divisors(self, sums: Tensor) -> Tensor:
+        """What the matrix is divided by, broadcast along `axis` or as large as the matrix."""
+        norms = sums.sqrt().clamp_min(MIN_NORM)
+        return norms.index_select(self.axis, self._head_of_each()) if self.heads else norms
+
+    def _head_of_each(self) -> Tensor:
+        first = self.first_row if self.axis == 0 else 0
+        return _head_of_each(self.heads, str(self.weight.device))[first : first + self.weight.shape[self.axis]]
+
+
+@lru_cache(maxsize=32)
+def _head_of_each(heads: tuple[int, ...], device: str) -> Tensor:
+    """The head that each channel belongs to."""
+    return torch.arange(len(heads)).repeat_interleave(torch.tensor(heads)).to(device)
+
+
 @torch.no_grad()
-def project_weights_(model: WeightNormModel) -> None:
-    """Divide each row (axis 1) or column (axis 0) of the model's weight matrices by its L2 norm, in place.
+def project_weights_(model: WeightNormModel, axes: Mapping[str, str] = USUAL) -> None:
+    """Divide the vectors of the model's weight matrices by their L2 norms, in place.
 
     Norms are taken in fp32 and clamped at 1e-8, so an all-zero vector stays zero. Whole fp32 matrices on CUDA take one
     pass over memory, by Triton. Of matrices sharded by rows the columns' sums cross the ranks in one all-reduce.
     """
-    axes = model.weight_norm_axes()
-    weights = [local_tensor(model.get_parameter(name)) for name in axes]
-    if current_world().size == 1 and all(_fits_kernel(weight) for weight in weights):
+    matrices = [_local(model.get_parameter(name), those) for name, those in model.unit_vectors(axes).items()]
+    fused = [m for m in matrices if current_world().size == 1 and not m.heads and _fits_kernel(m.weight)]
+    if fused:
         from flashslm.ops.fused.weight_norm import project_triton_
 
-        project_triton_(weights, list(axes.values()))
-        return
-    sums = [_squares(weight, axis) for weight, axis in zip(weights, axes.values(), strict=True)]
-    _sum_columns_over_ranks(sums, list(axes.values()))
-    torch._foreach_div_(weights, torch._foreach_clamp_min([total.sqrt() for total in sums], MIN_NORM))
+        project_triton_([m.weight for m in fused], [m.axis for m in fused])
+        matrices = [m for m in matrices if m.heads or not _fits_kernel(m.weight)]
+    if matrices:
+        _project_(matrices)
+
+
+def _local(parameter: nn.Parameter, vectors: UnitVectors) -> _Matrix:
+    return _Matrix(local_tensor(parameter), *vectors, first_row=first_row(parameter) if vectors.heads else 0)
 
 
 def _fits_kernel(weight: Tensor) -> bool:
     return weight.is_cuda and weight.dtype == torch.float32 and weight.is_contiguous()
 
 
-def _squares(weight: Tensor, axis: int) -> Tensor:
-    # Six times faster on a CPU than vector_norm, whose reduction over dimension 0 is strided there.
-    return weight.to(compute_dtype(weight)).square().sum(axis, keepdim=True)
+def _project_(matrices: list[_Matrix]) -> None:
+    sums = [matrix.square_sums() for matrix in matrices]
+    _sum_columns_over_ranks(sums, [matrix.axis for matrix in matrices])
+    divisors = [matrix.divisors(total) for matrix, total in zip(matrices, sums, strict=True)]
+    torch._foreach_div_([matrix.weight for matrix in matrices], divisors)
 
 
 def _sum_columns_over_ranks(sums: list[Tensor], axes: list[int]) -> None:
@@ -63,18 +107,17 @@ def _sum_columns_over_ranks(sums: list[Tensor], axes: list[int]) -> None:
 
 
 @torch.no_grad()
-def weight_norms(model: WeightNormModel) -> dict[str, Tensor]:
-    """L2 norms of each weight matrix' rows or columns (one vector a matrix, on the device), by parameter name."""
-    _, norms = _weights_and_norms(model)
-    return {name: full_tensor(norm).flatten() for name, norm in zip(model.weight_norm_axes(), norms, strict=True)}
+def weight_norms(model: WeightNormModel, axes: Mapping[str, str] = USUAL) -> dict[str, Tensor]:
+    """L2 norms of each weight matrix' normalised vectors (one vector a matrix, on the device), by parameter name."""
+    vectors = model.unit_vectors(axes)
+    return {name: _norms(model.get_parameter(name), those) for name, those in vectors.items()}
 
 
-def mean_weight_norm(model: WeightNormModel) -> Tensor:
-    """Mean norm over all rows and columns of all weight matrices (a scalar on the device); 1 after a projection."""
-    return torch.cat(list(weight_norms(model).values())).mean()
+def _norms(parameter: nn.Parameter, vectors: UnitVectors) -> Tensor:
+    weight = full_tensor(parameter) if vectors.heads else parameter  # heads are cut apart in a plain tensor alone
+    return full_tensor(_Matrix(weight, *vectors).square_sums().sqrt()).flatten()
 
 
-def _weights_and_norms(model: WeightNormModel) -> tuple[list[Tensor], list[Tensor]]:
-    axes = model.weight_norm_axes()
-    weights: list[Tensor] = [model.get_parameter(name) for name in axes]
-    return weights, [_squares(w, axis).sqrt() for w, axis in zip(weights, axes.values(), strict=True)]
+def mean_weight_norm(model: WeightNormModel, axes: Mapping[str, str] = USUAL) -> Tensor:
+    """Mean norm over all normalised vectors of all weight matrices (a scalar on the device); 1 after a projection."""
+    return torch.cat(list(weight_norms(model, axes).values())).mean()

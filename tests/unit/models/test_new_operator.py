@@ -18,6 +18,8 @@ ROW = """
         parameters=lambda a: 2 * a.hidden_size**2,
         state_shapes=lambda a: {"average": (a.hidden_size,)},
         state_flops=3,
+        reads=("in_proj",),
+        writes=("out_proj",),
     ),
 }
 OPERATORS ="""

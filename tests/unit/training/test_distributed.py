@@ -6,12 +6,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from flashslm.models.hybrid import HybridLM
 from flashslm.training.distributed import World, any_rank, current_world
+from flashslm.training.spec import TrainOutcome
 from flashslm.training.trainer import train
 from tests.unit.training import tiny
 
@@ -53,17 +56,40 @@ def test_two_ranks_give_the_single_process_run(tmp_path: Path) -> None:
     ]
     run_workers(arguments, size=2)
     for name, start in runs.items():
-        output = Path(f"{tmp_path / name}-out")
-        result = json.loads((output / "result.json").read_text())
+        result = assert_same_run(Path(f"{tmp_path / name}-out"), single, model)
         assert (result["world_size"], result["resumed_from_step"]) == (2, start)
-        for alone, together in zip(single.history, result["history"], strict=True):
-            assert together.keys() == alone.keys()
-            for key in alone.keys() & {"train/loss_nats", "weight_norm", "validation/loss_nats"}:
-                assert together[key] == pytest.approx(alone[key], abs=1e-5), (name, alone["step"], key)
-            assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-4)
-        weights = load_file(output / "model.safetensors")
-        for parameter, tensor in model.state_dict().items():
-            torch.testing.assert_close(weights[parameter], tensor, atol=1e-3, rtol=0, msg=parameter)
+
+
+def assert_same_run(output: Path, single: TrainOutcome, model: HybridLM) -> dict[str, Any]:
+    """What workers left there is the history and the weights of that run; returns their outcome."""
+    result: dict[str, Any] = json.loads((output / "result.json").read_text())
+    for alone, together in zip(single.history, result["history"], strict=True):
+        assert together.keys() == alone.keys()
+        for key in alone.keys() & {"train/loss_nats", "weight_norm", "validation/loss_nats"}:
+            assert together[key] == pytest.approx(alone[key], abs=1e-5), (output.name, alone["step"], key)
+        assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-4)
+    weights = load_file(output / "model.safetensors")
+    for parameter, tensor in model.state_dict().items():
+        torch.testing.assert_close(weights[parameter], tensor, atol=1e-3, rtol=0, msg=parameter)
+    return result
+
+
+SETTINGS = {"weight_norm_axes": {"weight_norm_axes": tiny.AXES}}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_setting_gives_the_single_process_run(size: int, tmp_path: Path) -> None:
+    dataset = tiny.write_dataset(tmp_path / "dataset")
+    arguments, expected = [], {}
+    for name, setting in SETTINGS.items():
+        changes = {"learning_rate": 1e-3, "micro_batch_size": 4, "batch_size": 8, "steps": 4} | setting
+        model = tiny.model()
+        expected[name] = train(tiny.spec(tiny.config(**changes), weight_norm=True), model, lambda _: dataset), model
+        paths = {"store": str(tmp_path / name), "output": f"{tmp_path / name}-out"}
+        arguments.append({"dataset": str(dataset), "changes": changes} | paths)
+    run_workers(arguments, size)
+    for name, (single, model) in expected.items():
+        assert assert_same_run(Path(f"{tmp_path / name}-out"), single, model)["world_size"] == size
 
 
 def test_a_checkpoint_of_two_ranks_continues_on_one(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from flashslm.config import RunConfig, TrainingConfig
 from flashslm.config.file import load
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
+from flashslm.models.operator_spec import usual_axes
 from flashslm.models.presets import preset
 from flashslm.steps.recipe_checks import problems
 from flashslm.training.learning_rate import learning_rate
@@ -33,6 +34,14 @@ def test_pretraining_is_the_papers(recipe: RunConfig) -> None:
     assert (training.steps - last.first_step) * last.tokens == pytest.approx(25e9, rel=1e-3)
     rates = [learning_rate(step, training) for step in range(training.warmup_steps, training.steps, 100_000)]
     assert rates[0] == 1e-3 and rates == sorted(rates, reverse=True)
+
+
+def test_weight_norm_is_the_papers(recipe: RunConfig) -> None:
+    """Section 3.3 and figure 6; every matrix of the released model is named."""
+    said = recipe.training.weight_norm_axes
+    model = HybridLM.build(preset(recipe.name), device="meta")
+    assert model.unit_vectors(said) == model.unit_vectors({})
+    assert said == {kind: axis for kind, axis in usual_axes().items() if kind[0] in "eDAMF"}
 
 
 def test_the_model_is_the_released_one(recipe: RunConfig) -> None:

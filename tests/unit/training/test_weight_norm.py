@@ -1,16 +1,26 @@
+import math
+
 import pytest
 import torch
-from torch import nn
+from pydantic import ValidationError
+from torch import Tensor, nn
 
+from flashslm.models.operator_spec import OPERATOR_SPECS
+from flashslm.models.unit_vectors import UnitVectors
 from flashslm.training.weight_norm import mean_weight_norm, project_weights_, weight_norms
-from tests.unit.training.tiny import model
+from tests.unit.training import tiny
+from tests.unit.training.tiny import AXES, model
 
 
-def project_naive_(net: nn.Module, axes: dict[str, int]) -> None:
-    """The specification: vector by vector."""
-    for name, axis in axes.items():
-        weight = net.get_parameter(name).data
-        for vector in weight if axis == 1 else weight.T:
+def vectors_naive(weight: Tensor, vectors: UnitVectors) -> list[Tensor]:
+    """The specification: views of a matrix, vector by vector."""
+    whole = list(weight if vectors.axis == 1 else weight.T)
+    return [piece for vector in whole for piece in vector.split(vectors.heads or len(vector))]
+
+
+def project_naive_(net: nn.Module, covered: dict[str, UnitVectors]) -> None:
+    for name, vectors in covered.items():
+        for vector in vectors_naive(net.get_parameter(name).data, vectors):
             vector /= max(float(vector.double().norm()), 1e-8)
 
 
@@ -29,10 +39,11 @@ def test_rows_that_read_and_columns_that_write_get_unit_norm() -> None:
     assert torch.allclose(net.embedding.weight.norm(dim=1), torch.ones(net.architecture.vocab_size))
 
 
-def test_equals_the_naive_form() -> None:
-    net, twin = model("DFMFAF", seed=3), model("DFMFAF", seed=3)
-    project_weights_(net)
-    project_naive_(twin, twin.weight_norm_axes())
+@pytest.mark.parametrize("axes", [{}, AXES], ids=["usual", "chosen"])
+def test_equals_the_naive_form(axes: dict[str, str]) -> None:
+    net, twin = model("DFMFAFLFGF", seed=3), model("DFMFAFLFGF", seed=3)
+    project_weights_(net, axes)
+    project_naive_(twin, twin.unit_vectors(axes))
     for (name, fast), naive in zip(net.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(fast, naive, msg=name)
 
@@ -45,26 +56,65 @@ def test_everything_but_the_matrices_of_linear_layers_and_the_embedding_stays() 
     matrices = {
         f"{name}.weight" for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Embedding)
     }
-    assert changed == matrices == set(net.weight_norm_axes())
+    assert changed == matrices == set(net.unit_vectors({}))
+
+
+@pytest.mark.parametrize("letter", OPERATOR_SPECS)
+def test_heads_fill_the_side_of_a_layer_that_is_not_the_streams(letter: str) -> None:
+    net, spec = model(letter), OPERATOR_SPECS[letter]
+    for name, sizes in spec.heads.items():
+        found = net.unit_vectors({f"{letter}.{name}": "heads"})
+        ((parameter, vectors),) = ((p, v) for p, v in found.items() if v.heads)
+        weight = net.get_parameter(parameter)
+        assert parameter.endswith(f".{name}.weight") and vectors.heads == sizes(net.architecture)
+        assert weight.shape[vectors.axis] == sum(vectors.heads)
+        assert weight.shape[1 - vectors.axis] == net.architecture.hidden_size
+
+
+def test_a_kind_that_the_recipe_excludes_stays() -> None:
+    net = model("DFAF")
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    project_weights_(net, {"D.b_proj": "none", "embedding": "none", "F.up_proj": "none"})
+    kept = {name for name in net.unit_vectors({}) if torch.equal(net.get_parameter(name), before[name])}
+    expected = {"embedding.weight", "layers.0.mixer.b_proj.weight"}
+    assert kept == expected | {f"layers.{index}.ffn.up_proj.weight" for index in (1, 3)}
+
+
+@pytest.mark.parametrize(
+    "axes, message",
+    [
+        ({"Q.q_proj": "rows"}, r"weight_norm_axes has 'Q.q_proj': allowed are embedding, D.q_proj"),
+        ({"A.conv": "rows"}, r"weight_norm_axes has 'A.conv'"),
+        ({"F.up_proj": "heads"}, r"weight_norm_axes.F.up_proj is 'heads', but it has none"),
+        ({"embedding": "heads"}, r"weight_norm_axes.embedding is 'heads'"),
+        (
+            {"embedding": "none", "M.in_proj": "none", "M.out_proj": "none"},
+            r"nothing of a model of M and the embedding to normalise.*set weight_norm to \[off\]",
+        ),
+    ],
+)
+def test_axes_that_no_layer_has_are_refused(axes: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        tiny.config(weight_norm_axes=axes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_zero_vectors_stay_zero_in_any_dtype(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("axis", ["rows", "heads"])
+def test_zero_vectors_stay_zero_in_any_dtype(dtype: torch.dtype, axis: str) -> None:
     net = model("AF").to(dtype)
-    weight = net.get_parameter("layers.0.mixer.q_proj.weight")
-    weight.data[0] = 0
-    project_weights_(net)
-    assert weight.dtype == dtype and torch.equal(weight[0], torch.zeros_like(weight[0]))
+    name, axes = "layers.0.mixer.q_proj.weight", {"A.q_proj": axis}
+    weight, vectors = net.get_parameter(name), net.unit_vectors(axes)[name]
+    vectors_naive(weight.data, vectors)[0].zero_()
+    project_weights_(net, axes)
+    first, *others = vectors_naive(weight.detach(), vectors)
+    assert weight.dtype == dtype and torch.equal(first, torch.zeros_like(first))
     tolerance = torch.finfo(dtype).eps if dtype != torch.bfloat16 else 2**-8  # each entry is rounded
-    assert (weight[1:].double().norm(dim=1) - 1).abs().max() <= 2 * tolerance
+    assert all(abs(float(vector.double().norm()) - 1) <= 2 * tolerance for vector in others)
 
 
-def test_mean_norm_weighs_every_vector_alike() -> None:
-    net = model("AF")
-    vectors = [
-        vector
-        for name, axis in net.weight_norm_axes().items()
-        for vector in (net.get_parameter(name) if axis == 1 else net.get_parameter(name).T)
-    ]
-    expected = torch.stack([vector.norm() for vector in vectors]).mean()
-    torch.testing.assert_close(mean_weight_norm(net), expected.detach())
+@pytest.mark.parametrize("axes", [{}, AXES], ids=["usual", "chosen"])
+def test_mean_norm_weighs_every_vector_alike(axes: dict[str, str]) -> None:
+    net = model("AFM")
+    covered = net.unit_vectors(axes)
+    norms = [v.norm().item() for name, those in covered.items() for v in vectors_naive(net.get_parameter(name), those)]
+    assert mean_weight_norm(net, axes).item() == pytest.approx(math.fsum(norms) / len(norms), rel=1e-6)

@@ -19,6 +19,18 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.training.spec import Fetch, FromArchitecture, TrainOutcome, TrainSpec
 
 VOCAB = 64
+# Weight matrices that are normalised in another way than the paper's: by heads, the other way round, not at all.
+AXES = {
+    "A.q_proj": "heads",
+    "A.k_proj": "heads",
+    "A.o_proj": "heads",
+    "D.q_proj": "columns",
+    "D.b_proj": "none",
+    "M.in_proj": "heads",
+    "F.down_proj": "rows",
+    "L.k_proj": "heads",
+    "G.g_proj": "heads",
+}
 SIZES = ModelConfig(head_dim=8, kv_group=2, ffn_ratio=2, mamba_state=8, mamba_head_dim=8, num_meta_tokens=4)
 
 

@@ -1,6 +1,6 @@
 """A toy token mixer: a learned combination of the token and an exponential moving average of those before it."""
 
-from typing import ClassVar, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ class MovingAverageState(NamedTuple):
 
 
 class MovingAverage(Operator):
-    reads: ClassVar = ("in_proj",)
-    writes: ClassVar = ("out_proj",)
     state_type = MovingAverageState
 
     def __init__(self, architecture: Architecture) -> None:
