@@ -79,7 +79,8 @@ def _training(config: RunConfig) -> Found:
 def _evaluation(config: RunConfig) -> Found:
     evaluation = config.evaluation
     if not evaluation.lm_eval_tasks:
-        yield from _given(evaluation, "evaluation", ("lm_eval_limit",), "there are no lm_eval_tasks")
+        without = ("lm_eval_limit", "task_data", "run_generated_code")
+        yield from _given(evaluation, "evaluation", without, "there are no lm_eval_tasks")
     if not evaluation.needle_lengths:
         yield from _given(evaluation, "evaluation", ("needle_samples",), "there are no needle_lengths")
 

@@ -217,10 +217,19 @@ class EvaluationConfig(Section):
     )
     needle_samples: int = Field(default=32, ge=1, description="Texts per needle length.")
     lm_eval_tasks: Annotated[Distinct[str], LocalPath(or_id=True)] = Field(
-        default=(), description="Tasks of lm-evaluation-harness by name, or by the YAML file of a task of your own."
+        default=(),
+        description="Tasks of lm-evaluation-harness by name, by the YAML file of a task of your own, or several by "
+        "preset:NAME (commonsense_8, commonsense_6, mmlu, gsm8k, code, recall, ruler).",
+    )
+    task_data: Annotated[str, LocalPath()] = Field(
+        default="",
+        description="Directory of evaluation sets (SET_SPLIT.jsonl[.zst]) in place of the hub; empty: the hub.",
+    )
+    run_generated_code: bool = Field(
+        default=False, description="Tasks may run the programs that the model writes, on this machine, as this user."
     )
     lm_eval_files: dict[str, str] = Field(
-        default={}, description="sha256 of what each of those files reads; a local run fills it in."
+        default={}, description="sha256 of what each task file reads and of task_data; a local run fills it in."
     )
     lm_eval_limit: int = Field(default=0, ge=0, description="Documents per task; 0: all.")
 

@@ -3,17 +3,12 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashslm.evaluation.batching import pad_rows
-from flashslm.evaluation.items import MetricItems
-from flashslm.evaluation.task_files import is_file
-from flashslm.evaluation.task_results import task_items, task_results
-from flashslm.evaluation.tasks import find_tasks
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.sampling import Sampling
 from flashslm.models.hybrid import HybridLM
@@ -24,35 +19,7 @@ except ImportError as error:
     raise ImportError("lm-eval tasks need lm_eval: pip install 'flashslm[evaluation]'") from error
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own default
-BOOTSTRAPS = 1000  # of metrics without a formula for their standard error
 HEAD_TOKENS = 1024  # tokens whose logits are held at a time
-
-
-def run_tasks(
-    model: HybridLM,
-    tokenizer: Any,
-    tasks: list[str],
-    limit: int | None = None,
-    include_path: str | Path | None = None,
-    batch_size: int = 16,
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, MetricItems]]]:
-    """Metrics of every task (and group) with their standard errors, `limit` documents each; and item by item.
-
-    `samples` is how many documents there were, `version` the task's, `shots` how many examples a prompt has. A task is
-    a name or the path of its YAML file. `include_path` is a directory with more task YAML files. A filter's name is
-    appended to its metrics. Raises ValueError for a task that lm_eval does not know. lm_eval seeds the global
-    generators of random, numpy and torch.
-    """
-    import lm_eval
-    from lm_eval.tasks.manager import load_yaml
-
-    manager = find_tasks([task for task in tasks if not is_file(task)], include_path)
-    loaded = [load_yaml(Path(task)) if is_file(task) else task for task in tasks]
-    adapter = HybridLMAdapter(model, tokenizer, batch_size)
-    outcome = lm_eval.simple_evaluate(
-        adapter, tasks=loaded, limit=limit, task_manager=manager, bootstrap_iters=BOOTSTRAPS, log_samples=True
-    )
-    return task_results(outcome), {task: task_items(outcome, task) for task in outcome["samples"]}
 
 
 class HybridLMAdapter(TemplateLM):

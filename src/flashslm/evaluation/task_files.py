@@ -58,16 +58,26 @@ def problems(tasks: Sequence[str]) -> Iterator[str]:
 
 
 def with_digests(config: EvaluationConfig) -> EvaluationConfig:
-    """The section with the digest of each task file, by which a changed file is other work. Raises ValueError."""
-    files = [task for task in config.lm_eval_tasks if is_file(task)]
-    return config.model_copy(update={"lm_eval_files": {task: content_digest(Path(task)) for task in files}})
+    """The section with the digest of each task file and of the directory of sets, by which changed ones are other work.
+
+    Raises ValueError.
+    """
+    return config.model_copy(update={"lm_eval_files": _digests(config)})
+
+
+def _digests(config: EvaluationConfig) -> dict[str, str]:
+    found = {task: content_digest(Path(task)) for task in config.lm_eval_tasks if is_file(task)}
+    if config.lm_eval_tasks and config.task_data:
+        found[config.task_data] = digest(tree_state(Path(config.task_data)))
+    return found
 
 
 def check_unchanged(config: EvaluationConfig) -> None:
-    """Raise ValueError where a task file is not what it was when the run began."""
-    for task, known in config.lm_eval_files.items():
-        if content_digest(Path(task)) != known:
-            raise ValueError(f"task file '{task}', or a file that it reads, changed after the run began: run it again")
+    """Raise ValueError where a task file, or the directory of sets, is not what it was when the run began."""
+    found = _digests(config) if config.lm_eval_files else {}
+    for path, known in config.lm_eval_files.items():
+        if found.get(path) != known:
+            raise ValueError(f"'{path}', or a file that it reads, changed after the run began: run it again")
 
 
 def content_digest(file: Path) -> str:

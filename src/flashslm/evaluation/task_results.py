@@ -18,10 +18,15 @@ def task_results(outcome: dict[str, Any]) -> dict[str, dict[str, float]]:
         asked |= {"version": outcome["versions"].get(task), "shots": outcome["n-shot"].get(task)}
         numbers = {key: float(value) for key, value in asked.items() if isinstance(value, int | float)}
         for key, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value) and key not in ASKED:
+            if isinstance(value, int | float) and math.isfinite(value) and key not in ASKED and not _absent(key, value):
                 numbers[metric_name(key)] = float(value)
         found[task] = numbers
     return found
+
+
+def _absent(key: str, value: float) -> bool:
+    """RULER's metrics are lengths in tokens; -1 stands for a length that was not asked for."""
+    return value == -1 and key.partition(",")[0].isdigit()
 
 
 def metric_name(key: str) -> str:
@@ -41,7 +46,8 @@ def task_items(outcome: dict[str, Any], task: str) -> dict[str, MetricItems]:
         metric, _, name = key.partition(",")
         if not name or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        samples = [s for s in outcome["samples"][task] if s["filter"] == name and metric in s]
+        of_filter = (s for s in outcome["samples"][task] if s["filter"] == name and metric in s)
+        samples = [s for s in of_filter if not _absent(key, s[metric])]
         samples.sort(key=lambda sample: sample["doc_id"])
         sha256 = identity(*(str(sample["doc_hash"]).encode() for sample in samples))
         higher = bool(outcome["higher_is_better"].get(task, {}).get(metric, True))

@@ -1,27 +1,74 @@
 """Tasks of lm-evaluation-harness by name. No torch here, and lm_eval only where tasks are named: it needs an extra."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from flashslm.config import EvaluationConfig
+from flashslm.evaluation import task_files, task_presets
+from flashslm.evaluation.task_data import LocalSets
+
+if TYPE_CHECKING:
+    from flashslm.evaluation.task_manager import RecipeTaskManager
 
 
 def is_installed() -> bool:
     return find_spec("lm_eval") is not None
 
 
-def find_tasks(tasks: Sequence[str], include_path: str | Path | None = None) -> Any:
+def find_tasks(
+    names: Sequence[str],
+    include_path: str | Path | None = None,
+    task_data: str = "",
+    facts: dict[str, Any] | None = None,
+) -> "RecipeTaskManager":
     """A task manager that knows the tasks; lm_eval's own thousands are indexed (seconds) only when they are needed.
 
-    Raises ValueError for names that lm_eval does not have.
+    `names` are tasks, presets and files. `task_data` is a directory of sets in place of the hub, `facts` what the
+    functions of a task that makes its own text are given. Raises ValueError for names that lm_eval does not have.
     """
-    from lm_eval.tasks import TaskManager
+    from flashslm.evaluation.task_manager import RecipeTaskManager
 
+    tasks = [task for task in task_presets.expand(names) if not task_files.is_file(task)]
+    data = LocalSets(task_data) if task_data else None
     for include_defaults in (False, True):
-        manager = TaskManager(include_path=include_path, include_defaults=include_defaults)
+        manager = RecipeTaskManager(include_path, include_defaults, task_presets.shots_of(names), data, facts or {})
         unknown = [task for task in tasks if task not in manager.all_tasks]
         if not unknown:
             return manager
     near = difflib.get_close_matches(unknown[0], manager.all_tasks) or ["arc_easy", "hellaswag", "piqa"]
     raise ValueError(f"lm_eval has no task {', '.join(unknown)}; did you mean {', '.join(near)}?")
+
+
+def specifications(names: Sequence[str]) -> list[Any]:
+    """What the harness's loader takes: names, and of files what they say."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    tasks = task_presets.expand(names)
+    return [load_yaml(Path(task)) if task_files.is_file(task) else task for task in tasks]
+
+
+def problems(config: EvaluationConfig) -> Iterator[str]:
+    """What the harness finds wrong with a recipe's tasks, before anything runs.
+
+    With local data every task is loaded, apart from those that make their own text to the measure of a tokenizer; else
+    the names are looked up: loading would fetch the sets.
+    """
+    try:
+        manager = find_tasks(config.lm_eval_tasks, task_data=config.task_data)
+    except ValueError as error:
+        yield f"evaluation.lm_eval_tasks: {error}"
+        return
+    for task in task_presets.expand(config.lm_eval_tasks):
+        if manager.says(task, "unsafe_code") and not config.run_generated_code:
+            yield (
+                f"evaluation.lm_eval_tasks: {task} runs the programs that the model writes, on this machine: set "
+                "evaluation.run_generated_code to true where that is safe, or leave the task out"
+            )
+        elif config.task_data and not manager.says(task, "custom_dataset"):
+            try:
+                manager.load(specifications([task]))
+            except (ValueError, IndexError) as error:
+                yield f"evaluation.task_data: {task}: {error}"

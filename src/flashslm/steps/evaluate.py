@@ -86,8 +86,13 @@ def _lm_eval(
     model: HybridLM, dataset: Path, config: EvaluationConfig
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, MetricItems]]]:
     from flashslm.data.tokenizer import load_tokenizer
-    from flashslm.evaluation.lm_eval_adapter import run_tasks
+    from flashslm.evaluation.harness import Asked, run_tasks
 
     check_unchanged(config)
-    tokenizer = load_tokenizer(dataset / "tokenizer")
-    return run_tasks(model, tokenizer, list(config.lm_eval_tasks), config.lm_eval_limit or None)
+    asked = Asked(
+        config.lm_eval_tasks,
+        config.lm_eval_limit or None,
+        task_data=config.task_data,
+        run_generated_code=config.run_generated_code,
+    )
+    return run_tasks(model, load_tokenizer(dataset / "tokenizer"), asked)

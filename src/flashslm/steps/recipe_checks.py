@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from flashslm.config import RunConfig
-from flashslm.evaluation import task_files, tasks
+from flashslm.evaluation import task_files, task_presets, tasks
 from flashslm.export.hf_config import export_problems
 from flashslm.models.architecture import Architecture, InfeasibleArchitecture, build_architecture, parse_operators
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, export_blockers
@@ -84,13 +85,14 @@ def problems_before_a_run(config: RunConfig) -> list[str]:
 
     Where it is not installed they are judged where it is.
     """
-    named = config.evaluation.lm_eval_tasks
-    found = [*problems(config), *(f"evaluation.lm_eval_tasks: {problem}" for problem in task_files.problems(named))]
-    if named and tasks.is_installed():
-        try:
-            tasks.find_tasks(tuple(name for name in named if not task_files.is_file(name)))
-        except ValueError as error:
-            found.append(f"evaluation.lm_eval_tasks: {error}")
+    evaluation = config.evaluation
+    named = evaluation.lm_eval_tasks
+    judged = [*task_presets.problems(named), *task_files.problems(named)]
+    found = [*problems(config), *(f"evaluation.lm_eval_tasks: {problem}" for problem in judged)]
+    if named and evaluation.task_data and not Path(evaluation.task_data).is_dir():
+        return [*found, f"evaluation.task_data: there is no directory '{evaluation.task_data}'"]
+    if named and not judged and tasks.is_installed():
+        found += tasks.problems(evaluation)
     return found
 
 
@@ -140,6 +142,7 @@ def _lengths(config: RunConfig) -> Iterator[str]:
         "training.stages": max(shape.sequence_length for shape in config.training.batch_shapes),
         "evaluation.sequence_length": config.evaluation.sequence_length,
         "evaluation.needle_lengths": max(config.evaluation.needle_lengths, default=0),
+        "evaluation.lm_eval_tasks": task_presets.shortest_text(config.evaluation.lm_eval_tasks),
         "latency.context": config.latency.context,
     }
     for where, length in longest.items():

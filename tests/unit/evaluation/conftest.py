@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import lm_eval.tasks
 import pytest
 import torch
 
+from flashslm.evaluation import task_manager
 from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
 from tests.unit.data.corpora import make_texts, prepare
@@ -41,3 +43,12 @@ def model() -> HybridLM:
             if name.endswith("_proj.weight"):
                 parameter *= 10
     return built.eval()
+
+
+@pytest.fixture
+def few_harness_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lm_eval's own tasks only these: to index all of them takes seconds."""
+    own = Path(lm_eval.tasks.__file__).parent
+    directories = [own / name for name in ("piqa", "arc", "mmlu/default", "gsm8k", "hellaswag", "humaneval", "mbpp")]
+    index = lm_eval.tasks.TaskManager(include_path=directories, include_defaults=False).task_index
+    monkeypatch.setattr(task_manager, "harness_index", lambda: dict(index))

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 
 from flashslm.config import ExportConfig
 from flashslm.data.tokenizer import load_tokenizer
-from flashslm.evaluation.lm_eval_adapter import run_tasks
+from flashslm.evaluation.harness import Asked, run_tasks
 from flashslm.evaluation.task_results import task_results
 from flashslm.export.huggingface import export_huggingface
 from flashslm.models.architecture import build_architecture
@@ -71,7 +71,8 @@ def test_the_harness_s_hf_model_gives_the_same_digits(dataset: Path, tasks: Path
         hf.add_bos_token = None if task == "choice" else False  # else it predicts the token that it puts before a page
         outcome = lm_eval.simple_evaluate(hf, tasks=[task], task_manager=manager, bootstrap_iters=1000)
         expected |= task_results(outcome)
-    found, _ = run_tasks(model, load_tokenizer(dataset / "tokenizer"), ["choice", "rolling"], include_path=tasks)
+    asked = Asked(["choice", "rolling"], include_path=tasks)
+    found, _ = run_tasks(model, load_tokenizer(dataset / "tokenizer"), asked)
     for metric in ("acc", "acc_norm", "acc_stderr", "samples", "version", "shots"):
         assert found["choice"].get(metric) == expected["choice"].get(metric), metric
     assert 0 < found["choice"]["acc"] < 1

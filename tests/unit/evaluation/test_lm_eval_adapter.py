@@ -6,12 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lm_eval.tasks
 import pytest
 import torch
 
 from flashslm.data.tokenizer import load_tokenizer
-from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter, _generation_arguments, run_tasks
+from flashslm.evaluation import task_manager
+from flashslm.evaluation.harness import Asked, run_tasks
+from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter, _generation_arguments
 from flashslm.inference.engine import DecodeEngine
 from flashslm.models.hybrid import HybridLM
 
@@ -183,31 +184,31 @@ def test_a_task_gives_the_accuracy_of_brute_force(
         return scores.index(max(scores)) == d["answer"]
 
     right = [is_right(d) for d in documents]
-    result, items = run_tasks(model, tokenizer, ["local_choice"], include_path=task_directory)
+    result, items = run_tasks(model, tokenizer, Asked(["local_choice"], include_path=task_directory))
     found = result["local_choice"]
     assert found["acc"] == sum(right) / 4
     assert found["acc_stderr"] == pytest.approx((sum(right) / 4 * (1 - sum(right) / 4) / 3) ** 0.5)
     assert (found["samples"], found["version"], found["shots"]) == (4, 2, 0)
     assert items["local_choice"]["acc"].totals == tuple(map(float, right))
     assert "alias" not in found
-    limited, _ = run_tasks(model, tokenizer, ["local_choice"], limit=3, include_path=task_directory)
+    limited, _ = run_tasks(model, tokenizer, Asked(["local_choice"], 3, task_directory))
     assert limited["local_choice"]["acc"] == pytest.approx(sum(right[:3]) / 3)
     assert capsys.readouterr().out == ""
 
 
 def test_a_task_named_by_its_file_is_the_same_task(model: HybridLM, tokenizer: Any, task_directory: Path) -> None:
     (file,) = task_directory.glob("*.yaml")
-    by_name = run_tasks(model, tokenizer, ["local_choice"], include_path=task_directory)
-    assert run_tasks(model, tokenizer, [str(file)]) == by_name
+    by_name = run_tasks(model, tokenizer, Asked(["local_choice"], include_path=task_directory))
+    assert run_tasks(model, tokenizer, Asked([str(file)])) == by_name
 
 
 def test_unknown_task_is_refused_with_near_names(
     model: HybridLM, tokenizer: Any, task_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = lm_eval.tasks.TaskManager  # without lm_eval's own tasks, which take seconds to index
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda include_path, **_: local(None, include_path, False))
+    local = task_manager.RecipeTaskManager  # without lm_eval's own tasks, which take seconds to index
+    monkeypatch.setattr(task_manager, "RecipeTaskManager", lambda path, _, *rest: local(path, False, *rest))
     with pytest.raises(ValueError, match=r"no task local_choise; did you mean local_choice"):
-        run_tasks(model, tokenizer, ["local_choise"], include_path=task_directory)
+        run_tasks(model, tokenizer, Asked(["local_choise"], include_path=task_directory))
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

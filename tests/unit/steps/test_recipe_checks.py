@@ -78,7 +78,7 @@ def test_points_that_outnumber_the_constants_are_no_problem() -> None:
 
 
 def test_tasks_are_judged_by_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find_tasks(names: tuple[str, ...]) -> None:
+    def find_tasks(names: tuple[str, ...], task_data: str) -> None:
         raise ValueError(f"lm_eval has no task {names[0]}")
 
     monkeypatch.setattr("flashslm.evaluation.tasks.find_tasks", find_tasks)

@@ -53,10 +53,11 @@ def stored_arguments(package: ClusterPackage, config: RunConfig, source: str) ->
 
 def cluster_arguments(package: ClusterPackage, config: RunConfig, source: str) -> dict[str, Any]:
     """The package's arguments from a recipe, but for its own; the same from whichever machine they are sent."""
-    if files := [task for task in config.evaluation.lm_eval_tasks if is_file(task)]:
+    local = {f"lm_eval_tasks: '{task}' is a file" for task in config.evaluation.lm_eval_tasks if is_file(task)}
+    local |= {f"task_data: '{of}' is a directory" for of in [config.evaluation.task_data] if of}
+    if local:
         raise LaunchError(
-            f"evaluation.lm_eval_tasks: '{files[0]}' is a file of this machine, which pods do not have: run the recipe "
-            "here, or leave it out"
+            f"evaluation.{min(local)} of this machine, which pods do not have: run the recipe here, or leave it out"
         )
     if config.gate.promotion_hook.url and not config.platform.hook_secret:
         raise LaunchError(

@@ -1,0 +1,59 @@
+"""The harness's task manager with a recipe's shots and local data. Imported only where lm_eval is installed."""
+
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from flashslm.evaluation.task_data import LocalSets
+
+
+@cache
+def harness_index() -> dict[str, Any]:
+    """lm_eval's own tasks by name. Reading its thousands of files takes seconds: once per process."""
+    return dict(TaskManager().task_index)
+
+
+class RecipeTaskManager(TaskManager):
+    """`shots` by task or group, where they are not the harness's own; with `data` nothing is fetched."""
+
+    def __init__(
+        self,
+        include_path: str | Path | None,
+        include_defaults: bool,
+        shots: dict[str, int],
+        data: LocalSets | None,
+        facts: dict[str, Any],
+    ):
+        super().__init__(include_path=include_path, include_defaults=False, metadata=facts)
+        self.shots, self.data = shots, data
+        if include_defaults:
+            self._index: dict[str, Any] = {**harness_index(), **self.task_index}
+            self._all_tasks = sorted(self._index)
+
+    def load(self, task_list: Any) -> Any:
+        """As the harness does. Raises ValueError where a set, its examples or a package is missing."""
+        try:
+            with self.data.serving() if self.data else nullcontext():
+                loaded = super().load(task_list)
+        except (ImportError, KeyError, OSError) as error:
+            raise ValueError(f"lm_eval cannot load it: {' '.join(str(error).split())}") from error
+        for name, count in self.shots.items():
+            group = loaded["groups"].get(name)
+            for task in group.get_all_tasks() if group else filter(None, [loaded["tasks"].get(name)]):
+                task.set_config(key="num_fewshot", value=count)
+        for name, task in loaded["tasks"].items():
+            if self.data and (count := task.config.num_fewshot or 0) and len(list(task.fewshot_docs())) < count:
+                raise ValueError(
+                    f"'{self.data.directory}' has fewer than the {count} examples that {name} shows first: put its "
+                    "training split there, as SET_train.jsonl or some of it as SET_train_fewshot.jsonl"
+                )
+        return loaded
+
+    def says(self, task: str, key: str) -> Any:
+        """A key of a task's own file, without loading the task; None where it has none."""
+        entry = self.task_index.get(task)
+        return load_yaml(entry.yaml_path, resolve_func=False).get(key) if entry and entry.yaml_path else None
