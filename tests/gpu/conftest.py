@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from flashslm.ops.gradient_check import relative_error
+
 LENGTHS = (1, 63, 64, 65, 257)
 # Relative error ||actual - expected|| / ||expected||. bf16 has 8 bits (0.4 %); fp32 products run as tf32 (11 bits).
 TOLERANCE = {torch.bfloat16: 1.5e-2, torch.float32: 2e-3}
@@ -34,11 +36,6 @@ def poisoned_memory() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """||actual - expected|| / ||expected||; where nothing is expected (a softmax over one key) the error itself."""
-    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-2))
 
 
 def _run(op: Op, inputs: list[Tensor | None], shared_state: bool, **options: Any) -> Iterator[Tensor]:

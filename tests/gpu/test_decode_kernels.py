@@ -8,8 +8,8 @@ from flashslm.models.rope import Rotary, rotary, rotate
 from flashslm.ops.attention import attention_step
 from flashslm.ops.causal_conv import causal_conv_step
 from flashslm.ops.delta_rule import DeltaRuleToken, delta_rule_step
+from flashslm.ops.gradient_check import relative_error
 from flashslm.ops.ssd import SSDToken, ssd_step
-from tests.gpu.conftest import relative_error
 
 pytestmark = pytest.mark.gpu
 TOLERANCE = 1e-2  # bf16 outputs of fp32 sums

@@ -9,8 +9,8 @@ from flashslm.inference.sampling import Sampling
 from flashslm.models.architecture import build_architecture
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
+from flashslm.ops.gradient_check import relative_error
 from flashslm.ops.kernels import MissingKernel
-from tests.gpu.conftest import relative_error
 
 pytestmark = pytest.mark.gpu
 CONTEXT = 300

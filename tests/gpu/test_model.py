@@ -9,7 +9,7 @@ from flashslm.models.architecture import build_architecture
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
-from tests.gpu.conftest import relative_error
+from flashslm.ops.gradient_check import relative_error
 
 pytestmark = pytest.mark.gpu
 VOCABULARY, LENGTH = 1003, 4096

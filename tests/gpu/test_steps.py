@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from flashslm.ops.delta_rule import DeltaRuleInputs, DeltaRuleToken, delta_rule_naive
+from flashslm.ops.gradient_check import relative_error
 from flashslm.ops.ssd import SSDInputs, SSDToken, ssd_naive
-from tests.gpu.conftest import TOLERANCE, relative_error
+from tests.gpu.conftest import TOLERANCE
 from tests.gpu.test_fused_ops import delta_inputs, normal
 
 pytestmark = pytest.mark.gpu

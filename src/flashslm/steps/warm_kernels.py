@@ -12,6 +12,7 @@ from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
 from flashslm.ops import kernels
+from flashslm.ops.gradient_check import require_right_gradients
 from flashslm.training.proxy import proxy_training
 from flashslm.training.step import TrainStep
 
@@ -52,8 +53,11 @@ def warm(config: RunConfig, warm_up: WarmUp) -> None:
     device = pick_device("auto")
     section: ScalingConfig | SearchConfig = config.scaling
     training = proxy_training(section, 1, decay=False)
+    precision = pick_dtype("auto", device)
+    if device == "cuda":
+        require_right_gradients(warm_up.architecture.operators, device, getattr(torch, precision))
     model = HybridLM.build(warm_up.architecture, device)
-    step = TrainStep(model, training, pick_dtype("auto", device), weight_norm=True)
+    step = TrainStep(model, training, precision, weight_norm=True)
     tokens = torch.randint(VOCAB_SIZE, (warm_up.batch, warm_up.sequence_length))
     step.loss(Batch(tokens, tokens, torch.zeros_like(tokens))).backward()
     step.update(0)

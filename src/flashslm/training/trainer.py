@@ -16,6 +16,7 @@ from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.accounting import forward_flops_per_token
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
+from flashslm.ops.gradient_check import require_right_gradients
 from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import (
     World,
@@ -64,7 +65,8 @@ def train(
     then gets where it continues, and `on_metrics` the rows from there. Under torchrun the model is sharded and rank 0
     reports and saves.
 
-    A step whose gradient is not finite is skipped. Raises NonFiniteLoss where more than `max_skipped_steps` are, or the
+    On a GPU whose kernels have wrong gradients it raises WrongGradient before anything is trained. A step whose
+    gradient is not finite is skipped. Raises NonFiniteLoss where more than `max_skipped_steps` are, or the
     validation loss is not finite; Terminated (SystemExit 143) after SIGTERM, once the step is finished and, unless the
     store is away, saved. During the first step SIGTERM does what it did before the call.
     """
@@ -91,6 +93,8 @@ class _Trainer:
         self.world = current_world()
         self.device = next(model.parameters()).device
         self.precision = pick_dtype(self.config.precision, "cuda" if self.device.type == "cuda" else "cpu")
+        if self.device.type == "cuda":
+            require_right_gradients(model.architecture.operators, "cuda", getattr(torch, self.precision))
         self.train_loader, self.validation_loader = _loaders(spec, fetch, self.world)
         shard_model(model)
         self.step = TrainStep(model, self.config, self.precision, weight_norm=spec.weight_norm)

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from flashslm.ops.bad_sets import known_problems
 from flashslm.ops.delta_rule import DeltaRuleInputs, DeltaRuleToken
 from flashslm.ops.fused.packing import one_row, pack
 from flashslm.ops.gla import GLAInputs
+from flashslm.ops.kernel_cache import cache_facts
 from flashslm.ops.precision import without_autocast
 
 
@@ -86,14 +87,6 @@ def _by_documents(
 def gated_backward_problem() -> str:
     """Why the gated delta rule cannot be trained on this machine by flash-linear-attention; empty: it can.
 
-    Its backward gives wrong results on Hopper with Triton 3.4 to 3.7.0, and the library refuses to run it.
+    The library refuses to run its backward there, too.
     """
-    import importlib.util
-
-    import triton
-
-    version = tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:3])
-    hopper = torch.cuda.get_device_capability()[0] == 9
-    if hopper and (3, 4) <= version < (3, 7, 1) and importlib.util.find_spec("tilelang") is None:
-        return f"Triton {triton.__version__} computes a wrong backward on Hopper (3.4 to 3.7.0 do)"
-    return ""
+    return known_problems(["gated_delta_rule"], cache_facts()).get("gated_delta_rule", "")
