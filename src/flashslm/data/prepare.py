@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 
 from flashslm.config import DataConfig
+from flashslm.data.encoding import TextEncoder
 from flashslm.data.file_formats import Document
 from flashslm.data.shards import ShardWriter, SplitIndex, SplitReader
 from flashslm.data.sources import describe_source, read_documents
@@ -93,12 +94,12 @@ def prepare_dataset(
             _ensure_document(split, collected, Path(spool))
         _refuse_unusable(collected, config)
         tokenizer, end_id = copied or _train_tokenizer(config, collected.sample, directory)
-        _take_text_as_it_is(tokenizer)
-        on_progress(f"tokenizer ready: {tokenizer.get_vocab_size():,} tokens")
+        encoder = TextEncoder(tokenizer)
+        on_progress(f"tokenizer ready: {tokenizer.get_vocab_size():,} tokens, encoded by {encoder.name}")
         indices = {}
         for split in SPLITS:
             writer = ShardWriter(directory / split, tokenizer.get_vocab_size(), end_id, config.shard_tokens)
-            indices[split] = _encode(tokenizer, Path(spool) / split, writer)
+            indices[split] = _encode(encoder, Path(spool) / split, writer)
             on_progress(f"{split}: {indices[split].tokens:,} tokens")
     counts = SplitReader(directory / "test").token_counts(tokenizer.get_vocab_size())
     summary = _summarise(config, collected, indices, counts)
@@ -228,17 +229,10 @@ def _train_tokenizer(config: DataConfig, sample: FairSample, directory: Path) ->
     return tokenizer, 0
 
 
-def _take_text_as_it_is(tokenizer: Tokenizer) -> None:
-    tokenizer.encode_special_tokens = True  # a document that spells a special token gets its characters, not its id
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-
-
-def _encode(tokenizer: Tokenizer, spool: Path, writer: ShardWriter) -> SplitIndex:
+def _encode(encoder: TextEncoder, spool: Path, writer: ShardWriter) -> SplitIndex:
     for texts in _batches(spool):
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        for text, encoding in zip(texts, encodings, strict=True):
-            writer.add(encoding.ids, len(text.encode()))
+        for text, ids in zip(texts, encoder.encode(texts), strict=True):
+            writer.add(ids, len(text.encode()))
     return writer.close()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from flashslm.data.segments import SEGMENTS_FILE, Segments, checked, whole_files
@@ -71,12 +71,13 @@ class ShardWriter:
     def tokens(self) -> int:
         return len(self._shards) * self.shard_tokens + self._filled
 
-    def add(self, token_ids: list[int], num_bytes: int) -> None:
+    def add(self, token_ids: ArrayLike, num_bytes: int) -> None:
         """Append one document's text tokens; `num_bytes` is its text's size in UTF-8."""
         self._token_offsets.append(self.tokens)
         self._byte_offsets.append(self._bytes)
         self._bytes += num_bytes
-        self._append([self.end_of_document_id, *token_ids])
+        self._append([self.end_of_document_id])
+        self._append(token_ids)
 
     def close(self) -> SplitIndex:
         """Write the closing token, the last shard, the offsets and index.json."""
@@ -99,8 +100,8 @@ class ShardWriter:
         index.write(self.directory)
         return index
 
-    def _append(self, token_ids: list[int]) -> None:
-        values = np.array(token_ids, dtype=self.dtype)
+    def _append(self, token_ids: ArrayLike) -> None:
+        values = np.asarray(token_ids, dtype=self.dtype)
         while len(values):
             part = values[: self.shard_tokens - self._filled]
             self._buffer[self._filled : self._filled + len(part)] = part
