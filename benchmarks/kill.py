@@ -35,8 +35,8 @@ from flashslm.infra.stack import daemons, embedded_stack
 from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage.audit import audit
 from flashslm.infra.storage.object_store import ObjectStore
-from flashslm.infra.tracking import mlflow_runs
-from flashslm.infra.tracking.mlflow_api import MlflowApi
+from flashslm.infra.tracking import spool
+from flashslm.infra.tracking.mlflow_client import TrackingClient
 
 KINDS = ("promotion", "step", "promotion", "run")
 SERVICES = (("s3",), ("mlflow",), ("s3", "mlflow"))
@@ -97,7 +97,7 @@ def _after_end(bench: Bench, kind: str, old: State, before: set[str], counts: Co
     times_heard = bench.heard().count(state[0])
     counts["hook heard twice"] += times_heard > 1
     made = (1, 2) if kind == "run" else (1,)  # the next run is another one, and registers a version of its own
-    running = MlflowApi(bench.settings).search_runs("attributes.status = 'RUNNING'") if kind == "run" else []
+    running = TrackingClient(bench.settings).find_runs("attributes.status = 'RUNNING'") if kind == "run" else []
     checks = {
         f"after {old} the state is {state}": state[1] != old[0] or state[0] == old[0],
         f"versions {sorted(before - versions)} are lost": not before <= versions,
@@ -105,7 +105,7 @@ def _after_end(bench: Bench, kind: str, old: State, before: set[str], counts: Co
         f"the hook never heard of version {state[0]}": not times_heard,
         f"aliases {aliases} do not follow the record {state}": aliases != state,
         f"{len(running)} runs stay RUNNING in MLflow": bool(running),
-        "metrics wait in the spool": kind == "run" and mlflow_runs.spooled(),
+        "metrics wait in the spool": kind == "run" and spool.spooled(),
     }
     return [problem for problem, is_wrong in checks.items() if is_wrong]
 

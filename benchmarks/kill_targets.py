@@ -26,7 +26,7 @@ from flashslm.infra.stack import embedded_stack
 from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import mlflow_runs
-from flashslm.infra.tracking.mlflow_api import MlflowApi
+from flashslm.infra.tracking.mlflow_client import TrackingClient
 from flashslm.steps import register_model
 from flashslm.steps.run import run_step
 
@@ -264,6 +264,5 @@ class Bench:
     def aliases(self) -> State:
         """Champion and previous in MLflow, after the registry has been read."""
         model_registry.list_versions(self.settings, MODEL)
-        model = MlflowApi(self.settings).get("registered-models/get", name=MODEL)["registered_model"]
-        aliases = {entry["alias"]: str(entry["version"]) for entry in model.get("aliases", [])}
-        return aliases.get("champion", ""), aliases.get("previous", "")
+        aliases = TrackingClient(self.settings).get_registered_model(MODEL).aliases
+        return str(aliases.get("champion", "")), str(aliases.get("previous", ""))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flashslm.infra.stack import embedded_stack
-from flashslm.infra.tracking.mlflow_api import MlflowApi
+from flashslm.infra.tracking.mlflow_client import TrackingClient
 from tests.pipeline.conftest import FAKE_STEPS
 from tests.pipeline.tiny import enter_checkout
 
@@ -70,6 +70,6 @@ def test_two_runs_of_one_second_and_directory_do_not_meet(checkout: Path) -> Non
         assert sorted(json.loads(call)["step"] for call in calls) == ["evaluate", "prepare_data"]
         settings = embedded_stack.settings_of(home)
         assert settings is not None and fact["mlflow_url"].startswith(settings.tracking_uri)
-        (recorded,) = MlflowApi(settings).search_runs("")
-        assert (recorded["info"]["run_name"], recorded["info"]["status"]) == (fact["run_id"], "FINISHED")
+        (recorded,) = TrackingClient(settings).find_runs("")
+        assert (recorded.info.run_name, recorded.info.status) == (fact["run_id"], "FINISHED")
     assert (checkout / "runs" / "latest").resolve().name in {fact["run_id"] for fact in facts}

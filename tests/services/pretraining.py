@@ -11,7 +11,7 @@ from flashslm.export.hf_config import config_from_architecture
 from flashslm.export.weights import write_weights
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import ObjectStore
-from flashslm.infra.tracking.mlflow_api import MlflowApi
+from flashslm.infra.tracking.mlflow_client import TrackingClient
 from tests.unit.training import tiny
 
 
@@ -70,7 +70,7 @@ def continue_call(inputs: dict[str, str], output: Path, processes: int, **change
 
 def metric_steps(settings: Settings, name: str) -> list[int]:
     """Steps of the training loss in the newest MLflow run of that name."""
-    api = MlflowApi(settings)
-    run = api.search_runs(f"attributes.run_name = '{name}'")[0]["info"]["run_id"]
-    history = api.get("metrics/get-history", run_id=run, metric_key="train/loss_nats")["metrics"]
+    api = TrackingClient(settings)
+    run = api.find_runs(f"attributes.run_name = '{name}'")[0].info.run_id
+    history = api.get_metric_history(run, "train/loss_nats")
     return sorted({int(point["step"]) for point in history})

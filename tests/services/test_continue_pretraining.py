@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
-from flashslm.infra.tracking.mlflow_api import MlflowApi
+from flashslm.infra.tracking.mlflow_client import TrackingClient
 from flashslm.steps.run import run_step
 from flashslm.training.workers import WorkerFailed
 from tests.services.pods import run_pods, two_nodes
@@ -59,8 +59,8 @@ def test_it_is_the_same_run_in_one_process_in_two_and_on_two_nodes(
         for key, tensor in expected.items():
             torch.testing.assert_close(found[key], tensor, atol=2e-3, rtol=0, msg=f"{name}: {key}")
     assert metric_steps(platform_env, NAME) == list(range(1, 7))
-    run = MlflowApi(platform_env).search_runs(f"attributes.run_name = '{NAME}'")[0]
-    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    run = TrackingClient(platform_env).find_runs(f"attributes.run_name = '{NAME}'")[0]
+    tags = run.data.tags
     assert tags["train_job.name"] == server.created[0]
 
 

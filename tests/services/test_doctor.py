@@ -2,7 +2,7 @@ import pytest
 
 from flashslm.infra.stack import doctor
 from flashslm.infra.stack.doctor import diagnose
-from flashslm.infra.tracking.mlflow_api import MlflowApi
+from flashslm.infra.tracking.mlflow_client import TrackingClient
 
 pytestmark = pytest.mark.services
 
@@ -26,7 +26,7 @@ def test_a_sound_stack_passes_and_keeps_no_probe(settings, store, monkeypatch):
     assert [c for c in checks if not c.ok] == []
     assert all(c.time_ms > 0 and c.detail and not c.hint for c in checks)
     assert [key for key in store.list("probe/") if key.endswith(".json")] == []
-    assert MlflowApi(settings).search_runs("attributes.run_name = 'doctor'") == []
+    assert TrackingClient(settings).find_runs("attributes.run_name = 'doctor'") == []
 
 
 def test_each_fault_is_found_and_explained(settings, tmp_path, monkeypatch):

@@ -12,10 +12,11 @@ import pytest
 
 from components.end_run.component import end_run
 from flashslm.config import STEP_SECTIONS, RunConfig
+from flashslm.infra import kfp_facts
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import kfp_run, mlflow_runs
-from flashslm.infra.tracking.mlflow_api import MlflowApi
+from flashslm.infra.tracking.mlflow_client import TrackingClient
 from flashslm.infra.tracking.spool import PARENT_TAG
 from flashslm.launch.kfp import run_end
 from flashslm.steps.context import StepContext
@@ -50,32 +51,33 @@ class Cluster:
             fake.recurring_runs.append(read("V2beta1RecurringRun", weekly))
         self.settings = settings.model_copy(update={"kfp_run_id": self.run_id})
 
-    def parent(self) -> dict[str, Any]:
-        (found,) = self.runs(f"tags.{kfp_run.RUN_TAG} = '{self.run_id}'")
+    def parent(self) -> Any:
+        (found,) = self.runs(f"tags.{kfp_facts.RUN_TAG} = '{self.run_id}'")
         return found
 
-    def children(self, run_id: str = "") -> dict[str, dict[str, Any]]:
-        found = self.runs(f"tags.{PARENT_TAG} = '{run_id or self.parent()['info']['run_id']}'")
-        return {run["info"]["run_name"]: run for run in found}
+    def children(self, run_id: str = "") -> dict[str, Any]:
+        found = self.runs(f"tags.{PARENT_TAG} = '{run_id or self.parent().info.run_id}'")
+        return {run.info.run_name: run for run in found}
 
-    def runs(self, condition: str) -> list[dict[str, Any]]:
-        api = MlflowApi(self.settings)
-        return api.search_runs(condition, [e["experiment_id"] for e in api.search_experiments()])
+    def runs(self, condition: str) -> list[Any]:
+        api = TrackingClient(self.settings)
+        return api.find_runs(condition, [e.experiment_id for e in api.all_pages("search_experiments")])
 
-    def experiment_of(self, run: dict[str, Any]) -> str:
-        found = MlflowApi(self.settings).get("experiments/get", experiment_id=run["info"]["experiment_id"])
-        return str(found["experiment"]["name"])
+    def experiment_of(self, run: Any) -> str:
+        found = TrackingClient(self.settings).get_experiment(run.info.experiment_id)
+        return str(found.name)
 
 
-def tags(run: dict[str, Any]) -> dict[str, str]:
-    return {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+def tags(run: Any) -> dict[str, str]:
+    found: dict[str, str] = run.data.tags
+    return found
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKfp]:
     with FakeKfp() as server:
-        monkeypatch.setenv(kfp_run.KFP_API, server.url)
-        monkeypatch.setenv(kfp_run.KFP_URL, KFP_URL)
+        monkeypatch.setenv(kfp_facts.KFP_API, server.url)
+        monkeypatch.setenv(kfp_facts.KFP_URL, KFP_URL)
         yield server
 
 
@@ -98,16 +100,16 @@ def test_pods_that_start_together_make_one_parent(cluster: Cluster) -> None:
         joined = list(pool.map(lambda _: kfp_run.joined(cluster.settings, ObjectStore(cluster.settings)), range(8)))
     assert len({settings.parent_run_id for settings in joined}) == 1
     assert {settings.experiment for settings in joined} == {cluster.recipe}
-    assert cluster.parent()["info"]["run_id"] == joined[0].parent_run_id  # the only one
+    assert cluster.parent().info.run_id == joined[0].parent_run_id  # the only one
 
 
 def test_a_run_is_one_run_named_and_tagged_as_a_local_one(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     check_recipe()
     parent, reference = cluster.parent(), cluster.run.pipeline_version_reference
-    info = parent["info"]
-    assert (info["run_name"], info["status"]) == (cluster.run.display_name, "RUNNING")
+    info = parent.info
+    assert (info.run_name, info.status) == (cluster.run.display_name, "RUNNING")
     assert cluster.experiment_of(parent) == cluster.recipe
-    assert info["start_time"] == int(cluster.run.created_at.timestamp() * 1000)
+    assert info.start_time == int(cluster.run.created_at.timestamp() * 1000)
     expected = {
         "recipe": cluster.recipe,
         "pipeline": "design_and_train",
@@ -118,14 +120,14 @@ def test_a_run_is_one_run_named_and_tagged_as_a_local_one(cluster: Cluster, capl
         "kfp.pipeline_version": "design-and-train-0123",
     }
     assert expected.items() <= tags(parent).items() and mlflow_runs.OWNER_TAG not in tags(parent)
-    logged = {param["key"]: param["value"] for param in parent["data"]["params"]}
+    logged = parent.data.params
     assert (logged["cfg.seed"], logged["cfg.training.steps"]) == ("3", "20")
     assert logged["cfg.training.batch_size"] == str(RECIPE.training.batch_size), "defaults too"
     assert not any(key.startswith("cfg.platform") for key in logged)
     (step,) = cluster.children().values()
-    assert step["info"]["run_name"] == "check_recipe" and step["info"]["status"] == "FINISHED"
+    assert step.info.run_name == "check_recipe" and step.info.status == "FINISHED"
     assert cluster.experiment_of(step) == cluster.recipe
-    assert f"MLflow: {cluster.settings.tracking_uri}/#/runs/{info['run_id']}" in caplog.text
+    assert f"MLflow: {cluster.settings.tracking_uri}/#/runs/{info.run_id}" in caplog.text
 
 
 def test_a_scheduled_run_names_its_schedule(fake: FakeKfp, platform_env: Settings) -> None:
@@ -138,15 +140,15 @@ def test_without_kfps_api_the_id_is_what_is_known(cluster: Cluster, fake: FakeKf
     fake.fail("GET", "/runs/", 403, times=1)
     check_recipe()
     parent = cluster.parent()
-    assert parent["info"]["run_name"] == f"kfp-{cluster.run_id[:8]}"
+    assert parent.info.run_name == f"kfp-{cluster.run_id[:8]}"
     assert cluster.experiment_of(parent) == cluster.settings.experiment and len(cluster.children()) == 1
 
 
 def test_the_parent_of_kfps_plug_in_is_used(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     own = cluster.settings.model_copy(update={"experiment": "kfp"})
-    plug_in = mlflow_runs.start_parent_run(own, "named by KFP", {kfp_run.RUN_TAG: cluster.run_id})
+    plug_in = mlflow_runs.start_parent_run(own, "named by KFP", {kfp_facts.RUN_TAG: cluster.run_id})
     nested = own.model_copy(update={"parent_run_id": plug_in})
-    with mlflow_runs.open_run(nested, "check-recipe", tags={kfp_run.RUN_TAG: cluster.run_id}) as child:
+    with mlflow_runs.open_run(nested, "check-recipe", tags={kfp_facts.RUN_TAG: cluster.run_id}) as child:
         pass
     monkeypatch.setenv("MLFLOW_RUN_ID", child.run_id)
     check_recipe()
@@ -159,35 +161,35 @@ def test_the_parent_of_kfps_plug_in_is_used(cluster: Cluster, monkeypatch: pytes
     assert {cluster.experiment_of(run) for run in found.values()} == {"kfp"}
     run_end.end_run("COMPLETE")
     assert set(cluster.children(plug_in)) == set(found), "the plug-in lists cached tasks itself"
-    ended = MlflowApi(cluster.settings).get("runs/get", run_id=plug_in)["run"]
-    assert ended["info"]["status"] == "FINISHED" and tags(ended)["recipe"] == cluster.recipe
+    ended = TrackingClient(cluster.settings).get_run(plug_in)
+    assert ended.info.status == "FINISHED" and tags(ended)["recipe"] == cluster.recipe
 
 
 def test_cached_steps_are_nested_too(cluster: Cluster) -> None:
     check_recipe()
     line = run_end.end_run("COMPLETE")
     parent = cluster.parent()
-    url = f"{cluster.settings.tracking_uri}/#/runs/{parent['info']['run_id']}"
-    assert line == f"MLflow: [{url}]({url})" and parent["info"]["status"] == "FINISHED"
+    url = f"{cluster.settings.tracking_uri}/#/runs/{parent.info.run_id}"
+    assert line == f"MLflow: [{url}]({url})" and parent.info.status == "FINISHED"
     found = cluster.children()
     cached = {name for name, run in found.items() if tags(run).get("cached") == "true"}
     assert len(cached) == 11 and cached == set(found) - {"check_recipe"}  # two loops of two among nine tasks
     assert {"prepare_data", "search_architecture worker=1", "pretrain seed=0 weight_norm=on"} <= cached
-    assert {run["info"]["status"] for run in found.values()} == {"FINISHED"}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
     run_end.end_run("COMPLETE")  # a retry of the exit task
     assert cluster.children().keys() == found.keys()
 
 
 def test_a_run_whose_steps_were_all_cached_has_its_parent(cluster: Cluster) -> None:
     run_end.end_run("COMPLETE")
-    assert cluster.parent()["info"]["status"] == "FINISHED" and len(cluster.children()) == 11
+    assert cluster.parent().info.status == "FINISHED" and len(cluster.children()) == 11
 
 
 @pytest.mark.parametrize(("state", "expected"), [("FAILED", "FAILED"), ("RUNNING", "KILLED"), ("COMPLETE", "FINISHED")])
 def test_pods_that_were_killed_do_not_stay_running(cluster: Cluster, state: str, expected: str) -> None:
     settings = kfp_run.joined(cluster.settings, ObjectStore(cluster.settings))
     mark = {kfp_run.STEP_TAG: cluster.run_id}
-    api = MlflowApi(settings)
+    api = TrackingClient(settings)
     lost = mlflow_runs.start_parent_run(settings, "lost", mark | {PARENT_TAG: settings.parent_run_id})
     trial = mlflow_runs.start_parent_run(settings, "trial 3", {PARENT_TAG: lost})
     elsewhere = settings.model_copy(update={"experiment": "flashslm", "parent_run_id": ""})
@@ -195,10 +197,10 @@ def test_pods_that_were_killed_do_not_stay_running(cluster: Cluster, state: str,
         pass
     other = mlflow_runs.start_parent_run(settings, "of another run", {kfp_run.STEP_TAG: "other"})
     run_end.end_run(state)
-    status = {run: api.get("runs/get", run_id=run)["run"]["info"]["status"] for run in (lost, trial, other)}
+    status = {run: api.get_run(run).info.status for run in (lost, trial, other)}
     assert status == {lost: "KILLED", trial: "KILLED", other: "RUNNING"}
-    assert cluster.parent()["info"]["status"] == expected
-    assert cluster.children()["begun without MLflow"]["info"]["status"] == "FINISHED"
+    assert cluster.parent().info.status == expected
+    assert cluster.children()["begun without MLflow"].info.status == "FINISHED"
     mlflow_runs.finish_run(settings, other, "KILLED")
 
 
@@ -213,15 +215,15 @@ def test_runs_that_ended_without_their_exit_task_are_ended_by_the_next(
     deleted = platform_env.model_copy(update={"kfp_run_id": str(uuid.uuid4())})
     ids[kfp_run.parent_run(deleted, ObjectStore(deleted)).run_id] = "KILLED"
     run_end.end_run("COMPLETE")
-    api = MlflowApi(platform_env)
-    assert {run: api.get("runs/get", run_id=run)["run"]["info"]["status"] for run in ids} == ids
+    api = TrackingClient(platform_env)
+    assert {run: api.get_run(run).info.status for run in ids} == ids
 
 
 def test_the_component_leaves_the_address_for_kfps_page(cluster: Cluster, tmp_path: Path) -> None:
     page = tmp_path / "mlflow.md"
     end_run.python_func(status=SimpleNamespace(state="FAILED"), mlflow=SimpleNamespace(path=str(page)))
-    parent = cluster.parent()["info"]
-    assert parent["status"] == "FAILED" and f"/#/runs/{parent['run_id']}" in page.read_text()
+    parent = cluster.parent().info
+    assert parent.status == "FAILED" and f"/#/runs/{parent.run_id}" in page.read_text()
 
 
 def test_the_report_step_puts_the_figures_on_the_parent(cluster: Cluster, store: ObjectStore, tmp_path: Path) -> None:
@@ -240,7 +242,7 @@ def test_the_report_step_puts_the_figures_on_the_parent(cluster: Cluster, store:
     )
     record_on_cluster(context, "hold", page)
     assert tags(cluster.parent())["decision"] == "hold"
-    assert [metric["key"] for metric in cluster.parent()["data"]["metrics"]] == ["test/perplexity"]
+    assert list(cluster.parent().data.metrics) == ["test/perplexity"]
 
 
 def test_a_step_goes_on_while_mlflow_is_away(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,14 +265,15 @@ def test_headline_and_decision_are_on_the_parent(cluster: Cluster, store: Object
         "exported": manifest(latency_ms=3.0, operators="DFAF"),
     }
     page = tmp_path / "report.html"
+    (tmp_path / "back").mkdir()
     record_headline(settings, settings.parent_run_id, artifacts, "promote", "stdlib", page)
     run_end.end_run("COMPLETE")
     parent = cluster.parent()
-    metrics = {metric["key"]: metric["value"] for metric in parent["data"]["metrics"]}
-    assert metrics == {"unigram_entropy_nats": 5.0, "test/perplexity": 12.5, "latency_ms": 3.0}
+    assert parent.data.metrics == {"unigram_entropy_nats": 5.0, "test/perplexity": 12.5, "latency_ms": 3.0}
     assert tags(parent)["operators"] == "DFAF"
     assert tags(parent)["decision"] == "promote, but the model was not registered"  # that task was skipped
-    assert MlflowApi(settings).read_artifact(settings.parent_run_id, "report.html") == b"<p>report</p>"
+    back = TrackingClient(settings).download_artifacts(settings.parent_run_id, "report.html", str(tmp_path / "back"))
+    assert Path(back).read_bytes() == b"<p>report</p>"
 
 
 def manifest(**metadata: Any) -> Manifest:

@@ -18,7 +18,7 @@ from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreUnavailable
 from flashslm.infra.storage.tree import hash_tree
-from flashslm.infra.tracking.mlflow_api import MlflowApi
+from flashslm.infra.tracking.mlflow_client import TrackingClient
 from tests.services.pretraining import call, metric_steps, write_inputs
 
 pytestmark = pytest.mark.services
@@ -88,9 +88,9 @@ def first_checkpoints(store: ObjectStore) -> list[str]:
 
 
 def tags(settings: Settings) -> dict[str, str]:
-    api = MlflowApi(settings)
-    run = api.search_runs("attributes.run_name = 'pretrain seed=0 weight_norm=on'")[0]
-    return {"status": run["info"]["status"]} | {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    api = TrackingClient(settings)
+    run = api.find_runs("attributes.run_name = 'pretrain seed=0 weight_norm=on'")[0]
+    return {"status": run.info.status} | run.data.tags
 
 
 def test_training_goes_on_while_one_checkpoint_waits_for_the_store(

@@ -13,7 +13,7 @@ import pytest
 from flashslm.infra.kubernetes import train_job
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
-from flashslm.infra.tracking.mlflow_api import MlflowApi
+from flashslm.infra.tracking.mlflow_client import TrackingClient
 from flashslm.steps import pretrain
 from flashslm.steps.run import run_step
 from flashslm.training.workers import WorkerFailed
@@ -51,8 +51,8 @@ def test_two_nodes_give_the_run_of_one_process(
     assert "on 2 processes" in result["summary"] and result["resumed_from_step"] == 0
     log = capfd.readouterr().out
     assert "@metrics" not in log, "metrics are not printed as lines"
-    run = MlflowApi(platform_env).search_runs("attributes.run_name = 'pretrain seed=0 weight_norm=on'")[0]
-    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    run = TrackingClient(platform_env).find_runs("attributes.run_name = 'pretrain seed=0 weight_norm=on'")[0]
+    tags = run.data.tags
     assert tags["train_job.name"] == server.created[0] and tags["train_job.status"]
     assert tags["kernel.attention/cpu/float32"] == "sdpa"
     assert metric_steps(platform_env, "pretrain seed=0 weight_norm=on") == list(range(1, STEPS + 1))

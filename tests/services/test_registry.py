@@ -14,7 +14,7 @@ from flashslm.infra.storage import lease
 from flashslm.infra.storage.lease import LeaseTimeout
 from flashslm.infra.storage.object_store import ObjectCorrupt, ObjectMissing
 from flashslm.infra.tracking import mlflow_runs
-from flashslm.infra.tracking.mlflow_api import MlflowApi
+from flashslm.infra.tracking.mlflow_client import TrackingClient
 
 pytestmark = pytest.mark.services
 
@@ -109,7 +109,7 @@ def test_of_two_promoters_one_wins(settings, name, run_id, make):
 
 def test_two_writers_may_set_one_new_alias_at_the_same_moment(settings, name, run_id, make):
     version = model_registry.register(settings, name, make("one"), run_id, {})
-    api = MlflowApi(settings)
+    api = TrackingClient(settings)
     with ThreadPoolExecutor(8) as pool:
         for alias in (f"alias-{turn}" for turn in range(5)):  # MLflow itself refuses about one of eight such writes
             list(pool.map(lambda alias: model_registry._set_alias(api, name, alias, version), [alias] * 8))
@@ -217,8 +217,7 @@ def test_a_version_that_cannot_be_read_does_not_stop_the_others(tag, settings, n
         for text in ("one", "broken", "three")
     ]
     model_registry.promote(settings, name, first, "")
-    body = {"name": name, "version": broken, "key": tag, "value": '{"kind":'}
-    MlflowApi(settings).post("model-versions/set-tag", body)
+    TrackingClient(settings).set_model_version_tag(name, broken, tag, '{"kind":')
     assert [v.version for v in model_registry.list_versions(settings, name)] == [third, first]
     assert f"version {broken} of model '{name}' cannot be read" in caplog.text
     model_registry.promote(settings, name, third, first)
@@ -230,8 +229,7 @@ def test_a_version_that_cannot_be_read_does_not_stop_the_others(tag, settings, n
 def test_a_champion_that_cannot_be_read_can_be_replaced(settings, name, run_id, make):
     first, second = [model_registry.register(settings, name, make(text), run_id, {}) for text in ("one", "two")]
     model_registry.promote(settings, name, first, "")
-    body = {"name": name, "version": first, "key": "flashslm.manifest", "value": "{"}
-    MlflowApi(settings).post("model-versions/set-tag", body)
+    TrackingClient(settings).set_model_version_tag(name, first, "flashslm.manifest", "{")
     with pytest.raises(RegistryError, match=f"no version {first}"):
         model_registry.champion(settings, name)
     current = model_registry.champion_version(settings, name)
@@ -244,11 +242,10 @@ def test_aliases_follow_the_record(settings, store, name, run_id, make):
     first, second = [model_registry.register(settings, name, make(text), run_id, {}) for text in ("one", "two")]
     model_registry.promote(settings, name, first, "")
     model_registry.promote(settings, name, second, first)
-    body = {"name": name, "alias": "champion", "version": first}
-    MlflowApi(settings).post("registered-models/alias", body)
+    TrackingClient(settings).set_registered_model_alias(name, "champion", first)
     assert model_registry.champion(settings, name).version == second
-    there = MlflowApi(settings).get("registered-models/get", name=name)["registered_model"]["aliases"]
-    assert {a["alias"]: a["version"] for a in there} == {"champion": second, "previous": first}, "they are repaired"
+    there = TrackingClient(settings).get_registered_model(name).aliases
+    assert there == {"champion": second, "previous": first}, "they are repaired"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"champion": "7"}'])
@@ -270,7 +267,7 @@ def test_a_damaged_record_is_kept_and_the_aliases_count(content, settings, store
 def test_a_registry_that_counts_from_one_again_has_no_champion(settings, store, name, run_id, make):
     version = model_registry.register(settings, name, make("one"), run_id, {})
     model_registry.promote(settings, name, version, "")
-    MlflowApi(settings).post("registered-models/delete", {"name": name}, method="DELETE")
+    TrackingClient(settings).delete_registered_model(name)
     assert model_registry.champion(settings, name) is None
     again = model_registry.register(settings, name, make("other"), run_id, {})
     assert again == version and model_registry.champion(settings, name) is None

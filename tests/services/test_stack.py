@@ -15,7 +15,7 @@ import pytest
 from flashslm.infra.stack import daemons, embedded_stack
 from flashslm.infra.stack.doctor import diagnose
 from flashslm.infra.storage.object_store import ObjectStore
-from flashslm.infra.tracking.mlflow_api import MlflowApi
+from flashslm.infra.tracking.mlflow_client import TrackingClient
 
 pytestmark = pytest.mark.services
 
@@ -73,7 +73,7 @@ def test_secrets_are_the_owners_and_everything_listens_on_loopback(home):
 def test_a_killed_daemon_comes_back_with_its_data_even_on_another_port(home):
     settings, before = embedded_stack.settings_of(home), pids(home)
     ObjectStore(settings).put_json("kept", {"n": 1})
-    experiment = MlflowApi(settings).experiment_id
+    experiment = TrackingClient(settings).experiment_id
     os.kill(before["s3"], signal.SIGKILL)
     psutil.wait_procs([psutil.Process(before["s3"])] if psutil.pid_exists(before["s3"]) else [], timeout=10)
     assert {s.name: s.running for s in embedded_stack.status(home).services} == {"s3": False, "mlflow": True}
@@ -87,7 +87,7 @@ def test_a_killed_daemon_comes_back_with_its_data_even_on_another_port(home):
     assert (
         embedded_stack.status(home).healthy and pids(home)["mlflow"] != before["mlflow"]
     )  # it had to learn the new address
-    assert len(leaders(home, "mlflow")) == 1 and MlflowApi(moved).experiment_id == experiment
+    assert len(leaders(home, "mlflow")) == 1 and TrackingClient(moved).experiment_id == experiment
     assert [check.detail for check in diagnose(moved, home) if check.name == "MLflow artifact" and not check.ok] == []
 
 
@@ -124,8 +124,8 @@ def test_a_running_step_follows_services_that_got_new_ports(home, tmp_path):
         assert moved.tracking_uri != settings.tracking_uri
         (tmp_path / "go-on").touch()
         assert step.communicate(timeout=120)[0] == "1\n" and step.returncode == 0
-    (run,) = MlflowApi(settings).search_runs("attributes.run_name = 'a step'")
-    assert run["info"]["status"] == "FINISHED" and run["data"]["metrics"][0]["value"] == 2.0
+    (run,) = TrackingClient(settings).find_runs("attributes.run_name = 'a step'")
+    assert run.info.status == "FINISHED" and list(run.data.metrics.values()) == [2.0]
     assert not list((tmp_path / "spool").glob("*.jsonl"))
 
 
@@ -133,14 +133,14 @@ def test_a_running_step_follows_services_that_got_new_ports(home, tmp_path):
 def test_a_damaged_database_of_runs_is_set_aside_and_mlflow_starts_on_a_new_one(is_running, home):
     settings = embedded_stack.up(home)
     ObjectStore(settings).put_json("kept/value.json", {"n": 1})
-    MlflowApi(settings).post("registered-models/create", {"name": f"lost-{is_running}"})
+    TrackingClient(settings).create_registered_model(f"lost-{is_running}")
     if not is_running:
         embedded_stack.down(home)
     with (home / "mlflow.db").open("r+b") as file:
         file.write(b"not a database " * 500)
     again = embedded_stack.up(home)
-    assert MlflowApi(again).get("registered-models/search", max_results="100") == {}
-    assert MlflowApi(again).experiment_id and ObjectStore(again).get_json("kept/value.json")[0] == {"n": 1}
+    assert TrackingClient(again).all_pages("search_registered_models") == []
+    assert TrackingClient(again).experiment_id and ObjectStore(again).get_json("kept/value.json")[0] == {"n": 1}
     (aside,) = home.glob("mlflow.db.damaged-????????")
     assert aside.read_bytes().startswith(b"not a database")
     for file in home.glob("mlflow.db.damaged-*"):

@@ -9,36 +9,33 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import psutil
 import pytest
 
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
-from flashslm.infra.tracking import mlflow_api, mlflow_runs, spool
-from flashslm.infra.tracking.mlflow_api import MlflowApi, MlflowError
+from flashslm.infra.tracking import mlflow_runs, spool
+from flashslm.infra.tracking.mlflow_client import MlflowError, TrackingClient
 
 pytestmark = pytest.mark.services
 
 
-def run_of(settings: Settings, run_id: str) -> dict[str, Any]:
-    return MlflowApi(settings).get("runs/get", run_id=run_id)["run"]
+def run_of(settings: Settings, run_id: str) -> Any:
+    return TrackingClient(settings).get_run(run_id)
 
 
-def tags_of(run: dict[str, Any]) -> dict[str, str]:
-    return {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
-
-
-def params_of(run: dict[str, Any]) -> dict[str, str]:
-    return {param["key"]: param["value"] for param in run["data"].get("params", [])}
+def artifact(settings: Settings, run_id: str, path: str, directory: Path) -> bytes:
+    directory.mkdir(exist_ok=True)
+    return Path(TrackingClient(settings).download_artifacts(run_id, path, str(directory))).read_bytes()
 
 
 def history(settings: Settings, run_id: str, key: str) -> list[tuple[int, float]]:
-    answer = MlflowApi(settings).get("metrics/get-history", run_id=run_id, metric_key=key, max_results="25000")
-    return sorted((int(m.get("step", 0)), float(m["value"])) for m in answer.get("metrics", []))
+    return sorted((m.step, m.value) for m in TrackingClient(settings).get_metric_history(run_id, key))
 
 
-def named(settings: Settings, name: str) -> dict[str, Any]:
-    (run,) = MlflowApi(settings).search_runs(f"attributes.run_name = '{name}'")
+def named(settings: Settings, name: str) -> Any:
+    (run,) = TrackingClient(settings).find_runs(f"attributes.run_name = '{name}'")
     return run
 
 
@@ -66,26 +63,29 @@ def test_everything_a_task_logs_arrives(platform_env, tmp_path):
         with run.nested("trial 1", params={"width": 64}) as trial:
             trial.log_metrics({"proxy": 2.5}, 0)
     recipe = {"training": {f"p{i}": i for i in range(150)}}  # more than one request takes
-    mlflow_runs.log_to_run(settings, parent, metrics={"perplexity": 3.5}, tags={"decision": "promote"}, params=recipe)
-    mlflow_runs.attach_file(settings, parent, tmp_path / "notes.txt")
+    whole = mlflow_runs.run_of(settings, parent)
+    whole.log_metrics({"perplexity": 3.5}, step=0)
+    whole.set_tags({"decision": "promote"})
+    whole.log_params(recipe)
+    whole.log_file(tmp_path / "notes.txt")
     mlflow_runs.finish_run(settings, parent, "FINISHED")
 
-    api, logged, child = MlflowApi(settings), run_of(settings, run.run_id), run_of(settings, trial.run_id)
-    assert logged["info"]["status"] == child["info"]["status"] == "FINISHED"
-    assert len(params_of(run_of(settings, parent))) == 150
-    assert params_of(logged) == {"cfg.training.lr": "0.1", "cfg.training.text": "x" * 6000}
-    assert tags_of(logged)["mlflow.parentRunId"] == parent and tags_of(child)["mlflow.parentRunId"] == run.run_id
+    logged, child = run_of(settings, run.run_id), run_of(settings, trial.run_id)
+    assert logged.info.status == child.info.status == "FINISHED"
+    assert len(run_of(settings, parent).data.params) == 150
+    assert logged.data.params == {"cfg.training.lr": "0.1", "cfg.training.text": "x" * 6000}
+    assert logged.data.tags["mlflow.parentRunId"] == parent and child.data.tags["mlflow.parentRunId"] == run.run_id
     assert history(settings, run.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(1200)]
     assert [step for step, _ in history(settings, run.run_id, "odd")] == [7, 8]
-    assert params_of(child) == {"cfg.width": "64"} and history(settings, trial.run_id, "proxy") == [(0, 2.5)]
-    assert api.read_artifact(run.run_id, "notes/notes.txt") == b"hello"
-    assert api.read_artifact(run.run_id, "figures/loss.png") == b"png"
-    (dataset,) = logged["inputs"]["dataset_inputs"]
-    assert dataset["dataset"]["digest"] == ("ab" * 32)[:36] and "s3://lab/cas/ab" in dataset["dataset"]["source"]
-    whole = run_of(settings, parent)
-    assert whole["info"]["status"] == "FINISHED" and tags_of(whole)["decision"] == "promote"
+    assert child.data.params == {"cfg.width": "64"} and history(settings, trial.run_id, "proxy") == [(0, 2.5)]
+    assert artifact(settings, run.run_id, "notes/notes.txt", tmp_path / "back") == b"hello"
+    assert artifact(settings, run.run_id, "figures/loss.png", tmp_path / "back") == b"png"
+    (data,) = (found.dataset for found in logged.inputs.dataset_inputs)
+    assert data.digest == ("ab" * 32)[:36] and mlflow.data.get_source(data).uri == "s3://lab/cas/ab"
+    finished = run_of(settings, parent)
+    assert finished.info.status == "FINISHED" and finished.data.tags["decision"] == "promote"
     assert history(settings, parent, "perplexity") == [(0, 3.5)]
-    assert api.read_artifact(parent, "notes.txt") == b"hello"
+    assert artifact(settings, parent, "notes.txt", tmp_path / "back") == b"hello"
     assert not spool_files()
 
 
@@ -96,7 +96,7 @@ def test_metrics_are_visible_while_the_task_runs(platform_env):
         while not history(platform_env, run.run_id, "loss"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert run_of(platform_env, run.run_id)["info"]["status"] == "RUNNING"
+        assert run_of(platform_env, run.run_id).info.status == "RUNNING"
 
 
 def test_attaches_to_an_injected_run(platform_env, monkeypatch):
@@ -105,9 +105,9 @@ def test_attaches_to_an_injected_run(platform_env, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", injected)
     with mlflow_runs.open_run(platform_env, "ignored", params={"lr": 1}) as run:
         assert run.run_id == injected and os.environ["MLFLOW_RUN_ID"] == injected
-        assert run_of(platform_env, injected)["info"]["status"] == "RUNNING"
+        assert run_of(platform_env, injected).info.status == "RUNNING"
     attached = run_of(platform_env, injected)
-    assert attached["info"]["status"] == "FINISHED" and params_of(attached) == {"cfg.lr": "1"}
+    assert attached.info.status == "FINISHED" and attached.data.params == {"cfg.lr": "1"}
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(MlflowError, match="RESOURCE_DOES_NOT_EXIST"), mlflow_runs.open_run(platform_env, "x"):
         pytest.fail("a run that does not exist was attached to")
@@ -153,27 +153,26 @@ def test_every_end_is_a_true_status(platform_env):
     for end, process in processes.items():
         _, errors = process.communicate(timeout=60)
         assert process.returncode == ENDS[end][1], (end, errors.decode())
-        status = named(platform_env, f"{mark} {end}")["info"]["status"]
+        status = named(platform_env, f"{mark} {end}").info.status
         assert status == ENDS[end][2] or (ENDS[end][2] is None and status in ("FINISHED", "KILLED")), end
-    assert "bad shape" in tags_of(named(platform_env, f"{mark} exception"))["flashslm.error"]
+    assert "bad shape" in named(platform_env, f"{mark} exception").data.tags["flashslm.error"]
 
-    killed = named(platform_env, f"{mark} SIGKILL")["info"]["run_id"]
+    killed = named(platform_env, f"{mark} SIGKILL").info.run_id
     with mlflow_runs.open_run(platform_env, "alive") as alive:
         swept = mlflow_runs.sweep(platform_env)
         assert killed in swept and alive.run_id not in swept
-        assert run_of(platform_env, killed)["info"]["status"] == "KILLED"
+        assert run_of(platform_env, killed).info.status == "KILLED"
         assert killed not in mlflow_runs.sweep(platform_env)
-    assert run_of(platform_env, alive.run_id)["info"]["status"] == "FINISHED"
+    assert run_of(platform_env, alive.run_id).info.status == "FINISHED"
 
 
 def spool_files() -> list[Path]:
     return sorted(Path(os.environ["FLASHSLM_SPOOL"]).glob("*.jsonl"))
 
 
-def test_an_outage_costs_nothing(platform_env, stack_home, tmp_path, monkeypatch, caplog):
+def test_an_outage_costs_nothing(platform_env, stack_home, tmp_path, caplog):
     """MLflow dies in mid-run: the run continues, and later its curve is whole, without duplicates."""
-    settings, api = platform_env, MlflowApi(platform_env)
-    monkeypatch.setattr(mlflow_api, "_RETRIES", mlflow_api._RETRIES.new(total=1))
+    settings, api = platform_env, TrackingClient(platform_env)
     (tmp_path / "late.txt").write_text("late")
     api.experiment_id  # noqa: B018
     through = mlflow_runs.open_run(settings, "through the outage")
@@ -203,23 +202,23 @@ def test_an_outage_costs_nothing(platform_env, stack_home, tmp_path, monkeypatch
 
     copy = tmp_path / "copy"  # a back-fill that was cut short after its last request leaves its files behind
     shutil.copytree(os.environ["FLASHSLM_SPOOL"], copy)
-    assert mlflow_runs.backfill(settings) > 0
+    assert spool.backfill(settings) > 0
     shutil.copytree(copy, os.environ["FLASHSLM_SPOOL"], dirs_exist_ok=True)
-    assert mlflow_runs.backfill(settings) > 0
-    assert mlflow_runs.backfill(settings) == 0 and spool_files() == []
+    assert spool.backfill(settings) > 0
+    assert spool.backfill(settings) == 0 and spool_files() == []
 
     across.log_metrics({"loss": 300.0}, 300)
     through.__exit__(None, None, None)
     for ended, steps in ((run, 300), (across, 301)):
         assert history(settings, ended.run_id, "loss") == [(step, float(step)) for step in range(steps)]
-        assert run_of(settings, ended.run_id)["info"]["status"] == "FINISHED"
-    assert tags_of(run_of(settings, run.run_id))["during"] == "outage"
-    assert api.read_artifact(run.run_id, "notes/late.txt") == b"late"
+        assert run_of(settings, ended.run_id).info.status == "FINISHED"
+    assert run_of(settings, run.run_id).data.tags["during"] == "outage"
+    assert artifact(settings, run.run_id, "notes/late.txt", tmp_path / "back") == b"late"
     late, below = named(settings, "born in the outage"), named(settings, "child of the unborn")  # each exactly once
-    assert history(settings, late["info"]["run_id"], "loss") == [(5, 5.0)] and params_of(late) == {"cfg.lr": "1"}
-    assert [(step, value != value) for step, value in history(settings, late["info"]["run_id"], "odd")] == [(5, True)]
-    assert tags_of(below)["mlflow.parentRunId"] == late["info"]["run_id"]
-    assert late["info"]["status"] == below["info"]["status"] == "FINISHED"
+    assert history(settings, late.info.run_id, "loss") == [(5, 5.0)] and late.data.params == {"cfg.lr": "1"}
+    assert [(step, value != value) for step, value in history(settings, late.info.run_id, "odd")] == [(5, True)]
+    assert below.data.tags["mlflow.parentRunId"] == late.info.run_id
+    assert late.info.status == below.info.status == "FINISHED"
 
 
 def kill_mlflow(home: Path) -> None:
@@ -231,16 +230,18 @@ def kill_mlflow(home: Path) -> None:
     psutil.wait_procs(family, timeout=10)
 
 
+def loss_at(step: int) -> spool.Entry:
+    return spool.Entry(metrics=[spool.Point("loss", 1.0, 1, step)])
+
+
 def test_a_run_deleted_meanwhile_does_not_block_the_spool(platform_env, caplog):
-    api = MlflowApi(platform_env)
+    api = TrackingClient(platform_env)
     gone = mlflow_runs.start_parent_run(platform_env, "deleted")
     kept = mlflow_runs.start_parent_run(platform_env, "kept")
     for run_id in (gone, kept):
-        point = {"key": "loss", "value": 1.0, "timestamp": 1, "step": 0}
-        request = spool.Request(endpoint="runs/log-batch", body={"metrics": [point]})
-        spool.append(spool.RunRef.of(platform_env, run_id), request)
-    api.post("runs/delete", {"run_id": gone})
-    assert mlflow_runs.backfill(platform_env) == 2
+        spool.append(spool.RunRef.of(platform_env, run_id), loss_at(0))
+    api.delete_run(gone)
+    assert spool.backfill(platform_env) == 2
     assert "dropped from" in caplog.text and spool_files() == []
     assert history(platform_env, kept, "loss") == [(0, 1.0)]
     mlflow_runs.finish_run(platform_env, kept, "FINISHED")
@@ -250,11 +251,11 @@ def test_what_a_lost_process_had_finished_counts_no_more(platform_env: Settings)
     with mlflow_runs.open_run(platform_env, "search") as run:
         for name in ("lost trial 3", "lost trial 4", "lost trial 3"):
             with run.nested(name) as trial:
-                owner = tags_of(run_of(platform_env, trial.run_id))[mlflow_runs.OWNER_TAG]
+                owner = run_of(platform_env, trial.run_id).data.tags[mlflow_runs.OWNER_TAG]
             mlflow_runs.end_lost(platform_env, "lost trial 3", ["somebody else 1 1.0"])
         mlflow_runs.end_lost(platform_env, "lost trial 3", [owner])
-    found = MlflowApi(platform_env).search_runs("attributes.run_name LIKE 'lost trial %'")
-    ends = sorted((r["info"]["run_name"], r["info"]["status"]) for r in found)
+    found = TrackingClient(platform_env).find_runs("attributes.run_name LIKE 'lost trial %'")
+    ends = sorted((r.info.run_name, r.info.status) for r in found)
     assert ends == [("lost trial 3", "KILLED"), ("lost trial 3", "KILLED"), ("lost trial 4", "FINISHED")]
 
 
@@ -262,8 +263,7 @@ def spooled_run(settings: Settings, name: str, losses: int) -> tuple[str, Path]:
     """A run of which metrics wait on disk."""
     run_id = mlflow_runs.start_parent_run(settings, name)
     for step in range(losses):
-        body = {"metrics": [mlflow_api.metric_point("loss", 1.0, step)]}
-        spool.append(spool.RunRef.of(settings, run_id), spool.Request(endpoint="runs/log-batch", body=body))
+        spool.append(spool.RunRef.of(settings, run_id), loss_at(step))
     return run_id, next(file for file in spool_files() if file.stem == run_id)
 
 
@@ -274,8 +274,8 @@ def spooled_run(settings: Settings, name: str, losses: int) -> tuple[str, Path]:
         (lambda content: content[:10], 0),  # the first one
         (lambda content: b"", 0),
         (lambda content: b"\xff" + content[1:], 0),
-        (lambda content: content.replace(b"runs/log-batch", b"runs/l\xffg-batch", 1), 2),
-        (lambda content: content.replace(b'"body"', b'"bodx', 1), 2),
+        (lambda content: content.replace(b'"loss"', b'"l\xffss"', 1), 2),
+        (lambda content: content.replace(b'"metrics"', b'"metricz"', 1), 2),
     ],
 )
 def test_a_damaged_spool_file_is_set_aside_and_the_rest_is_sent(damage, kept, platform_env, caplog):
@@ -284,9 +284,9 @@ def test_a_damaged_spool_file_is_set_aside_and_the_rest_is_sent(damage, kept, pl
     content = file.read_bytes()
     file.write_bytes(damage(content))
     damaged = file.read_bytes()
-    assert mlflow_runs.backfill(platform_env) == kept + 3
+    assert spool.backfill(platform_env) == kept + 3
     assert len(history(platform_env, whole, "loss")) == 3 and len(history(platform_env, broken, "loss")) == kept
-    assert spool_files() == [] and mlflow_runs.backfill(platform_env) == 0, "it blocks no later run"
+    assert spool_files() == [] and spool.backfill(platform_env) == 0, "it blocks no later run"
     (aside,) = file.parent.glob("*.damaged-*")
     assert aside.read_bytes() == damaged and aside.name in caplog.text
     for run_id in (broken, whole):
@@ -296,9 +296,8 @@ def test_a_damaged_spool_file_is_set_aside_and_the_rest_is_sent(damage, kept, pl
 def test_what_is_spooled_after_a_cut_line_is_sent(platform_env):
     run_id, file = spooled_run(platform_env, "cut", 2)
     file.write_bytes(file.read_bytes()[:-20])
-    body = {"metrics": [mlflow_api.metric_point("loss", 1.0, 7)]}
-    spool.append(spool.RunRef.of(platform_env, run_id), spool.Request(endpoint="runs/log-batch", body=body))
-    assert mlflow_runs.backfill(platform_env) == 2
+    spool.append(spool.RunRef.of(platform_env, run_id), loss_at(7))
+    assert spool.backfill(platform_env) == 2
     assert [step for step, _ in history(platform_env, run_id, "loss")] == [0, 7]
     mlflow_runs.finish_run(platform_env, run_id, "FINISHED")
 
@@ -306,19 +305,19 @@ def test_what_is_spooled_after_a_cut_line_is_sent(platform_env):
 def test_a_deleted_experiment_is_restored(platform_env, caplog):
     settings = platform_env.model_copy(update={"experiment": f"experiment-{os.urandom(4).hex()}"})
     mlflow_runs.finish_run(settings, mlflow_runs.start_parent_run(settings, "before"), "FINISHED")
-    api = MlflowApi(settings)
-    api.post("experiments/delete", {"experiment_id": api.experiment_id})
+    api = TrackingClient(settings)
+    api.delete_experiment(api.experiment_id)
     run_id = mlflow_runs.start_parent_run(settings, "after")
     mlflow_runs.finish_run(settings, run_id, "FINISHED")
-    assert run_of(settings, run_id)["info"]["status"] == "FINISHED" and "it is restored" in caplog.text
+    assert run_of(settings, run_id).info.status == "FINISHED" and "it is restored" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["team/one", "/Users/me/slm", "100 % #1?&=+", 'it\'s "it"', "ü" * 256])
 def test_an_experiment_may_have_any_printable_name(name: str, settings: Settings) -> None:
     """What `Settings` accepts MLflow accepts, finds again and searches."""
     named = Settings.from_env(settings.as_env() | {"FLASHSLM_EXPERIMENT_NAME": name})
-    api = MlflowApi(named)
+    api = TrackingClient(named)
     run_id = mlflow_runs.start_parent_run(named, "run")
-    assert [run["info"]["run_id"] for run in api.search_runs("attributes.run_name = 'run'")] == [run_id]
-    assert MlflowApi(named).experiment_id == api.experiment_id != MlflowApi(settings).experiment_id
+    assert [run.info.run_id for run in api.find_runs("attributes.run_name = 'run'")] == [run_id]
+    assert TrackingClient(named).experiment_id == api.experiment_id != TrackingClient(settings).experiment_id
     mlflow_runs.finish_run(named, run_id, "FINISHED")

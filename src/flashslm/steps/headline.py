@@ -33,7 +33,8 @@ def record_headline(
     figures = headline(artifacts)
     tags = {"decision": decision} | ({"operators": figures["operators"]} if "operators" in figures else {})
     numbers = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
-    mlflow_runs.log_to_run(settings, run_id, metrics=numbers, tags=tags)
-    dataset = artifacts["dataset"]
-    mlflow_runs.log_dataset_to_run(settings, run_id, source, dataset.uri, dataset.sha256)
-    mlflow_runs.attach_file(settings, run_id, report)
+    run, dataset = mlflow_runs.run_of(settings, run_id), artifacts["dataset"]
+    run.log_metrics(numbers, step=0)
+    run.set_tags(tags)
+    run.log_dataset(source, dataset.uri, dataset.sha256)
+    run.log_file(report)

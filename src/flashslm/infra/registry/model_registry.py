@@ -20,7 +20,7 @@ from flashslm.infra.registry.champion_record import ChampionRecord
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.lease import hold
 from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectStore
-from flashslm.infra.tracking.mlflow_api import MlflowApi, MlflowError
+from flashslm.infra.tracking.mlflow_client import MlflowError, TrackingClient
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 IMPORTED: Literal["imported"] = "imported"
@@ -88,9 +88,9 @@ def register(
     read and its digests checked first (ObjectMissing, ObjectCorrupt). The same tree of the same run is registered
     once, so a retried step is harmless, and the same imported tree whatever run it comes from.
     """
-    store, api = ObjectStore(settings), MlflowApi(settings)
+    store, client = ObjectStore(settings), TrackingClient(settings)
     store.verify_tree(manifest)
-    _ensure_model(api, name)
+    _ensure_model(client, name)
     every = dict(tags or {}) | _tagged(_FACT_PREFIX, facts) | {_MANIFEST_TAG: manifest.model_dump_json()}
     if lineage:
         every |= _tagged(_LINEAGE_PREFIX, lineage.model_dump(mode="json"))
@@ -100,9 +100,9 @@ def register(
         imported = lineage is not None and lineage.source == IMPORTED
         known = [v for v in same if v.run_id == run_id or (imported and v.lineage.source == IMPORTED)]
         lease.check()
-        version = known[0].version if known else _create(api, name, manifest, run_id, every)
+        version = known[0].version if known else _create(client, name, manifest, run_id, every)
         if not known or CHAMPION not in known[0].aliases:
-            _set_alias(api, name, CHALLENGER, version)
+            _set_alias(client, name, CHALLENGER, version)
     return version
 
 
@@ -161,17 +161,17 @@ def announce_again(settings: Settings, name: str) -> None:
 
 def follow(settings: Settings, name: str) -> None:
     """Set MLflow's aliases as the record has them, which alone decides."""
-    store, api = ObjectStore(settings), MlflowApi(settings)
+    store, client = ObjectStore(settings), TrackingClient(settings)
     for _ in range(_FOLLOWS):
         record, etag = champion_record.read(store, name)
         if record is None:
             return
-        there = _aliases(api, name)
+        there = _aliases(client, name)
         for alias, version in ((CHAMPION, record.champion), (PREVIOUS, record.previous)):
             if version and there.get(alias) != version:
-                _set_alias(api, name, alias, version)
+                _set_alias(client, name, alias, version)
         if there.get(CHALLENGER, "") == record.champion != "":
-            _delete_alias(api, name, CHALLENGER)
+            client.delete_registered_model_alias(name, CHALLENGER)
         if champion_record.read(store, name)[1] == etag:  # it has not changed meanwhile
             return
 
@@ -187,8 +187,8 @@ class _State(NamedTuple):
 
 def _state(settings: Settings, name: str) -> _State:
     """The record where there is one of these versions, else what MLflow's aliases say."""
-    api, store = MlflowApi(settings), ObjectStore(settings)
-    aliases, versions = _aliases(api, name), _versions(api, store, name)
+    client, store = TrackingClient(settings), ObjectStore(settings)
+    aliases, versions = _aliases(client, name), _versions(client, store, name)
     stored, etag = champion_record.read(store, name)
     record = stored
     known = {v.version: v.manifest.sha256 for v in versions}
@@ -222,41 +222,34 @@ def list_versions(settings: Settings, name: str) -> list[ModelVersion]:
     return _state(settings, name).versions
 
 
-def _versions(api: MlflowApi, store: ObjectStore, name: str) -> list[ModelVersion]:
-    query = {"filter": f"name = '{name}'", "max_results": "200", "order_by": "version_number DESC"}
+def _versions(client: TrackingClient, store: ObjectStore, name: str) -> list[ModelVersion]:
     parsed = []
-    for entry in _all_pages(api, "model-versions/search", "model_versions", query):
-        if _MANIFEST_TAG in _tags_of(entry):
+    for entry in _entries(client, f"name = '{name}'"):
+        if _MANIFEST_TAG in entry.tags:
             try:
                 parsed.append(_parse(entry, store))
             except (ValueError, KeyError, TypeError, ObjectCorrupt) as error:
                 why = " ".join(str(error).split())
-                _log.warning("version %s of model '%s' cannot be read: %s", entry.get("version"), name, why)
+                _log.warning("version %s of model '%s' cannot be read: %s", entry.version, name, why)
     return parsed
 
 
 def list_models(settings: Settings) -> list[str]:
     """The names of the registered models, in alphabetical order."""
-    query = {"max_results": "200", "order_by": "name ASC"}
-    found = _all_pages(MlflowApi(settings), "registered-models/search", "registered_models", query)
-    return [model["name"] for model in found]
+    found = TrackingClient(settings).all_pages("search_registered_models", max_results=200, order_by=["name ASC"])
+    return [model.name for model in found]
 
 
 def trees_needed(settings: Settings) -> set[str]:
     """The digest of every tree that any version of any model names, readable or not."""
-    query = {"max_results": "200"}
-    entries = _all_pages(MlflowApi(settings), "model-versions/search", "model_versions", query)
-    return set(re.findall(r"[0-9a-f]{64}", json.dumps(entries)))
+    entries = _entries(TrackingClient(settings))
+    return set(re.findall(r"[0-9a-f]{64}", json.dumps([[entry.source, entry.tags] for entry in entries])))
 
 
-def _all_pages(api: MlflowApi, endpoint: str, what: str, query: dict[str, str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    while True:
-        page = api.get(endpoint, **query)
-        found += page.get(what, [])
-        if not page.get("next_page_token"):
-            return found
-        query = query | {"page_token": page["next_page_token"]}
+def _entries(client: TrackingClient, condition: str = "") -> list[Any]:
+    """MLflow's versions, those of one model with the newest first."""
+    newest = ["version_number DESC"]
+    return client.all_pages("search_model_versions", filter_string=condition, max_results=200, order_by=newest)
 
 
 def champion(settings: Settings, name: str) -> ModelVersion | None:
@@ -316,22 +309,20 @@ def seen_data(settings: Settings, version: ModelVersion) -> list[Manifest]:
 
 def record_hook(settings: Settings, name: str, version: str, outcome: str) -> None:
     """Keep with a version what came of the hook of its promotion."""
-    body = {"name": name, "version": version, "key": _HOOK_TAG, "value": outcome}
-    MlflowApi(settings).post("model-versions/set-tag", body)
+    TrackingClient(settings).set_model_version_tag(name, version, _HOOK_TAG, outcome)
 
 
-def _ensure_model(api: MlflowApi, name: str) -> None:
+def _ensure_model(client: TrackingClient, name: str) -> None:
     try:
-        api.post("registered-models/create", {"name": name})
+        client.create_registered_model(name)
     except MlflowError as error:
         if error.code != "RESOURCE_ALREADY_EXISTS":
             raise
 
 
-def _create(api: MlflowApi, name: str, manifest: Manifest, run_id: str, tags: dict[str, str]) -> str:
-    listed = [{"key": key, "value": value} for key, value in tags.items()]
-    body = {"name": name, "source": manifest.uri, "run_id": run_id, "tags": listed}
-    return str(api.post("model-versions/create", body, repeatable=False)["model_version"]["version"])
+def _create(client: TrackingClient, name: str, manifest: Manifest, run_id: str, tags: dict[str, str]) -> str:
+    made = client.create_model_version(name, manifest.uri, run_id, tags, await_creation_for=0)
+    return str(made.version)
 
 
 def _tagged(prefix: str, values: dict[str, Any]) -> dict[str, str]:
@@ -342,15 +333,15 @@ def _untagged(prefix: str, tags: dict[str, str]) -> dict[str, Any]:
     return {key.removeprefix(prefix): json.loads(tags.pop(key)) for key in list(tags) if key.startswith(prefix)}
 
 
-def _parse(entry: dict[str, Any], store: ObjectStore) -> ModelVersion:
-    tags = {key: long_tags.whole(store, value) for key, value in _tags_of(entry).items()}
+def _parse(entry: Any, store: ObjectStore) -> ModelVersion:
+    tags = {key: long_tags.whole(store, value) for key, value in entry.tags.items()}
     return ModelVersion(
-        name=entry["name"],
-        version=str(entry["version"]),
-        run_id=entry.get("run_id", ""),
-        created_ms=int(entry["creation_timestamp"]),
+        name=entry.name,
+        version=str(entry.version),
+        run_id=entry.run_id or "",
+        created_ms=int(entry.creation_timestamp),
         aliases=[],
-        uri=entry["source"],
+        uri=entry.source,
         manifest=Manifest.model_validate_json(tags.pop(_MANIFEST_TAG)),
         facts=_untagged(_FACT_PREFIX, tags),
         lineage=Lineage.model_validate(_untagged(_LINEAGE_PREFIX, tags)),
@@ -359,34 +350,25 @@ def _parse(entry: dict[str, Any], store: ObjectStore) -> ModelVersion:
     )
 
 
-def _tags_of(entry: dict[str, Any]) -> dict[str, str]:
-    return {tag["key"]: tag["value"] for tag in entry.get("tags", [])}
-
-
-def _aliases(api: MlflowApi, name: str) -> dict[str, str]:
+def _aliases(client: TrackingClient, name: str) -> dict[str, str]:
     """Alias -> version number."""
     try:
-        model = api.get("registered-models/get", name=name)["registered_model"]
+        model = client.get_registered_model(name)
     except MlflowError as error:
         if error.code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return {}
-    return {entry["alias"]: str(entry["version"]) for entry in model.get("aliases", [])}
+    return {alias: str(version) for alias, version in model.aliases.items()}
 
 
-def _set_alias(api: MlflowApi, name: str, alias: str, version: str) -> None:
+def _set_alias(client: TrackingClient, name: str, alias: str, version: str) -> None:
     """MLflow refuses the later of two writers that set one new alias at the same moment; the later then asks again."""
-    wish = {"name": name, "alias": alias, "version": version}
     try:
-        api.post("registered-models/alias", wish)
+        client.set_registered_model_alias(name, alias, version)
     except MlflowError as error:
         if "UNIQUE constraint" not in str(error) and "duplicate key" not in str(error):  # SQLite and PostgreSQL
             raise
-        api.post("registered-models/alias", wish)
-
-
-def _delete_alias(api: MlflowApi, name: str, alias: str) -> None:
-    api.post("registered-models/alias", {"name": name, "alias": alias}, method="DELETE")
+        client.set_registered_model_alias(name, alias, version)
 
 
 def _lease_key(name: str) -> str:

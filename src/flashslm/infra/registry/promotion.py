@@ -12,7 +12,7 @@ from flashslm.infra.registry.hook import call_hook
 from flashslm.infra.registry.model_registry import ModelVersion, RegistryError
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import ObjectStore
-from flashslm.infra.tracking.mlflow_api import MlflowError
+from flashslm.infra.tracking.mlflow_client import MlflowError
 
 __all__ = ["Event", "deliver_pending", "is_heard", "refuse_silence"]
 

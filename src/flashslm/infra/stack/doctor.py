@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import ObjectStore, PreconditionFailed, StoreUnavailable
-from flashslm.infra.tracking.mlflow_api import MlflowApi, MlflowUnavailable
+from flashslm.infra.tracking.mlflow_client import MlflowUnavailable, TrackingClient
 
 _MIN_FREE_BYTES = 5 * 10**9
 _S3_HINT = "check AWS_ENDPOINT_URL_S3, the keys and FLASHSLM_BUCKET; `flashslm stack up` starts the embedded server"
@@ -77,12 +77,11 @@ def _check_s3(settings: Settings) -> list[Check]:
 def _check_mlflow(settings: Settings) -> list[Check]:
     runs: list[str] = []
 
-    def api() -> MlflowApi:
-        return MlflowApi(settings)
+    def client() -> TrackingClient:
+        return TrackingClient(settings)
 
     def create() -> str:
-        body = {"experiment_id": api().experiment_id, "run_name": "doctor", "start_time": int(time.time() * 1000)}
-        runs.append(api().post("runs/create", body)["run"]["info"]["run_id"])
+        runs.append(client().create_run(client().experiment_id, run_name="doctor").info.run_id)
         return f"run {runs[0]} in experiment '{settings.experiment}'"
 
     def artifact() -> str:
@@ -91,18 +90,19 @@ def _check_mlflow(settings: Settings) -> list[Check]:
         with tempfile.TemporaryDirectory() as temporary:
             file = Path(temporary) / "probe.txt"
             file.write_text(runs[0], encoding="utf-8")
-            api().put_artifact(runs[0], file, "probe.txt")
-        if api().read_artifact(runs[0], "probe.txt") != runs[0].encode():
-            raise _Failed("the artifact came back changed")
+            client().log_artifact(runs[0], str(file))
+            back = Path(client().download_artifacts(runs[0], "probe.txt", temporary))
+            if back.read_text(encoding="utf-8") != runs[0]:
+                raise _Failed("the artifact came back changed")
         return "written and read back"
 
     def delete() -> str:
         for run_id in runs:
-            api().post("runs/delete", {"run_id": run_id})
+            client().delete_run(run_id)
         return "deleted" if runs else "nothing to delete"
 
     def registry() -> str:
-        return f"{len(api().get('registered-models/search', max_results='100').get('registered_models', []))} models"
+        return f"{len(client().all_pages('search_registered_models'))} models"
 
     artifacts = (
         "start the MLflow server with --serve-artifacts and credentials of its S3, or let it hand out s3:// paths"

@@ -1,38 +1,40 @@
 """What MLflow could not take, kept on disk until it can.
 
 One file a run under $FLASHSLM_SPOOL (default `.flashslm/spool`): a first line that names the run (or how to create it),
-then one request a line, in order. Every request is one MLflow takes twice without effect (same run, key, step and
-timestamp), so that a send which was cut short is simply repeated. A line that cannot be read is left out, and the file
-that holds it is set aside.
+then one entry a line, in order. MLflow takes every entry twice without effect (same run, key, step and timestamp), so
+that a send which was cut short is simply repeated. A line that cannot be read is left out, and the file that holds it
+is set aside.
 """
 
+import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from flashslm.infra.settings import Settings
 from flashslm.infra.state_files import append_line, locked_file, set_aside, write_whole
 from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
-from flashslm.infra.tracking.mlflow_api import MlflowApi, MlflowError, MlflowUnavailable
+from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable, TrackingClient
 
 PARENT_TAG = "mlflow.parentRunId"
-SPOOL_KEY_TAG = "flashslm.spool_key"
+KEY_TAG = "flashslm.spool_key"
+_MAX_DIGEST_CHARACTERS = 36
 _log = logging.getLogger(__name__)
 
 
 class RunRef(BaseModel):
     """A run by its id or, while MLflow has not seen it, by how to create it."""
 
-    key: str  # names the spool file; also a tag of a run that was created late
+    key: str  # names the spool file; also a tag of the run
     run_id: str = ""
     experiment: str
-    create: dict[str, Any] = {}
+    create: dict[str, Any] = {}  # run_name, start_time, tags
     parent: "RunRef | None" = None
 
     @classmethod
@@ -40,58 +42,83 @@ class RunRef(BaseModel):
         """A run that MLflow knows."""
         return cls(key=run_id, run_id=run_id, experiment=settings.experiment)
 
-    def resolve(self, api: MlflowApi) -> str:
+    def resolve(self, client: TrackingClient) -> str:
         """The run's id in MLflow; the run (and its parent) is created unless a send that was cut short has done so."""
         if self.run_id:
             return self.run_id
-        found = api.search_runs(f"tags.{SPOOL_KEY_TAG} = '{self.key}'")
-        return str(found[0]["info"]["run_id"]) if found else create_run(api, self, {SPOOL_KEY_TAG: self.key})
+        found = client.find_runs(f"tags.{KEY_TAG} = '{self.key}'")
+        return str(found[0].info.run_id) if found else self.created(client)
+
+    def created(self, client: TrackingClient) -> str:
+        """Create the run in the settings' experiment; returns its id."""
+        more = {KEY_TAG: self.key} | ({PARENT_TAG: self.parent.resolve(client)} if self.parent else {})
+        run = client.create_run(client.experiment_id, **self.create | {"tags": self.create["tags"] | more})
+        return str(run.info.run_id)
 
 
-class Request(BaseModel):
-    """One request of a run; `run_id` is filled in when it is sent. An artifact is a file and its path in the run."""
+class Point(NamedTuple):
+    """One value of a metric."""
 
-    endpoint: str = ""
-    body: dict[str, Any] = {}
+    key: str
+    value: float
+    timestamp_ms: int
+    step: int
+
+
+class Entry(BaseModel):
+    """What a run logs at once. `dataset` is name, address and digest; a file has its path among the artifacts."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings", extra="forbid")
+
+    metrics: list[Point] = []
+    params: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    dataset: tuple[str, str, str] | None = None
     file: Path | None = None
     path: str = ""
+    status: str = ""
+    end_time_ms: int | None = None
 
-    def send(self, api: MlflowApi, run_id: str) -> None:
-        if self.file is not None:
-            api.put_artifact(run_id, self.file, self.path)
-        else:
-            api.post(self.endpoint, self.body | {"run_id": run_id})
+    def send(self, client: TrackingClient, run_id: str) -> None:
+        """Raises MlflowError, StoreError, OSError."""
+        from mlflow import entities
+
+        if self.metrics or self.params or self.tags:
+            metrics = [entities.Metric(*point) for point in self.metrics]
+            params = [entities.Param(*pair) for pair in self.params.items()]
+            tags = [entities.RunTag(*pair) for pair in self.tags.items()]
+            client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+        if self.dataset:
+            name, uri, digest = self.dataset
+            data = entities.Dataset(name, digest[:_MAX_DIGEST_CHARACTERS], "s3", json.dumps({"uri": uri}))
+            client.log_inputs(run_id, datasets=[entities.DatasetInput(data, [])])
+        if self.file:
+            client.log_artifact(run_id, str(self.file), str(Path(self.path).parent).strip("."))
+        if self.end_time_ms:
+            client.set_terminated(run_id, self.status, self.end_time_ms)
 
 
-def create_run(api: MlflowApi, run: RunRef, tags: dict[str, str] | None = None) -> str:
-    """Create a run in the settings' experiment, with more tags if any are given."""
-    more = (tags or {}) | ({PARENT_TAG: run.parent.resolve(api)} if run.parent else {})
-    listed = [*run.create["tags"], *({"key": key, "value": value} for key, value in more.items())]
-    body = run.create | {"tags": listed, "experiment_id": api.experiment_id}
-    return str(api.post("runs/create", body, repeatable=False)["run"]["info"]["run_id"])
-
-
-def append(run: RunRef, request: Request) -> None:
-    """Keep a request of a run; an artifact's file is copied."""
+def append(run: RunRef, entry: Entry) -> None:
+    """Keep an entry of a run; a file is copied."""
     with _locked() as directory:
-        if request.file is not None:
-            kept = directory / f"{run.key}.files" / request.path
+        if entry.file:
+            kept = directory / f"{run.key}.files" / entry.path
             kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(request.file, kept)
-            request = request.model_copy(update={"file": kept})
+            shutil.copyfile(entry.file, kept)
+            entry = entry.model_copy(update={"file": kept})
         file = directory / f"{run.key}.jsonl"
         if _read_run(file) is None:
             write_whole(file, run.model_dump_json() + "\n")
-        append_line(file, request.model_dump_json(exclude_defaults=True))
+        append_line(file, entry.model_dump_json(exclude_defaults=True))
 
 
-def send_spooled(api: MlflowApi, run: RunRef) -> str:
+def send_spooled(client: TrackingClient, run: RunRef) -> str:
     """Send what is kept of one run and forget it; returns the run's id. Raises MlflowUnavailable."""
     with _locked() as directory:
         file = directory / f"{run.key}.jsonl"
-        run_id = run.resolve(api)
+        run_id = run.resolve(client)
         if _read_run(file) is not None:
-            _send_file(api, file, run_id)
+            _send_file(client, file, run_id)
     return run_id
 
 
@@ -102,16 +129,15 @@ def spooled() -> bool:
 
 
 def backfill(settings: Settings) -> int:
-    """Send everything that is kept; returns the number of requests sent. Stops when MLflow does not answer."""
+    """Send everything that is kept; returns the number of entries sent. Stops when MLflow does not answer."""
     sent = 0
     with _locked() as directory:
         for file in sorted(directory.glob("*.jsonl")):
-            run = _read_run(file)
-            if run is None:
+            if (run := _read_run(file)) is None:
                 continue
-            api = MlflowApi(settings.model_copy(update={"experiment": run.experiment}))
+            client = TrackingClient(settings.model_copy(update={"experiment": run.experiment}))
             try:
-                sent += _send_file(api, file, run.resolve(api))
+                sent += _send_file(client, file, run.resolve(client))
             except MlflowUnavailable as error:
                 _log.warning("%s; %s stays for the next back-fill", error, file)
                 break
@@ -131,19 +157,18 @@ def _read_run(file: Path) -> RunRef | None:
         return None
 
 
-def _send_file(api: MlflowApi, file: Path, run_id: str) -> int:
+def _send_file(client: TrackingClient, file: Path, run_id: str) -> int:
     sent, damage = 0, ""
-    for line in file.read_bytes().split(b"\n")[1:]:
+    for line in filter(None, file.read_bytes().split(b"\n")[1:]):
         try:
-            if line:
-                Request.model_validate_json(line).send(api, run_id)
-                sent += 1
+            Entry.model_validate_json(line).send(client, run_id)
+            sent += 1
         except (MlflowUnavailable, StoreUnavailable) as error:
             raise MlflowUnavailable(str(error)) from error
         except (MlflowError, StoreError) as error:  # such as a run deleted meanwhile: it would be refused for ever
             _log.warning("dropped from %s: %s", file, error)
             sent += 1
-        except (ValueError, OSError) as error:  # a line that was cut off, or an artifact whose copy is gone
+        except (ValueError, OSError) as error:  # a line that was cut off, or a file whose copy is gone
             damage = " ".join(str(error).split())[:200]
     if damage:
         set_aside(file, damage)

@@ -2,13 +2,14 @@
 
 import logging
 
+from flashslm.infra.kfp_facts import api_address
 from flashslm.infra.mounted_environment import load_mounted_environment
 from flashslm.infra.outages import Wait
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.tracking import kfp_run
 from flashslm.infra.tracking.kfp_run import ParentRun
-from flashslm.infra.tracking.mlflow_api import MlflowUnavailable
+from flashslm.infra.tracking.mlflow_client import MlflowUnavailable
 from flashslm.infra.tracking.mlflow_runs import Status
 from flashslm.launch.kfp.api import Connection, KfpError, NotFound
 from flashslm.launch.kfp.client import KfpClient
@@ -30,7 +31,7 @@ def end_run(state: str) -> str:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     load_mounted_environment()
     settings = Settings.from_env()
-    store, client = ObjectStore(settings), KfpClient(Connection(kfp_run.api_address(), attempts=3), "")
+    store, client = ObjectStore(settings), KfpClient(Connection(api_address(), attempts=3), "")
     steps = _steps(client, settings.kfp_run_id)
     with Wait("MLflow", settings.tracking_uri, MLFLOW_PATIENCE_S) as wait:
         while True:

@@ -22,8 +22,8 @@ from flashslm.infra.stack.embedded_stack import STUDIES
 from flashslm.infra.state_files import check_sqlite
 from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreError
 from flashslm.infra.storage.tree import check_path
-from flashslm.infra.tracking import mlflow_runs
-from flashslm.infra.tracking.mlflow_api import MlflowError, MlflowUnavailable
+from flashslm.infra.tracking import mlflow_runs, spool
+from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable
 from flashslm.launch.local import run_records
 from flashslm.launch.local.healing import healed
 from flashslm.launch.local.launcher import LocalResult, log_of, run_local
@@ -96,12 +96,12 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
     embedded_stack.use_home(home)
     settings = embedded_stack.up(home)
     mlflow_runs.sweep(settings)
-    mlflow_runs.backfill(settings)
+    spool.backfill(settings)
     _deliver_pending(settings, config, secrets, console)
     run_dir = make_run_dir(runs, config)
     run_id = run_dir.name
     parent = mlflow_runs.start_parent_run(settings, run_id, tags={"recipe": config.name, "pipeline": pipeline})
-    mlflow_runs.log_to_run(settings, parent, params=config.model_dump(mode="json"))
+    mlflow_runs.run_of(settings, parent).log_params(config.model_dump(mode="json"))
     mlflow_url = embedded_stack.run_url(settings, parent)
     run_records.begin(run_dir, pipeline, mlflow_url)
     console.print(f"run {run_id}: {run_dir}/", highlight=False, markup=False, soft_wrap=True)
@@ -158,10 +158,10 @@ def _deliver_pending(settings: Settings, config: RunConfig, secrets: dict[str, s
 def _send_what_waits(settings: Settings, home: Path) -> None:
     """Send what MLflow could not take during the run; if it was ended meanwhile it is started again for that."""
     with suppress(MlflowError, StoreError, StackError):
-        if mlflow_runs.spooled():
+        if spool.spooled():
             if settings.stack_file:
                 embedded_stack.up(home)
-            mlflow_runs.backfill(settings)
+            spool.backfill(settings)
 
 
 def _materialise(outcome: RunOutcome, store: ObjectStore, home: Path) -> Path:
