@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from flashslm.evaluation.batching import pad_rows
+from flashslm.evaluation.loglikelihood import Pair, log_likelihoods
+from flashslm.evaluation.scoring import Scorer
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.sampling import Sampling
 from flashslm.models.hybrid import HybridLM
@@ -19,7 +21,6 @@ except ImportError as error:
     raise ImportError("lm-eval tasks need lm_eval: pip install 'flashslm[evaluation]'") from error
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own default
-HEAD_TOKENS = 1024  # tokens whose logits are held at a time
 
 
 class HybridLMAdapter(TemplateLM):
@@ -31,7 +32,7 @@ class HybridLMAdapter(TemplateLM):
     def __init__(self, model: HybridLM, tokenizer: Any, batch_size: int = 16):
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-        self._device = model.embedding.weight.device
+        self.scorer = Scorer(model)
         self.max_length = model.architecture.max_position_embeddings - model.architecture.num_meta_tokens
 
     @property
@@ -57,38 +58,10 @@ class HybridLMAdapter(TemplateLM):
             totals[owner] += nats
         return totals
 
-    @torch.inference_mode()
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
         """(log-probability, is it the greedy choice) of each (texts, context ids, continuation ids)."""
-        results: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-        by_length = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
-        for first in range(0, len(by_length), self.batch_size):
-            batch = by_length[first : first + self.batch_size]
-            scored = self._score([(requests[i][1], requests[i][2]) for i in batch])
-            for index, score in zip(batch, scored, strict=True):
-                results[index] = score
-        return results
-
-    def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """Pad on the right, where a causal model does not look."""
-        rows = [torch.tensor((context + continuation)[-self.max_length - 1 :]) for context, continuation in pairs]
-        tokens_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.eot_token_id)
-        hidden_BTD = self.model(tokens_BT[:, :-1].to(self._device))
-        scored = []
-        for row, hidden_TD, (_, continuation) in zip(rows, hidden_BTD, pairs, strict=True):
-            if len(continuation) >= len(row):
-                raise ValueError(f"a continuation of {len(continuation)} tokens exceeds max_length {self.max_length}")
-            first = len(row) - len(continuation)
-            scored.append(self._score_row(hidden_TD[first - 1 : len(row) - 1], row[first:].to(self._device)))
-        return scored
-
-    def _score_row(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[float, bool]:
-        nats, greedy = 0.0, True
-        for h, t in zip(hidden_ND.split(HEAD_TOKENS), targets_N.split(HEAD_TOKENS), strict=True):
-            log_probs_NV = self.model.logits(h).float().log_softmax(dim=-1)
-            nats += float(log_probs_NV.gather(1, t[:, None]).sum())
-            greedy &= bool((log_probs_NV.argmax(dim=-1) == t).all())
-        return nats, greedy
+        pairs = [Pair(list(context), list(continuation)) for _, context, continuation in requests]
+        return log_likelihoods(self.scorer, pairs, self.max_length)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Continue each context until a stop string, the end of the document or the number of tokens that is asked for.

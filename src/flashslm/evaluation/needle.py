@@ -12,6 +12,7 @@ from torch import Tensor
 from flashslm.data.loader import TokenLoader
 from flashslm.evaluation.batching import pad_rows
 from flashslm.evaluation.items import MetricItems, accuracy_items, identity
+from flashslm.evaluation.scoring import Scorer
 from flashslm.inference.engine import DecodeEngine
 from flashslm.models.hybrid import HybridLM
 
@@ -109,9 +110,9 @@ def plant_needles(loader: TokenLoader, length: int, samples: int, seed: int) -> 
 @torch.inference_mode()
 def score_values(model: HybridLM, prompts_ST: Tensor, values_SV: Tensor, others_SRV: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities in nats: of the values [S], and of the others [S, R] token by token in the values' place."""
-    device = model.embedding.weight.device
-    tokens_ST = torch.cat([prompts_ST, values_SV[:, :-1]], dim=1).to(device)
-    log_probs_SVW = model.logits(model(tokens_ST)[:, -values_SV.shape[1] :]).float().log_softmax(dim=-1).cpu()
+    tokens_ST = torch.cat([prompts_ST, values_SV[:, :-1]], dim=1)
+    hidden_SVD = Scorer(model).last_hidden(tokens_ST, values_SV.shape[1])
+    log_probs_SVW = model.logits(hidden_SVD).float().log_softmax(dim=-1).cpu()
     true_SV = log_probs_SVW.gather(2, values_SV[:, :, None])[:, :, 0]
     others_SVR = log_probs_SVW.gather(2, others_SRV.transpose(1, 2))
     return true_SV.sum(dim=1), others_SVR.sum(dim=1)

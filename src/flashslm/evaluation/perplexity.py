@@ -12,16 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flashslm.data.loader import IGNORE_INDEX
 from flashslm.data.shards import SplitReader
 from flashslm.evaluation.items import MetricItems, identity
+from flashslm.evaluation.scoring import Scorer, Targets
 from flashslm.models.hybrid import HybridLM
-
-HEAD_TOKENS = 1024  # tokens whose logits are held at a time
 
 
 @dataclass(frozen=True)
@@ -101,19 +98,18 @@ def evaluate_perplexity(
     }
 
 
-@torch.inference_mode()
 def document_nats(
     model: HybridLM, tokens: Callable[[int], Tensor], num_targets: Sequence[int], reading: Reading
 ) -> tuple[float, ...]:
     """Nats of each document, whose tokens (int64 [targets + 1]) are asked for by its number."""
-    totals = np.zeros(len(num_targets))
+    totals, scorer = np.zeros(len(num_targets)), Scorer(model)
     windows = sorted(
         (w for number, count in enumerate(num_targets) for w in document_windows(number, count, reading)),
         key=lambda w: w.begin - w.end,
     )  # windows of about one length share a batch
     for first in range(0, len(windows), reading.batch_size):
         batch = windows[first : first + reading.batch_size]
-        for window, nats in zip(batch, _window_nats(model, tokens, batch), strict=True):
+        for window, nats in zip(batch, _window_nats(scorer, tokens, batch), strict=True):
             totals[window.document] += nats
     return tuple(totals.tolist())
 
@@ -126,24 +122,13 @@ def document_windows(number: int, num_targets: int, reading: Reading) -> Iterato
         scored, end = end, min(end + reading.stride, num_targets)
 
 
-def _window_nats(model: HybridLM, tokens: Callable[[int], Tensor], batch: Sequence[Window]) -> list[float]:
+def _window_nats(scorer: Scorer, tokens: Callable[[int], Tensor], batch: Sequence[Window]) -> list[float]:
     """Rows are padded on the right, where a causal model does not look."""
-    rows, targets = [], []
-    for window in batch:
+    rows, runs = [], []
+    for number, window in enumerate(batch):
         text = tokens(window.document)[window.begin : window.end + 1]
-        target = text[1:].clone()
-        target[: window.scored - window.begin] = IGNORE_INDEX
         rows.append(text[:-1])
-        targets.append(target)
-    device = model.embedding.weight.device
-    tokens_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-    targets_BT = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORE_INDEX).to(device)
-    hidden_ND, targets_N = model(tokens_BT).flatten(0, 1), targets_BT.flatten()
-    nats_N = torch.cat(
-        [
-            F.cross_entropy(model.logits(h).float(), t, ignore_index=IGNORE_INDEX, reduction="none")
-            for h, t in zip(hidden_ND.split(HEAD_TOKENS), targets_N.split(HEAD_TOKENS), strict=True)
-        ]
-    )
-    sums: list[float] = nats_N.view(tokens_BT.shape).double().sum(dim=1).tolist()
-    return sums
+        runs.append((number, window.scored - window.begin, text[window.scored - window.begin + 1 :].tolist()))
+    tokens_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    nats, _ = scorer.score(tokens_BT, Targets.of_runs(runs), len(batch))
+    return [-x for x in nats]

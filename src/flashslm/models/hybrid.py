@@ -112,6 +112,14 @@ class HybridLM(nn.Module):
         return model
 
     @torch.no_grad()
+    def cast(self, dtype: torch.dtype) -> HybridLM:
+        """This model with its parameters in `dtype`, but for those that are kept in fp32."""
+        for name, parameter in self.named_parameters():
+            kept = name.rpartition(".")[2] in FP32_PARAMETERS
+            parameter.data = parameter.to(torch.promote_types(dtype, torch.float32) if kept else dtype)
+        return self
+
+    @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Fill every parameter; the values depend on the seed alone, neither on device nor on thread count."""
         generator = torch.Generator().manual_seed(seed)
@@ -149,6 +157,20 @@ class HybridLM(nn.Module):
             meta_1MD, state = layer.extend(meta_1MD, None, self._meta_sequence())
             states.append(state)
         return states
+
+    @torch.no_grad()
+    def extend(self, tokens_BT: Tensor, states: list[State], start: int) -> tuple[Tensor, list[State]]:
+        """Run T tokens of text after `start` earlier ones, from the states that those and the meta tokens left.
+
+        Final-normed hidden states [B, T, D], and the states after them; those before are left as they are.
+        """
+        positions = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)
+        sequence = Sequence(self._angles(positions + self.architecture.num_meta_tokens))
+        x_BTD, after = self.embedding(tokens_BT), []
+        for layer, state in zip(self.residual_layers, states, strict=True):
+            x_BTD, state = layer.extend(x_BTD, state, sequence)
+            after.append(state)
+        return self.final_norm(x_BTD), after
 
     @torch.no_grad()
     def prefill(self, tokens_BT: Tensor, cache: Cache) -> Tensor:

@@ -12,7 +12,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel
 
 from flashslm.config import RunConfig
@@ -29,7 +28,7 @@ from flashslm.models.accounting import parameters
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_model
 from flashslm.ops import kernels
-from flashslm.steps.evaluate import evaluate_model
+from flashslm.steps.evaluate import evaluate_model, for_evaluation
 
 WEIGHTS, ARCHITECTURE, TOKENIZER = "model.safetensors", "architecture.json", "tokenizer.json"
 SIZES = ("latency_ms", "parameters")  # of a model's facts, in the table
@@ -130,7 +129,7 @@ def evaluate_candidate(candidate: ComparedModel, recipe: RunConfig, dataset: Pat
     if export:
         _refuse_other_tokens(candidate.name, export / TOKENIZER, dataset / "tokenizer" / TOKENIZER)
     model: HybridLM = load_export(export, device) if export else load_model(directory, device=device)
-    found = evaluate_model(model.to(torch.float32).eval(), dataset, recipe)
+    found = evaluate_model(for_evaluation(model, recipe), dataset, recipe)
     facts = {"parameters": parameters(model.architecture)["total"]} | candidate.facts
     return ComparedModel(candidate.name, facts, found.items, candidate.model_directory)
 

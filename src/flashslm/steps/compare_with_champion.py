@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flashslm.config import RunConfig
 from flashslm.evaluation.comparison import compare_items
 from flashslm.evaluation.task_metrics import is_metric
@@ -14,7 +12,7 @@ from flashslm.infra.registry.gate import Comparison
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.hybrid import HybridLM
 from flashslm.steps.context import StepContext
-from flashslm.steps.evaluate import Evaluation, evaluate_model, perplexity_text
+from flashslm.steps.evaluate import Evaluation, evaluate_model, for_evaluation, perplexity_text
 from flashslm.steps.fetch_champion import champions_data
 
 NEW = "new data"
@@ -36,7 +34,8 @@ def run(context: StepContext) -> dict[str, Any]:
         for name, manifest in datasets.items():
             _require_test_split(context.store.get_part(manifest, ("test/", "tokenizer/"), directory / name), name)
         for side, source in (("champion", "deployed"), ("challenger", "exported")):
-            model = load_export(context.fetch(source) / "huggingface", pick_device("auto")).to(torch.float32).eval()
+            model = load_export(context.fetch(source) / "huggingface", pick_device("auto"))
+            model = for_evaluation(model, context.config)
             for name in datasets:
                 made = found[name][side] = _evaluate(model, directory / name, context.config, name)
                 context.events.emit("progress", f"{side} on {name}: {perplexity_text(made.results)}")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from tokenizers import Tokenizer
 
 from flashslm.config import EvaluationConfig, RunConfig
@@ -40,7 +41,7 @@ def run(context: StepContext) -> dict[str, Any]:
     the gate.
     """
     dataset = context.fetch("dataset")
-    model = load_model(context.fetch("chosen"), device=pick_device("auto"))
+    model = for_evaluation(load_model(context.fetch("chosen"), device=pick_device("auto")), context.config)
     facts = context.manifest("dataset").metadata
     found = evaluate_model(model, dataset, context.config)
     results = found.results
@@ -53,6 +54,19 @@ def run(context: StepContext) -> dict[str, Any]:
         "summary": f"test {perplexity_text(results)} ({results['test/loss_nats']:.3f} nats; unigram "
         f"entropy {facts['unigram_entropy_nats']:.3f}), {results['test/bits_per_byte']:.3f} bits/byte",
     }
+
+
+def for_evaluation(model: HybridLM, recipe: RunConfig) -> HybridLM:
+    """The model in fp32 on a CPU; on a GPU in the export's precision, which is what is deployed and fused forms take.
+
+    Its parameters are replaced.
+    """
+    return model.cast(getattr(torch, precision(model.embedding.weight.device.type, recipe))).eval()
+
+
+def precision(device_type: str, recipe: RunConfig) -> str:
+    """The dtype of an evaluation on a device."""
+    return recipe.export.dtype if device_type == "cuda" else "float32"
 
 
 def perplexity_text(results: dict[str, Any]) -> str:
@@ -74,7 +88,8 @@ def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluat
         asked, by_needle = evaluate_needle(model, loader, length, config.needle_samples, seed)
         needles.append(asked | metric_items.numbers(by_needle))
         items |= {f"test/needle_{name}_{length}": of for name, of in by_needle.items()}
-    results = {f"test/{name}": value for name, value in facts.items()} | metric_items.numbers(items)
+    results: dict[str, Any] = {f"test/{name}": value for name, value in facts.items()} | metric_items.numbers(items)
+    results["dtype"] = str(model.embedding.weight.dtype).removeprefix("torch.")
     tokenizer = Tokenizer.from_file(str(dataset / "tokenizer" / "tokenizer.json"))
     samples = continue_documents(model, loader, tokenizer)
     tasks, task_items = _lm_eval(model, dataset, config) if config.lm_eval_tasks else ({}, {})

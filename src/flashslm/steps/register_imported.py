@@ -36,7 +36,7 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
 from flashslm.steps import prepare_data
 from flashslm.steps.context import StepContext
-from flashslm.steps.evaluate import Evaluation, evaluate_model
+from flashslm.steps.evaluate import Evaluation, evaluate_model, for_evaluation
 from flashslm.steps.export_model import measure
 from flashslm.steps.recipe_checks import beyond_positions
 from flashslm.training.weight_norm import weight_norms
@@ -202,7 +202,7 @@ def _measure(context: StepContext, model: HybridLM) -> tuple[Evaluation, dict[st
         "weight_norm": "on" if has_unit_rows(norms.min().item(), norms.max().item()) else "off",
     }
     context.events.emit("progress", f"{facts['latency_ms']:.3f} ms/token, weight norm {facts['weight_norm']}")
-    quality = evaluate_model(model.to(torch.float32).eval(), dataset, recipe)
+    quality = evaluate_model(for_evaluation(model, recipe), dataset, recipe)
     numbers = {key: value for key, value in (quality.results | facts).items() if isinstance(value, int | float)}
     context.mlflow_run.log_metrics(numbers, step=0)
     return quality, facts

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -19,6 +19,12 @@ def loader(dataset: Path) -> TokenLoader:
     return TokenLoader(dataset, "validation", 32, 4, seed=0)
 
 
+class Seen(NamedTuple):
+    """A Recaller's state."""
+
+    tokens_BT: Tensor
+
+
 class Recaller(torch.nn.Module):
     """Predicts what followed the latest earlier occurrence of the last three tokens, else token 1."""
 
@@ -36,6 +42,14 @@ class Recaller(torch.nn.Module):
                 if place + 1 < len(tokens):
                     followers[last] = tokens[place + 1]
         return hidden_BTV
+
+    def prefix_states(self) -> list[Any]:
+        return [Seen(torch.zeros(1, 0, dtype=torch.int64))]
+
+    def extend(self, tokens_BT: Tensor, states: list[Any], start: int) -> tuple[Tensor, list[Any]]:
+        whole_BT = torch.cat([states[0].tokens_BT, tokens_BT], dim=1)
+        assert whole_BT.shape[1] == start + tokens_BT.shape[1]
+        return self(whole_BT)[:, start:], [Seen(whole_BT)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden

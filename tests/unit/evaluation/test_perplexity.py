@@ -31,8 +31,11 @@ class FixedDistribution(torch.nn.Module):
         self.embedding = torch.nn.Embedding(len(probabilities), 1)
         self.log_probs = torch.tensor(probabilities, dtype=torch.float64).log()
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        return torch.zeros(*tokens_BT.shape, 1)
+    def prefix_states(self) -> list[Any]:
+        return []
+
+    def extend(self, tokens_BT: Tensor, states: list[Any], start: int) -> tuple[Tensor, list[Any]]:
+        return torch.zeros(*tokens_BT.shape, 1), states
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.log_probs.expand(*hidden.shape[:-1], -1)

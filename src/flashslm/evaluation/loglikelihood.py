@@ -1,0 +1,98 @@
+"""Log-likelihoods of many continuations: batches by a budget of tokens, a context that several share read once."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from flashslm.evaluation.scoring import Scorer, Targets, right_padded
+
+BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}
+ALIGNMENT = 16  # shared contexts are cut at a multiple, so that those of about one length share a batch
+
+
+class Pair(NamedTuple):
+    """What stands before, and what is scored."""
+
+    context: list[int]
+    continuation: list[int]
+
+
+@dataclass
+class Shared:
+    """Rows that begin with the same `prefix`: the rest of each, and the runs of `Targets` that are scored in it."""
+
+    prefix: tuple[int, ...]
+    rows: dict[tuple[int, ...], list[tuple[int, int, list[int]]]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.rows))
+
+
+def log_likelihoods(
+    scorer: Scorer, pairs: Sequence[Pair], max_length: int, batch_tokens: int = 0
+) -> list[tuple[float, bool]]:
+    """(nats, is it the greedy choice) of each continuation; inputs longer than `max_length` lose their beginning.
+
+    Raises ValueError for a continuation that is longer than that.
+    """
+    results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+    for batch in _batches(_shared(pairs, max_length), batch_tokens or BATCH_TOKENS[scorer.device.type]):
+        owners, scored = _score(scorer, batch)
+        for owner, score in zip(owners, scored, strict=True):
+            results[owner] = score
+    return results
+
+
+def _shared(pairs: Sequence[Pair], max_length: int) -> list[Shared]:
+    """A context that stands before one continuation alone is no prefix: it would be read in two steps for nothing."""
+    by_context: dict[tuple[int, ...], list[tuple[int, list[int]]]] = defaultdict(list)
+    for owner, (context, continuation) in enumerate(pairs):
+        kept = (context + continuation)[-max_length - 1 :]
+        if len(continuation) >= len(kept):
+            raise ValueError(f"a continuation of {len(continuation)} tokens exceeds max_length {max_length}")
+        if continuation:
+            by_context[tuple(kept[: len(kept) - len(continuation)])].append((owner, continuation))
+    return [_group(context, members) for context, members in by_context.items()]
+
+
+def _group(context: tuple[int, ...], members: list[tuple[int, list[int]]]) -> Shared:
+    inputs = {tuple(continuation[:-1]) for _, continuation in members}
+    cut = (len(context) - 1) // ALIGNMENT * ALIGNMENT if len(inputs) > 1 else 0
+    group = Shared(context[:cut])
+    for owner, continuation in members:
+        row = (*context[cut:], *continuation[:-1])
+        group.rows[row].append((owner, len(context) - cut - 1, continuation))
+    return group
+
+
+def _batches(groups: list[Shared], batch_tokens: int) -> Iterator[list[Shared]]:
+    """Groups whose prefixes have one length, as many as the budget takes, padding counted; long ones first."""
+    batch: list[Shared] = []
+    rows = longest = 0
+    for group in sorted(groups, key=lambda g: (-len(g.prefix), -g.longest)):
+        rows, longest = rows + len(group.rows), max(longest, group.longest)
+        cost = (len(batch) + 1) * len(group.prefix) + rows * longest
+        if batch and (len(batch[0].prefix) != len(group.prefix) or cost > batch_tokens):
+            yield batch
+            batch, rows, longest = [], len(group.rows), group.longest
+        batch.append(group)
+    if batch:
+        yield batch
+
+
+def _score(scorer: Scorer, batch: list[Shared]) -> tuple[list[int], list[tuple[float, bool]]]:
+    context = None
+    if batch[0].prefix:
+        index = [number for number, group in enumerate(batch) for _ in group.rows]
+        prefixes = scorer.read(torch.tensor([group.prefix for group in batch]))
+        context = prefixes.rows(torch.tensor(index, device=scorer.device))
+    rows = [row for group in batch for row in group.rows]
+    found = [runs for group in batch for runs in group.rows.values()]
+    targets = Targets.of_runs([(row, column, tokens) for row, runs in enumerate(found) for _, column, tokens in runs])
+    owners = [owner for runs in found for owner, _, _ in runs]
+    nats, greedy = scorer.score(right_padded(rows), targets, len(owners), context)
+    return owners, list(zip(nats, greedy, strict=True))
