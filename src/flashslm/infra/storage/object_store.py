@@ -40,9 +40,10 @@ from flashslm.infra.storage.tree import (
     Manifest,
     disk_errors,
     hash_tree,
-    holds,
+    holds_verified,
     in_parallel,
     locked,
+    mark_verified,
     read_index,
     tree_digest,
 )
@@ -122,16 +123,15 @@ class ObjectStore:
     def get_tree(self, manifest: Manifest, directory: str | Path) -> Path:
         """Fill a directory with a tree, or leave it as it was; a directory that already holds it is reused.
 
-        Every file's sha256 and the tree's digest are verified. Raises ObjectMissing, ObjectCorrupt, StoreUnavailable,
+        Every file's sha256 and the tree's digest are verified, those of a directory that is reused only where a file
+        has changed since. Raises ObjectMissing, ObjectCorrupt, StoreUnavailable,
         or StoreError when the disk is full or the directory holds other files.
         """
         target = Path(directory)
-        if not holds(target, manifest.sha256):
+        if not holds_verified(target, manifest.sha256):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with locked(target.parent):
-                if not holds(
-                    target, manifest.sha256
-                ):  # not filled by another process meanwhile, which may be reading it
+            with locked(target.parent):  # another process may have filled it meanwhile, and be reading it
+                if not holds_verified(target, manifest.sha256):
                     self._fill(manifest, target)
         return target
 
@@ -256,7 +256,7 @@ class ObjectStore:
             tree = Path(temporary) / "tree"
             with disk_errors(target):
                 self._download(manifest, tree)
-                (tree / MARKER).write_text(manifest.sha256, encoding="utf-8")
+                mark_verified(tree, manifest.sha256)
             if (target / MARKER).is_file():  # a damaged copy, or another tree
                 target.rename(Path(temporary) / "replaced")
             tree.rename(target)

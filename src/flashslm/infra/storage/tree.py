@@ -6,9 +6,10 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage.s3 import StoreError
 
-MARKER = ".flashslm-tree"  # in a downloaded directory: the digest of the tree it was filled with
+MARKER = ".flashslm-tree"  # in a downloaded directory: the tree's digest and the state in which it was verified
 _FILES_AT_ONCE = 4
 Item = TypeVar("Item")
 Returned = TypeVar("Returned")
@@ -143,14 +144,55 @@ def _hash_file(path: Path) -> FileEntry:
 
 
 def holds(directory: Path, digest: str) -> bool:
-    """Whether a directory was filled with this tree and still holds exactly its bytes."""
-    marker = directory / MARKER
-    if not marker.is_file() or marker.read_bytes() != digest.encode():
+    """Whether a directory was filled with this tree and still holds exactly its bytes; reads all of them."""
+    if _marked(directory)[:1] != [digest]:
         return False
     try:
         return tree_digest(hash_tree(directory)) == digest
     except UnsafeTree:  # there is a link now
         return False
+
+
+def holds_verified(directory: Path, digest: str) -> bool:
+    """`holds`, which reads the bytes only where a file has changed in any way since they were verified.
+
+    A file counts as unchanged while its size, inode and times are the same; the time of change (ctime) cannot be set.
+    What a disk loses silently is found by `holds` alone.
+    """
+    marked = _marked(directory)
+    try:
+        if marked[:1] == [digest] and marked[1:] == [_state(directory)]:
+            return True
+    except UnsafeTree:
+        return False
+    if not holds(directory, digest):
+        return False
+    with suppress(OSError):  # of a directory that may only be read
+        mark_verified(directory, digest)
+    return True
+
+
+def mark_verified(directory: Path, digest: str) -> None:
+    """Note that the files are those of this tree as they are now."""
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as outside:
+        marker = Path(outside) / MARKER
+        marker.write_text(f"{digest}\n{_state(directory)}\n", encoding="utf-8")
+        marker.replace(directory / MARKER)
+
+
+def _marked(directory: Path) -> list[str]:
+    marker = directory / MARKER
+    return marker.read_text(encoding="utf-8", errors="replace").split() if marker.is_file() else []
+
+
+def _state(directory: Path) -> str:
+    """A digest of every file's path, size, inode and times."""
+    found = []
+    for path in sorted(path for path in _files_below(directory) if path != directory / MARKER):
+        state = path.lstat()
+        facts = state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns
+        found.append(f"{path.relative_to(directory).as_posix()} {facts}\n")
+    return hashlib.sha256("".join(found).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @contextmanager

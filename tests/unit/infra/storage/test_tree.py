@@ -3,10 +3,13 @@ import hashlib
 import os
 import socket
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from flashslm.infra.storage import tree
 from flashslm.infra.storage.s3 import StoreError
 from flashslm.infra.storage.tree import (
     MARKER,
@@ -17,7 +20,9 @@ from flashslm.infra.storage.tree import (
     disk_errors,
     hash_tree,
     holds,
+    holds_verified,
     in_parallel,
+    mark_verified,
     read_index,
     tree_digest,
 )
@@ -48,6 +53,70 @@ def test_the_marker_is_no_part_of_the_tree_and_a_changed_file_is_noticed(tmp_pat
     assert holds(tmp_path, digest)
     (tmp_path / "a").write_text("2")
     assert not holds(tmp_path, digest)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Paths whose bytes were read."""
+    read, hash_file = [], tree._hash_file
+    monkeypatch.setattr(tree, "_hash_file", lambda path: read.append(path.name) or hash_file(path))
+    return read
+
+
+def filled(directory: Path) -> str:
+    (directory / "deep").mkdir(parents=True)
+    for name, size in (("a", 0), ("deep/b", 1), ("deep/c", 70_001)):
+        (directory / name).write_bytes(b"x" * size)
+    digest = tree_digest(hash_tree(directory))
+    mark_verified(directory, digest)
+    return digest
+
+
+def test_a_verified_copy_is_read_again_only_after_a_change(tmp_path, counted):
+    copy = tmp_path / "copy"
+    digest = filled(copy)
+    counted.clear()
+    assert holds_verified(copy, digest) and counted == []
+    assert not holds_verified(copy, "0" * 64)
+    copy.rename(tmp_path / "moved")
+    assert holds_verified(tmp_path / "moved", digest) and counted == []
+    assert holds(tmp_path / "moved", digest) and sorted(counted) == ["a", "b", "c"], "an audit reads all the same"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["moved"]
+
+
+def test_a_copy_that_only_says_its_digest_is_read_once(tmp_path, counted):
+    copy = tmp_path / "copy"
+    digest = filled(copy)
+    (copy / MARKER).write_text(digest)  # as earlier versions wrote it
+    counted.clear()
+    assert holds_verified(copy, digest) and len(counted) == 3
+    assert holds_verified(copy, digest) and len(counted) == 3
+
+
+def same_size_and_time(copy: Path) -> None:
+    before = (copy / "deep/c").stat()
+    (copy / "deep/c").write_bytes(b"y" * 70_001)
+    os.utime(copy / "deep/c", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        same_size_and_time,
+        lambda copy: (copy / "a").unlink(),
+        lambda copy: (copy / "deep/b").write_bytes(b""),
+        lambda copy: (copy / "new").touch(),
+        lambda copy: (copy / "a").rename(copy / "d"),
+        lambda copy: (copy / "link").symlink_to("a"),
+    ],
+    ids=["same size and time", "lost", "cut", "new", "renamed", "link"],
+)
+def test_any_change_of_a_verified_copy_is_noticed(change, tmp_path):
+    copy = tmp_path / "copy"
+    digest = filled(copy)
+    time.sleep(0.02)  # the clock of file systems ticks every few ms
+    change(copy)
+    assert not holds_verified(copy, digest)
 
 
 def test_manifest_round_trip(tmp_path):
