@@ -10,6 +10,7 @@ from flashslm.config import KernelsConfig
 from flashslm.evaluation.loglikelihood import Pair, log_likelihoods
 from flashslm.evaluation.perplexity import Reading, document_nats
 from flashslm.evaluation.scoring import Scorer, Targets
+from flashslm.inference.continuous import ContinuousBatch
 from flashslm.models.random_weights import random_model
 from flashslm.ops import kernels
 from tests.gpu.test_model import PORTABLE, VOCABULARY, build, default_kernels  # noqa: F401
@@ -86,3 +87,23 @@ def test_32k_tokens_never_hold_their_logits():
     (nats,) = document_nats(model, lambda _: text, [32_768], Reading(32_768, 32_768, 1))
     assert nats / 32_768 == pytest.approx(11.1, abs=1.0)
     assert torch.cuda.max_memory_allocated() - before < 4e9
+
+
+def test_ragged_prompts_get_by_fused_steps_what_fp32_favours():
+    """More prompts than rows: a row's convolution rings begin again while the other rows go on."""
+    exact, fast = pair_of_models("DFMFAF")
+    prompts = [torch.randint(VOCABULARY, (n,)).tolist() for n in (65, 3, 17, 130, 1, 64)]
+    batch = ContinuousBatch(fast, 2, 160)
+    assert batch.decode_graph.backend == "fused"
+    texts = batch.generate(prompts, 20, lambda text: len(text) == 12 and text[0] % 2 == 0)
+    clear, same = 0, 0
+    for prompt, text in zip(prompts, texts, strict=True):
+        with torch.inference_mode():
+            kernels.configure(PORTABLE)
+            logits = exact.logits(exact(torch.tensor([prompt + text], device="cuda")))[0, len(prompt) - 1 : -1]
+            kernels.configure(KernelsConfig())
+        best, second = logits.topk(2).values.unbind(-1)
+        sure = (best - second > TOKEN_TOLERANCE * logits.std()).cpu()
+        clear += int(sure.sum())
+        same += int((logits.argmax(-1).cpu() == torch.tensor(text))[sure].sum())
+    assert clear == same > 40

@@ -29,7 +29,7 @@ class Asked(NamedTuple):
 
 
 def run_tasks(
-    model: HybridLM, tokenizer: Any, asked: Asked, batch_size: int = 16
+    model: HybridLM, tokenizer: Any, asked: Asked
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, MetricItems]]]:
     """Metrics of every task, group and averaged preset with their standard errors; and item by item.
 
@@ -41,7 +41,7 @@ def run_tasks(
 
     from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter
 
-    adapter = HybridLMAdapter(model, tokenizer, batch_size)
+    adapter = HybridLMAdapter(model, tokenizer)
     facts = {"tokenizer": tokenizer.name_or_path, "max_seq_lengths": task_presets.ruler_lengths(adapter.max_length)}
     manager = find_tasks(asked.tasks, asked.include_path, asked.task_data, facts)
     if asked.run_generated_code:

@@ -2,16 +2,12 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from flashslm.evaluation.batching import pad_rows
 from flashslm.evaluation.loglikelihood import Pair, log_likelihoods
 from flashslm.evaluation.scoring import Scorer
-from flashslm.inference.engine import DecodeEngine
+from flashslm.evaluation.stops import StopStrings
+from flashslm.inference.continuous import ContinuousBatch
 from flashslm.inference.sampling import Sampling
 from flashslm.models.hybrid import HybridLM
 
@@ -21,6 +17,7 @@ except ImportError as error:
     raise ImportError("lm-eval tasks need lm_eval: pip install 'flashslm[evaluation]'") from error
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own default
+GENERATED_TOGETHER = 32  # texts
 
 
 class HybridLMAdapter(TemplateLM):
@@ -29,7 +26,7 @@ class HybridLMAdapter(TemplateLM):
     Longer inputs than the model has positions for lose their beginning.
     """
 
-    def __init__(self, model: HybridLM, tokenizer: Any, batch_size: int = 16):
+    def __init__(self, model: HybridLM, tokenizer: Any, batch_size: int = GENERATED_TOGETHER):
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.scorer = Scorer(model)
@@ -80,38 +77,18 @@ class HybridLMAdapter(TemplateLM):
         return texts
 
     def _generate(self, contexts: list[str], settings: dict[str, Any]) -> list[str]:
-        """Prompts of equal length share a batch: recurrent states allow no padding before the text."""
-        new_tokens, stops = settings["max_gen_toks"], settings["until"]
+        """Prompts of any lengths by continuous batching."""
+        new_tokens = settings["max_gen_toks"]
         if new_tokens >= self.max_length:
             raise ValueError(
                 f"max_gen_toks {new_tokens} leaves no positions for a prompt: below {self.max_length} is allowed"
             )
         prompts = [self.tok_encode(context)[new_tokens - self.max_length :] for context in contexts]
         longest = max(map(len, prompts)) + new_tokens
-        engine = DecodeEngine(self.model, min(self.batch_size, len(prompts)), longest, Sampling(**settings["sampling"]))
-        texts = [""] * len(prompts)
-        for batch in _equal_lengths(prompts, self.batch_size):
-            generated = self._decode(engine, torch.tensor([prompts[i] for i in batch]), stops, new_tokens)
-            for index, text in zip(batch, generated, strict=True):
-                texts[index] = text
-        return texts
-
-    def _decode(self, engine: DecodeEngine, prompts_BT: Tensor, stops: list[str], new_tokens: int) -> list[str]:
-        ids: list[list[int]] = [[] for _ in prompts_BT]
-        unfinished = list(range(len(ids)))
-        tokens_B = engine.prefill(pad_rows(prompts_BT, len(engine.tokens_B)))
-        for step in range(new_tokens):
-            tokens = (engine.step() if step else tokens_B).tolist()
-            for row in unfinished:
-                ids[row].append(tokens[row])
-            unfinished = [row for row in unfinished if not self._is_finished(ids[row], stops)]
-            if not unfinished:
-                break
-        texts = [self.tokenizer.decode([i for i in row if i != self.eot_token_id]) for row in ids]
-        return [min((text.split(stop)[0] for stop in stops), key=len, default=text) for text in texts]
-
-    def _is_finished(self, ids: list[int], stops: list[str]) -> bool:
-        return ids[-1] == self.eot_token_id or any(stop in self.tokenizer.decode(ids) for stop in stops)
+        rows, sampling = min(self.batch_size, len(prompts)), Sampling(**settings["sampling"])
+        stops = StopStrings(self.tokenizer, settings["until"], self.eot_token_id)
+        batch = ContinuousBatch(self.model, rows, longest, sampling)
+        return [stops.text(ids) for ids in batch.generate(prompts, new_tokens, stops.has_ended)]
 
 
 def _generation_arguments(given: dict[str, Any]) -> dict[str, Any]:
@@ -126,12 +103,3 @@ def _generation_arguments(given: dict[str, Any]) -> dict[str, Any]:
     sampling = {"temperature": float(settings.get("temperature") or 0.0) if settings["do_sample"] else 0.0}
     sampling |= {name: settings[name] for name in ("top_k", "top_p") if settings.get(name) is not None}
     return {"max_gen_toks": settings["max_gen_toks"], "until": stops, "sampling": sampling}
-
-
-def _equal_lengths(prompts: list[list[int]], batch_size: int) -> Iterator[list[int]]:
-    """Indices of prompts in batches of one length, long ones first."""
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for index, prompt in enumerate(prompts):
-        by_length[len(prompt)].append(index)
-    for _, indices in sorted(by_length.items(), reverse=True):
-        yield from (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))

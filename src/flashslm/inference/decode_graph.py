@@ -28,10 +28,10 @@ class DecodeGraph:
         self.decoder = self._fused_decoder() if self.backend == "fused" else None
         self.cuda_graph = self._capture() if tokens_B.device.type == "cuda" else None
 
-    def begin(self) -> None:
-        """To be called after a prefill."""
+    def begin(self, row: int | None = None) -> None:
+        """To be called after a prefill, of one row or (None) of all."""
         if self.decoder is not None:
-            self.decoder.begin()
+            self.decoder.begin(row)
 
     def advance(self) -> None:
         """One step; nothing waits for the device."""

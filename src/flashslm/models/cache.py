@@ -74,6 +74,13 @@ class Cache:
             self.store(index, state, 0, length)
         self.lengths_B.fill_(length)
 
+    def copy_row(self, row: int, single: Cache) -> None:
+        """Take over the one sequence of a cache with as many places (`single`) as sequence number `row`."""
+        for layer, alone in zip(self.layers, single.layers, strict=True):
+            for target, source in zip(layer, alone, strict=True):
+                target[row].copy_(source[0])
+        self.lengths_B[row] = single.lengths_B[0]
+
     def state(self, index: int, length: int) -> State:
         """A layer's state after `length` tokens, without a copy except of a window's keys and values."""
         layer = self.layers[index]

@@ -13,7 +13,6 @@ from flashslm.data.tokenizer import load_tokenizer
 from flashslm.evaluation import task_manager
 from flashslm.evaluation.harness import Asked, run_tasks
 from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter, _generation_arguments
-from flashslm.inference.engine import DecodeEngine
 from flashslm.models.hybrid import HybridLM
 
 PAIRS = [
@@ -128,9 +127,9 @@ def test_generation_ends_with_the_document(adapter: HybridLMAdapter, monkeypatch
     row = greedy_ids(adapter.model, adapter.tok_encode("the dogs"), 6)
     end = next(place for place in range(1, 6) if row[place] not in row[:place])
     monkeypatch.setattr(HybridLMAdapter, "eot_token_id", property(lambda _: row[end]))
-    prompt = torch.tensor([[0, *adapter.tok_encode("the dogs", add_special_tokens=False)]])
-    text = adapter._decode(DecodeEngine(adapter.model, 2, 40), prompt, [], 6)
-    assert text == [adapter.tokenizer.decode(row[:end])]
+    monkeypatch.setattr(HybridLMAdapter, "tok_encode", lambda *_: [0, *adapter.tokenizer("the dogs")["input_ids"]])
+    (text,) = adapter.generate_until(requests(("the dogs", {"max_gen_toks": 6})))
+    assert text == adapter.tokenizer.decode(row[:end])
 
 
 def test_what_does_not_fit_is_refused(adapter: HybridLMAdapter) -> None:

@@ -81,11 +81,14 @@ class FusedDecoder:
         self.steps = [step for letter, layer, state in layers for step in self._layer(letter, layer, state)]
 
     @torch.no_grad()
-    def begin(self) -> None:
-        """Take over the convolutions' states from the cache; to be called after a prefill."""
-        for state_BCK, ring_B4C in self.rings:
+    def begin(self, row: int | None = None) -> None:
+        """Take over the convolutions' states from the cache; to be called after a prefill, of one row or of all."""
+        rows = slice(None) if row is None else slice(row, row + 1)
+        lengths_B = self.cache.lengths_B[rows]
+        for states_BCK, rings_B4C in self.rings:
+            state_BCK, ring_B4C = states_BCK[rows], rings_B4C[rows]
             for back in range(1, CONV_SIZE):
-                place_B1C = ((self.cache.lengths_B - back) % CONV_SIZE)[:, None, None].expand(-1, 1, ring_B4C.shape[2])
+                place_B1C = ((lengths_B - back) % CONV_SIZE)[:, None, None].expand(-1, 1, ring_B4C.shape[2])
                 ring_B4C.scatter_(1, place_B1C, state_BCK[:, None, :, -back])
 
     def layers_step(self) -> None:
