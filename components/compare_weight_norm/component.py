@@ -8,7 +8,6 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("compare_weight_norm"), install_kfp_package=False)
 def compare_weight_norm(
-    training: dict,
     code_digest: str,
     checkpoints: Input[list[Model]],
     ablation: Output[Artifact],

@@ -1,19 +1,15 @@
 """Component continue_pretraining: the champion trained on the new data."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
 from components.images import image_of
 
 
 @dsl.component(base_image=image_of("continue_pretraining"), install_kfp_package=False)
 def continue_pretraining(
-    seed: int,
     kernels: dict,
-    training: dict,
-    retraining: dict,
     code_digest: str,
-    champion: Input[Artifact],
     deployed: Input[Model],
     dataset: Input[Dataset],
     checkpoint: Output[Model],

@@ -1,21 +1,16 @@
 """Component fit_scaling_law: the depth-width law and the choice under the latency budget."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Output
+from kfp.dsl import Artifact, Input, Output
 
 from components.images import image_of
 
 
 @dsl.component(base_image=image_of("fit_scaling_law"), install_kfp_package=False)
 def fit_scaling_law(
-    seed: int,
-    model: dict,
-    kernels: dict,
-    profiling: dict,
     latency: dict,
     scaling: dict,
     code_digest: str,
-    dataset: Input[Dataset],
     latency_table: Input[Artifact],
     scaling_law: Output[Artifact],
 ):

@@ -1,18 +1,15 @@
 """Component gate_challenger: promote or hold a retrained model."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Input, Model, Output
+from kfp.dsl import Artifact, Input, Output
 
 from components.images import image_of
 
 
 @dsl.component(base_image=image_of("gate_challenger"), install_kfp_package=False)
 def gate_challenger(
-    gate: dict,
     code_digest: str,
-    champion: Input[Artifact],
     evaluation: Input[Artifact],
-    exported: Input[Model],
     verdict: Output[Artifact],
 ) -> str:
     from flashslm.steps.component import run_component

@@ -10,8 +10,6 @@ from components.images import image_of
 def prepare_new_data(
     seed: int,
     data: dict,
-    training: dict,
-    evaluation_config: dict,
     retraining: dict,
     code_digest: str,
     source_digest: str,

@@ -1,20 +1,17 @@
 """Component pretrain: one training run of the found architecture."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Artifact, Input, Metrics, Model, Output
 
 from components.images import image_of
 
 
 @dsl.component(base_image=image_of("pretrain"), install_kfp_package=False)
 def pretrain(
-    model: dict,
-    kernels: dict,
     training: dict,
     code_digest: str,
     weight_norm: str,
     seed: str,
-    dataset: Input[Dataset],
     architecture: Input[Artifact],
     checkpoint: Output[Model],
     metrics: Output[Metrics],

@@ -1,7 +1,7 @@
 """Component register_model: the promoted model becomes champion."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Model
+from kfp.dsl import Artifact, Input
 
 from components.images import image_of
 
@@ -9,13 +9,9 @@ from components.images import image_of
 @dsl.component(base_image=image_of("register_model"), install_kfp_package=False)
 def register_model(
     name: str,
-    gate: dict,
     code_digest: str,
     config_digest: str,
     image: str,
-    dataset: Input[Dataset],
-    evaluation: Input[Artifact],
-    exported: Input[Model],
     verdict: Input[Artifact],
 ):
     from flashslm.steps.component import run_component

@@ -10,13 +10,10 @@ from components.images import image_of
 def report_retraining(
     name: str,
     code_digest: str,
-    champion: Input[Artifact],
-    dataset: Input[Dataset],
     report: Output[Artifact],
     page: Output[HTML],
+    dataset: Input[Dataset] = None,
     chosen: Input[Model] = None,
-    exported: Input[Model] = None,
-    evaluation: Input[Artifact] = None,
     verdict: Input[Artifact] = None,
 ):
     from flashslm.steps.component import run_component

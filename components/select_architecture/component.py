@@ -1,24 +1,16 @@
 """Component select_architecture: the winner, the history and the Pareto front of the finished study."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Output
+from kfp.dsl import Artifact, Input, Output
 
 from components.images import image_of
 
 
 @dsl.component(base_image=image_of("select_architecture"), install_kfp_package=False)
 def select_architecture(
-    seed: int,
-    model: dict,
-    kernels: dict,
-    profiling: dict,
-    latency: dict,
-    scaling: dict,
     search: dict,
     code_digest: str,
     workers: list,
-    dataset: Input[Dataset],
-    latency_table: Input[Artifact],
     scaling_law: Input[Artifact],
     architecture: Output[Artifact],
 ):

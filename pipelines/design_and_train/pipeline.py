@@ -40,37 +40,34 @@ def design_and_train(
     retraining: dict = {},
     workers: list[str] = ["0", "1"],
 ):
-    """Sections hold what differs from a recipe's defaults; each step gets only those that its work depends on."""
+    """Sections hold what differs from a recipe's defaults; each step gets only those that its work depends on.
+
+    Of artifacts a step takes the last ones: in their files are the manifests of those that they were made of.
+    """
     step = Steps(locals())
     recipe = step(check_recipe, "Check the recipe")
     preparation = step(prepare_data, "Prepare data").after(recipe)
-    inputs = {"dataset": preparation.outputs["dataset"]}
-    profile = step(profile_latency, "Profile latency", **inputs)
-    latency_table = profile.outputs["latency_table"]
-    known = inputs | {"latency_table": latency_table}
-    known["scaling_law"] = step(fit_scaling_law, "Fit the scaling law", **known).outputs["scaling_law"]
+    profile = step(profile_latency, "Profile latency", dataset=preparation.outputs["dataset"])
+    law = step(fit_scaling_law, "Fit the scaling law", latency_table=profile.outputs["latency_table"]).output
 
     with dsl.ParallelFor(workers, name="search-workers") as worker:
-        searching = step(search_architecture, "Search architectures", worker=worker, **known)
+        searching = step(search_architecture, "Search architectures", worker=worker, scaling_law=law)
     done = dsl.Collected(searching.output)
-    architecture = step(select_architecture, "Select the architecture", workers=done, **known).output
+    architecture = step(select_architecture, "Select the architecture", workers=done, scaling_law=law).output
 
     with dsl.ParallelFor(recipe.outputs["Output"], name="weight-norm-variants") as variant:
         settings = {"weight_norm": variant.weight_norm, "seed": variant.seed}
-        pretraining = step(pretrain, "Pretrain", architecture=architecture, **settings, **inputs)
+        pretraining = step(pretrain, "Pretrain", architecture=architecture, **settings)
     checkpoints = dsl.Collected(pretraining.outputs["checkpoint"])
     comparison = step(compare_weight_norm, "Compare weight normalisation", checkpoints=checkpoints)
     chosen = comparison.outputs["chosen"]
 
-    inputs |= {"chosen": chosen}
-    quality = step(evaluate, "Evaluate", **inputs).outputs["evaluation"]
-    exported = step(export_model, "Export", latency_table=latency_table, **inputs).outputs["exported"]
+    quality = step(evaluate, "Evaluate", chosen=chosen).outputs["evaluation"]
+    exported = step(export_model, "Export", chosen=chosen).outputs["exported"]
 
-    candidate = {"evaluation": quality, "exported": exported}
-    judgement = step.fresh(gate_component, "Promote or hold", **candidate)
-    candidate["verdict"] = judgement.outputs["verdict"]
+    judgement = step.fresh(gate_component, "Promote or hold", evaluation=quality, exported=exported)
+    verdict = judgement.outputs["verdict"]
     with dsl.If(judgement.outputs["Output"] == "promote", name="promote"):
-        origin = {"dataset": inputs["dataset"], "config_digest": recipe.outputs["config_digest"]}
-        step.fresh(register_model, "Register the champion", **origin, **candidate)
-    results = known | candidate | {"architecture": architecture, "chosen": chosen}
-    step.fresh(report, "Report", ablation=comparison.outputs["ablation"], **results)
+        config_digest = recipe.outputs["config_digest"]
+        step.fresh(register_model, "Register the champion", config_digest=config_digest, verdict=verdict)
+    step.fresh(report, "Report", ablation=comparison.outputs["ablation"], verdict=verdict)

@@ -34,30 +34,31 @@ def retraining(
     gate: dict = {},
     retraining: dict = {},
 ):
-    """Sections hold what differs from a recipe's defaults; each step gets only those that its work depends on."""
+    """Sections hold what differs from a recipe's defaults; each step gets only those that its work depends on.
+
+    Of artifacts a step takes the last ones: in their files are the manifests of those that they were made of.
+    """
     step = Steps(locals())
     recipe = step(check_recipe, "Check the recipe")
     current = step.fresh(fetch_champion, "Fetch the champion").after(recipe)
-    champion, deployed = current.outputs["champion"], current.outputs["deployed"]
-    found = step.fresh(prepare_new_data, "Prepare new data", champion=champion)
+    found = step.fresh(prepare_new_data, "Prepare new data", champion=current.outputs["champion"])
     dataset = found.outputs["dataset"]
-    known = {"champion": champion, "dataset": dataset}
 
     with dsl.If(found.outputs["Output"] == "retrain", name="retrain"):
-        models = {"deployed": deployed}
-        continued = step(continue_pretraining, "Continue pretraining", **models, **known)
+        models = {"deployed": current.outputs["deployed"], "dataset": dataset}
+        continued = step(continue_pretraining, "Continue pretraining", **models)
         chosen = continued.outputs["checkpoint"]
         with dsl.If(continued.outputs["Output"] == "trained", name="trained"):
-            models["exported"] = step(export_model, "Export", dataset=dataset, chosen=chosen).outputs["exported"]
-            comparison = step(compare_with_champion, "Compare with the champion", **models, **known)
-            candidate = {"exported": models["exported"], "evaluation": comparison.outputs["evaluation"]}
-            judgement = step.fresh(gate_challenger, "Promote or hold", champion=champion, **candidate)
-            candidate["verdict"] = judgement.outputs["verdict"]
+            exported = step(export_model, "Export", chosen=chosen).outputs["exported"]
+            comparison = step(compare_with_champion, "Compare with the champion", exported=exported)
+            evaluation = comparison.outputs["evaluation"]
+            judgement = step.fresh(gate_challenger, "Promote or hold", evaluation=evaluation)
+            verdict = judgement.outputs["verdict"]
             with dsl.If(judgement.outputs["Output"] == "promote", name="promote"):
-                origin = {"dataset": dataset, "config_digest": recipe.outputs["config_digest"]}
-                step.fresh(register_model, "Register the champion", **origin, **candidate)
-            step.fresh(report_retraining, "Report", chosen=chosen, **candidate, **known)
+                config_digest = recipe.outputs["config_digest"]
+                step.fresh(register_model, "Register the champion", config_digest=config_digest, verdict=verdict)
+            step.fresh(report_retraining, "Report", verdict=verdict)
         with dsl.If(continued.outputs["Output"] == "diverged", name="diverged"):
-            step.fresh(report_retraining, "Report: training diverged", chosen=chosen, **known)
+            step.fresh(report_retraining, "Report: training diverged", chosen=chosen)
     with dsl.If(found.outputs["Output"] == "hold", name="nothing-new"):
-        step.fresh(report_retraining, "Report: nothing new", **known)
+        step.fresh(report_retraining, "Report: nothing new", dataset=dataset)

@@ -24,8 +24,8 @@ from flashslm.launch.kfp.cluster_pass import (
     STEP_RETRIES,
     ClusterPackage,
     for_cluster,
+    short_command,
     step_of,
-    without_padding,
 )
 from flashslm.launch.kfp.definition import defined_tasks
 from flashslm.launch.kfp.exit_task import BODY, TASK
@@ -67,7 +67,7 @@ def without_resources(spec: Document) -> Document:
     bare = copy.deepcopy(spec)
     for executor in bare["deploymentSpec"]["executors"].values():
         del executor["container"]["image"]
-        executor["container"]["command"] = [without_padding(part) for part in executor["container"]["command"]]
+        executor["container"]["command"] = [short_command(part) for part in executor["container"]["command"]]
         executor["container"].pop("resources", None)
         executor["container"].pop("env", None)
     for name in OWN_ARGUMENTS:
@@ -122,7 +122,7 @@ def test_the_exit_handler_is_what_the_sdk_writes(package: ClusterPackage, tmp_pa
     container = executors(package)["end_run"][0]
     given = expected["deploymentSpec"]["executors"][f"exec-{TASK}"]["container"]
     assert container["args"] == given["args"]
-    assert container["command"] == [without_padding(part) for part in given["command"]]
+    assert container["command"] == [short_command(part) for part in given["command"]]
     assert "  --component_module_path" in given["command"][2] and "  " not in container["command"][2]
     assert container["resources"]["resourceMemoryLimit"] == "1Gi" and container["image"] == PLATFORM.image
 

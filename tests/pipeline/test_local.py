@@ -13,7 +13,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from flashslm.config import DESIGN_STEPS, RunConfig
+from flashslm.config import DESIGN_STEPS, STEP_SECTIONS, RunConfig
+from flashslm.config.steps import STEP_INPUTS
 from flashslm.launch.local import launcher
 from flashslm.launch.local.launcher import LocalResult
 from flashslm.launch.processes import LaunchError
@@ -62,6 +63,8 @@ def test_steps_get_their_configuration_inputs_and_variants(fake_runs: FakeRuns) 
         "latency_table": "profile_latency",
         "scaling_law": "fit_scaling_law",
     }
+    assert all(set(call["inputs"]) == set(STEP_INPUTS[call["step"]]) for call in calls.values())
+    assert all(set(call["config"]) == set(STEP_SECTIONS[call["step"]]) for call in calls.values())
     variants = ["pretrain seed=0 weight_norm=on", "pretrain seed=0 weight_norm=off"]
     assert calls["compare_weight_norm"]["inputs"]["checkpoints"] == variants
     assert calls["compare_weight_norm"]["outputs"] == ["ablation", "chosen"]

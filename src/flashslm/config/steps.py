@@ -45,6 +45,32 @@ RETRAINING_STEPS: dict[str, tuple[str, ...]] = {
 }
 STEP_SECTIONS = DESIGN_STEPS | RETRAINING_STEPS
 
+# Which artifacts a step reads. In a pipeline it takes the last ones, and finds the others in their files.
+STEP_INPUTS: dict[str, tuple[str, ...]] = {
+    "check_recipe": (),
+    "prepare_data": (),
+    "profile_latency": ("dataset",),
+    "fit_scaling_law": ("dataset", "latency_table"),
+    "search_architecture": ("dataset", "latency_table", "scaling_law"),
+    "select_architecture": ("dataset", "latency_table", "scaling_law"),
+    "pretrain": ("dataset", "architecture"),
+    "compare_weight_norm": ("checkpoints",),
+    "evaluate": ("dataset", "chosen"),
+    "export_model": ("dataset", "chosen", "latency_table"),
+    "gate": ("evaluation", "exported"),
+    "register_model": ("dataset", "evaluation", "exported", "verdict"),
+    "report": (
+        *("dataset", "latency_table", "scaling_law", "architecture", "ablation", "chosen"),
+        *("evaluation", "exported", "verdict"),
+    ),
+    "fetch_champion": (),
+    "prepare_new_data": ("champion",),
+    "continue_pretraining": ("champion", "deployed", "dataset"),
+    "compare_with_champion": ("champion", "deployed", "exported", "dataset"),
+    "gate_challenger": ("champion", "evaluation", "exported"),
+    "report_retraining": ("champion", "dataset", "chosen", "exported", "evaluation", "verdict"),
+}
+
 # These train together on `platform.nodes`.
 MULTI_NODE_STEPS = {"pretrain", "continue_pretraining"}
 

@@ -19,8 +19,10 @@ def run_component(step: str, arguments: Mapping[str, Any], outputs: Sequence[str
     """Run `step` with the arguments of its component, which calls this with its `locals()`; returns the step's result.
 
     Sections of the recipe make the step's configuration, artifacts its inputs, those named in `outputs` its outputs.
+    A component declares no section and no artifact that comes with its inputs (`steps.inputs`).
     """
-    sections = {section: section_parameter(section) for section in STEP_SECTIONS[step]}
+    parameters_of = {section: section_parameter(section) for section in STEP_SECTIONS[step]}
+    sections = {section: name for section, name in parameters_of.items() if name in arguments}
     rest = {k: v for k, v in arguments.items() if k not in {*sections.values(), *outputs, *ONLY_FOR_THE_CACHE, METRICS}}
     parameters = {k: v for k, v in rest.items() if isinstance(v, str)}
     result = run_step(

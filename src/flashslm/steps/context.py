@@ -13,6 +13,7 @@ from flashslm.config import RunConfig, digest
 from flashslm.infra.events import Events
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.storage.tree import Origins
 from flashslm.infra.tracking.mlflow_runs import TrackedRun
 
 
@@ -33,6 +34,7 @@ class StepContext:
     events: Events
     inputs: dict[str, Manifest | list[Manifest]]
     parameters: dict[str, str]
+    origins: Origins = field(default_factory=Origins)  # what the outputs are made of
     outputs: dict[str, Manifest] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)  # HTML that KFP shows, by the name of its output
 

@@ -16,11 +16,12 @@ from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.process.private_logs import log_privately
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage import long_sections
-from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.tracking import kfp_run, mlflow_runs
 from flashslm.ops import kernels
 from flashslm.steps import attempts
 from flashslm.steps.context import StepContext
+from flashslm.steps.inputs import read_inputs
 from flashslm.steps.kernel_object import shared_kernels
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ def run_step(
 ) -> dict[str, Any]:
     """Run step `name` and write a manifest for each output; an HTML page as it is.
 
-    `config` is JSON of the sections that the step reads; `inputs` and `outputs` are paths of manifest files. In a pod
+    `config` is JSON of the sections that the step reads; `inputs` and `outputs` are paths of artifact files. What the
+    step reads besides comes with its inputs (`steps.inputs`). In a pod
     the work runs in its own process and is tried again after a crash (`attempts`). Returns the step's result: numbers
     with units in their names, `summary` (one line), and what the pipeline branches on.
     """
@@ -61,15 +63,17 @@ def run_step(
             tags[kfp_run.STEP_TAG] = settings.kfp_run_id
         run = mlflow_runs.open_run(settings, label, tags=tags)
         with run as mlflow_run, outages.heard_by(_outage_listener(mlflow_run, events)):
+            read = read_inputs(name, config, inputs or {})
             context = StepContext(
                 step=name,
-                config=from_step_json(name, long_sections.whole(config, store)),
+                config=from_step_json(name, long_sections.whole(read.config, store)),
                 settings=settings,
                 store=store,
                 mlflow_run=mlflow_run,
                 events=events,
-                inputs=_read_manifests(inputs or {}),
+                inputs=read.manifests,
                 parameters=dict(parameters or {}),
+                origins=read.origins,
             )
             with shared_kernels(context.store) if name in GPU_STEPS else nullcontext():
                 result = _execute(context, outputs or {})
@@ -124,12 +128,5 @@ def _execute(context: StepContext, outputs: Mapping[str, str]) -> dict[str, Any]
         if name in context.pages:
             Path(path).write_text(context.pages[name], encoding="utf-8")
         else:
-            context.outputs[name].write(Path(path))
+            context.outputs[name].write(Path(path), context.origins)
     return result
-
-
-def _read_manifests(inputs: Mapping[str, str | Sequence[str]]) -> dict[str, Manifest | list[Manifest]]:
-    read: dict[str, Manifest | list[Manifest]] = {}
-    for name, path in inputs.items():
-        read[name] = Manifest.read(Path(path)) if isinstance(path, str) else [Manifest.read(Path(p)) for p in path]
-    return read

@@ -22,10 +22,10 @@ def note(**line: object) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def read(path: object) -> object:
-    if isinstance(path, list):
-        return [read(item) for item in path]
-    return json.loads(Path(str(path)).read_text())["metadata"]["made_by"]
+def makers(manifests: object) -> object:
+    if isinstance(manifests, list):
+        return [makers(manifest) for manifest in manifests]
+    return manifests.metadata["made_by"]
 
 
 def work(name: str, label: str, script: dict) -> None:
@@ -49,6 +49,8 @@ def work(name: str, label: str, script: dict) -> None:
 def run_step(name, *, config, inputs=None, outputs=None, parameters=None):
     from flashslm.infra.events import Events
     from flashslm.infra.process.parent import die_with_parent
+    from flashslm.infra.storage.tree import Manifest
+    from flashslm.steps.inputs import read_inputs
 
     die_with_parent()
     script = json.loads(os.environ.get("FAKE_STEPS", "{}"))
@@ -56,8 +58,10 @@ def run_step(name, *, config, inputs=None, outputs=None, parameters=None):
     label = " ".join([name, *(f"{k}={v}" for k, v in sorted(variant.items()))])
     events = Events.from_env(name, label)
     events.emit("start")
-    call = {"step": name, "label": label, "config": json.loads(config), "parameters": parameters, "pid": os.getpid()}
-    note(**call, inputs={key: read(path) for key, path in (inputs or {}).items()}, outputs=sorted(outputs or {}))
+    given = read_inputs(name, config, inputs or {})
+    call = {"step": name, "label": label, "config": json.loads(given.config), "parameters": parameters}
+    found = {key: makers(manifests) for key, manifests in given.manifests.items()}
+    note(**call, pid=os.getpid(), inputs=found, outputs=sorted(outputs or {}))
     try:
         work(name, label, script)
     except ValueError as error:
@@ -66,7 +70,7 @@ def run_step(name, *, config, inputs=None, outputs=None, parameters=None):
     for key, path in (outputs or {}).items():
         digest = hashlib.sha256(f"{label} {key}".encode()).hexdigest()
         manifest = {"kind": key, "uri": f"s3://fake/cas/{digest}", "sha256": digest, "bytes": 1}
-        Path(path).write_text(json.dumps(manifest | {"metadata": {"made_by": label}}))
+        Manifest(**manifest, metadata={"made_by": label}).write(path, given.origins)
     events.emit("end", f"{label} is done")
     decision = script.get("decisions", {}).get(name, script.get("decision", "promote"))
     checked = {}

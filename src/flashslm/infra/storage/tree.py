@@ -35,17 +35,41 @@ class Manifest(BaseModel):
     bytes: int = Field(ge=0)
     metadata: dict[str, Any] = {}
 
-    def write(self, path: str | Path) -> Path:
-        """Write the manifest as JSON; parents are made."""
+    def write(self, path: str | Path, origins: "Origins | None" = None) -> Path:
+        """Write an artifact's file: the manifest, and what the tree was made of. Parents are made."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, self.model_dump_json(indent=1))
+        content = ArtifactFile(**dict(self), origins=origins or Origins())
+        write_whole(file, content.model_dump_json(indent=1))
         return file
 
     @classmethod
     def read(cls, path: str | Path) -> "Manifest":
-        """Read what `write` wrote."""
-        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        """The manifest of an artifact's file."""
+        return ArtifactFile.model_validate_json(Path(path).read_bytes()).manifest
+
+
+class Origins(BaseModel):
+    """What a tree was made of: manifests by the names of the artifacts, and sections of the recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifests: dict[str, Manifest] = {}
+    sections: dict[str, Any] = {}
+
+    def __or__(self, other: "Origins") -> "Origins":
+        """Both; the other's where they have the same name."""
+        return Origins(manifests=self.manifests | other.manifests, sections=self.sections | other.sections)
+
+
+class ArtifactFile(Manifest):
+    """What the file of a pipeline artifact holds, so that one input of a step brings all that it was made of."""
+
+    origins: Origins = Origins()
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest(**{name: value for name, value in self if name != "origins"})
 
 
 class UnsafeTree(ValueError):

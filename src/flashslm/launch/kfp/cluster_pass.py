@@ -94,7 +94,7 @@ def for_cluster(pipeline: str, platform: PlatformConfig, root: Path | None = Non
         step = step_of(executor["container"])
         resources = exit_task.RESOURCES if step == exit_task.STEP else platform.pod_resources(step)
         executor["container"] |= {"resources": _resources(resources, platform)}
-        executor["container"]["command"] = [without_padding(part) for part in executor["container"]["command"]]
+        executor["container"]["command"] = [short_command(part) for part in executor["container"]["command"]]
         if image := resources.image or platform.image:
             executor["container"]["image"] = image
         executor["container"]["env"] = [
@@ -128,9 +128,13 @@ def _say_what_runs(spec: dict[str, Any]) -> None:
             inputs[name] |= {"defaultValue": value, "isOptional": True}
 
 
-def without_padding(command: str) -> str:
-    """A part of a container's command without the blanks by which the SDK aligns its options: Argo records them too."""
-    return re.sub(' {2,}(?=--|")', " ", command)
+def short_command(command: str) -> str:
+    """A part of a container's command with short names for the SDK's files and without its padding: Argo records them.
+
+    It writes the component's source (`$0`) into a file of its own and runs the SDK's executor on it.
+    """
+    command = re.sub(' {2,}(?=--|")', " ", command)
+    return command.replace('"$program_path/ephemeral_component.py"', "$p/c.py").replace("program_path=", "p=")
 
 
 def step_of(container: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from flashslm.infra.state_files import read_state
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.s3 import StoreError
+from flashslm.infra.storage.tree import ArtifactFile
 
 _ARTIFACT, _ARTIFACTS = "__kfp_artifact__", "__kfp_artifact_list__"  # as kfp.local.cache writes them
 _WITHOUT_MANIFEST = {"system.HTML", "system.Metrics"}
@@ -25,9 +26,9 @@ def kept_manifests(home: Path) -> Iterator[tuple[Path, Manifest]]:
     """The manifests that entries of the cache name. What is damaged is set aside, and its entry counts no more."""
     for entry in sorted(cache_directory(home).glob("*.json")):
         for file in read_state(entry, _manifest_files) or []:
-            manifest = read_state(file, Manifest.model_validate_json)
-            if manifest:
-                yield file, manifest
+            artifact = read_state(file, ArtifactFile.model_validate_json)
+            if artifact:
+                yield file, artifact.manifest
 
 
 def drop_lost(store: ObjectStore, home: Path) -> int:
