@@ -17,7 +17,7 @@ from flashslm.config import PlatformConfig
 from flashslm.infra.kubernetes import train_job
 from flashslm.infra.kubernetes.client import Kubernetes
 from flashslm.launch.kfp.cluster_pass import for_cluster, step_of
-from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes, serving
+from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes, client_of, serving
 
 Document = dict[str, Any]
 
@@ -33,7 +33,7 @@ def two_nodes(pipeline: str, step: str, directory: Path) -> Iterator[FakeKuberne
                 variables = {entry["name"]: entry["value"] for entry in executor["container"]["env"]}
                 patch.setenv(train_job.VARIABLE, variables[train_job.VARIABLE])
         patch.setattr(train_job, "TrainJob", partial(train_job.TrainJob, poll_s=0.1))
-        patch.setattr(Kubernetes, "in_cluster", lambda: Kubernetes(address, directory / "account"))
+        patch.setattr(Kubernetes, "in_cluster", lambda: client_of(address, directory / "account"))
         yield state
 
 

@@ -1,11 +1,9 @@
-"""A small client of the Kubernetes API for a process that runs in a pod, with the pod's own service account."""
+"""The Kubernetes API for a process in a pod, through the official client with the pod's own service account."""
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import urllib3
 
@@ -18,7 +16,7 @@ _RETRIES = urllib3.Retry(
     allowed_methods=None,
     raise_on_status=False,
 )
-_TIMEOUT = urllib3.Timeout(connect=5.0, read=30.0)
+_CONNECT_S, _READ_S = 5.0, 30.0
 
 
 class KubernetesError(RuntimeError):
@@ -30,60 +28,61 @@ class KubernetesError(RuntimeError):
 
 
 class Kubernetes:
-    """Requests in one namespace. The token is read for every request, since the cluster replaces it every hour."""
+    """Custom objects of one kind, pods and their logs, in one namespace. All methods raise KubernetesError.
 
-    def __init__(self, url: str, directory: Path, retries: urllib3.Retry = _RETRIES):
-        """`directory` is laid out as a pod's service account: token, namespace and, for https, ca.crt."""
-        self.url, self._token = url.rstrip("/"), directory / "token"
-        self.namespace = (directory / "namespace").read_text(encoding="utf-8").strip()
-        authorities = directory / "ca.crt"
-        self._pool = urllib3.PoolManager(
-            ca_certs=str(authorities) if authorities.is_file() else None, timeout=_TIMEOUT, retries=retries
-        )
+    Objects are JSON as it came: the official client's models refuse fields of newer clusters.
+    """
+
+    def __init__(self, configuration: Any, namespace: str, retries: urllib3.Retry = _RETRIES):
+        from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi  # takes a second
+
+        configuration.retries = retries
+        api = ApiClient(configuration)
+        self.host, self.namespace = configuration.host, namespace
+        self._objects, self._core = CustomObjectsApi(api), CoreV1Api(api)
 
     @classmethod
     def in_cluster(cls) -> "Kubernetes":
-        """The API server of the cluster this pod runs in. Raises KubernetesError anywhere else."""
-        host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}", "") for name in ("HOST", "PORT"))
-        if not host or not (SERVICE_ACCOUNT / "token").is_file():
+        """The API server of the cluster this pod runs in; the client reads the token again each minute."""
+        from kubernetes.client import Configuration
+        from kubernetes.config import ConfigException, load_incluster_config
+
+        configuration = Configuration()
+        try:
+            load_incluster_config(configuration)
+            namespace = (SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
+        except (ConfigException, OSError) as error:
             raise KubernetesError(
-                "this is not a pod with a service account: a TrainJob is created from a step that runs on a cluster; "
-                "here set platform.nodes to 1"
-            )
-        host = f"[{host}]" if ":" in host else host
-        return cls(f"https://{host}:{port or 443}", SERVICE_ACCOUNT)
+                f"this is not a pod with a service account ({error}): a TrainJob is created from a step that runs on a "
+                "cluster; here set platform.nodes to 1"
+            ) from error
+        return cls(configuration, namespace)
 
-    def request(self, method: str, path: str, body: Any = None, **query: str) -> dict[str, Any]:
-        """Send JSON, get JSON. `path` starts after the namespace's own, see `resource`. Raises KubernetesError."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = self._headers() | ({"Content-Type": "application/json"} if data else {})
-        try:
-            answer = self._pool.request(method, self._address(path, query), body=data, headers=headers)
-        except urllib3.exceptions.HTTPError as error:
-            raise KubernetesError(f"the Kubernetes API at {self.url} does not answer after retries: {error}") from error
-        if answer.status >= 300:
-            raise KubernetesError(f"{method} {path}: {_reason(answer)}", answer.status)
-        return dict(json.loads(answer.data))
+    def create(self, api_version: str, plural: str, manifest: dict[str, Any]) -> None:
+        """Create a custom object."""
+        self._call(self._objects.create_namespaced_custom_object, *self._place(api_version, plural), manifest)
 
-    def resource(self, group_version: str, plural: str, name: str = "") -> str:
-        """The path of a namespaced resource; the core group is written "v1"."""
-        root = "api" if group_version == "v1" else "apis"
-        return f"/{root}/{group_version}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
+    def get(self, api_version: str, plural: str, name: str) -> dict[str, Any] | None:
+        """A custom object; None if it is not there."""
+        return self._found(self._objects.get_namespaced_custom_object, *self._place(api_version, plural), name)
 
-    def lines(self, path: str, silence_s: float, **query: str) -> Iterator[str]:
-        """Lines of a streamed text until it ends, is cut off or is silent for `silence_s`; never half a line.
+    def delete(self, api_version: str, plural: str, name: str) -> None:
+        """Delete a custom object after what it owns; nothing if it is not there."""
+        delete = self._objects.delete_namespaced_custom_object
+        self._found(delete, *self._place(api_version, plural), name, propagation_policy="Foreground")
 
-        Raises KubernetesError if the stream is refused.
+    def pods(self, selector: str) -> list[dict[str, Any]]:
+        """The pods that a label selector finds."""
+        return list(self._call(self._core.list_namespaced_pod, self.namespace, label_selector=selector)["items"])
+
+    def log_lines(self, pod: str, silence_s: float, **options: Any) -> Iterator[str]:
+        """Lines of a pod's log until it ends, is cut off or is silent for `silence_s`; never half a line.
+
+        `options` are those of `read_namespaced_pod_log`.
         """
-        timeout = urllib3.Timeout(connect=5.0, read=silence_s)
-        address = self._address(path, query)
-        rest = b""
+        read, rest = self._core.read_namespaced_pod_log, b""
+        answer = self._answer(read, pod, self.namespace, timeout_s=silence_s, **options)
         try:
-            answer = self._pool.request(
-                "GET", address, headers=self._headers(), preload_content=False, retries=False, timeout=timeout
-            )
-            if answer.status >= 300:
-                raise KubernetesError(f"GET {path}: {_reason(answer)}", answer.status)
             for chunk in answer.stream(1 << 16):
                 *whole, rest = (rest + chunk).split(b"\n")
                 yield from (line.decode("utf-8", "replace") for line in whole)
@@ -91,19 +90,43 @@ class Kubernetes:
                 yield rest.decode("utf-8", "replace")
         except urllib3.exceptions.HTTPError:
             return
+        finally:
+            answer.close()
 
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token.read_text(encoding='utf-8').strip()}"}
+    def _place(self, api_version: str, plural: str) -> tuple[str, str, str, str]:
+        group, version = api_version.split("/")
+        return group, version, self.namespace, plural
 
-    def _address(self, path: str, query: dict[str, str]) -> str:
-        return f"{self.url}{path}" + (f"?{urlencode(query)}" if query else "")
+    def _found(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any] | None:
+        try:
+            return self._call(function, *arguments, **options)
+        except KubernetesError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+        return dict(json.loads(self._answer(function, *arguments, **options).data))
+
+    def _answer(
+        self, function: Callable[..., Any], *arguments: Any, timeout_s: float = _READ_S, **options: Any
+    ) -> urllib3.HTTPResponse:
+        from kubernetes.client import ApiException
+
+        options |= {"_preload_content": False, "_request_timeout": (_CONNECT_S, timeout_s)}
+        try:
+            answer: urllib3.HTTPResponse = function(*arguments, **options)
+        except ApiException as error:
+            raise KubernetesError(f"{function.__name__}: {error.status} {_reason(error)}", error.status or 0) from error
+        except urllib3.exceptions.HTTPError as error:
+            raise KubernetesError(f"the Kubernetes API at {self.host} does not answer: {error}") from error
+        return answer
 
 
-def _reason(answer: urllib3.BaseHTTPResponse) -> str:
+def _reason(error: Any) -> str:
     """What a Status object says, or the start of any other answer."""
-    text = answer.data.decode("utf-8", "replace")
+    text = error.body.decode("utf-8", "replace") if isinstance(error.body, bytes) else str(error.body or "")
     try:
-        message = str(json.loads(text)["message"])
+        return f"{error.reason or ''}: {json.loads(text)['message']}"
     except (ValueError, KeyError, TypeError):
-        message = text[:200]
-    return f"{answer.status} {answer.reason or ''}: {message}"
+        return f"{error.reason or ''}: {text[:200]}"

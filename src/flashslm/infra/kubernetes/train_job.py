@@ -4,13 +4,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from flashslm.infra.kubernetes.client import Kubernetes, KubernetesError
 from flashslm.infra.process.interrupts import Terminated
 
 VARIABLE = "FLASHSLM_TRAIN_JOB"  # the job's template, from the cluster pass; without it a step trains in its own pod
-API_VERSION = "trainer.kubeflow.org/v1alpha1"
+API_VERSION, PLURAL = "trainer.kubeflow.org/v1alpha1", "trainjobs"
 JOB_SET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 REPLICATED_JOB_LABEL = "jobset.sigs.k8s.io/replicatedjob-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
@@ -18,6 +19,7 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 NODE = "node"  # the replicated job and the container that Trainer's torch runtimes train in
 _GONE_S = 900.0
 _LAST_LINES = 20
+_CLOCKS_S = 300  # by which a node's clock may differ from this pod's
 
 KubernetesObject = dict[str, Any]
 
@@ -52,7 +54,6 @@ class TrainJob:
         self.api, self.manifest, self.poll_s = api, manifest, poll_s
         self._on_line, self._on_status = on_line, on_status
         self.name = str(manifest["metadata"]["name"])
-        self._path = api.resource(API_VERSION, "trainjobs")
         self._status = ""
         self._seen: dict[str, str] = {}  # pod -> time stamp of its last line
 
@@ -80,7 +81,7 @@ class TrainJob:
                 self._delete()
                 self._wait_until_gone()
             try:
-                self.api.request("POST", self._path, self.manifest)
+                self.api.create(API_VERSION, PLURAL, self.manifest)
                 self._report(f"TrainJob {self.name} created")
                 return
             except KubernetesError as error:
@@ -107,11 +108,10 @@ class TrainJob:
         """Hand on the pod's lines that are new, for as long as there are some. Lines carry their time, so that a
         stream that was cut continues behind the last whole line."""
         name = pod["metadata"]["name"]
-        query = {"container": NODE, "timestamps": "true", "follow": str(follow).lower()}
-        if seen := self._seen.get(name):
-            query["sinceTime"] = seen[:19] + "Z"
+        since = {"since_seconds": _age_s(seen) + _CLOCKS_S} if (seen := self._seen.get(name)) else {}
+        silence_s = max(self.poll_s, 1.0)
         try:
-            for line in self.api.lines(self._log_path(name), max(self.poll_s, 1.0), **query):
+            for line in self.api.log_lines(name, silence_s, container=NODE, timestamps=True, follow=follow, **since):
                 stamp, _, text = line.partition(" ")
                 if (at := _sortable(stamp)) > self._seen.get(name, ""):
                     self._seen[name] = at
@@ -127,19 +127,15 @@ class TrainJob:
         if not failures:
             return text
         _, name, reason = failures[0]
-        path = self._log_path(name)
         try:
-            lines = list(self.api.lines(path, 30.0, container=NODE, tailLines=str(_LAST_LINES)))
+            lines = list(self.api.log_lines(name, 30.0, container=NODE, tail_lines=_LAST_LINES))
         except KubernetesError:
             lines = []
         listed = "".join(f"\n  {line}" for line in lines)
         return f"{text}\npod {name}: {reason}" + (f"; its last lines:{listed}" if lines else "")
 
     def _pods(self) -> list[KubernetesObject]:
-        return self._select(f"{JOB_SET_LABEL}={self.name},{REPLICATED_JOB_LABEL}={NODE}")
-
-    def _select(self, selector: str) -> list[KubernetesObject]:
-        return list(self.api.request("GET", self.api.resource("v1", "pods"), labelSelector=selector)["items"])
+        return self.api.pods(f"{JOB_SET_LABEL}={self.name},{REPLICATED_JOB_LABEL}={NODE}")
 
     def _describe(self, job: KubernetesObject, pods: list[KubernetesObject]) -> str:
         """How far the job is: in its queue, or its pods by phase and, where one waits, for what."""
@@ -153,28 +149,16 @@ class TrainJob:
 
     def _holders(self) -> str:
         """Which TrainJobs of the namespace hold nodes meanwhile; two that hold a part each wait for each other."""
-        running = [pod for pod in self._select(f"{REPLICATED_JOB_LABEL}={NODE}") if _phase(pod) == "Running"]
+        running = [pod for pod in self.api.pods(f"{REPLICATED_JOB_LABEL}={NODE}") if _phase(pod) == "Running"]
         names = [str(pod["metadata"]["labels"].get(JOB_SET_LABEL)) for pod in running]
         held = [f"{'this job' if name == self.name else name} ({names.count(name)})" for name in sorted(set(names))]
         return f"; pods that run meanwhile: {', '.join(held)}" if held else ""
 
-    def _log_path(self, pod: str) -> str:
-        return self.api.resource("v1", "pods", f"{pod}/log")
-
     def _read(self) -> KubernetesObject | None:
-        try:
-            return self.api.request("GET", f"{self._path}/{self.name}")
-        except KubernetesError as error:
-            if error.status == 404:
-                return None
-            raise
+        return self.api.get(API_VERSION, PLURAL, self.name)
 
     def _delete(self) -> None:
-        try:
-            self.api.request("DELETE", f"{self._path}/{self.name}", propagationPolicy="Foreground")
-        except KubernetesError as error:
-            if error.status != 404:
-                raise
+        self.api.delete(API_VERSION, PLURAL, self.name)
 
     def _wait_until_gone(self) -> None:
         give_up_s = time.monotonic() + _GONE_S
@@ -226,6 +210,11 @@ def _unscheduled(pod: KubernetesObject) -> str:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return f"{pod['metadata']['name']} waits: {condition.get('message', '')}"
     return ""
+
+
+def _age_s(stamp: str) -> int:
+    """Of a log's line; the API takes no time from which on a log is wanted, but an age."""
+    return max(0, int((datetime.now(UTC) - datetime.fromisoformat(f"{stamp[:19]}+00:00")).total_seconds()))
 
 
 def _sortable(stamp: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from flashslm.infra.kubernetes import client
 from flashslm.infra.kubernetes.client import Kubernetes
-from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes, serving
+from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes, client_of, serving
 from tests.unit.infra.kubernetes.jobs import NAME, PLATFORM, Document, Watched, template_of
 
 
@@ -37,7 +37,7 @@ def address(server: FakeKubernetes, tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def api(address: str, tmp_path: Path) -> Kubernetes:
     quick = client._RETRIES.new(backoff_factor=0.001)
-    return Kubernetes(address, tmp_path / "account", quick)
+    return client_of(address, tmp_path / "account", quick)
 
 
 @pytest.fixture

@@ -15,12 +15,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import urllib3
+from kubernetes.client import Configuration
+
+from flashslm.infra.kubernetes import client
+from flashslm.infra.kubernetes.client import Kubernetes
 from tests.manifests.rendering import find, rendered
 from tests.manifests.schemas import Invalid, validate
 
 Document = dict[str, Any]
 
 NAMESPACE = "kubeflow"
+TRUE = ("1", "t", "T", "true", "TRUE", "True")  # as the API server reads a switch
 START = datetime(2026, 11, 1, tzinfo=UTC)
 
 
@@ -135,8 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(split.query).items()}
         state.requests.append(f"{method} {split.path}")
+        scheme, _, token = str(self.headers.get("Authorization")).partition(" ")
         try:
-            if self.headers.get("Authorization") != f"Bearer {state.token}":
+            if (scheme.lower(), token) != ("bearer", state.token):
                 raise _Refused(401, "Unauthorized")
             fault = state.fault(method)
             if fault and not fault[1]:
@@ -204,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         state = self.server_state
         if pod not in state.pods:
             raise _Refused(404, f"pods {pod} not found")
-        cut_after = state.cuts.pop(0) if state.cuts and query.get("follow") == "true" else -1
+        cut_after = state.cuts.pop(0) if state.cuts and query.get("follow") in TRUE else -1
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
@@ -218,19 +225,21 @@ class _Handler(BaseHTTPRequestHandler):
         self._chunk("")
 
     def _lines(self, pod: str, query: dict[str, str]) -> Iterator[str]:
-        state, sent = self.server_state, 0
+        state, sent, since = self.server_state, 0, ""
+        if age_s := int(query.get("sinceSeconds", 0)):
+            since = f"{datetime.now(UTC) - timedelta(seconds=age_s):%Y-%m-%dT%H:%M:%S}"
         if tail := int(query.get("tailLines", 0)):
             sent = max(0, len(state.logs[pod]) - tail)
         while True:
             with state.changed:
-                fresh, done = state.logs[pod][sent:], query.get("follow") != "true" or state.finished(pod)
+                fresh, done = state.logs[pod][sent:], query.get("follow") not in TRUE or state.finished(pod)
                 if not fresh and not done:
                     state.changed.wait(0.05)
             sent += len(fresh)
             for line in fresh:
                 stamp, _, text = line.partition(" ")
-                if stamp[:19] >= query.get("sinceTime", "")[:19]:
-                    yield line if query.get("timestamps") == "true" else text
+                if stamp[:19] >= since:
+                    yield line if query.get("timestamps") in TRUE else text
             if done and not fresh:
                 return
 
@@ -265,6 +274,13 @@ def serving(state: FakeKubernetes, directory: Path) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def client_of(address: str, account: Path, retries: urllib3.Retry = client._RETRIES) -> Kubernetes:
+    """A client of the server with the token of its service account."""
+    configuration = Configuration(host=address)
+    configuration.api_key["authorization"] = f"Bearer {(account / 'token').read_text()}"
+    return Kubernetes(configuration, NAMESPACE, retries)
 
 
 def soon(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:

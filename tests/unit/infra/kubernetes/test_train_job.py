@@ -71,7 +71,7 @@ def test_a_busy_server_is_asked_again(server: FakeKubernetes, watched: Watched, 
 
 def test_a_server_that_stays_away_is_an_error_and_the_job_lives(server: FakeKubernetes, watched: Watched) -> None:
     server.on_create = lambda server, job: server.fail("GET", 503, times=100)
-    with pytest.raises(KubernetesError, match=r"GET .*trainjobs/flashslm-.*: 503 .*a fault"):
+    with pytest.raises(KubernetesError, match=r"get_namespaced_custom_object: 503 .*a fault"):
         watched.job.run()
     assert NAME in server.jobs and server.deleted == []
 
@@ -225,11 +225,11 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from flashslm.infra.process.interrupts import terminable
-from flashslm.infra.kubernetes.client import Kubernetes
 from flashslm.infra.kubernetes.train_job import TrainJob
+from tests.unit.infra.kubernetes.fake_kubernetes import client_of
 url, account, manifest = sys.argv[1:]
 with terminable():
-    TrainJob(Kubernetes(url, Path(account)), json.loads(manifest), print, print, poll_s=0.05).run()
+    TrainJob(client_of(url, Path(account)), json.loads(manifest), print, print, poll_s=0.05).run()
 """
 
 
