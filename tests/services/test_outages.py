@@ -19,6 +19,7 @@ from flashslm.infra.stack import embedded_stack
 from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreUnavailable
 from flashslm.infra.storage.tree import hash_tree
 from flashslm.infra.tracking.mlflow_client import TrackingClient
+from flashslm.steps import attempts
 from tests.services.pretraining import call, metric_steps, write_inputs
 
 pytestmark = pytest.mark.services
@@ -48,9 +49,9 @@ def without_store(home: Path) -> Iterator[None]:
 class Step:
     """A pretraining in a process of its own, and what it has said."""
 
-    def __init__(self, arguments: dict[str, Any], directory: Path, patience_s: int) -> None:
+    def __init__(self, arguments: dict[str, Any], directory: Path, patience_s: int, **variables: str) -> None:
         self.events, self.log = directory / "events.jsonl", directory / "step.log"
-        variables = {"FLASHSLM_EVENTS": str(self.events), "FLASHSLM_PATIENCE_S": str(patience_s)}
+        variables |= {"FLASHSLM_EVENTS": str(self.events), "FLASHSLM_PATIENCE_S": str(patience_s)}
         variables["FLASHSLM_CACHE"] = str(directory / "cache")
         with self.log.open("wb") as log:
             command = [sys.executable, "-c", SCRIPT, json.dumps(arguments)]
@@ -131,6 +132,21 @@ def test_sigterm_ends_a_step_that_waits_and_the_next_attempt_says_where_it_resum
     assert said in again.log.read_text()
     assert metric_steps(platform_env, "pretrain seed=0 weight_norm=on") == list(range(EVERY + 1, STEPS + 1))
     assert tags(platform_env)["resumed_from"].startswith(f"step {EVERY}, checkpoints/")
+
+
+def test_a_steps_timeout_ends_the_wait_for_a_store_that_is_away(
+    platform_env: Settings, stack_home: Path, store: ObjectStore, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    """Kubernetes sends SIGTERM to a pod at its deadline, and SIGKILL 30 s later; the step's own retries end too."""
+    before = first_checkpoints(store)
+    step = Step(arguments, tmp_path, 900, **{attempts.RETRIES: "2"})
+    step.wait_until(lambda: first_checkpoints(store) != before)
+    with without_store(stack_home):
+        step.wait_until(lambda: step.sentences("has been away for"))
+        step.process.send_signal(signal.SIGTERM)
+        assert step.process.wait(30) == 128 + signal.SIGTERM
+    assert "the next attempt" not in step.log.read_text()
+    assert [event["event"] for event in step.said()].count("start") == 1
 
 
 def test_patience_for_the_store_ends(settings: Settings, stack_home: Path, store: ObjectStore) -> None:
