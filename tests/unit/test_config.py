@@ -30,7 +30,7 @@ def test_three_mistakes_are_named_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(path, checks=problems)
     message = str(caught.value)
-    assert "training.stepz: unknown key; did you mean 'steps'? allowed here: batch_size" in message
+    assert "training.stepz: unknown key; did you mean 'steps'? allowed here: activation_checkpointing" in message
     assert "training.steps: Input should be greater than or equal to 1 (given: -1)" in message
     assert "search.widths: [1000] not in profiling.widths" in message
 

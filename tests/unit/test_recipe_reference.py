@@ -166,7 +166,10 @@ def test_near_settings(key: str, near: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("training: {stepz: 3}", "training.stepz: unknown key; did you mean 'steps'? allowed here: batch_size"),
+        (
+            "training: {stepz: 3}",
+            "training.stepz: unknown key; did you mean 'steps'? allowed here: activation_checkpointing",
+        ),
         (
             "trainning: {steps: 3}",
             "trainning: unknown key; did you mean 'training' or 'retraining'? allowed here: data",

@@ -72,6 +72,9 @@ def _training(config: RunConfig) -> Found:
     for name in ("validate_every_steps", "checkpoint_every_steps", "log_every_steps"):
         if getattr(training, name) > training.steps:
             yield from _given(training, "training", (name,), f"training ends after {training.steps} steps")
+    if training.processes == 1 and config.platform.nodes == 1:
+        several = ("micro_batch_per_process", "shard_processes", "gather_dtype", "gradient_sync")
+        yield from _given(training, "training", several, "one process trains (processes, platform.nodes)")
     if len(training.weight_norm) == 1:
         yield from _given(training, "training", ("deploy",), "there is one variant (weight_norm)")
 

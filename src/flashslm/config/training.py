@@ -92,6 +92,32 @@ class TrainingConfig(Section):
     processes: int = Field(
         default=0, ge=0, description="Processes that pretrain together on each node; 0: one per GPU, one on a CPU."
     )
+    micro_batch_per_process: bool = Field(
+        default=False,
+        description="micro_batch_size counts each process' own sequences, so that more processes need fewer passes; "
+        "otherwise those of all processes together.",
+    )
+    shard_processes: int = Field(
+        default=0,
+        ge=0,
+        description="Processes that hold one copy of weights and moments together: fewer than train leave several "
+        "copies, which send each other gradients alone; 0: all of them, 1: each process has its own copy.",
+    )
+    gather_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Of the weights that processes send each other for a layer; bfloat16 sends half as much where the "
+        "precision is bfloat16, and rounds norms and decays too.",
+    )
+    gradient_sync: Literal["last", "each"] = Field(
+        default="last",
+        description="After which micro-batch of a step processes add up their gradients; before the last one each of "
+        "them holds whole gradients.",
+    )
+    activation_checkpointing: Switch = Field(
+        default="off",
+        description="Keep only the input of each layer and run the layer a second time for its gradient: less memory, "
+        "about a third more work.",
+    )
     weight_norm: Distinct[Switch] = Field(
         default=("on", "off"),
         description="Variants of the ablation: with weight normalisation after every step, and without.",
@@ -130,6 +156,17 @@ class TrainingConfig(Section):
     def is_deterministic(self, device_type: str) -> bool:
         """Whether deterministic algorithms run on a device of this type."""
         return device_type == "cpu" if self.deterministic == "auto" else self.deterministic == "on"
+
+    def for_processes(self, processes: int) -> "TrainingConfig":
+        """The same run with micro-batches that are counted over so many processes."""
+        if not self.micro_batch_per_process:
+            return self
+        stages = tuple(
+            s.model_copy(update={"micro_batch_size": s.micro_batch_size and processes * s.micro_batch_size})
+            for s in self.stages
+        )
+        whole = {"micro_batch_size": processes * self.micro_batch_size, "micro_batch_per_process": False}
+        return self.model_copy(update=whole | {"stages": stages})
 
     @property
     def deployed_seed(self) -> int:
@@ -170,6 +207,12 @@ class TrainingConfig(Section):
                 f"decay_steps is {self.decay_steps}: schedule 'warmup_stable_decay' takes 1 to steps - warmup_steps "
                 f"({self.steps - self.warmup_steps})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gathers_fit_the_precision(self) -> "TrainingConfig":
+        if self.gather_dtype == "bfloat16" and self.precision == "float32":
+            raise ValueError("gather_dtype is 'bfloat16' and precision 'float32': set precision to auto or bfloat16")
         return self
 
     @model_validator(mode="after")

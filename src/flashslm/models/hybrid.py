@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flashslm.models.architecture import Architecture
 from flashslm.models.cache import Cache, empty_state
@@ -34,13 +35,17 @@ FP32_PARAMETERS = ("A_log", "dt_bias", "D")  # decays are too sensitive for bf16
 
 
 class Layer(nn.Module):
-    """x + operator(RMSNorm(x)). The operator is called `mixer`, or `ffn` for an FFN."""
+    """x + operator(RMSNorm(x)). The operator is called `mixer`, or `ffn` for an FFN.
+
+    Where it is `recomputed`, training keeps its input alone and runs it a second time for its gradient.
+    """
 
     def __init__(self, architecture: Architecture, operator: str) -> None:
         super().__init__()
         self.norm = RMSNorm(architecture.hidden_size, architecture.norm_eps)
         self.operator_name = "mixer" if operator in MIXERS else "ffn"
         self.add_module(self.operator_name, build_operator(architecture, operator))
+        self.recomputed = False
 
     @property
     def operator(self) -> Operator:
@@ -50,6 +55,16 @@ class Layer(nn.Module):
         self, x_BTD: Tensor, meta_1MD: Tensor | None, text: Sequence, meta: Sequence
     ) -> tuple[Tensor, Tensor | None]:
         """Both streams at once, so that a layer's weights are gathered once when they are sharded."""
+        if not (self.recomputed and torch.is_grad_enabled()):
+            return self._streams(x_BTD, meta_1MD, text, meta)
+        recomputed: tuple[Tensor, Tensor | None] = checkpoint(
+            self._streams, x_BTD, meta_1MD, text, meta, use_reentrant=False, preserve_rng_state=False
+        )
+        return recomputed
+
+    def _streams(
+        self, x_BTD: Tensor, meta_1MD: Tensor | None, text: Sequence, meta: Sequence
+    ) -> tuple[Tensor, Tensor | None]:
         state = None
         if meta_1MD is not None:
             meta_1MD, state = self.extend(meta_1MD, None, meta)

@@ -59,23 +59,33 @@ def world_from_environment(patience_s: float = 0.0) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def shard_model(model: nn.Module) -> None:
-    """Shard parameters, gradients and so the optimizer state over all ranks, a layer at a time (FSDP2), in place.
+def shard_model(model: nn.Module, group: int = 0, gather_dtype: torch.dtype = torch.float32) -> None:
+    """Shard parameters, gradients and so the optimizer state, a layer at a time (FSDP2), in place.
 
-    Parameters stay fp32 also while gathered: under autocast a sharded run then computes what a single process does.
+    Groups of `group` ranks (0: all) share a copy each; copies exchange gradients alone. Parameters that are gathered as
+    fp32 give a sharded run, also under autocast, what a single process computes. Gradients cross the ranks in fp32.
     """
     world = current_world()
     if world.size == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     device = next(model.parameters()).device
-    mesh = init_device_mesh(device.type, (world.size,))
+    sizes = (world.size // group, group) if group else (world.size,)
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard")[-len(sizes) :])
+    narrow = gather_dtype if gather_dtype != torch.float32 else None
+    policy = MixedPrecisionPolicy(narrow, torch.float32, cast_forward_inputs=False)  # angles stay fp32
     for layer in model.get_submodule("layers").children():
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(model, "loss")
+
+
+def add_up_gradients(model: nn.Module, now: bool) -> None:
+    """Whether the next backward pass of a sharded model ends with gradients that are the sum over ranks."""
+    if current_world().size > 1:
+        model.set_requires_gradient_sync(now)  # type: ignore[operator]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -123,6 +133,16 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sum of a plain tensor over all ranks."""
     if current_world().size > 1:
         dist.all_reduce(tensor)
+    return tensor
+
+
+def sum_over_shards(tensor: Tensor, sharded: Tensor) -> Tensor:
+    """Sum of a plain tensor over the ranks that hold `sharded` together, one copy of it."""
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(sharded, DTensor):
+        mesh = sharded.device_mesh
+        dist.all_reduce(tensor, group=mesh.get_group(mesh.ndim - 1))
     return tensor
 
 

@@ -72,15 +72,26 @@ class TrainSpec(_Values):
         return f"pretraining/{self.run_key}/{name}.json"
 
     def check_ranks(self, world_size: int) -> None:
-        """Raise ValueError if the ranks do not divide the micro-batch of some stage."""
-        for shape in self.training.batch_shapes:
+        """Raise ValueError if the ranks do not divide the micro-batch of some stage, or into groups that shard."""
+        remedy = f"{world_size} processes train together: make it a %s of {world_size}, or set training.processes (on "
+        remedy += "each node) or platform.nodes"
+        for shape in self.training.for_processes(world_size).batch_shapes:
             rows = shape.micro_batch_size
             if rows % world_size:
                 name = "batch_size" if rows == shape.batch_size else "micro_batch_size"
+                raise ValueError(f"training.{name} is {rows} and {remedy % 'multiple'}")
+            if shape.batch_size % rows:
                 raise ValueError(
-                    f"training.{name} is {rows} and {world_size} processes train together: make it a multiple of "
-                    f"{world_size}, or set training.processes (on each node) or platform.nodes"
+                    f"training.batch_size is {shape.batch_size} and each of {world_size} processes passes "
+                    f"{rows // world_size} sequences at a time (micro_batch_size): make it a multiple of {rows}"
                 )
+        if (group := self.training.shard_processes) and world_size > 1 and world_size % group:
+            raise ValueError(f"training.shard_processes is {group} and {remedy % 'divisor'}")
+
+    def for_processes(self, processes: int) -> "TrainSpec":
+        """What so many processes train; raises ValueError if they cannot."""
+        self.check_ranks(processes)
+        return self.model_copy(update={"training": self.training.for_processes(processes)})
 
 
 class TrainOutcome(_Values):

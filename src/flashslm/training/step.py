@@ -23,6 +23,8 @@ class TrainStep:
         self.autocast = precision == "bfloat16"
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, config)
+        for layer in model.residual_layers:
+            layer.recomputed = config.activation_checkpointing == "on"
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean nats of a batch, which may still be on the host."""

@@ -20,6 +20,7 @@ from flashslm.ops.gradient_check import require_right_gradients
 from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import (
     World,
+    add_up_gradients,
     any_rank,
     current_world,
     shard_model,
@@ -86,17 +87,19 @@ class _Trainer:
         on_metrics: OnMetrics | None,
         on_resume: OnResume | None,
     ) -> None:
-        self.spec, self.model, self.config = spec, model, spec.training
+        self.world = current_world()
+        self.spec, self.model = spec.for_processes(self.world.size), model
+        self.config = self.spec.training
         self.on_metrics, self.on_resume = on_metrics, on_resume
         self.checkpoints = CheckpointStore(store, spec.run_key, self.config.keep_checkpoints) if store else None
         self.history: list[dict[str, float]] = []
-        self.world = current_world()
         self.device = next(model.parameters()).device
         self.precision = pick_dtype(self.config.precision, "cuda" if self.device.type == "cuda" else "cpu")
         if self.device.type == "cuda":
             require_right_gradients(model.architecture.operators, "cuda", getattr(torch, self.precision))
-        self.train_loader, self.validation_loader = _loaders(spec, fetch, self.world)
-        shard_model(model)
+        self.train_loader, self.validation_loader = _loaders(self.spec, fetch, self.world)
+        narrow = self.precision == "bfloat16" and self.config.gather_dtype == "bfloat16"
+        shard_model(model, self.config.shard_processes, torch.bfloat16 if narrow else torch.float32)
         self.step = TrainStep(model, self.config, self.precision, weight_norm=spec.weight_norm)
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.last_skipped = torch.zeros_like(self.skipped_steps)
@@ -129,6 +132,7 @@ class _Trainer:
         numbers = self.train_loader.numbers(step)
         for number in numbers:
             loss = self.step.loss(batches(number)) / len(numbers)
+            add_up_gradients(self.model, number == numbers[-1] or self.config.gradient_sync == "each")
             loss.backward()
             total += loss.detach()
         return total
@@ -280,7 +284,6 @@ def training_flops_per_token(model: HybridLM, sequence_length: int) -> float:
 
 def _loaders(spec: TrainSpec, fetch: Fetch, world: World) -> tuple[StagedLoader, TokenLoader]:
     """This rank's training rows, in micro-batches, and validation rows."""
-    spec.check_ranks(world.size)
     dataset, old = fetch(spec.dataset), fetch(spec.replay.dataset) if spec.replay else None
 
     def train_rows(shape: BatchShape, seed: int) -> TokenLoader | ReplayLoader:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flashslm.models.unit_vectors import UnitVectors
 from flashslm.ops.precision import compute_dtype
-from flashslm.training.distributed import current_world, first_row, full_tensor, local_tensor, sum_over_ranks
+from flashslm.training.distributed import current_world, first_row, full_tensor, local_tensor, sum_over_shards
 
 MIN_NORM = 1e-8
 USUAL: Mapping[str, str] = MappingProxyType({})  # no kind of matrix differs from the paper
@@ -70,7 +70,9 @@ def project_weights_(model: WeightNormModel, axes: Mapping[str, str] = USUAL) ->
     Norms are taken in fp32 and clamped at 1e-8, so an all-zero vector stays zero. Whole fp32 matrices on CUDA take one
     pass over memory, by Triton. Of matrices sharded by rows the columns' sums cross the ranks in one all-reduce.
     """
-    matrices = [_local(model.get_parameter(name), those) for name, those in model.unit_vectors(axes).items()]
+    vectors = model.unit_vectors(axes)
+    parameters = {name: model.get_parameter(name) for name in vectors}
+    matrices = [_local(parameters[name], those) for name, those in vectors.items()]
     fused = [m for m in matrices if current_world().size == 1 and not m.heads and _fits_kernel(m.weight)]
     if fused:
         from flashslm.ops.fused.weight_norm import project_triton_
@@ -78,7 +80,7 @@ def project_weights_(model: WeightNormModel, axes: Mapping[str, str] = USUAL) ->
         project_triton_([m.weight for m in fused], [m.axis for m in fused])
         matrices = [m for m in matrices if m.heads or not _fits_kernel(m.weight)]
     if matrices:
-        _project_(matrices)
+        _project_(matrices, next(iter(parameters.values())))
 
 
 def _local(parameter: nn.Parameter, vectors: UnitVectors) -> _Matrix:
@@ -89,19 +91,20 @@ def _fits_kernel(weight: Tensor) -> bool:
     return weight.is_cuda and weight.dtype == torch.float32 and weight.is_contiguous()
 
 
-def _project_(matrices: list[_Matrix]) -> None:
+def _project_(matrices: list[_Matrix], sharded: Tensor) -> None:
+    """`sharded` is one of the model's parameters, which are all sharded alike."""
     sums = [matrix.square_sums() for matrix in matrices]
-    _sum_columns_over_ranks(sums, [matrix.axis for matrix in matrices])
+    _sum_columns_over_ranks(sums, [matrix.axis for matrix in matrices], sharded)
     divisors = [matrix.divisors(total) for matrix, total in zip(matrices, sums, strict=True)]
     torch._foreach_div_([matrix.weight for matrix in matrices], divisors)
 
 
-def _sum_columns_over_ranks(sums: list[Tensor], axes: list[int]) -> None:
-    """In place. Rows are whole on the rank that has them; a column is spread over all ranks."""
+def _sum_columns_over_ranks(sums: list[Tensor], axes: list[int], sharded: Tensor) -> None:
+    """In place. Rows are whole on the rank that has them; a column is spread over the ranks that share a copy."""
     columns = [total for total, axis in zip(sums, axes, strict=True) if axis == 0]
     if current_world().size == 1 or not columns:
         return
-    together = sum_over_ranks(torch.cat([total.flatten() for total in columns]))
+    together = sum_over_shards(torch.cat([total.flatten() for total in columns]), sharded)
     for total, whole in zip(columns, together.split([total.numel() for total in columns]), strict=True):
         total.copy_(whole.view_as(total))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flashslm.models.cache import Cache
+from flashslm.models.hybrid import Layer
 
 META = pytest.mark.parametrize("meta", [0, 6], ids=["no-meta", "meta"])
 
@@ -120,3 +121,27 @@ def test_sequences_of_different_lengths_decode_together(make_model, tokens_BT):
         logits = model.decode_step(tokens_BT[:, t], both)
         alone = [model.decode_step(tokens_BT[row : row + 1, t], single[row])[0] for row in range(2)]
         torch.testing.assert_close(logits, torch.stack(alone))
+
+
+@META
+def test_recomputed_layers_run_twice_and_give_the_same_gradients(meta, make_model, tokens_BT, monkeypatch):
+    model, runs = make_model(num_meta_tokens=meta), []
+    streams = Layer._streams
+    monkeypatch.setattr(Layer, "_streams", lambda self, *given: runs.append(self) or streams(self, *given))
+
+    def gradients(recomputed):
+        runs.clear()
+        model.zero_grad()
+        for layer in model.residual_layers:
+            layer.recomputed = recomputed
+        model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:]).backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    plain, once = gradients(False), len(runs)
+    again, twice = gradients(True), len(runs)
+    assert (once, twice) == (len(model.residual_layers), 2 * len(model.residual_layers))
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    with torch.no_grad():
+        runs.clear()
+        model(tokens_BT)
+    assert len(runs) == once

@@ -26,11 +26,12 @@ def run(
     spec = tiny.spec(tiny.config(**changes), weight_norm=True)
     outcome = train(spec, model, tiny.fetching(Path(dataset)), tiny.DirectoryStore(Path(store)), on_metrics)
     tensors = gather_to_main(model.state_dict().items())
+    mesh = list(model.embedding.weight.device_mesh.shape) if world.size > 1 else []
     if world.is_main:
         directory = Path(output)
         directory.mkdir()
         save_file(tensors, directory / "model.safetensors")
-        (directory / "result.json").write_text(json.dumps(outcome.model_dump(mode="json")))
+        (directory / "result.json").write_text(json.dumps(outcome.model_dump(mode="json") | {"mesh": mesh}))
 
 
 if __name__ == "__main__":
