@@ -97,7 +97,8 @@ def _after_end(bench: Bench, kind: str, old: State, before: set[str], counts: Co
     times_heard = bench.heard().count(state[0])
     counts["hook heard twice"] += times_heard > 1
     made = (1, 2) if kind == "run" else (1,)  # the next run is another one, and registers a version of its own
-    running = TrackingClient(bench.settings).find_runs("attributes.status = 'RUNNING'") if kind == "run" else []
+    client = TrackingClient(bench.settings)
+    running = client.find_runs("attributes.status = 'RUNNING'", client.experiment_ids()) if kind == "run" else []
     checks = {
         f"after {old} the state is {state}": state[1] != old[0] or state[0] == old[0],
         f"versions {sorted(before - versions)} are lost": not before <= versions,

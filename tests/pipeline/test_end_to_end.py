@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -218,13 +219,19 @@ def test_home_and_runs_are_the_owners_alone(project: Project, runs: dict[str, An
 
 def test_mlflow_shows_parent_steps_and_trials(settings: Settings, runs: dict[str, Any]) -> None:
     client = MlflowClient(settings.tracking_uri)
-    experiment = client.get_experiment_by_name(settings.experiment)
+    experiment = client.get_experiment_by_name("smoke")
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id], max_results=1000)
     assert {r.info.status for r in found} <= {"FINISHED", "KILLED"}, "no run stays RUNNING"
-    parents = {r.info.run_name: r for r in found if "mlflow.parentRunId" not in r.data.tags}
+    parents = {r.data.tags["flashslm.run_id"]: r for r in found if "mlflow.parentRunId" not in r.data.tags}
     parent = parents[runs["promoted"]["run_id"]]
-    assert parent.info.status == "FINISHED"
+    assert parent.info.status == "FINISHED" and re.fullmatch(r"smoke \d\d:\d\d · \w+( w64)?", parent.info.run_name)
+    assert "cfg.training.steps" in parent.data.params and len(parent.data.params) < 60, "what differs from the defaults"
+    assert "promote" in parent.data.tags["mlflow.note.content"]
+    assert {"config.yaml", "report.html"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
+    cached = [r for r in found if r.data.tags.get("cached") == "true"]
+    by_id = {r.info.run_id: r for r in found}
+    assert cached and all(by_id[r.data.tags["cached.origin"]].info.run_name == r.info.run_name for r in cached)
     assert parent.data.metrics["test/perplexity"] == pytest.approx(runs["promoted"]["test/perplexity"])
     trials = [r for r in found if r.info.run_name.startswith("trial ") and r.info.status == "FINISHED"]
     assert len(trials) == 16 and all("proxy_loss_nats" in r.data.metrics for r in trials)

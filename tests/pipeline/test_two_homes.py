@@ -70,6 +70,7 @@ def test_two_runs_of_one_second_and_directory_do_not_meet(checkout: Path) -> Non
         assert sorted(json.loads(call)["step"] for call in calls) == ["evaluate", "prepare_data"]
         settings = embedded_stack.settings_of(home)
         assert settings is not None and fact["mlflow_url"].startswith(settings.tracking_uri)
-        (recorded,) = TrackingClient(settings).find_runs("")
-        assert (recorded.info.run_name, recorded.info.status) == (fact["run_id"], "FINISHED")
+        client = TrackingClient(settings)
+        (recorded,) = client.find_runs("", client.experiment_ids())
+        assert (recorded.data.tags["flashslm.run_id"], recorded.info.status) == (fact["run_id"], "FINISHED")
     assert (checkout / "runs" / "latest").resolve().name in {fact["run_id"] for fact in facts}

@@ -63,6 +63,10 @@ class Cluster:
         api = TrackingClient(self.settings)
         return api.find_runs(condition, [e.experiment_id for e in api.all_pages("search_experiments")])
 
+    def page_of(self, run: Any) -> str:
+        page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+        return f"{self.settings.tracking_uri}/{page}"
+
     def experiment_of(self, run: Any) -> str:
         found = TrackingClient(self.settings).get_experiment(run.info.experiment_id)
         return str(found.name)
@@ -127,7 +131,7 @@ def test_a_run_is_one_run_named_and_tagged_as_a_local_one(cluster: Cluster, capl
     (step,) = cluster.children().values()
     assert step.info.run_name == "check_recipe" and step.info.status == "FINISHED"
     assert cluster.experiment_of(step) == cluster.recipe
-    assert f"MLflow: {cluster.settings.tracking_uri}/#/runs/{info.run_id}" in caplog.text
+    assert f"MLflow: {cluster.page_of(parent)}" in caplog.text
 
 
 def test_a_scheduled_run_names_its_schedule(fake: FakeKfp, platform_env: Settings) -> None:
@@ -169,7 +173,7 @@ def test_cached_steps_are_nested_too(cluster: Cluster) -> None:
     check_recipe()
     line = run_end.end_run("COMPLETE")
     parent = cluster.parent()
-    url = f"{cluster.settings.tracking_uri}/#/runs/{parent.info.run_id}"
+    url = cluster.page_of(parent)
     assert line == f"MLflow: [{url}]({url})" and parent.info.status == "FINISHED"
     found = cluster.children()
     cached = {name for name, run in found.items() if tags(run).get("cached") == "true"}
@@ -223,7 +227,7 @@ def test_the_component_leaves_the_address_for_kfps_page(cluster: Cluster, tmp_pa
     page = tmp_path / "mlflow.md"
     end_run.python_func(status=SimpleNamespace(state="FAILED"), mlflow=SimpleNamespace(path=str(page)))
     parent = cluster.parent().info
-    assert parent.status == "FAILED" and f"/#/runs/{parent.run_id}" in page.read_text()
+    assert parent.status == "FAILED" and f"/runs/{parent.run_id}?" in page.read_text()
 
 
 def test_the_report_step_puts_the_figures_on_the_parent(cluster: Cluster, store: ObjectStore, tmp_path: Path) -> None:

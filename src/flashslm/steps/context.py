@@ -22,6 +22,9 @@ def tree_cache() -> Path:
     return Path(os.environ.get("FLASHSLM_CACHE", ".flashslm/trees"))
 
 
+_MAX_SHOWN_BYTES = 1_000_000  # of a document that is an artifact of the step's MLflow run too
+
+
 @dataclass
 class StepContext:
     """Inputs are manifests (a list where a step collects several); outputs appear in `outputs` once published."""
@@ -67,6 +70,8 @@ class StepContext:
         with self.scratch() as directory:
             for file, value in files.items():
                 write_json(directory / file, value)
+                if (directory / file).stat().st_size <= _MAX_SHOWN_BYTES:
+                    self.mlflow_run.log_file(directory / file, name)
             return self.publish(name, directory, metadata)
 
     @contextmanager

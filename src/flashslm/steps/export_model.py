@@ -91,5 +91,6 @@ def measure(context: StepContext, model: Any) -> dict[str, Any]:
         "batch": config.latency.batch,
         "parameters": parameters(architecture)["total"],
         "operators": architecture.operators,
+        "width": architecture.hidden_size,
         "device": device_fingerprint(device).id,
     }

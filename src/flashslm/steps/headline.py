@@ -12,7 +12,7 @@ _KEYS = {
     "evaluation": ("test/perplexity", "test/loss_nats", "test/bits_per_byte", "test/new_perplexity"),
     "dataset": ("unigram_entropy_nats", "reason"),
     "chosen": ("reason",),
-    "exported": ("latency_ms", "parameters", "operators"),
+    "exported": ("latency_ms", "parameters", "operators", "width"),
 }
 
 

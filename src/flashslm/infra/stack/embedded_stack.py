@@ -25,7 +25,6 @@ __all__ = [
     "StackError",
     "StackStatus",
     "down",
-    "run_url",
     "settings_of",
     "status",
     "up",
@@ -167,11 +166,6 @@ def settings_of(home: str | Path = DEFAULT_HOME) -> Settings | None:
     home = Path(home).resolve()
     state = _load(home)
     return state.settings(home) if state else None
-
-
-def run_url(settings: Settings, run_id: str) -> str:
-    """The page of a run in MLflow's UI."""
-    return f"{settings.tracking_uri}/#/runs/{run_id}"
 
 
 def _service_status(service: Service, state: StackState, settings: Settings, home: Path) -> ServiceStatus:

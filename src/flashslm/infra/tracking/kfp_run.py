@@ -6,7 +6,6 @@ made a run for the KFP run, that is the parent: both carry the tag `kfp.pipeline
 """
 
 import logging
-import os
 from typing import Any, NamedTuple
 
 from flashslm.infra.kfp_facts import RUN_TAG, KfpFacts, facts_of, recipe_of
@@ -19,7 +18,6 @@ from flashslm.infra.tracking.spool import PARENT_TAG
 
 OURS_TAG = "flashslm.pipeline_run"  # of a parent that a pod made
 STEP_TAG = "flashslm.kfp_run_id"  # of each step, so that one without a parent (MLflow was away) gets it in the end
-MLFLOW_URL = "FLASHSLM_MLFLOW_URL"  # optional: where people see MLflow
 _LEASE_S = 120.0
 _log = logging.getLogger(__name__)
 
@@ -39,10 +37,10 @@ def joined(settings: Settings, store: ObjectStore) -> Settings:
     """
     try:
         parent = parent_run(settings, store)
+        _log.info("MLflow: %s", TrackingClient(settings).run_url(parent.run_id))
     except MlflowUnavailable as error:
         _log.warning("%s; this step's run is put below its KFP run's when that ends", error)
         return settings.model_copy(update={"experiment": facts_of(settings.kfp_run_id).recipe or settings.experiment})
-    _log.info("MLflow: %s", run_url(settings, parent.run_id))
     return settings.model_copy(update={"parent_run_id": parent.run_id, "experiment": parent.experiment})
 
 
@@ -64,11 +62,6 @@ def parent_run(settings: Settings, store: ObjectStore) -> ParentRun:
     return parent
 
 
-def run_url(settings: Settings, run_id: str) -> str:
-    """The run's page where people see MLflow."""
-    return f"{(os.environ.get(MLFLOW_URL) or settings.tracking_uri).rstrip('/')}/#/runs/{run_id}"
-
-
 def _known_parent(settings: Settings) -> ParentRun | None:
     """The run that KFP's plug-in has made, or a pod that did not come to note it."""
     client = TrackingClient(settings)
@@ -84,7 +77,7 @@ def _known_parent(settings: Settings) -> ParentRun | None:
 def _new_parent(settings: Settings, facts: KfpFacts) -> ParentRun:
     experiment = facts.recipe or settings.experiment
     client = TrackingClient(settings.model_copy(update={"experiment": experiment}))
-    tags = {RUN_TAG: settings.kfp_run_id, OURS_TAG: "true"}
+    tags = mlflow_runs.origin() | {RUN_TAG: settings.kfp_run_id, OURS_TAG: "true"}
     run = client.create_run(client.experiment_id, facts.started_ms, tags, facts.name)
     return ParentRun(str(run.info.run_id), experiment, is_ours=True)
 
@@ -112,7 +105,7 @@ def end(settings: Settings, parent: ParentRun, status: mlflow_runs.Status) -> No
     was begun while MLflow was away. Raises MlflowError.
     """
     client = TrackingClient(settings)
-    experiments = _experiment_ids(client)
+    experiments = client.experiment_ids()
     for run in client.find_runs(f"tags.{STEP_TAG} = '{settings.kfp_run_id}'", experiments):
         if PARENT_TAG not in run.data.tags:
             client.set_tag(run.info.run_id, PARENT_TAG, parent.run_id)
@@ -127,11 +120,7 @@ def running_parents(settings: Settings) -> set[str]:
     """The KFP runs whose parents, made by pods, are RUNNING."""
     client = TrackingClient(settings)
     condition = f"attributes.status = 'RUNNING' and tags.{OURS_TAG} = 'true'"
-    return {run.data.tags[RUN_TAG] for run in client.find_runs(condition, _experiment_ids(client))}
-
-
-def _experiment_ids(client: TrackingClient) -> list[str]:
-    return [experiment.experiment_id for experiment in client.all_pages("search_experiments")]
+    return {run.data.tags[RUN_TAG] for run in client.find_runs(condition, client.experiment_ids())}
 
 
 def _end_as_killed(client: TrackingClient, run: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.s3 import is_outage, translated
 
+MLFLOW_URL = "FLASHSLM_MLFLOW_URL"  # optional: where people see MLflow
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 # MLflow's own defaults are 7 retries and 120 s, which would stop a step for a quarter of an hour.
 _WAITS = {_RETRIES: "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
@@ -78,10 +79,20 @@ class TrackingClient:
             self.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
+    def experiment_ids(self) -> list[str]:
+        """Those of all experiments that were not deleted."""
+        return [str(experiment.experiment_id) for experiment in self.all_pages("search_experiments")]
+
     def find_runs(self, condition: str, experiment_ids: list[str] | None = None) -> list[Any]:
         """All runs that meet a condition in MLflow's search syntax, newest first: of the experiment, or of others."""
         ids = [self.experiment_id] if experiment_ids is None else experiment_ids
         return self.all_pages("search_runs", experiment_ids=ids, filter_string=condition)
+
+    def run_url(self, run_id: str) -> str:
+        """The run's page where people see MLflow, which would open for generative AI by itself."""
+        address = (os.environ.get(MLFLOW_URL) or self.settings.present().tracking_uri).rstrip("/")
+        experiment_id = self.get_run(run_id).info.experiment_id
+        return f"{address}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
     def all_pages(self, method: str, **query: Any) -> list[Any]:
         """What a search finds, page by page."""

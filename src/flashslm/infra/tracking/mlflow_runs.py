@@ -4,6 +4,7 @@ A step attaches to the run that a cluster injects (MLFLOW_RUN_ID) or makes one n
 MLflow being away never stops a step: what it could not send is spooled (see `spool`) and sent later.
 """
 
+import getpass
 import json
 import logging
 import os
@@ -14,11 +15,13 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from flashslm.config.secret import without_secrets
+from flashslm.infra.checkout import commit
 from flashslm.infra.process import owners
 from flashslm.infra.process.interrupts import Terminated, deferred_signals, terminable
 from flashslm.infra.settings import Settings
@@ -26,6 +29,7 @@ from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
 from flashslm.infra.tracking import spool
 from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable, TrackingClient
 from flashslm.infra.tracking.spool import Entry, Point, RunRef
+from flashslm.infra.tracking.system_metrics import SystemMetrics
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 OWNER_TAG = "flashslm.owner"
@@ -126,7 +130,10 @@ class TrackedRun:
             self._files.cleanup()
 
     def _send_until_ended(self) -> None:
+        system = SystemMetrics()
         while not self._ended.wait(_SEND_EVERY_S):
+            if values := system.sample():
+                self.log_metrics(values, system.samples)
             self.flush()
 
     def _note(self, entry: Entry) -> None:
@@ -199,7 +206,8 @@ def finish_run(settings: Settings, run_id: str, status: Status) -> None:
 def sweep(settings: Settings) -> list[str]:
     """End as KILLED every RUNNING run whose owner was a process of this machine that is gone; returns their ids."""
     condition = f"attributes.status = 'RUNNING' and tags.{OWNER_TAG} LIKE '{owners.machine()} %'"
-    running = TrackingClient(settings).find_runs(condition)
+    client = TrackingClient(settings)
+    running = client.find_runs(condition, client.experiment_ids())
     dead = [str(run.info.run_id) for run in running if owners.is_gone(run.data.tags[OWNER_TAG])]
     for run_id in dead:
         finish_run(settings, run_id, "KILLED")
@@ -231,9 +239,18 @@ def _new_run(
 
 
 def _new_ref(experiment: str, name: str, tags: Mapping[str, str], parent: RunRef | None = None) -> RunRef:
-    own = _tags(dict(tags) | {OWNER_TAG: owners.owner()})
+    own = _tags(origin() | dict(tags) | {OWNER_TAG: owners.owner()})
     create = {"run_name": name, "start_time": int(time.time() * 1000), "tags": own}
     return RunRef(key=f"new-{uuid.uuid4().hex}", experiment=experiment, create=create, parent=parent)
+
+
+@cache
+def origin() -> dict[str, str]:
+    """What MLflow shows of a run's origin: user, program, commit."""
+    tags = {"mlflow.source.name": "flashslm", "mlflow.source.type": "LOCAL"}
+    with suppress(KeyError, OSError):  # a pod's user need not have a name
+        tags["mlflow.user"] = getpass.getuser()
+    return tags | ({"mlflow.source.git.commit": found} if (found := commit()) else {})
 
 
 def _attach(settings: Settings, run_id: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> TrackedRun:

@@ -9,7 +9,7 @@ from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.tracking import kfp_run
 from flashslm.infra.tracking.kfp_run import ParentRun
-from flashslm.infra.tracking.mlflow_client import MlflowUnavailable
+from flashslm.infra.tracking.mlflow_client import MlflowUnavailable, TrackingClient
 from flashslm.infra.tracking.mlflow_runs import Status
 from flashslm.launch.kfp.api import Connection, KfpError, NotFound
 from flashslm.launch.kfp.client import KfpClient
@@ -39,7 +39,7 @@ def end_run(state: str) -> str:
                 parent = kfp_run.parent_run(settings, store)
                 _end(settings, parent, steps, STATUSES.get(state, "KILLED"))
                 _end_forgotten(client, settings, store)
-                url = kfp_run.run_url(settings, parent.run_id)
+                url = TrackingClient(settings).run_url(parent.run_id)
                 _log.info("MLflow: %s", url)
                 return f"MLflow: [{url}]({url})"
             except MlflowUnavailable as error:

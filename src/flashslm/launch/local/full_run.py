@@ -23,8 +23,8 @@ from flashslm.infra.state_files import check_sqlite
 from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreError
 from flashslm.infra.storage.tree import check_path
 from flashslm.infra.tracking import mlflow_runs, spool
-from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable
-from flashslm.launch.local import run_records
+from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable, TrackingClient
+from flashslm.launch.local import parent_run, run_records
 from flashslm.launch.local.healing import healed
 from flashslm.launch.local.launcher import LocalResult, log_of, run_local
 from flashslm.launch.local.report_outcome import carried_out, write_model_card, write_report
@@ -94,19 +94,19 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
         check_sqlite(home / STUDIES)
     console.print(f"[bold]{config.name}[/]: embedded S3 and MLflow …")
     embedded_stack.use_home(home)
-    settings = embedded_stack.up(home)
+    settings = parent_run.of_recipe(embedded_stack.up(home), config)
     mlflow_runs.sweep(settings)
     spool.backfill(settings)
     _deliver_pending(settings, config, secrets, console)
     run_dir = make_run_dir(runs, config)
     run_id = run_dir.name
-    parent = mlflow_runs.start_parent_run(settings, run_id, tags={"recipe": config.name, "pipeline": pipeline})
-    mlflow_runs.run_of(settings, parent).log_params(config.model_dump(mode="json"))
-    mlflow_url = embedded_stack.run_url(settings, parent)
+    parent = parent_run.begin(settings, config, run_dir, pipeline)
+    mlflow_url = TrackingClient(settings).run_url(parent)
     run_records.begin(run_dir, pipeline, mlflow_url)
     console.print(f"run {run_id}: {run_dir}/", highlight=False, markup=False, soft_wrap=True)
     console.print(f"MLflow: {mlflow_url}", highlight=False, markup=False, soft_wrap=True)
     status: mlflow_runs.Status = "FAILED"
+    outcome: RunOutcome | None = None
     try:
         store = ObjectStore(settings)
         env = settings.as_env() | secrets | {"FLASHSLM_PARENT_RUN_ID": parent}
@@ -129,6 +129,7 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
         if outcome.artifacts and (run_dir / "report.html").is_file():
             page, source = outcome.run_dir / "report.html", config.data.source
             record_headline(settings, parent, outcome.artifacts, outcome.decision, source, page)
+            parent_run.describe(settings, parent, config, run_dir, outcome.decision, outcome.headline)
         status = FINAL_STATUS[outcome.state]
     except (Terminated, KeyboardInterrupt):
         status = "KILLED"
@@ -136,6 +137,9 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
         raise
     finally:
         _send_what_waits(settings, home)
+        if outcome:
+            with suppress(MlflowError):
+                parent_run.add_cached_steps(settings, parent, outcome.local.steps)
         mlflow_runs.finish_run(settings, parent, status)
         with suppress(MlflowUnavailable):
             mlflow_runs.sweep(settings)  # an attempt that was killed could not end its own run
@@ -143,6 +147,7 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
     if outcome.state == "SUCCESS":
         point_latest(runs, run_dir)
     _print_summary(console, outcome)
+    console.print(f"MLflow: {mlflow_url}", highlight=False, markup=False, soft_wrap=True)
     return outcome
 
 
