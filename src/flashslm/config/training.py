@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from flashslm.config.mixture import Mixture
 from flashslm.config.paths import LocalPath
 from flashslm.config.retraining import PromotionHook
 from flashslm.config.section import Distinct, Section, Seed
@@ -70,6 +71,11 @@ class TrainingConfig(Section):
     )
     stages: tuple[TrainingStage, ...] = Field(
         default=(), description="Changes of length and batch in mid-run, in the order of their steps."
+    )
+    mixture: Mixture = Field(
+        default=(),
+        description="Data sets that are trained on together, by weight; empty: this run's alone. Validation, test and "
+        "the proxies of search and scaling law have this run's.",
     )
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the first moment.")

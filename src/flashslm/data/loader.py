@@ -81,7 +81,7 @@ class TokenLoader:
         has the full shape, as those of `sequential`.
         """
         windows = -(-(self.num_tokens - 1) // self.sequence_length)
-        keys = _epoch_keys(SAMPLE_SEED, 0)
+        keys = epoch_keys(SAMPLE_SEED, 0)
         chosen = [permute(i, windows, keys) for i in range(min(windows, -(-tokens // self.sequence_length)))]
         starts = [window * self.sequence_length for window in sorted(chosen)]
         for first in range(0, len(starts), self.batch_size):
@@ -106,7 +106,7 @@ class TokenLoader:
 
     def _training_start(self, sample: int) -> int:
         epoch, position = divmod(sample, self.num_windows)
-        keys = _epoch_keys(self.seed, epoch)
+        keys = epoch_keys(self.seed, epoch)
         slack = (self.num_tokens - 1) % self.sequence_length  # so that no epoch leaves out the same tail
         return permute(position, self.num_windows, keys[1:]) * self.sequence_length + keys[0] % (slack + 1)
 
@@ -124,8 +124,9 @@ class TokenLoader:
         return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (tokens, windows[:, 1:], documents)))
 
 
-@lru_cache(maxsize=4)
-def _epoch_keys(seed: int, epoch: int) -> tuple[int, ...]:
+@lru_cache(maxsize=16)
+def epoch_keys(seed: int | str, epoch: int) -> tuple[int, ...]:
+    """Random 64-bit numbers of an epoch: the keys of its permutation and one more."""
     digest = hashlib.sha512(f"{seed}:{epoch}".encode()).digest()
     return tuple(int.from_bytes(digest[i : i + 8], "big") for i in range(0, 8 * (FEISTEL_ROUNDS + 1), 8))
 

@@ -36,4 +36,4 @@ def retraining_config(training: TrainingConfig, retraining: RetrainingConfig) ->
     """The training section with retraining's own values."""
     own = ("steps", "learning_rate", "min_learning_rate_ratio", "warmup_steps")
     values = {name: getattr(retraining, name) for name in own}
-    return training.model_copy(update=values | {"schedule": "cosine", "stages": ()})
+    return training.model_copy(update=values | {"schedule": "cosine", "stages": (), "mixture": ()})

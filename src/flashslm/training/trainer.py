@@ -7,9 +7,7 @@ from contextlib import ExitStack, nullcontext
 import torch
 from torch import Tensor
 
-from flashslm.config import BatchShape
-from flashslm.data.loader import IGNORE_INDEX, TokenLoader
-from flashslm.data.replay import ReplayLoader
+from flashslm.data.loader import IGNORE_INDEX
 from flashslm.hardware import peak, pick_dtype
 from flashslm.infra.process.interrupts import StopRequest, Terminated
 from flashslm.infra.storage.object_store import ObjectStore
@@ -19,7 +17,6 @@ from flashslm.ops import kernels
 from flashslm.ops.gradient_check import require_right_gradients
 from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import (
-    World,
     add_up_gradients,
     any_rank,
     current_world,
@@ -29,6 +26,7 @@ from flashslm.training.distributed import (
 from flashslm.training.learning_rate import learning_rate
 from flashslm.training.node import note_trained
 from flashslm.training.prefetch import MakeBatch, prefetched
+from flashslm.training.run_loaders import run_loaders
 from flashslm.training.runtime import StepClock, gc_held, reproducible, sigterm_as_request
 from flashslm.training.spec import (
     TRAIN_LOSS,
@@ -40,7 +38,6 @@ from flashslm.training.spec import (
     TrainOutcome,
     TrainSpec,
 )
-from flashslm.training.staged_loader import StagedLoader
 from flashslm.training.state import (
     begin_optimizer_state_,
     random_states,
@@ -97,7 +94,7 @@ class _Trainer:
         self.precision = pick_dtype(self.config.precision, "cuda" if self.device.type == "cuda" else "cpu")
         if self.device.type == "cuda":
             require_right_gradients(model.architecture.operators, "cuda", getattr(torch, self.precision))
-        self.train_loader, self.validation_loader = _loaders(self.spec, fetch, self.world)
+        self.train_loader, self.validation_loader = run_loaders(self.spec, fetch, self.world)
         narrow = self.precision == "bfloat16" and self.config.gather_dtype == "bfloat16"
         shard_model(model, self.config.shard_processes, torch.bfloat16 if narrow else torch.float32)
         self.step = TrainStep(model, self.config, self.precision, weight_norm=spec.weight_norm)
@@ -161,7 +158,8 @@ class _Trainer:
                 "gradient_norm": gradient_norm.item(),
                 "weight_norm": mean_weight_norm(self.model, self.config.weight_norm_axes).item(),
                 "skipped_steps": int(self.skipped_steps),
-            } | self._rates(done - 1)
+            }
+            row |= self._rates(done - 1) | self.train_loader.source_metrics(done)
             if validate:
                 row[VALIDATION_LOSS] = self._finite_validation_loss(done)
             self.history.append(row)
@@ -280,20 +278,3 @@ def training_flops_per_token(model: HybridLM, sequence_length: int) -> float:
     """Forward and backward FLOP per token at the mean causal reach of a window behind the meta tokens."""
     a = model.architecture
     return 3 * forward_flops_per_token(a, round(a.num_meta_tokens + (sequence_length + 1) / 2))
-
-
-def _loaders(spec: TrainSpec, fetch: Fetch, world: World) -> tuple[StagedLoader, TokenLoader]:
-    """This rank's training rows, in micro-batches, and validation rows."""
-    dataset, old = fetch(spec.dataset), fetch(spec.replay.dataset) if spec.replay else None
-
-    def train_rows(shape: BatchShape, seed: int) -> TokenLoader | ReplayLoader:
-        sizes = (shape.sequence_length, shape.micro_batch_size, seed, world.rank, world.size)
-        new = TokenLoader(dataset, "train", *sizes)
-        if old is None or spec.replay is None or not spec.replay.fraction:
-            return new
-        return ReplayLoader(new, TokenLoader(old, "train", *sizes), spec.replay.fraction)
-
-    first = spec.training.batch_shapes[0]
-    sizes = (first.sequence_length, first.micro_batch_size, spec.seed)
-    validation = TokenLoader(dataset, "validation", *sizes, world.rank, world.size)
-    return StagedLoader(spec.training, spec.seed, train_rows), validation

@@ -1,0 +1,60 @@
+"""The loaders of a training run: its data set alone, with replayed old data, or a mixture of data sets."""
+
+from pathlib import Path
+
+from flashslm.config import BatchShape
+from flashslm.config.mixture import MixtureSource
+from flashslm.data.loader import TokenLoader
+from flashslm.data.mixture import MixtureLoader
+from flashslm.data.replay import ReplayLoader
+from flashslm.infra.storage.object_store import Manifest
+from flashslm.training.distributed import World
+from flashslm.training.spec import Fetch, TrainSpec
+from flashslm.training.staged_loader import StagedLoader, TrainLoader
+
+_TOKENIZER = Path("tokenizer/tokenizer.json")
+
+
+def run_loaders(spec: TrainSpec, fetch: Fetch, world: World) -> tuple[StagedLoader, TokenLoader]:
+    """This rank's training rows, in micro-batches, and validation rows.
+
+    Raises ValueError where a split is too short or a mixture's tokenizers differ.
+    """
+    dataset, old = fetch(spec.dataset), fetch(spec.replay.dataset) if spec.replay else None
+    mixed = [_mixed(source, dataset, fetch) for source in spec.training.mixture]
+
+    def train_rows(shape: BatchShape, seed: int) -> TrainLoader:
+        def rows(directory: Path) -> TokenLoader:
+            sizes = (shape.sequence_length, shape.micro_batch_size, seed, world.rank, world.size)
+            return TokenLoader(directory, "train", *sizes)
+
+        if mixed:
+            weights = [source.weight for source in spec.training.mixture]
+            names = [source.name for source in spec.training.mixture]
+            return MixtureLoader({n: rows(d) for n, d in zip(names, mixed, strict=True)}, weights)
+        if old is None or spec.replay is None or not spec.replay.fraction:
+            return rows(dataset)
+        return ReplayLoader(rows(dataset), rows(old), spec.replay.fraction)
+
+    first = spec.training.batch_shapes[0]
+    sizes = (first.sequence_length, first.micro_batch_size, spec.seed)
+    validation = TokenLoader(dataset, "validation", *sizes, world.rank, world.size)
+    return StagedLoader(spec.training, spec.seed, train_rows), validation
+
+
+def _mixed(source: MixtureSource, own: Path, fetch: Fetch) -> Path:
+    """The directory of a mixture's source."""
+    if not source.dataset:
+        return own
+    tree = Manifest(kind="dataset", uri=source.dataset, sha256=source.dataset.rpartition("/")[2], bytes=0)
+    directory = fetch(tree)
+    if _bytes(directory / _TOKENIZER) != _bytes(own / _TOKENIZER):
+        raise ValueError(
+            f"training.mixture: the tokens of '{source.name}' ({source.dataset}) are of another tokenizer than those "
+            "of this run's data set: prepare both with the same data.tokenizer, a directory or a hub id"
+        )
+    return directory
+
+
+def _bytes(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
