@@ -88,7 +88,9 @@ class PlatformConfig(Section):
 
     retries: int = Field(default=2, ge=0, description="Further attempts of a step that failed, on a cluster and here.")
     patience_s: int = Field(
-        default=900, ge=0, description="Seconds that a step waits for an object store or study database that is away."
+        default=900,
+        ge=0,
+        description="Seconds that a step waits for an object store, study database or model registry that is away.",
     )
     namespace: str = Field(default="kubeflow", pattern=DNS_LABEL, description="The namespace that runs belong to.")
     service_account: ObjectName = Field(default="", description="Of the pods; empty: the installation's own.")

@@ -20,6 +20,7 @@ from typing import Any
 from flashslm.infra.process.parent import PARENT_PID
 from flashslm.infra.storage.lease import LeaseTimeout
 from flashslm.infra.storage.s3 import StoreUnavailable
+from flashslm.infra.tracking.mlflow_client import MlflowUnavailable
 
 RETRIES = "FLASHSLM_STEP_RETRIES"  # set by the cluster pass from platform.retries
 ONE_ATTEMPT = "flashslm.steps"  # its __main__
@@ -37,7 +38,7 @@ def retries() -> int:
 
 def may_pass(error: BaseException) -> bool:
     """Whether the same work may succeed in a new process: a service is away, the device faulted, a worker crashed."""
-    if isinstance(error, StoreUnavailable | LeaseTimeout | ConnectionError):
+    if isinstance(error, StoreUnavailable | MlflowUnavailable | LeaseTimeout | ConnectionError):
         return True
     if "OutOfMemory" in type(error).__name__:
         return False

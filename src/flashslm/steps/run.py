@@ -18,6 +18,7 @@ from flashslm.infra.settings import Settings
 from flashslm.infra.storage import long_sections
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.tracking import kfp_run, mlflow_runs
+from flashslm.infra.tracking.mlflow_client import MlflowUnavailable
 from flashslm.ops import kernels
 from flashslm.steps import attempts
 from flashslm.steps.context import StepContext
@@ -114,12 +115,24 @@ def _log_to_stderr() -> None:
     logging.getLogger("flashslm").setLevel(logging.INFO)
 
 
+def _work(context: StepContext) -> dict[str, Any]:
+    """The step itself, and again while the model registry is away, which three steps need; all can be repeated."""
+    run = importlib.import_module(f"flashslm.steps.{context.step}").run
+    with outages.Wait("model registry", context.settings.tracking_uri, context.settings.patience_s) as wait:
+        while True:
+            try:
+                return dict(run(context))
+            except MlflowUnavailable as error:
+                if not wait.pause(str(error)):
+                    raise
+
+
 def _execute(context: StepContext, outputs: Mapping[str, str]) -> dict[str, Any]:
     sections = STEP_SECTIONS[context.step]
     if "kernels" in sections:
         _decide_kernels(context.config, measures="profiling" in sections)
     context.mlflow_run.log_params(context.config.model_dump(mode="json", include=set(sections)))
-    result: dict[str, Any] = importlib.import_module(f"flashslm.steps.{context.step}").run(context)
+    result = _work(context)
     context.mlflow_run.set_tags({f"kernel.{name}": form for name, form in kernels.decisions().items()})
     context.mlflow_run.log_metrics({k: float(v) for k, v in result.items() if isinstance(v, int | float)}, step=0)
     context.mlflow_run.set_tags({f"artifact.{name}": manifest.uri for name, manifest in context.outputs.items()})

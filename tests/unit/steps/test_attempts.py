@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
+from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable
 from flashslm.launch.kfp.cluster_pass import STEP_RETRIES
 from flashslm.steps import attempts
 from flashslm.training.workers import WorkerFailed
@@ -94,6 +95,7 @@ class OutOfMemoryError(RuntimeError):
     ("error", "expected"),
     [
         (StoreUnavailable("S3 does not answer"), True),
+        (MlflowUnavailable("the registry does not answer"), True),
         (ConnectionResetError("reset"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
         (RuntimeError("NCCL error: unhandled system error"), True),
@@ -102,6 +104,7 @@ class OutOfMemoryError(RuntimeError):
         (WorkerFailed("NonFiniteLoss: the loss is nan", "NonFiniteLoss: the loss is nan"), False),
         (OutOfMemoryError("CUDA out of memory"), False),
         (StoreError("there is no such bucket"), False),
+        (MlflowError("MLflow refused: INVALID_PARAMETER_VALUE"), False),
         (ValueError("search.trials is below search.population"), False),
         (RuntimeError("no trial was trained"), False),
     ],

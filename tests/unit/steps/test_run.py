@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from flashslm.config import KernelsConfig, RunConfig, from_step_json
+from flashslm.infra import outages
 from flashslm.infra.events import Events
 from flashslm.infra.settings import SettingsError
 from flashslm.infra.storage.object_store import Manifest
+from flashslm.infra.tracking.mlflow_client import MlflowUnavailable
 from flashslm.ops import kernels
 from flashslm.steps import run as run_module
 from flashslm.steps.context import StepContext
@@ -68,7 +70,8 @@ def run_with_kernels(monkeypatch: pytest.MonkeyPatch, **setting: str) -> dict[st
     step = SimpleNamespace(run=lambda context: {"form": kernels.chosen("ssd", "cuda", "bfloat16")})
     monkeypatch.setattr(run_module.importlib, "import_module", lambda name: step)
     recorder: Any = Recorder()
-    run_module._execute(make_context(mlflow_run=recorder, recipe={"kernels": setting}), {})
+    settings: Any = SimpleNamespace(tracking_uri="", patience_s=0)
+    run_module._execute(make_context(mlflow_run=recorder, settings=settings, recipe={"kernels": setting}), {})
     kernels.configure(KernelsConfig())
     return recorder.tags
 
@@ -83,6 +86,27 @@ def test_a_form_that_cannot_run_here_fails_before_the_step_begins(monkeypatch: p
     with pytest.raises(kernels.MissingKernel, match="runs on cuda, the tensors are on cpu"):
         run_with_kernels(monkeypatch, delta_rule="fla")
     kernels.configure(KernelsConfig())
+
+
+def registry_away(monkeypatch: pytest.MonkeyPatch, times: int, patience_s: int) -> dict[str, Any]:
+    """The result of a step whose registry does not answer so many times."""
+    left = [MlflowUnavailable("MLflow does not answer")] * times
+
+    def run(context: StepContext) -> dict[str, Any]:
+        if left:
+            raise left.pop()
+        return {"summary": "promoted"}
+
+    monkeypatch.setattr(run_module.importlib, "import_module", lambda name: SimpleNamespace(run=run))
+    monkeypatch.setattr(outages, "_SHORTEST_PAUSE_S", 0.01)
+    settings: Any = SimpleNamespace(tracking_uri="http://mlflow:5000", patience_s=patience_s)
+    return run_module._work(make_context(settings=settings))
+
+
+def test_a_step_waits_for_the_model_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registry_away(monkeypatch, 5, patience_s=60) == {"summary": "promoted"}
+    with pytest.raises(MlflowUnavailable):
+        registry_away(monkeypatch, 1, patience_s=0)
 
 
 def test_run_key_is_the_identity_of_the_work() -> None:
