@@ -188,8 +188,9 @@ def main() -> None:
             run.kill()
             bench.database.kill()
             embedded_stack.down(bench.home)
-    facts = {"subject": f"outages {arguments.mode}", "recipe": arguments.recipe.name} | provenance("cpu")
-    print(json.dumps(facts | found | took | {"said": said, "problems": problems}))
+    facts = {name: value for name, value in provenance("cpu").items() if name != "fingerprint"}
+    record = {"subject": f"outages {arguments.mode}", "recipe": arguments.recipe.name} | facts | found | took
+    print(json.dumps(record | {"said": said, "problems": problems}))
     sys.exit(1 if problems else 0)
 
 
