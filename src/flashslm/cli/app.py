@@ -11,6 +11,7 @@ from flashslm.cli import cluster, compare, describe, export, pipeline, runs, ste
 from flashslm.cli.bench import bench_app
 from flashslm.cli.common import MODELS, PIPELINES, RECIPES, SERVICES, console
 from flashslm.cli.config import config_app
+from flashslm.cli.data import data_app
 from flashslm.cli.kernels import kernels_app
 from flashslm.cli.models import models_app
 from flashslm.cli.schedule import schedule_app
@@ -32,6 +33,7 @@ export.register(app)
 compare.register(app)
 app.add_typer(models_app, name="models", rich_help_panel=MODELS)
 app.add_typer(bench_app, name="bench", rich_help_panel=MODELS)
+app.add_typer(data_app, name="data", rich_help_panel=MODELS)
 app.add_typer(kernels_app, name="kernels", rich_help_panel=SERVICES)
 app.add_typer(stack_app, name="stack", rich_help_panel=SERVICES)
 app.add_typer(store_app, name="store", rich_help_panel=SERVICES)

@@ -1,0 +1,145 @@
+"""`flashslm data`: what a prepared data set holds, and how a trainer sees it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flashslm.cli.common import HOME, HomeOption, JsonOption, show
+
+if TYPE_CHECKING:
+    from flashslm.infra.storage.object_store import Manifest
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="A prepared data set: its directory, a run, a manifest, or s3://BUCKET/cas/AB/SHA256."
+    ),
+]
+SplitOption = Annotated[str, typer.Option("--split", help="train, validation or test.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Another seed shows other text.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs lie.")]
+RUNS = Path("runs")
+
+data_app = typer.Typer(no_args_is_help=True, help="What is in a prepared data set.")
+
+
+@data_app.command("stats")
+def data_stats(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="As for `sample`; several are compared.")],
+    runs: RunsOption = RUNS,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Count documents, bytes and tokens of every split, and what was left out as duplicate or unreadable."""
+    from flashslm.data.inspection import split_numbers, splits, summary
+
+    found = []
+    for source in sources:
+        directory = dataset_directory(source, runs, home)
+        numbers = {split: split_numbers(directory, split)._asdict() for split in splits(directory)}
+        found.append({"address": source, **summary(directory), "splits": numbers})
+    if as_json:
+        print(json.dumps({"datasets": found}))
+        return
+    for facts in found:
+        tables = facts.pop("splits")
+        show(facts, as_json)
+        table = Table("split", *next(iter(tables.values())), box=None, pad_edge=False)
+        for split, values in tables.items():
+            table.add_row(split, *(f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" for v in values.values()))
+        Console().print(table)
+
+
+@data_app.command("sample")
+def data_sample(
+    source: SourceArgument,
+    split: SplitOption = "train",
+    count: Annotated[int, typer.Option("--count", min=1, help="Documents to show.")] = 3,
+    characters: Annotated[int, typer.Option("--characters", min=1, help="Of each document at most.")] = 500,
+    seed: SeedOption = 0,
+    runs: RunsOption = RUNS,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Show documents of a split, chosen at random."""
+    from flashslm.data.inspection import sample_documents
+
+    directory = dataset_directory(source, runs, home, split)
+    found = [d._replace(text=d.text[:characters]) for d in sample_documents(directory, split, count, seed)]
+    if as_json:
+        print(json.dumps({"documents": [document._asdict() for document in found]}))
+        return
+    for document in found:
+        head = f"document {document.number:,}: {document.tokens:,} tokens, {document.bytes:,} bytes"
+        _show_piece(head, document.text)
+
+
+@data_app.command("tokens")
+def data_tokens(  # noqa: PLR0913 - one parameter an option
+    source: SourceArgument,
+    split: SplitOption = "train",
+    sequence_length: Annotated[int, typer.Option(min=8, help="As training.sequence_length.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="As training.micro_batch_size (or batch_size).")] = 2,
+    step: Annotated[int, typer.Option(min=0, help="Number of the batch, counted from 0.")] = 0,
+    seed: SeedOption = 0,
+    runs: RunsOption = RUNS,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the windows of a training batch as the trainer sees them, with the borders of documents."""
+    from flashslm.data.inspection import tokenizer_of, windows
+    from flashslm.data.loader import TokenLoader
+
+    directory = dataset_directory(source, runs, home, split)
+    loader = TokenLoader(directory, split, sequence_length, batch_size, seed)
+    rows = windows(loader, tokenizer_of(directory), step)
+    if as_json:
+        print(json.dumps({"rows": [[piece._asdict() for piece in row] for row in rows]}))
+        return
+    for number, row in enumerate(rows):
+        for piece in row:
+            where = "begins" if piece.begins else "continues"
+            _show_piece(f"row {number}, document {piece.document:,} {where}, {piece.tokens:,} tokens", piece.text)
+
+
+def dataset_directory(source: str, runs: Path, home: Path, split: str = "") -> Path:
+    """The directory of a prepared data set; one in the store is fetched into the home's cache first.
+
+    Raises ValueError for what is no data set, or one without that split.
+    """
+    from flashslm.data.inspection import splits, summary
+    from flashslm.infra.stack.services import existing_settings
+    from flashslm.infra.storage.object_store import ObjectStore
+
+    directory = Path(source)
+    if not directory.is_dir() or (directory / "artifacts").is_dir():
+        tree = _manifest(source, runs)
+        directory = ObjectStore(existing_settings(home)).get_tree(tree, home / "trees" / tree.sha256)
+    summary(directory)
+    if split and split not in splits(directory):
+        raise ValueError(f"'{source}' has no split '{split}': it has {', '.join(splits(directory))}")
+    return directory
+
+
+def _manifest(source: str, runs: Path) -> "Manifest":
+    from flashslm.infra.storage.object_store import Manifest
+
+    if source.startswith("s3://"):
+        return Manifest(kind="dataset", uri=source, sha256=source.rpartition("/")[2], bytes=0)
+    candidates = [Path(source), *(root / "artifacts" / "dataset.json" for root in (Path(source), runs / source))]
+    if found := next((path for path in candidates if path.is_file()), None):
+        return Manifest.read(found)
+    raise ValueError(
+        f"'{source}' is not a data set: give a directory that prepare_data made, a run in '{runs}', the manifest of a "
+        "data set, or its address s3://BUCKET/cas/AB/SHA256"
+    )
+
+
+def _show_piece(head: str, text: str) -> None:
+    out = Console()
+    out.print(f"── {head}", style="bold", highlight=False, markup=False)
+    out.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,107 @@
+"""What is in a prepared data set: counts, documents, and the windows that a trainer sees."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from flashslm.data.loader import TokenLoader, epoch_keys, permute
+from flashslm.data.shards import SplitReader
+
+SUMMARY_FILE = "dataset.json"
+
+
+class Split(NamedTuple):
+    """Numbers of one split; lengths are of documents, in tokens of text."""
+
+    documents: int
+    bytes: int
+    tokens: int
+    shards: int
+    bytes_per_token: float
+    median_document_tokens: int
+    longest_document_tokens: int
+
+
+class SampledDocument(NamedTuple):
+    """One document of a split; `number` counts from 0 in the order of the stream."""
+
+    number: int
+    tokens: int
+    bytes: int
+    text: str
+
+
+class Piece(NamedTuple):
+    """What one window holds of one document. `begins` where its first token is there."""
+
+    document: int
+    begins: bool
+    tokens: int
+    text: str
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    """dataset.json, less the numbers that `split_numbers` takes from the splits themselves."""
+    file = directory / SUMMARY_FILE
+    if not file.is_file():
+        raise ValueError(f"'{directory}' is not a prepared data set (no {SUMMARY_FILE}): give what prepare_data made")
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return {key: value for key, value in facts.items() if key.partition("_")[0] not in splits(directory)}
+
+
+def splits(directory: Path) -> list[str]:
+    """Names of the splits, train first."""
+    found = sorted(index.parent.name for index in directory.glob("*/index.json"))
+    return sorted(found, key=lambda name: (name != "train", name == "test", name))
+
+
+def split_numbers(directory: Path, split: str) -> Split:
+    """Counts of a split, from its index and its documents' places."""
+    reader = SplitReader(directory / split)
+    index, (predicted, _) = reader.index, reader.document_sizes()
+    text_tokens = predicted - 1  # each document's end is predicted too
+    return Split(
+        documents=index.documents,
+        bytes=index.bytes,
+        tokens=index.tokens,
+        shards=len(index.shards),
+        bytes_per_token=index.bytes / max(1, index.tokens - 1),
+        median_document_tokens=int(np.median(text_tokens)),
+        longest_document_tokens=int(text_tokens.max()),
+    )
+
+
+def sample_documents(directory: Path, split: str, count: int, seed: int) -> Iterator[SampledDocument]:
+    """`count` documents at random, or all of them; the same for the same seed."""
+    reader, tokenizer = SplitReader(directory / split), tokenizer_of(directory)
+    predicted, sizes = reader.document_sizes()
+    keys = epoch_keys(seed, 0)
+    for place in range(min(count, len(sizes))):
+        number = permute(place, len(sizes), keys)
+        start, tokens = reader.document_start(number) + 1, int(predicted[number]) - 1
+        text = tokenizer.decode(reader.read(start, start + tokens).tolist()) if tokens else ""
+        yield SampledDocument(number, tokens, int(sizes[number]), text)
+
+
+def windows(loader: TokenLoader, tokenizer: Tokenizer, step: int) -> list[list[Piece]]:
+    """The rows of the loader's batch `step`, each in the pieces of documents that it is made of."""
+    batch = loader.batch(step)
+    rows = zip(batch.tokens_BT.numpy(), batch.documents_BT.numpy(), strict=True)
+    return [list(_pieces(tokens, documents, loader.end_of_document_id, tokenizer)) for tokens, documents in rows]
+
+
+def tokenizer_of(directory: Path) -> Tokenizer:
+    """The tokenizer that the data set's ids are of."""
+    return Tokenizer.from_file(str(directory / "tokenizer" / "tokenizer.json"))
+
+
+def _pieces(tokens: Any, documents: Any, end_id: int, tokenizer: Tokenizer) -> Iterator[Piece]:
+    borders = np.flatnonzero(np.diff(documents)) + 1
+    for ids, numbers in zip(np.split(tokens, borders), np.split(documents, borders), strict=True):
+        begins = bool(ids[0] == end_id)  # the end of the document before is this one's beginning
+        text = tokenizer.decode(ids[int(begins) :].tolist(), skip_special_tokens=False)
+        yield Piece(int(numbers[0]), begins, len(ids), text)
