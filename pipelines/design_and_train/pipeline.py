@@ -8,6 +8,8 @@ from components.evaluate.component import evaluate
 from components.export_model.component import export_model
 from components.fit_scaling_law.component import fit_scaling_law
 from components.gate.component import gate as gate_component
+from components.merge_data.component import merge_data
+from components.plan_data.component import plan_data
 from components.prepare_data.component import prepare_data
 from components.pretrain.component import pretrain
 from components.profile_latency.component import profile_latency
@@ -39,6 +41,7 @@ def design_and_train(
     gate: dict = {},
     retraining: dict = {},
     workers: list[str] = ["0", "1"],
+    data_workers: list[str] = ["0"],
 ):
     """Sections hold what differs from a recipe's defaults; each step gets only those that its work depends on.
 
@@ -46,8 +49,12 @@ def design_and_train(
     """
     step = Steps(locals())
     recipe = step(check_recipe, "Check the recipe")
-    preparation = step(prepare_data, "Prepare data").after(recipe)
-    profile = step(profile_latency, "Profile latency", dataset=preparation.outputs["dataset"])
+    plan = step(plan_data, "Plan the data").after(recipe).output
+    with dsl.ParallelFor(data_workers, name="data-workers") as data_worker:
+        preparation = step(prepare_data, "Prepare data", plan=plan, worker=data_worker)
+    dataset = step(merge_data, "Merge the data", pieces=dsl.Collected(preparation.output)).output
+
+    profile = step(profile_latency, "Profile latency", dataset=dataset)
     law = step(fit_scaling_law, "Fit the scaling law", latency_table=profile.outputs["latency_table"]).output
 
     with dsl.ParallelFor(workers, name="search-workers") as worker:

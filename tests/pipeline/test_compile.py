@@ -72,16 +72,18 @@ def declared(pipeline: str) -> set[str]:
 
 
 def test_a_recipe_gives_exactly_the_arguments_of_both_pipelines() -> None:
-    config = RunConfig.model_validate({"name": "toy", "search": {"workers": 3}, "training": {"seeds": [0, 1]}})
+    config = RunConfig.model_validate(
+        {"name": "toy", "search": {"workers": 3}, "training": {"seeds": [0, 1]}, "data": {"workers": 2}}
+    )
     arguments = pipeline_arguments(config, "digest", "source")
     assert set(arguments) == declared("design_and_train") | declared("retraining")
     shared = declared("design_and_train") & declared("retraining")
     assert shared == {"code_digest", "image", "source_digest", *EVERY_SECTION}
-    assert arguments["workers"] == ["0", "1", "2"]
+    assert arguments["workers"] == ["0", "1", "2"] and arguments["data_workers"] == ["0", "1"]
     assert (arguments["training"], arguments["search"], arguments["gate"]) == ({"seeds": [0, 1]}, {}, {})
 
 
-TYPES = {"workers": "LIST", "seed": "NUMBER_INTEGER"} | {
+TYPES = {"workers": "LIST", "data_workers": "LIST", "seed": "NUMBER_INTEGER"} | {
     section: "STRUCT" for section in EVERY_SECTION if section not in ("name", "seed")
 }
 

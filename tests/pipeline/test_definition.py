@@ -17,13 +17,16 @@ def labels(arguments: dict[str, Any]) -> list[str]:
 
 
 def test_a_recipes_seeds_and_workers_are_the_iterations() -> None:
-    recipe = RunConfig.model_validate({"name": "toy", "training": {"seeds": [3, 4]}, "search": {"workers": 3}})
+    recipe = RunConfig.model_validate(
+        {"name": "toy", "training": {"seeds": [3, 4]}, "search": {"workers": 3}, "data": {"workers": 2}}
+    )
     found = labels(pipeline_arguments(recipe, "code", "source"))
-    assert found[:4] == ["check_recipe", "prepare_data", "profile_latency", "fit_scaling_law"]
+    prepared = ["plan_data", "prepare_data worker=0", "prepare_data worker=1", "merge_data"]
+    assert found[:7] == ["check_recipe", *prepared, "profile_latency", "fit_scaling_law"]
     assert [label for label in found if label.startswith("pretrain")] == [
         f"pretrain seed={seed} weight_norm={weight_norm}" for weight_norm in ("on", "off") for seed in (3, 4)
     ]
-    assert [f"search_architecture worker={i}" for i in range(3)] == found[4:7]
+    assert [f"search_architecture worker={i}" for i in range(3)] == found[7:10]
     assert found[-2:] == ["register_model", "report"]
 
 

@@ -22,6 +22,8 @@ from flashslm.launch.progress import StepRecord
 
 FakeRuns = Callable[..., Any]
 
+FIRST_STEPS = ["check_recipe", "plan_data", "prepare_data"]
+
 
 def by_label(result: Any) -> dict[str, Any]:
     return {step.label: step for step in result.steps}
@@ -57,9 +59,11 @@ def test_steps_get_their_configuration_inputs_and_variants(fake_runs: FakeRuns) 
     runs = fake_runs()
     runs.run()
     calls = {call["label"]: call for call in runs.calls()}
-    assert calls["prepare_data"]["config"]["data"]["paths"] == ["/usr/lib/python3/*.py"], "arguments arrive unchanged"
+    assert calls["prepare_data worker=0"]["config"]["data"]["paths"] == ["/usr/lib/python3/*.py"], (
+        "arguments arrive unchanged"
+    )
     assert calls["search_architecture worker=1"]["inputs"] == {
-        "dataset": "prepare_data",
+        "dataset": "merge_data",
         "latency_table": "profile_latency",
         "scaling_law": "fit_scaling_law",
     }
@@ -96,15 +100,15 @@ def test_failing_step_is_reported_with_its_message_and_its_log(fake_runs: FakeRu
     assert "fit_scaling_law failed: ValueError: budget of 0.1 ms is below every measured model" in runs.printed
     assert f"log: {step.log}" in runs.printed
     assert "in work" in runs.printed, "the end of the step's traceback"
-    assert runs.ran() == ["check_recipe", "prepare_data", "profile_latency", "fit_scaling_law"]
+    assert runs.ran() == [*FIRST_STEPS, "merge_data", "profile_latency", "fit_scaling_law"]
 
 
 def test_an_error_that_would_come_again_is_not_retried(fake_runs: FakeRuns) -> None:
     runs = fake_runs(retries=2)
     result = runs.run(fail={"prepare_data": "no text"})
-    assert (by_label(result)["prepare_data"].attempt, runs.ran()) == (1, ["check_recipe", "prepare_data"])
-    assert "prepare_data failed: ValueError: no text" in runs.printed
-    assert by_label(runs.run(fail={"prepare_data": "busy"}, may_pass=True))["prepare_data"].attempt == 3
+    assert (by_label(result)["prepare_data worker=0"].attempt, runs.ran()) == (1, FIRST_STEPS)
+    assert "prepare_data worker=0 failed: ValueError: no text" in runs.printed
+    assert by_label(runs.run(fail={"prepare_data": "busy"}, may_pass=True))["prepare_data worker=0"].attempt == 3
 
 
 def test_a_step_without_a_log_shows_the_runners_own(tmp_path: Path) -> None:

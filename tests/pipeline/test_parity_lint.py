@@ -42,27 +42,27 @@ def packages_to_install(spec: Document) -> None:
 
 
 def condition_on_named_output(spec: Document) -> None:
-    source = task(spec, "condition-3")["inputs"]["parameters"]["pipelinechannel--gate-Output"]
+    source = task(spec, "condition-4")["inputs"]["parameters"]["pipelinechannel--gate-Output"]
     source["taskOutputParameter"]["outputParameterKey"] = "decision"
 
 
 def condition_on_named_output_of_an_outer_dag(spec: Document) -> None:
-    task(spec, "pretrain", "comp-for-loop-2")["triggerPolicy"] = {
+    task(spec, "pretrain", "comp-for-loop-3")["triggerPolicy"] = {
         "condition": "inputs.parameter_values['pipelinechannel--gate-decision'] == 'promote'"
     }
     inner = {"componentInputParameter": "pipelinechannel--gate-decision"}
-    task(spec, "pretrain", "comp-for-loop-2")["inputs"]["parameters"]["pipelinechannel--gate-decision"] = inner
+    task(spec, "pretrain", "comp-for-loop-3")["inputs"]["parameters"]["pipelinechannel--gate-decision"] = inner
     outer = {"taskOutputParameter": {"producerTask": "gate", "outputParameterKey": "decision"}}
-    task(spec, "for-loop-2")["inputs"]["parameters"]["pipelinechannel--gate-decision"] = outer
+    task(spec, "for-loop-3")["inputs"]["parameters"]["pipelinechannel--gate-decision"] = outer
 
 
 def loop_over_named_output(spec: Document) -> None:
-    source = task(spec, "for-loop-2")["inputs"]["parameters"]["pipelinechannel--check-recipe-Output"]
+    source = task(spec, "for-loop-3")["inputs"]["parameters"]["pipelinechannel--check-recipe-Output"]
     source["taskOutputParameter"]["outputParameterKey"] = "variants"
 
 
 def one_of_artifacts(spec: Document) -> None:
-    outputs = spec["components"]["comp-for-loop-2"]["dag"]["outputs"]["artifacts"]
+    outputs = spec["components"]["comp-for-loop-3"]["dag"]["outputs"]["artifacts"]
     outputs["pipelinechannel--pretrain-checkpoint"]["artifactSelectors"] *= 2
 
 
@@ -119,7 +119,7 @@ def boolean_output_name(spec: Document) -> None:
 
 
 def loop_over_artifacts(spec: Document) -> None:
-    loop = task(spec, "for-loop-2")
+    loop = task(spec, "for-loop-3")
     del loop["parameterIterator"]
     loop["artifactIterator"] = {"itemInput": "model", "items": {"inputArtifact": "models"}}
 

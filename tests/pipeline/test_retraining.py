@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flashslm.data.prepare import DIGESTS_FILE
+from flashslm.data.duplicates import DIGESTS_FILE
 from flashslm.infra.registry import model_registry
 from flashslm.infra.registry.model_registry import ModelVersion
 from flashslm.infra.settings import Settings
@@ -79,7 +79,9 @@ def champion(project: Project, settings: Settings, steps: Steps) -> ModelVersion
     ObjectStore(settings).put_tree(drawn, "architecture").write(steps.path("architecture"))
     recipe, exported = project.recipe(*DESIGN), same("evaluation", "exported")
     chosen = {"dataset": "dataset", "chosen": "checkpoint"}
-    steps.run("prepare_data", recipe, {}, ("dataset",))
+    steps.run("plan_data", recipe, {}, ("plan",))
+    steps.run("prepare_data", recipe, same("plan"), ("pieces",), worker="0")
+    steps.run("merge_data", recipe, same("plan", "pieces"), ("dataset",))
     steps.run("pretrain", recipe, same("dataset", "architecture"), ("checkpoint",), weight_norm="on", seed="0")
     steps.run("evaluate", recipe, chosen, ("evaluation",))
     steps.run("export_model", recipe, chosen, ("exported",))

@@ -381,3 +381,19 @@ def test_the_users_own_cloud_and_proxy_do_not_interfere(settings, monkeypatch):
     store.put_json(key, {"n": 1})
     assert store.get_json(key)[0] == {"n": 1}
     s3._session.cache_clear()
+
+
+def test_files_of_other_trees_are_copied_by_the_server(store, tree, tmp_path):
+    lender = store.put_tree(tree, "lender")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "index.json").write_text(os.urandom(8).hex())
+    borrowed = {"deep/copy.bin": (lender, "deep/er/weights 1+2 é.bin"), "unique": (lender, "unique")}
+    made = store.put_tree(own, "borrower", borrowed=borrowed)
+    found = store.get_tree(made, tmp_path / "found")
+    assert (found / "deep/copy.bin").read_bytes() == (tree / "deep/er/weights 1+2 é.bin").read_bytes()
+    assert made.sha256 == store.put_tree(found, "borrower").sha256, "the same tree as that of the files themselves"
+    store.delete_tree(lender)
+    store.verify_tree(made)
+    with pytest.raises(ObjectMissing, match="run the step that makes it"):
+        store.put_tree(own, "borrower", borrowed={"other": (lender, "unique")})

@@ -15,6 +15,7 @@ from flashslm.infra.registry import model_registry
 from flashslm.infra.registry.model_registry import Lineage
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage import long_sections
+from flashslm.infra.storage.audit import stored_trees
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.launch.schedule.records import Schedule, Schedules
@@ -82,7 +83,7 @@ def test_damage_is_found_and_put_back_from_a_local_copy(shop: Shop) -> None:
     expected = {shop.store.index_key(copied): True, shop.store.index_key(lost): False, "checkpoints/k/1.json": False}
     assert damages == expected and found["exit_code"] == 1 and found["trees"] >= 3
     shop.store.verify_tree(copied)
-    assert shop.store.index_key(good) in shop.store.stored_trees()
+    assert shop.store.index_key(good) in stored_trees(shop.store)
     shop.store.delete(["checkpoints/k/1.json"])
     assert shop.command("verify")["damages"] == [], "what was lost is out of the store"
 

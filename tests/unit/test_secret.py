@@ -42,7 +42,7 @@ from flashslm.steps.run import run_step
 from flashslm.config import RunConfig
 recipe = RunConfig.model_validate({"name": "x", "data": {"source": "files", "paths": sys.argv[1:]}})
 try:
-    run_step("prepare_data", config=recipe.for_step("prepare_data"), outputs={"dataset": "x.json"})
+    run_step("plan_data", config=recipe.for_step("plan_data"), outputs={"plan": "x.json"})
 except ValueError:
     logging.getLogger("any").exception("given %s", sys.argv[1])
     raise

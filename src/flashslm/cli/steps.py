@@ -99,6 +99,15 @@ def one_step(step: str, inputs: Mapping[str, str], output: str) -> Work:
     return lambda runner: runner.run(step, inputs, (output,))
 
 
+def prepare_data(runner: StepRunner) -> dict[str, Any]:
+    """Plan, the pieces of every worker one after the other, and the data set of them."""
+    runner.run("plan_data", {}, ("plan",))
+    workers = [f"pieces-{worker}" for worker in range(runner.recipe.data.workers)]
+    for worker, pieces in enumerate(workers):
+        runner.run("prepare_data", {"plan": "prepare-data"}, {"pieces": pieces}, {"worker": str(worker)})
+    return runner.run("merge_data", {"plan": "prepare-data", "pieces": ("prepare-data", workers)}, ("dataset",))
+
+
 def search(runner: StepRunner) -> dict[str, Any]:
     """Work on the study until it is finished, and read off its result."""
     inputs = {"dataset": "prepare-data", "latency_table": "profile", "scaling_law": "fit-scaling-law"}
@@ -122,7 +131,7 @@ def compare_weight_norm(runner: StepRunner) -> dict[str, Any]:
 
 
 COMMANDS: tuple[tuple[str, Work, str], ...] = (
-    ("prepare-data", one_step("prepare_data", {}, "dataset"), "Text to tokenizer and token shards."),
+    ("prepare-data", prepare_data, "Text to tokenizer and token shards."),
     (
         "profile",
         one_step("profile_latency", {"dataset": "prepare-data"}, "latency_table"),

@@ -48,6 +48,12 @@ class DataConfig(Section):
         default=4_000_000, ge=10_000, description="Bytes of text that the tokenizer is trained on."
     )
     shard_tokens: int = Field(default=16_777_216, ge=1024, description="Tokens per shard.")
+    piece_bytes: int = Field(
+        default=268_435_456,
+        ge=1,
+        description="Bytes of files that are prepared as one piece; a larger file is one. A kill costs a piece.",
+    )
+    workers: int = Field(default=1, ge=1, le=64, description="Tasks of the pipeline that share the pieces of the text.")
 
     @model_validator(mode="after")
     def _source_has_its_fields(self) -> "DataConfig":

@@ -45,7 +45,8 @@ class RunConfig(Section):
     def as_parameters(self) -> dict[str, Any]:
         """The pipeline's parameters of the same names: each section with what differs from the defaults.
 
-        The platform is part of the definition, and the number of search workers is the length of `workers`.
+        The platform is part of the definition, and the number of search workers is the length of `workers`,
+        that of the tasks that prepare data the length of `data_workers`.
         """
         values = self.model_dump(mode="json", exclude={"platform"}, exclude_defaults=True)
         sections = {name: values.get(name, {}) for name in RunConfig.model_fields if name not in NOT_PARAMETERS}
@@ -54,6 +55,7 @@ class RunConfig(Section):
             "name": self.name,
             "seed": self.seed,
             "workers": [str(i) for i in range(self.search.workers)],
+            "data_workers": [str(i) for i in range(self.data.workers)],
         }
 
     def variants(self) -> list[dict[str, str]]:

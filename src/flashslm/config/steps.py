@@ -20,7 +20,9 @@ EVERY_SECTION = (
 )
 DESIGN_STEPS: dict[str, tuple[str, ...]] = {
     "check_recipe": EVERY_SECTION,
+    "plan_data": ("seed", "data"),
     "prepare_data": ("seed", "data"),
+    "merge_data": ("data",),
     "profile_latency": ("model", "kernels", "profiling"),
     "fit_scaling_law": ("seed", "model", "kernels", "profiling", "latency", "scaling"),
     "search_architecture": ("seed", "model", "kernels", "profiling", "latency", "scaling", "search"),
@@ -48,7 +50,9 @@ STEP_SECTIONS = DESIGN_STEPS | RETRAINING_STEPS
 # Which artifacts a step reads. In a pipeline it takes the last ones, and finds the others in their files.
 STEP_INPUTS: dict[str, tuple[str, ...]] = {
     "check_recipe": (),
-    "prepare_data": (),
+    "plan_data": (),
+    "prepare_data": ("plan",),
+    "merge_data": ("plan", "pieces"),
     "profile_latency": ("dataset",),
     "fit_scaling_law": ("dataset", "latency_table"),
     "search_architecture": ("dataset", "latency_table", "scaling_law"),

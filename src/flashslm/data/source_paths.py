@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from flashslm.config import DataConfig
 from flashslm.infra.storage.s3 import translated
 
@@ -66,14 +68,31 @@ def local_copy(name: str, s3_client: Any) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def file_state(name: str, s3_client: Any) -> list[str]:
-    """A file by name, size and time of change; an object by its etag."""
+class InputFile(BaseModel):
+    """A file or object, its size, and what tells whether it has changed: an etag, or the time of a change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    bytes: int
+    version: str
+
+
+def input_file(name: str, s3_client: Any) -> InputFile:
+    """A file or object as it is now."""
     if name.startswith("s3://"):
         bucket, key = _bucket_and_key(name)
         with translated(_where(bucket), key):
-            return [name, str(s3_client.head_object(Bucket=bucket, Key=key)["ETag"])]
+            head = s3_client.head_object(Bucket=bucket, Key=key)
+        return InputFile(name=name, bytes=head["ContentLength"], version=str(head["ETag"]))
     state = Path(name).stat()
-    return [name, str(state.st_size), str(state.st_mtime_ns)]
+    return InputFile(name=name, bytes=state.st_size, version=str(state.st_mtime_ns))
+
+
+def file_state(name: str, s3_client: Any) -> list[str]:
+    """A file by name, size and time of change; an object by its etag."""
+    file = input_file(name, s3_client)
+    return [name, file.version] if name.startswith("s3://") else [name, str(file.bytes), file.version]
 
 
 def tree_state(directory: Path) -> list[list[str]]:

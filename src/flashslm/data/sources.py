@@ -5,6 +5,7 @@ import platform
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,13 @@ def read_documents(config: DataConfig, seed: int, s3_client: Any = None) -> Iter
             documents = read_files(config.paths, config.text_field, s3_client)
         case "huggingface":
             documents = read_huggingface(config)
-    # JSON may hold lone surrogates, which no UTF-8 can
-    valid = (Document(d.text.encode("utf-8", "replace").decode(), d.name) for d in documents)
+    valid = without_surrogates(documents)
     return limit_bytes(valid, config.max_bytes) if config.max_bytes else valid
+
+
+def without_surrogates(documents: Iterable[Document]) -> Iterator[Document]:
+    """JSON may hold lone surrogates, which no UTF-8 can: a question mark takes their place."""
+    return (Document(d.text.encode("utf-8", "replace").decode(), d.name) for d in documents)
 
 
 def describe_source(config: DataConfig) -> str:
@@ -147,23 +152,44 @@ def read_files(patterns: Iterable[str], text_field: str, s3_client: Any = None) 
                 yield from read_file(path, name, text_field)
 
 
-def read_huggingface(config: DataConfig) -> Iterator[Document]:
-    """Stream one split of a hub data set (or of a local directory that `datasets` can load)."""
-    for number, row in enumerate(_hub_rows(config), start=1):
+def read_huggingface(config: DataConfig, piece: int = 0, pieces: int = 1) -> Iterator[Document]:
+    """Stream one split of a hub data set (or of a local directory that `datasets` can load), or one of several
+    consecutive pieces of its files.
+    """
+    for number, row in enumerate(_hub_rows(config, piece, pieces), start=1):
         yield from field_document(row, config.text_field, f"{config.dataset}:{number}")
 
 
-def _hub_rows(config: DataConfig) -> Iterator[Any]:
+def hub_shards(config: DataConfig) -> int:
+    """How many pieces a hub data set can be read in. Raises RuntimeError when it cannot be reached."""
+    with _hub_errors(config, [0]):
+        return int(_open_hub(config).num_shards)
+
+
+def _hub_rows(config: DataConfig, piece: int, pieces: int) -> Iterator[Any]:
+    read = [0]
+    with _hub_errors(config, read):
+        rows = _open_hub(config)
+        for row in rows.shard(pieces, piece, contiguous=True) if pieces > 1 else rows:
+            read[0] += 1
+            yield row
+
+
+def _open_hub(config: DataConfig) -> Any:
     import datasets
 
-    number, options = 0, {"revision": config.dataset_revision} if config.dataset_revision else {}
-    name, part = config.dataset, config.dataset_config or None
+    options = {"revision": config.dataset_revision} if config.dataset_revision else {}
+    part = config.dataset_config or None
+    return datasets.load_dataset(config.dataset, part, split=config.dataset_split, streaming=True, **options)
+
+
+@contextmanager
+def _hub_errors(config: DataConfig, read: list[int]) -> Iterator[None]:
+    """`read` holds how many rows came."""
     try:
-        for row in datasets.load_dataset(name, part, split=config.dataset_split, streaming=True, **options):
-            number += 1
-            yield row
+        yield
     except Exception as error:  # the hub client's own errors share no base class
-        failed = f"failed after row {number:,}" if number else "could not be opened"
+        failed = f"failed after row {read[0]:,}" if read[0] else "could not be opened"
         raise RuntimeError(
             f"data set '{config.dataset}' {failed} ({type(error).__name__}: {error}). It needs the network and an "
             "existing id, configuration and split; without network use data.source=files with local copies"

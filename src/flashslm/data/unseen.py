@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flashslm.config import DataConfig
+from flashslm.data.documents import DIGEST_BYTES, document_digest
+from flashslm.data.duplicates import DIGESTS_FILE
 from flashslm.data.file_formats import Document
-from flashslm.data.prepare import DIGEST_BYTES, DIGESTS_FILE, document_digest
 from flashslm.data.sources import limit_bytes, read_documents
 
 

@@ -58,7 +58,11 @@ class StepContext:
         return self.store.get_tree(manifest, tree_cache() / manifest.sha256)
 
     def read_json(self, name: str, file: str) -> Any:
-        return json.loads((self.fetch(name) / file).read_text(encoding="utf-8"))
+        return self.read_json_of(self.manifest(name), file)
+
+    def read_json_of(self, manifest: Manifest, file: str) -> Any:
+        """A JSON document of one of several inputs of a name."""
+        return json.loads((self.fetch_manifest(manifest) / file).read_text(encoding="utf-8"))
 
     def publish(self, name: str, directory: Path, metadata: dict[str, Any]) -> Manifest:
         """Store a directory as this step's output `name`; `metadata` travels in the manifest."""

@@ -1,26 +1,58 @@
-"""prepare_data: text to tokenizer and token shards."""
+"""prepare_data: one worker's pieces of the text to tokens. A piece that is finished is never made again."""
 
+from pathlib import Path
 from typing import Any
 
-from flashslm.data.prepare import prepare_dataset
+from tokenizers import Tokenizer
+
+from flashslm.data.pieces import prepare_piece
+from flashslm.data.plan import PLAN_FILE, DataPlan, Piece, read_piece
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.context import StepContext
+
+KIND = "piece"
+MARKERS = "preparation/"  # an object for each finished piece, which names its tree
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `dataset`: tokenizer/, train/, validation/, test/ and dataset.json."""
+    """Outputs `pieces`: by number, the trees of this worker's pieces. The marker of a piece is written last."""
+    planned = context.fetch("plan")
+    plan = DataPlan.model_validate_json((planned / PLAN_FILE).read_text(encoding="utf-8"))
+    mine = plan.of_worker(int(context.parameters["worker"]), context.config.data.workers)
+    made, found = {}, 0
+    for done, piece in enumerate(mine, start=1):
+        key = _marker(context, plan, piece)
+        finished = _finished(context, key)
+        found += finished is not None
+        made[str(piece.number)] = (finished or _prepare(context, plan, planned, piece, key)).model_dump(mode="json")
+        context.events.emit("progress", f"{done} of {len(mine)} pieces, {found} of them made before")
+    # As metadata too: the trees are kept as long as this output, and missed with it.
+    context.publish_json("pieces", {"pieces.json": made}, {"parts": list(made.values())})
+    return {"pieces": len(mine), "summary": f"{len(mine)} piece(s), {found} of them made before"}
+
+
+def _marker(context: StepContext, plan: DataPlan, piece: Piece) -> str:
+    code = context.parameters.get("code_digest", "")
+    return f"{MARKERS}{piece.key(context.config.data, context.config.seed, plan.tokenizer_sha256, code)}.json"
+
+
+def _finished(context: StepContext, key: str) -> Manifest | None:
+    """The tree of a piece that was made before, if it is still there."""
+    found = context.store.get_json(key)
+    manifest = Manifest.model_validate(found[0]) if found else None
+    return manifest if manifest and context.store.list(context.store.index_key(manifest)) else None
+
+
+def _prepare(context: StepContext, plan: DataPlan, planned: Path, piece: Piece, key: str) -> Manifest:
     config = context.config
+
+    def say(sentence: str) -> None:
+        context.events.emit("progress", f"piece {piece.number}: {sentence}")
+
     with context.scratch() as directory:
-        summary = prepare_dataset(config.data, config.seed, directory, s3_client=context.store.client)
-        facts = summary.model_dump(mode="json")
-        manifest = context.publish("dataset", directory, facts)
-    context.mlflow_run.log_dataset(config.data.source, manifest.uri, manifest.sha256)
-    return {
-        "train_tokens": summary.train_tokens,
-        "validation_tokens": summary.validation_tokens,
-        "test_tokens": summary.test_tokens,
-        "vocab_size": summary.vocab_size,
-        "bytes_per_token": summary.bytes_per_token,
-        "unigram_entropy_nats": summary.unigram_entropy_nats,
-        "summary": f"{summary.train_tokens:,} train tokens from {summary.documents:,} documents, "
-        f"vocabulary {summary.vocab_size:,}, {summary.bytes_per_token:.2f} bytes/token",
-    }
+        text = read_piece(config.data, piece, config.seed, context.store.client)
+        tokenizer = Tokenizer.from_file(str(planned / "tokenizer" / "tokenizer.json"))
+        prepare_piece(config.data, text, tokenizer, plan.end_of_document_id, directory / KIND, say)
+        manifest = context.store.put_tree(directory / KIND, KIND)
+    context.store.put_json(key, manifest.model_dump(mode="json"))
+    return manifest

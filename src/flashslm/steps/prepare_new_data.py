@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from flashslm.config import RunConfig
-from flashslm.data.prepare import DIGESTS_FILE, DatasetSummary, UnusableText, prepare_dataset
+from flashslm.data.duplicates import DIGESTS_FILE
+from flashslm.data.prepare import prepare_dataset
+from flashslm.data.summary import DatasetSummary, UnusableText
 from flashslm.data.unseen import UnseenText, seen_digests
 from flashslm.steps.context import StepContext
 from flashslm.steps.fetch_champion import champions_data

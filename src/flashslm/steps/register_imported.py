@@ -14,6 +14,7 @@ import torch
 
 from flashslm.config import PromotionHook, RunConfig, digest
 from flashslm.data.loader import TokenLoader
+from flashslm.data.prepare import prepare_dataset
 from flashslm.export.files import INDEX_FILE, link_or_copy, weight_files
 from flashslm.export.hf_config import export_problems
 from flashslm.export.importing import load_export
@@ -34,10 +35,10 @@ from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
-from flashslm.steps import prepare_data
 from flashslm.steps.context import StepContext
 from flashslm.steps.evaluate import Evaluation, evaluate_model, for_evaluation
 from flashslm.steps.export_model import measure
+from flashslm.steps.merge_data import result_of
 from flashslm.steps.recipe_checks import beyond_positions
 from flashslm.training.weight_norm import weight_norms
 
@@ -193,7 +194,11 @@ def _measure(context: StepContext, model: HybridLM) -> tuple[Evaluation, dict[st
     recipe = context.config
     kernels.configure(recipe.kernels)
     kernels.preflight(pick_device(recipe.profiling.device))
-    context.events.emit("progress", prepare_data.run(context)["summary"])
+    with context.scratch() as directory:
+        summary = prepare_dataset(recipe.data, recipe.seed, directory, context.store.client)
+        manifest = context.publish("dataset", directory, summary.model_dump(mode="json"))
+    context.mlflow_run.log_dataset(recipe.data.source, manifest.uri, manifest.sha256)
+    context.events.emit("progress", result_of(summary)["summary"])
     dataset = context.fetch_manifest(context.outputs["dataset"])
     TokenLoader(dataset, "train", recipe.training.sequence_length, 1, recipe.seed)  # raises if too short to be replayed
     norms = torch.cat([norm.float() for norm in weight_norms(model, recipe.training.weight_norm_axes).values()])

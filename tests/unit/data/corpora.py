@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flashslm.config import DataConfig
-from flashslm.data.prepare import DatasetSummary, prepare_dataset
+from flashslm.data.prepare import prepare_dataset
+from flashslm.data.summary import DatasetSummary
 
 WORDS = ("the", "cat", "dogs", "river", "stone", "sleeps", "under", "blue", "green", "seven", "quietly", "often")
 

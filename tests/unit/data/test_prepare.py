@@ -10,16 +10,10 @@ import numpy as np
 import pytest
 
 from flashslm.config import DataConfig
-from flashslm.data.prepare import (
-    HELD_OUT,
-    SPLITS,
-    DatasetSummary,
-    FairSample,
-    document_digest,
-    entropy_nats,
-    prepare_dataset,
-    split_of,
-)
+from flashslm.data.documents import HELD_OUT, SPLITS, document_digest, split_of
+from flashslm.data.prepare import prepare_dataset
+from flashslm.data.sample import FairSample
+from flashslm.data.summary import DatasetSummary, entropy_nats
 from flashslm.data.tokenizer import load_tokenizer
 from tests.unit.data.corpora import make_texts, prepare, write_jsonl
 

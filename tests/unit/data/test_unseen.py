@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from flashslm.config import DataConfig
+from flashslm.data.documents import DIGEST_BYTES, document_digest
+from flashslm.data.duplicates import DIGESTS_FILE
 from flashslm.data.loader import TokenLoader
-from flashslm.data.prepare import DIGEST_BYTES, DIGESTS_FILE, UnusableText, document_digest, prepare_dataset
+from flashslm.data.prepare import prepare_dataset
 from flashslm.data.replay import ReplayLoader
+from flashslm.data.summary import UnusableText
 from flashslm.data.unseen import UnseenText, seen_digests
 from tests.unit.data.corpora import make_texts, prepare, write_jsonl
 

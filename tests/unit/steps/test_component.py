@@ -55,7 +55,7 @@ def test_sections_artifacts_and_parameters_reach_the_step(calls: list[dict[str, 
 
 def test_what_only_decides_about_the_cache_does_not_reach_the_step(calls: list[dict[str, Any]]) -> None:
     arguments = {"seed": 0, "data": {}, "code_digest": "code", "source_digest": "source"}
-    run_component("prepare_data", arguments | {"dataset": FakeArtifact("/out/dataset")}, ("dataset",))
+    run_component("plan_data", arguments | {"plan": FakeArtifact("/out/plan")}, ("plan",))
     assert calls[0]["parameters"] == {"code_digest": "code"} and calls[0]["inputs"] == {}
 
 

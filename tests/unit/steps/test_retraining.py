@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flashslm.config import RetrainingConfig, RunConfig, TrainingConfig
-from flashslm.data.prepare import DatasetSummary
+from flashslm.data.summary import DatasetSummary
 from flashslm.evaluation.items import MetricItems, accuracy_items
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.compare_with_champion import comparisons, yardsticks

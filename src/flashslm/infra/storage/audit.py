@@ -1,14 +1,15 @@
 """Read everything that is stored: what is damaged is taken out, and put back where this machine has a good copy."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.s3 import ObjectCorrupt, ObjectMissing
-from flashslm.infra.storage.tree import holds
+from flashslm.infra.storage.tree import CAS, holds, tree_prefix
 
-RECORDS = ("checkpoints/", "pretraining/", "registry/", "schedules/")  # objects of JSON
+RECORDS = ("checkpoints/", "preparation/", "pretraining/", "registry/", "schedules/")  # objects of JSON
 
 
 class Damage(NamedTuple):
@@ -29,7 +30,7 @@ class Audit(NamedTuple):
 
 def audit(store: ObjectStore, copies: Iterable[Path] = ()) -> Audit:
     """Verify every tree and record. `copies` are directories that may hold trees, such as those of a home's cache."""
-    directories, damages, trees, records = list(copies), [], store.stored_trees(), 0
+    directories, damages, trees, records = list(copies), [], stored_trees(store), 0
     for key, manifest in trees.items():
         try:
             store.verify_tree(manifest)
@@ -42,6 +43,16 @@ def audit(store: ObjectStore, copies: Iterable[Path] = ()) -> Audit:
         except ObjectCorrupt as error:
             damages.append(Damage(key, str(error), False))
     return Audit(len(trees), records, damages)
+
+
+def stored_trees(store: ObjectStore) -> dict[str, Manifest]:
+    """Every tree that has an index, by the key of that; its kind is not known."""
+    trees = {}
+    for key, entry in store.entries(CAS).items():
+        if found := re.fullmatch(rf"{CAS}[0-9a-f]{{2}}/([0-9a-f]{{64}})\.index\.json", key):
+            uri = f"s3://{store.bucket}/{tree_prefix(found[1])}"
+            trees[key] = Manifest(kind="tree", uri=uri, sha256=found[1], bytes=entry.bytes)
+    return trees
 
 
 def _restore(store: ObjectStore, manifest: Manifest, directories: list[Path]) -> bool:

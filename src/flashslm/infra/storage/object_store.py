@@ -6,11 +6,10 @@ names a tree and is what steps hand to each other.
 """
 
 import json
-import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -30,6 +29,7 @@ from flashslm.infra.storage.s3 import (
     StoreError,
     StoreUnavailable,
     http_status,
+    mismatch,
     s3_client,
     translated,
 )
@@ -42,10 +42,13 @@ from flashslm.infra.storage.tree import (
     hash_tree,
     holds_verified,
     in_parallel,
+    index_key_of,
+    index_of,
     locked,
     mark_verified,
     read_index,
     tree_digest,
+    tree_prefix,
 )
 
 __all__ = [
@@ -66,7 +69,6 @@ _TRANSFER = TransferConfig(
 )
 
 
-CAS = "cas/"
 _RENEWED_AFTER_S = 86_400.0
 _PAUSE_S = 5.0  # before an object that the server failed to read is asked for again
 Read = TypeVar("Read")
@@ -102,20 +104,26 @@ class ObjectStore:
                 with suppress(self.client.exceptions.BucketAlreadyOwnedByYou):
                     self.client.create_bucket(Bucket=self.bucket)
 
-    def put_tree(self, directory: str | Path, kind: str, metadata: dict[str, Any] | None = None) -> Manifest:
+    def put_tree(
+        self,
+        directory: str | Path,
+        kind: str,
+        metadata: dict[str, Any] | None = None,
+        borrowed: Mapping[str, tuple[Manifest, str]] | None = None,
+    ) -> Manifest:
         """Store a directory's files; a tree that is already complete is not sent again.
 
-        Files are streamed. Empty sub-directories are not kept. Raises ValueError if there is no file, or a link or a
-        special file.
+        Files are streamed. Empty sub-directories are not kept. `borrowed` are further files, which the server copies:
+        path -> a stored tree and the path in it. Raises ValueError if there is no file, or a link or a special file.
         """
-        root = Path(directory)
-        files = hash_tree(root)
+        root, sources = Path(directory), self._borrow(borrowed or {})
+        files = hash_tree(root) | {path: entry for path, (_, entry) in sources.items()}
         if not files:
             raise ValueError(f"directory '{root}' holds no files: a tree needs at least one")
         digest = tree_digest(files)
-        prefix = _prefix_of(digest)
+        prefix = tree_prefix(digest)
         if not self._is_complete(prefix, files):
-            self._upload(root, prefix, files)
+            self._upload(root, prefix, files, {path: key for path, (key, _) in sources.items()})
         size = sum(entry.bytes for entry in files.values())
         uri = f"s3://{self.bucket}/{prefix}"
         return Manifest(kind=kind, uri=uri, sha256=digest, bytes=size, metadata=metadata or {})
@@ -124,8 +132,8 @@ class ObjectStore:
         """Fill a directory with a tree, or leave it as it was; a directory that already holds it is reused.
 
         Every file's sha256 and the tree's digest are verified, those of a directory that is reused only where a file
-        has changed since. Raises ObjectMissing, ObjectCorrupt, StoreUnavailable,
-        or StoreError when the disk is full or the directory holds other files.
+        has changed since. Raises ObjectMissing, ObjectCorrupt, StoreUnavailable, or StoreError when the disk is full or
+        the directory holds other files.
         """
         target = Path(directory)
         if not holds_verified(target, manifest.sha256):
@@ -146,18 +154,9 @@ class ObjectStore:
             self._download(manifest, target, beginnings)
         return target
 
-    def stored_trees(self) -> dict[str, Manifest]:
-        """Every tree that has an index, by the key of that; its kind is not known."""
-        trees = {}
-        for key, entry in self.entries(CAS).items():
-            if found := re.fullmatch(rf"{CAS}[0-9a-f]{{2}}/([0-9a-f]{{64}})\.index\.json", key):
-                uri = f"s3://{self.bucket}/{_prefix_of(found[1])}"
-                trees[key] = Manifest(kind="tree", uri=uri, sha256=found[1], bytes=entry.bytes)
-        return trees
-
     def index_key(self, manifest: Manifest) -> str:
         """The object whose presence makes a tree readable."""
-        return _index_key(self._prefix(manifest))
+        return index_key_of(self._prefix(manifest))
 
     def verify_tree(self, manifest: Manifest) -> None:
         """Read a whole tree and check every digest, keeping nothing; raises as `get_tree` does."""
@@ -166,7 +165,7 @@ class ObjectStore:
     def delete_tree(self, manifest: Manifest) -> None:
         """Remove a tree, its index first so that no reader starts on it."""
         prefix = self._prefix(manifest)
-        self.delete([_index_key(prefix)])
+        self.delete([index_key_of(prefix)])
         self.delete(self.list(prefix + "/"))
 
     def put_json(self, key: str, value: Any, *, if_absent: bool = False, if_match: str | None = None) -> str:
@@ -230,23 +229,23 @@ class ObjectStore:
 
     def _is_complete(self, prefix: str, files: dict[str, FileEntry]) -> bool:
         try:
-            index = self.get_json(_index_key(prefix))
+            index = self.get_json(index_key_of(prefix))
         except ObjectCorrupt:
             index = ({}, "")
         if index is None:
             return False
-        if index[0] != _index_of(files):  # damaged: the put of a right one is conditional
-            self.delete([_index_key(prefix)])
+        if index[0] != index_of(files):  # damaged: the put of a right one is conditional
+            self.delete([index_key_of(prefix)])
             return False
         there = self.entries(prefix)
-        modified_s = there.pop(_index_key(prefix), ObjectEntry(0, 0.0)).modified_s
+        modified_s = there.pop(index_key_of(prefix), ObjectEntry(0, 0.0)).modified_s
         if {key: found.bytes for key, found in there.items()} != {
             f"{prefix}/{path}": entry.bytes for path, entry in files.items()
         }:
             return False
         if time.time() - modified_s > _RENEWED_AFTER_S:  # it is needed again: `store gc` goes by the index's age
             with suppress(PreconditionFailed):
-                self.put_json(_index_key(prefix), _index_of(files), if_match=index[1])
+                self.put_json(index_key_of(prefix), index_of(files), if_match=index[1])
         return True
 
     def _fill(self, manifest: Manifest, target: Path) -> None:
@@ -261,14 +260,28 @@ class ObjectStore:
                 target.rename(Path(temporary) / "replaced")
             tree.rename(target)
 
-    def _upload(self, root: Path, prefix: str, files: dict[str, FileEntry]) -> None:
+    def _borrow(self, borrowed: Mapping[str, tuple[Manifest, str]]) -> dict[str, tuple[str, FileEntry]]:
+        """The object and the entry of each file of another tree."""
+        trees = {manifest.sha256: manifest for manifest, _ in borrowed.values()}
+        indices = {sha256: self._present_index(manifest) for sha256, manifest in trees.items()}
+        return {
+            path: (f"{self._prefix(manifest)}/{source}", indices[manifest.sha256][source])
+            for path, (manifest, source) in borrowed.items()
+        }
+
+    def _upload(self, root: Path, prefix: str, files: dict[str, FileEntry], borrowed: dict[str, str]) -> None:
         def send(path: str) -> None:
-            with translated(self._where, f"{prefix}/{path}"):
-                self.client.upload_file(str(root / path), self.bucket, f"{prefix}/{path}", Config=_TRANSFER)
+            key = f"{prefix}/{path}"
+            with translated(self._where, key):
+                if path in borrowed:
+                    source = {"Bucket": self.bucket, "Key": borrowed[path]}
+                    self.client.copy(source, self.bucket, key, Config=_TRANSFER)
+                else:
+                    self.client.upload_file(str(root / path), self.bucket, key, Config=_TRANSFER)
 
         in_parallel(send, files)
         with suppress(PreconditionFailed):  # the same tree, put by another process meanwhile
-            self.put_json(_index_key(prefix), _index_of(files), if_absent=True)
+            self.put_json(index_key_of(prefix), index_of(files), if_absent=True)
 
     def _download(self, manifest: Manifest, tree: Path | None, beginnings: tuple[str, ...] = ("",)) -> None:
         """Read and verify a tree, or a part of it, into a directory or into nothing.
@@ -279,13 +292,7 @@ class ObjectStore:
         """
         prefix = self._prefix(manifest)
         try:
-            try:
-                files = self._read_index(manifest, prefix)
-            except ObjectCorrupt:
-                files = self._read_index(manifest, prefix)
-            if files is None:
-                where = f"{manifest.uri} ({manifest.kind}) is not in {self._where}"
-                raise ObjectMissing(f"{where}: run the step that makes it")
+            files = self._present_index(manifest)
             in_parallel(
                 lambda path: self._fetch_verified(prefix, tree, path, files[path].sha256),
                 [path for path in files if path.startswith(beginnings)],
@@ -293,24 +300,35 @@ class ObjectStore:
         except (ObjectCorrupt, ObjectMissing) as error:
             if not self._index_exists(prefix):
                 raise
-            self.delete([_index_key(prefix)])
+            self.delete([index_key_of(prefix)])
             raise type(error)(f"{error}; the tree was taken out, and the step that makes it stores it again") from error
 
+    def _present_index(self, manifest: Manifest) -> dict[str, FileEntry]:
+        """The files of a tree, whose index is read a second time where it is damaged."""
+        try:
+            files = self._read_index(manifest, self._prefix(manifest))
+        except ObjectCorrupt:
+            files = self._read_index(manifest, self._prefix(manifest))
+        if files is None:
+            where = f"{manifest.uri} ({manifest.kind}) is not in {self._where}"
+            raise ObjectMissing(f"{where}: run the step that makes it")
+        return files
+
     def _index_exists(self, prefix: str) -> bool:
-        return _index_key(prefix) in self.entries(_index_key(prefix))
+        return index_key_of(prefix) in self.entries(index_key_of(prefix))
 
     def _read_index(self, manifest: Manifest, prefix: str) -> dict[str, FileEntry] | None:
         """The files of a tree, or None if it has no index."""
-        found = self.get_json(_index_key(prefix))
+        found = self.get_json(index_key_of(prefix))
         if found is None:
             return None
         try:
             files = read_index(found[0])
         except ValueError as error:  # never written by put_tree: nothing of it is fetched
-            key = f"s3://{self.bucket}/{_index_key(prefix)}"
+            key = f"s3://{self.bucket}/{index_key_of(prefix)}"
             raise ObjectCorrupt(f"{key} is not the index of a tree: {' '.join(str(error).split())}") from error
         if tree_digest(files) != manifest.sha256:
-            raise _corrupt(f"the index of {manifest.uri}", manifest.sha256, tree_digest(files))
+            raise mismatch(f"the index of {manifest.uri}", manifest.sha256, tree_digest(files))
         return files
 
     def _fetch_verified(self, prefix: str, tree: Path | None, path: str, sha256: str) -> None:
@@ -319,7 +337,7 @@ class ObjectStore:
             return
         actual = self._fetch(prefix, tree, path)
         if actual != sha256:
-            raise _corrupt(f"s3://{self.bucket}/{prefix}/{path}", sha256, actual)
+            raise mismatch(f"s3://{self.bucket}/{prefix}/{path}", sha256, actual)
 
     def _fetch(self, prefix: str, tree: Path | None, path: str) -> str:
         """Stream one file of a tree; returns the sha256 of what came."""
@@ -377,22 +395,6 @@ class ObjectStore:
         parts = urlsplit(manifest.uri)
         if parts.netloc != self.bucket:
             raise StoreError(f"{manifest.uri} is in another bucket than '{self.bucket}' (FLASHSLM_BUCKET)")
-        if parts.path != f"/{_prefix_of(manifest.sha256)}":
+        if parts.path != f"/{tree_prefix(manifest.sha256)}":
             raise ObjectCorrupt(f"{manifest.uri} is not the address of a tree with the sha256 {manifest.sha256}")
         return parts.path.strip("/")
-
-
-def _corrupt(what: str, expected: str, actual: str) -> ObjectCorrupt:
-    return ObjectCorrupt(f"{what} is corrupt: expected sha256 {expected}, got {actual}")
-
-
-def _index_of(files: dict[str, FileEntry]) -> dict[str, Any]:
-    return {"files": {path: entry.model_dump() for path, entry in files.items()}}
-
-
-def _prefix_of(digest: str) -> str:
-    return f"{CAS}{digest[:2]}/{digest}"
-
-
-def _index_key(prefix: str) -> str:
-    return f"{prefix}.index.json"

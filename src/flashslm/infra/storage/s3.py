@@ -137,6 +137,10 @@ def translated(where: str, key: str) -> Iterator[None]:
         raise _unavailable(where, error) from error
 
 
+def mismatch(what: str, expected: str, actual: str) -> ObjectCorrupt:
+    return ObjectCorrupt(f"{what} is corrupt: expected sha256 {expected}, got {actual}")
+
+
 def http_status(error: ClientError) -> int:
     """The HTTP status of a refused request."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

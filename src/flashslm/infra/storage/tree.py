@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage.s3 import StoreError
 
+CAS = "cas/"
 MARKER = ".flashslm-tree"  # in a downloaded directory: the tree's digest and the state in which it was verified
 _FILES_AT_ONCE = 4
 Item = TypeVar("Item")
@@ -102,6 +103,21 @@ class _Index(BaseModel):
 def tree_digest(files: dict[str, FileEntry]) -> str:
     """The sha256 over the sorted lines "sha256  path"."""
     return hashlib.sha256("".join(sorted(f"{f.sha256}  {path}\n" for path, f in files.items())).encode()).hexdigest()
+
+
+def tree_prefix(digest: str) -> str:
+    """Where the files of a tree are in the store."""
+    return f"{CAS}{digest[:2]}/{digest}"
+
+
+def index_key_of(prefix: str) -> str:
+    """The object that holds a tree's index."""
+    return f"{prefix}.index.json"
+
+
+def index_of(files: dict[str, FileEntry]) -> dict[str, Any]:
+    """What `read_index` reads."""
+    return {"files": {path: entry.model_dump() for path, entry in files.items()}}
 
 
 def hash_tree(directory: Path) -> dict[str, FileEntry]:

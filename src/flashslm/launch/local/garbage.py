@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 from flashslm.infra.registry import long_tags, model_registry
 from flashslm.infra.settings import Settings
-from flashslm.infra.storage.object_store import CAS, ObjectEntry, ObjectStore
+from flashslm.infra.storage.object_store import ObjectEntry, ObjectStore
+from flashslm.infra.storage.tree import CAS
 from flashslm.launch.local.kept_results import cache_directory, kept_manifests
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _RUN = re.compile(r"\d{8}-\d{6}-.+")
 _RECORDS = ("schedules/", "registry/", long_tags.PREFIX)
-_CHECKPOINTS, _PRETRAINING, _PROBES = "checkpoints/", "pretraining/", "probe/"
+_CHECKPOINTS, _PRETRAINING, _PREPARATION, _PROBES = "checkpoints/", "pretraining/", "preparation/", "probe/"
 
 
 class Garbage(NamedTuple):
@@ -127,7 +128,7 @@ class Collector:
                 yield Garbage("checkpoint", key, entry.bytes, "finished" if is_finished else "old", (key,))
 
     def _records(self) -> Iterator[Garbage]:
-        for prefix in (_PRETRAINING, _PROBES):
+        for prefix in (_PRETRAINING, _PREPARATION, _PROBES):
             for key, entry in self.store.entries(prefix).items():
                 if self._is_old(entry.modified_s):
                     yield Garbage("record", key, entry.bytes, "old", (key,))

@@ -42,8 +42,10 @@ def drop_lost(store: ObjectStore, home: Path) -> int:
 
 
 def _is_present(store: ObjectStore, manifest: Manifest, present: set[str]) -> bool:
+    """Whether the tree is there, and those that it stands for (metadata `parts`)."""
     try:
-        return store.index_key(manifest) in present
+        trees = [manifest, *map(Manifest.model_validate, manifest.metadata.get("parts", ()))]
+        return all(store.index_key(tree) in present for tree in trees)
     except StoreError:  # an address that is not its digest's, or one in another bucket
         return False
 

@@ -29,10 +29,11 @@ class FakeStore:
         return manifest.sha256
 
 
-def keep(home: Path, name: str, digest: str, uri: str = "s3://b/cas") -> tuple[Path, Path]:
-    """An entry of the cache and the manifest that it names."""
+def keep(home: Path, name: str, digest: str, uri: str = "s3://b/cas", parts: tuple[str, ...] = ()) -> tuple[Path, Path]:
+    """An entry of the cache and the manifest that it names, which stands for the trees `parts`."""
     file = home / "kfp" / "artifacts" / name
-    Manifest(kind=name, uri=uri, sha256=digest, bytes=1).write(file)
+    named = [{"kind": "part", "uri": uri, "sha256": part, "bytes": 1} for part in parts]
+    Manifest(kind=name, uri=uri, sha256=digest, bytes=1, metadata={"parts": named}).write(file)
     entry = cache_directory(home) / f"{name}.json"
     entry.parent.mkdir(parents=True, exist_ok=True)
     artifact = {"uri": str(file), "name": name, "schema_title": "system.Model", "metadata": {}}
@@ -49,6 +50,13 @@ def test_a_manifest_whose_tree_is_gone_is_removed(tmp_path: Path) -> None:
     _, third = keep(tmp_path, "z", DIGESTS[0], "s3://b/elsewhere")
     assert drop_lost(FakeStore(DIGESTS[0]), tmp_path) == 2  # type: ignore[arg-type]
     assert first.exists() and not second.exists() and not third.exists()
+
+
+def test_a_manifest_stands_for_its_parts(tmp_path: Path) -> None:
+    _, whole = keep(tmp_path, "x", DIGESTS[0], parts=(DIGESTS[0],))
+    _, lacking = keep(tmp_path, "y", DIGESTS[0], parts=(DIGESTS[0], DIGESTS[1]))
+    assert drop_lost(FakeStore(DIGESTS[0]), tmp_path) == 1  # type: ignore[arg-type]
+    assert whole.exists() and not lacking.exists()
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", "\ud800", '{"kind": "x"}'])

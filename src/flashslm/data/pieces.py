@@ -1,0 +1,107 @@
+"""One piece of the text to tokens: hash, drop repetitions within the piece, split, encode, write.
+
+A piece is a directory: a split's token files for each split that has documents, records.bin with what the merge needs
+to know of every document, and, last, piece.json. Same piece and recipe, same bytes.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from tokenizers import Tokenizer
+
+from flashslm.config import DataConfig
+from flashslm.data.documents import DIGEST_BYTES, SPLITS, document_digest, split_of
+from flashslm.data.encoding import TextEncoder
+from flashslm.data.file_formats import Document
+from flashslm.data.shards import ShardWriter
+
+BATCH_CHARACTERS = 4_000_000  # text encoded at once
+PROGRESS_DOCUMENTS = 50_000
+PIECE_FILE = "piece.json"
+RECORDS_FILE = "records.bin"
+# One per document, in their order: the beginning of its digest, as two numbers that sort as its bytes do, its split.
+RECORD = np.dtype([("high", ">u8"), ("low", ">u8"), ("split", "u1")])
+
+log = logging.getLogger(__name__)
+
+
+class PieceSummary(BaseModel):
+    """piece.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    documents: int
+    duplicates_dropped: int
+
+
+def prepare_piece(
+    config: DataConfig,
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    end_of_document_id: int,
+    directory: Path,
+    on_progress: Callable[[str], None] = log.info,
+) -> PieceSummary:
+    """Write `directory`; what it holds depends on the documents, their order and the recipe alone.
+
+    Memory is bounded by the piece: about 100 bytes per document over a batch of text and one shard per split.
+    """
+    directory.mkdir(parents=True)
+    writer = _PieceWriter(config, tokenizer, end_of_document_id, directory)
+    for number, document in enumerate((d for d in documents if d.text.strip()), start=1):
+        writer.add(document.text)
+        if number % PROGRESS_DOCUMENTS == 0:
+            on_progress(f"{number:,} documents read, {writer.duplicates:,} duplicates")
+    return writer.close()
+
+
+class _PieceWriter:
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, end_of_document_id: int, directory: Path):
+        self._config, self._tokenizer, self._end_id = config, tokenizer, end_of_document_id
+        self._directory, self._encoder = directory, TextEncoder(tokenizer)
+        self._splits: dict[str, ShardWriter] = {}
+        self._texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+        self._characters = 0
+        self._seen: set[bytes] = set()
+        self._records = bytearray()
+        self.duplicates = 0
+
+    def add(self, text: str) -> None:
+        digest = document_digest(text)
+        identity = digest[:DIGEST_BYTES]
+        if identity in self._seen:
+            self.duplicates += 1
+            return
+        self._seen.add(identity)
+        split = split_of(digest, self._config)
+        self._records += identity + bytes([SPLITS.index(split)])
+        self._texts[split].append(text)
+        self._characters += len(text)
+        if self._characters >= BATCH_CHARACTERS:
+            self._encode()
+
+    def close(self) -> PieceSummary:
+        self._encode()
+        for writer in self._splits.values():
+            writer.close()
+        (self._directory / RECORDS_FILE).write_bytes(self._records)
+        summary = PieceSummary(documents=len(self._seen), duplicates_dropped=self.duplicates)
+        (self._directory / PIECE_FILE).write_text(summary.model_dump_json(indent=1), encoding="utf-8")
+        return summary
+
+    def _encode(self) -> None:
+        for split, texts in self._texts.items():
+            for text, ids in zip(texts, self._encoder.encode(texts), strict=True):
+                self._writer(split).add(ids, len(text.encode()))
+        self._texts, self._characters = {split: [] for split in SPLITS}, 0
+
+    def _writer(self, split: str) -> ShardWriter:
+        if split not in self._splits:
+            vocab_size = self._tokenizer.get_vocab_size()
+            self._splits[split] = ShardWriter(
+                self._directory / split, vocab_size, self._end_id, self._config.shard_tokens
+            )
+        return self._splits[split]

@@ -1,0 +1,24 @@
+"""plan_data: the source in pieces, and the tokenizer of all of them."""
+
+from typing import Any
+
+from flashslm.data.plan import PLAN_FILE, DataPlan, plan_pieces
+from flashslm.data.prepare import make_tokenizer
+from flashslm.infra.storage.object_store import hash_tree, tree_digest
+from flashslm.steps.context import StepContext
+
+
+def run(context: StepContext) -> dict[str, Any]:
+    """Outputs `plan`: plan.json and tokenizer/."""
+    config, client = context.config, context.store.client
+    pieces = plan_pieces(config.data, client)
+    with context.scratch() as directory:
+        tokenizer = directory / "tokenizer"
+        end_id = make_tokenizer(config.data, pieces, config.seed, tokenizer, client)
+        sha256 = tree_digest(hash_tree(tokenizer))
+        plan = DataPlan(pieces=pieces, end_of_document_id=end_id, tokenizer_sha256=sha256)
+        (directory / PLAN_FILE).write_text(plan.model_dump_json(indent=1), encoding="utf-8")
+        context.publish("plan", directory, {"pieces": len(pieces)})
+    read_bytes = sum(file.bytes for piece in pieces for file in piece.files)
+    of_files = f" of {read_bytes / 1e6:,.1f} MB in files" if read_bytes else ""
+    return {"pieces": len(pieces), "summary": f"{len(pieces)} piece(s){of_files}"}
