@@ -30,6 +30,9 @@ class DataConfig(Section):
     dataset_revision: str = Field(
         default="", description="Commit, tag or branch on the hub; empty: the newest when the step runs."
     )
+    max_bad_rows_fraction: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the rows that may be unreadable; 0: the first one is an error."
+    )
     max_bytes: int = Field(default=0, ge=0, description="Bytes of text to read; 0: all of it.")
     validation_fraction: float = Field(
         default=0.05, gt=0, lt=0.5, description="Share of the documents that may steer, but are not trained on."

@@ -3,10 +3,13 @@
 import codecs
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from flashslm.data.bad_rows import BadRows, UnreadableRow
 
 TEXT_SUFFIXES = (".txt", ".py", ".md")
 COMPRESSIONS = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
@@ -26,27 +29,38 @@ class Document:
     name: str
 
 
-def read_file(path: Path, name: str, text_field: str) -> Iterator[Document]:
+Reader = Callable[[], Document | None]  # of one row; raises UnreadableRow
+
+
+def read_file(path: Path, name: str, text_field: str, bad_rows: BadRows) -> Iterator[Document]:
     """The documents of a file; `name` is what errors call it. A text file is one document, a null gives none.
 
-    Raises ValueError for what cannot be read as the name's ending says.
+    Raises ValueError for a file that cannot be read as its name's ending says, and where there are too many bad rows.
     """
     if name.endswith(TEXT_SUFFIXES):
-        yield Document(_text(path, name), name)
-        return
-    rows = _parquet_rows(path, name, text_field) if name.endswith(".parquet") else _jsonl_rows(path, name)
-    for number, row in rows:
-        yield from field_document(row, text_field, f"{name}:{number}")
+        readers: Iterator[Reader] = iter([lambda: Document(_text(path, name), name)])
+    elif name.endswith(".parquet"):
+        readers = _parquet_rows(path, name, text_field)
+    else:
+        readers = _jsonl_rows(path, name, text_field)
+    for reader in readers:
+        document = bad_rows.read(reader)
+        if document is not None:
+            yield document
 
 
-def field_document(row: Any, text_field: str, name: str) -> Iterator[Document]:
-    """The row's text as a document; a null gives none."""
+def field_document(row: Any, text_field: str, name: str) -> Document | None:
+    """The row's text as a document; a null gives none. Raises UnreadableRow where the row has no text."""
     if not isinstance(row, dict) or text_field not in row:
-        raise ValueError(_no_field(name, text_field, list(row) if isinstance(row, dict) else []))
-    if row[text_field] is not None:
-        if not isinstance(row[text_field], str):
-            raise ValueError(f"'{name}': field '{text_field}' is {type(row[text_field]).__name__}; text is needed")
-        yield Document(row[text_field].removeprefix(_BYTE_ORDER_MARK), name)
+        raise UnreadableRow(name, _no_field(name, text_field, list(row) if isinstance(row, dict) else []))
+    text = row[text_field]
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise UnreadableRow(name, f"'{name}': field '{text_field}' is {type(text).__name__}; text is needed")
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise _too_long(name, "a cell")
+    return Document(text.removeprefix(_BYTE_ORDER_MARK), name)
 
 
 def _no_field(name: str, text_field: str, present: list[str]) -> str:
@@ -70,40 +84,49 @@ class _Budget:
 
 def _text(path: Path, name: str) -> str:
     if path.stat().st_size > MAX_DOCUMENT_BYTES:
-        raise ValueError(_too_long(name, "a text file, which is one document,"))
+        raise _too_long(name, "a text file, which is one document,")
     raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
         return raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise ValueError(_not_utf8(f"{name}:{line}", raw[error.start])) from None
+        raise _not_utf8(f"{name}:{line}", raw[error.start]) from None
 
 
-def _too_long(name: str, what: str) -> str:
-    return f"'{name}': {what} of more than {MAX_DOCUMENT_BYTES:,} bytes: part it into documents"
+def _too_long(place: str, what: str) -> UnreadableRow:
+    message = f"'{place}': {what} of more than {MAX_DOCUMENT_BYTES:,} bytes: part it into documents"
+    return UnreadableRow(place, message)
 
 
-def _not_utf8(place: str, byte: int) -> str:
-    return f"'{place}': byte 0x{byte:02x} is not UTF-8: convert the file or leave it out of data.paths"
+def _not_utf8(place: str, byte: int) -> UnreadableRow:
+    message = f"'{place}': byte 0x{byte:02x} is not UTF-8: convert the file or leave it out of data.paths"
+    return UnreadableRow(place, message)
 
 
-def _jsonl_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    """Line numbers and values; empty lines give none."""
+def _jsonl_rows(path: Path, name: str, text_field: str) -> Iterator[Reader]:
+    """A reader of each line; empty lines have none."""
     for number, line in _lines(path, name):
-        place = f"{name}:{number}"
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            if text.strip():
-                yield number, json.loads(text)
-        except UnicodeDecodeError as error:
-            raise ValueError(_not_utf8(place, line[error.start])) from None
-        except RecursionError:
-            raise ValueError(f"'{place}' is not JSON of text: its values are nested too deeply") from None
-        except ValueError as error:  # JSON's own, and that of numbers with thousands of digits
-            raise ValueError(f"'{place}' is not JSON: {error}") from None
+        if line.strip():
+            yield partial(_line_document, line, f"{name}:{number}", number == 1, text_field)
+
+
+def _line_document(line: bytes, place: str, is_first: bool, text_field: str) -> Document | None:
+    if len(line) > MAX_DOCUMENT_BYTES:
+        raise _too_long(place, "a line")
+    try:
+        text = line.decode("utf-8-sig" if is_first else "utf-8")
+        row = json.loads(text) if text.strip() else {text_field: None}
+    except UnicodeDecodeError as error:
+        raise _not_utf8(place, line[error.start]) from None
+    except RecursionError:
+        raise UnreadableRow(place, f"'{place}' is not JSON of text: its values are nested too deeply") from None
+    except ValueError as error:  # JSON's own, and that of numbers with thousands of digits
+        raise UnreadableRow(place, f"'{place}' is not JSON: {error}") from None
+    return field_document(row, text_field, place)
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines; of one that is longer than MAX_DOCUMENT_BYTES the beginning."""
     import pyarrow
 
     compression = next(kind for suffix, kind in COMPRESSIONS.items() if name.endswith(suffix))
@@ -113,10 +136,11 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
             buffered = io.BufferedReader(stream, 1 << 20)
             while line := buffered.readline(MAX_DOCUMENT_BYTES + 1):
                 number += 1
-                if len(line) > MAX_DOCUMENT_BYTES:
-                    raise ValueError(_too_long(f"{name}:{number}", "a line"))
                 budget.spend(len(line))
                 yield number, line
+                while len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):  # the rest of it
+                    line = buffered.readline(MAX_DOCUMENT_BYTES + 1)
+                    budget.spend(len(line))
     except (OSError, pyarrow.ArrowException) as error:
         kind = f"{compression} data" if compression else "a file"
         raise ValueError(
@@ -124,7 +148,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
         ) from error
 
 
-def _parquet_rows(path: Path, name: str, text_field: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet_rows(path: Path, name: str, text_field: str) -> Iterator[Reader]:
     import pyarrow
     import pyarrow.parquet
 
@@ -136,11 +160,8 @@ def _parquet_rows(path: Path, name: str, text_field: str) -> Iterator[tuple[int,
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[text_field]):
                 for row in batch.to_pylist():
                     number += 1
-                    size = len(row[text_field] or "") if isinstance(row[text_field], str) else 0
-                    if size > MAX_DOCUMENT_BYTES:
-                        raise ValueError(_too_long(f"{name}:{number}", "a cell"))
-                    budget.spend(size)
-                    yield number, row
+                    budget.spend(len(row[text_field] or "") if isinstance(row[text_field], str) else 0)
+                    yield partial(field_document, row, text_field, f"{name}:{number}")
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         place = f"{name}' after row {number:,}" if number else f"{name}'"
         raise ValueError(

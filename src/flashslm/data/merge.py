@@ -12,15 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from flashslm.config import DataConfig
+from flashslm.data.bad_rows import BadRows, together
 from flashslm.data.documents import HELD_OUT, SPLITS
 from flashslm.data.duplicates import drop_duplicates
 from flashslm.data.merged_split import PieceSplit, TokenFile, count_tokens, merge_split
 from flashslm.data.pieces import PIECE_FILE, RECORD, RECORDS_FILE, PieceSummary
 from flashslm.data.shards import INDEX_FILE, OFFSETS_FILE, ShardWriter, SplitIndex, SplitReader
 from flashslm.data.summary import DatasetSummary, refuse_unusable, summarise
+from flashslm.data.tokenizer import read_tokenizer
 
 # Of a piece, what the merge reads of every one.
 MERGED_FILES = (
@@ -56,10 +57,11 @@ def merge_pieces(
 ) -> Merged:
     """Write the data set of the pieces, in their order, to `directory`, which has to be empty.
 
-    Its token files are those of the pieces, and `scratch` holds 24 bytes per document meanwhile. Raises UnusableText
-    where a split would be empty.
+    Its token files are those of the pieces, and `scratch` holds 24 bytes per document meanwhile. Raises ValueError
+    where too many rows were bad, UnusableText where a split would be empty.
     """
     merge = _Merge(config, pieces, directory)
+    merge.bad_rows.check()
     merge.drop_repetitions(scratch)
     for split in HELD_OUT:
         merge.ensure_document(split)
@@ -70,9 +72,9 @@ def merge_pieces(
         indices[split], found = merge.write(split)
         files += found
         on_progress(f"{split}: {indices[split].tokens:,} tokens")
-    counts = merge.token_counts("test", Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab_size())
-    summary = summarise(config, merge.dropped, indices, counts)
-    (directory / "dataset.json").write_text(summary.model_dump_json(indent=1), encoding="utf-8")
+    counts = merge.token_counts("test", read_tokenizer(tokenizer).get_vocab_size())
+    summary = summarise(config, merge.dropped, merge.bad_rows, indices, counts)
+    summary.write(directory)
     return Merged(summary, files)
 
 
@@ -87,6 +89,7 @@ class _Merge:
         ]
         self._bounds = np.cumsum([0, *(summary.documents for summary in summaries)])
         self._kept = np.ones(int(self._bounds[-1]), dtype=np.bool)
+        self.bad_rows = _bad_rows(summaries, config.max_bad_rows_fraction)
         self._moved: dict[str, SplitIndex] = {}  # held-out splits that got a document of train
         self.dropped = {"duplicates_dropped": sum(summary.duplicates_dropped for summary in summaries)}
 
@@ -159,3 +162,8 @@ class _Merge:
         numbers = np.flatnonzero(self._kept_of(piece) & (records["split"] == SPLITS.index("train")))
         first = numbers[np.lexsort((records["low"][numbers], records["high"][numbers]))[0]]
         return (int(records["high"][first]), int(records["low"][first])), piece, int(first)
+
+
+def _bad_rows(summaries: Sequence[PieceSummary], max_fraction: float) -> BadRows:
+    parts = (BadRows(max_fraction, s.rows, s.bad_rows, list(s.bad_row_samples)) for s in summaries)
+    return together(parts, max_fraction)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 
 from flashslm.config import DataConfig
+from flashslm.data.bad_rows import BadRow, BadRows
 from flashslm.data.documents import DIGEST_BYTES, SPLITS, document_digest, split_of
 from flashslm.data.encoding import TextEncoder
 from flashslm.data.file_formats import Document
@@ -35,11 +36,15 @@ class PieceSummary(BaseModel):
 
     documents: int
     duplicates_dropped: int
+    rows: int
+    bad_rows: int
+    bad_row_samples: tuple[BadRow, ...]
 
 
 def prepare_piece(
     config: DataConfig,
     documents: Iterable[Document],
+    bad_rows: BadRows,
     tokenizer: Tokenizer,
     end_of_document_id: int,
     directory: Path,
@@ -47,6 +52,7 @@ def prepare_piece(
 ) -> PieceSummary:
     """Write `directory`; what it holds depends on the documents, their order and the recipe alone.
 
+    `bad_rows` are those that were met when the documents came.
     Memory is bounded by the piece: about 100 bytes per document over a batch of text and one shard per split.
     """
     directory.mkdir(parents=True)
@@ -55,7 +61,7 @@ def prepare_piece(
         writer.add(document.text)
         if number % PROGRESS_DOCUMENTS == 0:
             on_progress(f"{number:,} documents read, {writer.duplicates:,} duplicates")
-    return writer.close()
+    return writer.close(bad_rows)
 
 
 class _PieceWriter:
@@ -83,12 +89,18 @@ class _PieceWriter:
         if self._characters >= BATCH_CHARACTERS:
             self._encode()
 
-    def close(self) -> PieceSummary:
+    def close(self, bad_rows: BadRows) -> PieceSummary:
         self._encode()
         for writer in self._splits.values():
             writer.close()
         (self._directory / RECORDS_FILE).write_bytes(self._records)
-        summary = PieceSummary(documents=len(self._seen), duplicates_dropped=self.duplicates)
+        summary = PieceSummary(
+            documents=len(self._seen),
+            duplicates_dropped=self.duplicates,
+            rows=bad_rows.rows,
+            bad_rows=bad_rows.count,
+            bad_row_samples=tuple(bad_rows.samples),
+        )
         (self._directory / PIECE_FILE).write_text(summary.model_dump_json(indent=1), encoding="utf-8")
         return summary
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from flashslm.config import DataConfig, digest
+from flashslm.data.bad_rows import BadRows
 from flashslm.data.file_formats import SUFFIXES, Document, read_file
 from flashslm.data.source_paths import InputFile, input_file, local_copy, match
 from flashslm.data.sources import hub_shards, limit_bytes, read_huggingface, read_standard_library, without_surrogates
@@ -16,7 +17,16 @@ from flashslm.data.sources import hub_shards, limit_bytes, read_huggingface, rea
 PLAN_FILE = "plan.json"
 _SPARE = 4  # times data.max_bytes that the planned files have at most: text may be a small part of a file
 # What does not change a piece's result: which piece it is of how many, and what the plan has made of it.
-_NOT_IN_A_PIECE = {"paths", "workers", "piece_bytes", "max_bytes", "tokenizer", "tokenizer_revision", "tokenizer_bytes"}
+_NOT_IN_A_PIECE = {
+    "paths",
+    "workers",
+    "piece_bytes",
+    "max_bytes",
+    "max_bad_rows_fraction",
+    "tokenizer",
+    "tokenizer_revision",
+    "tokenizer_bytes",
+}
 
 
 class Piece(BaseModel):
@@ -65,27 +75,29 @@ def plan_pieces(config: DataConfig, s3_client: Any = None) -> tuple[Piece, ...]:
             return _file_pieces(config, s3_client)
 
 
-def read_piece(config: DataConfig, piece: Piece, seed: int, s3_client: Any = None) -> Iterator[Document]:
+def read_piece(
+    config: DataConfig, piece: Piece, seed: int, bad_rows: BadRows, s3_client: Any = None
+) -> Iterator[Document]:
     """The documents of a piece; raises ValueError where a file is no longer as it was planned."""
     match config.source:
         case "python-stdlib":
             documents = read_standard_library(seed, shuffle=config.max_bytes > 0)
         case "huggingface":
-            documents = read_huggingface(config, piece.number, piece.pieces)
+            documents = read_huggingface(config, bad_rows, piece.number, piece.pieces)
         case "files":
-            documents = _read_files(piece.files, config.text_field, s3_client)
+            documents = _read_files(piece.files, config.text_field, bad_rows, s3_client)
     documents = without_surrogates(documents)
     return documents if piece.max_bytes is None else limit_bytes(documents, piece.max_bytes)
 
 
-def _read_files(files: Iterable[InputFile], text_field: str, s3_client: Any) -> Iterator[Document]:
+def _read_files(files: Iterable[InputFile], text_field: str, bad_rows: BadRows, s3_client: Any) -> Iterator[Document]:
     for file in files:
         if input_file(file.name, s3_client) != file:
             raise ValueError(
                 f"'{file.name}' has changed since the data were planned: run again, so that all is planned"
             )
         with local_copy(file.name, s3_client) as path:
-            yield from read_file(path, file.name, text_field)
+            yield from read_file(path, file.name, text_field, bad_rows)
 
 
 def _file_pieces(config: DataConfig, s3_client: Any) -> tuple[Piece, ...]:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from flashslm.config import DataConfig
+from flashslm.data.bad_rows import BadRows
 from flashslm.data.documents import SPLITS
 from flashslm.data.file_formats import Document
 from flashslm.data.merge import PieceFiles, merge_pieces
@@ -17,7 +16,7 @@ from flashslm.data.pieces import prepare_piece
 from flashslm.data.plan import Piece, plan_pieces, read_piece
 from flashslm.data.sample import sample_texts
 from flashslm.data.summary import DatasetSummary
-from flashslm.data.tokenizer import copy_tokenizer, save_tokenizer, train_tokenizer
+from flashslm.data.tokenizer import copy_tokenizer, read_tokenizer, save_tokenizer, train_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +28,12 @@ def prepare_dataset(
     s3_client: Any = None,
     on_progress: Callable[[str], None] = log.info,
     documents: Iterable[Document] | None = None,
+    bad_rows: BadRows | None = None,
 ) -> DatasetSummary:
     """Write `directory`/{tokenizer,train,validation,test}/, the documents' digests and, last, dataset.json.
 
-    The text is that of the recipe's source unless `documents` are given, which takes a tokenizer that exists.
+    The text is that of the recipe's source unless `documents` are given, which takes a tokenizer that exists. Then
+    `bad_rows` are those that were met.
 
     Models learn from train, validation may steer (the search, the law, the variant), test only judges. A document
     belongs to one of them by a hash of its own text, so the splits do not change with the order, the seed or other
@@ -51,15 +52,9 @@ def prepare_dataset(
         on_progress(f"tokenizer ready, {len(pieces)} piece(s) of text")
         files = [PieceFiles(Path(scratch) / str(piece.number)) for piece in pieces]
         for piece, made in zip(pieces, files, strict=True):
-            text = read_piece(config, piece, seed, s3_client) if documents is None else documents
-            prepare_piece(
-                config,
-                text,
-                Tokenizer.from_file(str(tokenizer / "tokenizer.json")),
-                end_id,
-                made.directory,
-                on_progress,
-            )
+            bad = bad_rows or BadRows(config.max_bad_rows_fraction)
+            text = read_piece(config, piece, seed, bad, s3_client) if documents is None else documents
+            prepare_piece(config, text, bad, read_tokenizer(tokenizer), end_id, made.directory, on_progress)
         merged = merge_pieces(config, files, tokenizer, directory, Path(scratch), on_progress)
         for file in merged.token_files:
             (files[file.piece].directory / file.source).rename(directory / file.target)

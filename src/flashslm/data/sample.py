@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flashslm.config import DataConfig
+from flashslm.data.bad_rows import BadRows
 from flashslm.data.documents import DIGEST_BYTES, SPLITS, document_digest, split_of
 from flashslm.data.file_formats import Document
 from flashslm.data.plan import Piece, read_piece
@@ -70,9 +71,9 @@ def sample_texts(config: DataConfig, pieces: Sequence[Piece], seed: int, s3_clie
 def _read_some(
     config: DataConfig, pieces: Sequence[Piece], seed: int, s3_client: Any, budget: int
 ) -> Iterator[Document]:
-    chosen = pieces
+    chosen, bad_rows = pieces, BadRows(config.max_bad_rows_fraction)
     if len(pieces) > _PLACES:
         chosen = [pieces[number * len(pieces) // _PLACES] for number in range(_PLACES)]
     for number, piece in enumerate(chosen):
         share = budget * (number + 1) // len(chosen) - budget * number // len(chosen)
-        yield from limit_bytes(read_piece(config, piece, seed, s3_client), share)
+        yield from limit_bytes(read_piece(config, piece, seed, bad_rows, s3_client), share)

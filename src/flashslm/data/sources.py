@@ -6,10 +6,12 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flashslm.config import DataConfig, digest
+from flashslm.data.bad_rows import BadRows
 from flashslm.data.file_formats import SUFFIXES, Document, field_document, read_file
 from flashslm.data.source_paths import file_state, local_copy, match, tree_state
 
@@ -18,19 +20,23 @@ _HUB_TIMEOUT_S = 10.0
 _MAX_DESCRIPTION = 1000  # characters of paths
 
 
-def read_documents(config: DataConfig, seed: int, s3_client: Any = None) -> Iterator[Document]:
+def read_documents(
+    config: DataConfig, seed: int, s3_client: Any = None, bad_rows: BadRows | None = None
+) -> Iterator[Document]:
     """Yield a recipe's documents, at most `max_bytes` of UTF-8 (the last document is cut to fit).
 
-    `s3_client` is a boto3 S3 client, needed for s3:// paths only. Raises ValueError for paths that match nothing, files
-    that cannot be read and fields that are missing; RuntimeError when a hub data set cannot be reached.
+    `s3_client` is a boto3 S3 client, needed for s3:// paths only; `bad_rows` counts those that cannot be read. Raises
+    ValueError for paths that match nothing, files that cannot be read and too many bad rows; RuntimeError when a hub
+    data set cannot be reached.
     """
+    bad_rows = bad_rows or BadRows(config.max_bad_rows_fraction)
     match config.source:
         case "python-stdlib":
             documents = read_standard_library(seed, shuffle=config.max_bytes > 0)
         case "files":
-            documents = read_files(config.paths, config.text_field, s3_client)
+            documents = read_files(config.paths, config.text_field, bad_rows, s3_client)
         case "huggingface":
-            documents = read_huggingface(config)
+            documents = read_huggingface(config, bad_rows)
     valid = without_surrogates(documents)
     return limit_bytes(valid, config.max_bytes) if config.max_bytes else valid
 
@@ -136,7 +142,9 @@ def read_standard_library(seed: int, shuffle: bool) -> Iterator[Document]:
             continue  # the library's tests hold files in other encodings on purpose
 
 
-def read_files(patterns: Iterable[str], text_field: str, s3_client: Any = None) -> Iterator[Document]:
+def read_files(
+    patterns: Iterable[str], text_field: str, bad_rows: BadRows, s3_client: Any = None
+) -> Iterator[Document]:
     """Parquet, JSONL and text files, local or s3://, pattern by pattern and sorted within each.
 
     Parquet is streamed by rows and JSONL by lines; a text file is one document. An object of S3 is copied to a
@@ -149,15 +157,17 @@ def read_files(patterns: Iterable[str], text_field: str, s3_client: Any = None) 
             raise ValueError(f"data.paths: cannot read '{wrong[0]}'; allowed endings are {' '.join(SUFFIXES)}")
         for name in names:
             with local_copy(name, s3_client) as path:
-                yield from read_file(path, name, text_field)
+                yield from read_file(path, name, text_field, bad_rows)
 
 
-def read_huggingface(config: DataConfig, piece: int = 0, pieces: int = 1) -> Iterator[Document]:
+def read_huggingface(config: DataConfig, bad_rows: BadRows, piece: int = 0, pieces: int = 1) -> Iterator[Document]:
     """Stream one split of a hub data set (or of a local directory that `datasets` can load), or one of several
     consecutive pieces of its files.
     """
     for number, row in enumerate(_hub_rows(config, piece, pieces), start=1):
-        yield from field_document(row, config.text_field, f"{config.dataset}:{number}")
+        document = bad_rows.read(partial(field_document, row, config.text_field, f"{config.dataset}:{number}"))
+        if document is not None:
+            yield document
 
 
 def hub_shards(config: DataConfig) -> int:

@@ -1,15 +1,19 @@
 """What a prepared data set is in numbers, and when it is none."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from flashslm.config import DataConfig
+from flashslm.data.bad_rows import BadRow, BadRows
 from flashslm.data.documents import SPLITS
 from flashslm.data.shards import SplitIndex
 from flashslm.data.sources import describe_source
+
+DATASET_FILE = "dataset.json"
 
 
 class UnusableText(ValueError):
@@ -38,6 +42,12 @@ class DatasetSummary(BaseModel):
     end_of_document_id: int
     bytes_per_token: float  # validation text bytes per predicted token
     unigram_entropy_nats: float  # of the test split's predicted tokens: the loss of the best context-free model of them
+    bad_rows: int = 0
+    bad_row_samples: tuple[BadRow, ...] = ()
+
+    def write(self, directory: Path) -> None:
+        text = self.model_dump_json(indent=1, exclude_defaults=True)
+        (directory / DATASET_FILE).write_text(text, encoding="utf-8")
 
 
 def refuse_unusable(documents: Mapping[str, int], config: DataConfig) -> None:
@@ -55,7 +65,11 @@ def refuse_unusable(documents: Mapping[str, int], config: DataConfig) -> None:
 
 
 def summarise(
-    config: DataConfig, dropped: Mapping[str, int], indices: Mapping[str, SplitIndex], test_counts: NDArray[np.int64]
+    config: DataConfig,
+    dropped: Mapping[str, int],
+    bad_rows: BadRows,
+    indices: Mapping[str, SplitIndex],
+    test_counts: NDArray[np.int64],
 ) -> DatasetSummary:
     """The summary of a data set; `dropped` counts documents by the field that says why."""
     sizes = {
@@ -72,6 +86,8 @@ def summarise(
         end_of_document_id=validation.end_of_document_id,
         bytes_per_token=validation.bytes / (validation.tokens - 1),
         unigram_entropy_nats=entropy_nats(test_counts),
+        bad_rows=bad_rows.count,
+        bad_row_samples=tuple(bad_rows.samples),
         **dropped,
         **sizes,
     )

@@ -64,6 +64,11 @@ def load_tokenizer(directory: Path) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(str(directory))
 
 
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a directory without what transformers adds to it."""
+    return Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+
 def copy_tokenizer(name: str, directory: Path, revision: str = "") -> tuple[Tokenizer, int]:
     """Copy the tokenizer of a directory or hub id; return it and the id of its end-of-document token.
 

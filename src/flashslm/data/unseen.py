@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flashslm.config import DataConfig
+from flashslm.data.bad_rows import BadRows
 from flashslm.data.documents import DIGEST_BYTES, document_digest
 from flashslm.data.duplicates import DIGESTS_FILE
 from flashslm.data.file_formats import Document
@@ -35,12 +36,16 @@ class UnseenText:
     s3_client: Any = None
     documents: int = 0
     seen_documents: int = 0
+    bad_rows: BadRows = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bad_rows = BadRows(self.config.max_bad_rows_fraction)
 
     def __iter__(self) -> Iterator[Document]:
         limit = self.config.max_bytes
         # the limit is one of new text; any limit at all makes the order of the standard library a shuffled one
         whole = self.config.model_copy(update={"max_bytes": sys.maxsize if limit else 0})
-        unseen = self._unseen(read_documents(whole, self.seed, self.s3_client))
+        unseen = self._unseen(read_documents(whole, self.seed, self.s3_client, self.bad_rows))
         return limit_bytes(unseen, limit) if limit else unseen
 
     def _unseen(self, documents: Iterable[Document]) -> Iterator[Document]:

@@ -20,6 +20,7 @@ CURVES = {
 DATA_ROWS = (
     ("documents", "documents", ""),
     ("duplicates dropped", "duplicates_dropped", ""),
+    ("rows that cannot be read", "bad_rows", ""),
     ("bytes", "bytes", ""),
     ("train tokens", "train_tokens", ""),
     ("validation tokens", "validation_tokens", ""),

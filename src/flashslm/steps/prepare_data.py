@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
+from flashslm.data.bad_rows import BadRows
 from flashslm.data.pieces import prepare_piece
 from flashslm.data.plan import PLAN_FILE, DataPlan, Piece, read_piece
+from flashslm.data.tokenizer import read_tokenizer
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.context import StepContext
 
@@ -50,9 +50,9 @@ def _prepare(context: StepContext, plan: DataPlan, planned: Path, piece: Piece, 
         context.events.emit("progress", f"piece {piece.number}: {sentence}")
 
     with context.scratch() as directory:
-        text = read_piece(config.data, piece, config.seed, context.store.client)
-        tokenizer = Tokenizer.from_file(str(planned / "tokenizer" / "tokenizer.json"))
-        prepare_piece(config.data, text, tokenizer, plan.end_of_document_id, directory / KIND, say)
+        bad_rows, tokenizer = BadRows(config.data.max_bad_rows_fraction), read_tokenizer(planned / "tokenizer")
+        text = read_piece(config.data, piece, config.seed, bad_rows, context.store.client)
+        prepare_piece(config.data, text, bad_rows, tokenizer, plan.end_of_document_id, directory / KIND, say)
         manifest = context.store.put_tree(directory / KIND, KIND)
     context.store.put_json(key, manifest.model_dump(mode="json"))
     return manifest

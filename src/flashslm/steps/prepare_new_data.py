@@ -23,7 +23,7 @@ def run(context: StepContext) -> dict[str, Any]:
         own = config.data.model_copy(update={"tokenizer": str(tokenizer)})
         text = UnseenText(own, config.seed, seen, context.store.client)
         try:
-            summary = prepare_dataset(own, config.seed, directory, documents=text)
+            summary = prepare_dataset(own, config.seed, directory, documents=text, bad_rows=text.bad_rows)
             reason = too_little(summary, config)
         except UnusableText as error:
             summary, reason = None, str(error) if text.documents > text.seen_documents else ""

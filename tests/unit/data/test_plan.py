@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flashslm.config import DataConfig
+from flashslm.data.bad_rows import BadRows
 from flashslm.data.plan import DataPlan, Piece, plan_pieces, read_piece
 from flashslm.data.sources import read_documents
 from tests.unit.data.corpora import make_texts, write_jsonl
@@ -22,7 +23,7 @@ def config(tmp_path: Path) -> DataConfig:
 
 
 def texts(config: DataConfig) -> list[str]:
-    return [document.text for piece in plan_pieces(config) for document in read_piece(config, piece, 0)]
+    return [document.text for piece in plan_pieces(config) for document in read_piece(config, piece, 0, BadRows(0))]
 
 
 def test_pieces_hold_every_file_in_order_and_no_more_bytes_than_asked_for(config: DataConfig) -> None:
@@ -61,7 +62,7 @@ def test_a_file_that_changed_after_the_plan_is_refused(config: DataConfig, tmp_p
     os.utime(file, ns=(0, 1))
     with pytest.raises(ValueError, match=r"3.jsonl' has changed since the data were planned: run again"):
         for piece in pieces:
-            list(read_piece(config, piece, 0))
+            list(read_piece(config, piece, 0, BadRows(0)))
 
 
 def test_the_standard_library_is_one_piece() -> None:
