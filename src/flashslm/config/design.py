@@ -33,6 +33,14 @@ class DataConfig(Section):
     max_bad_rows_fraction: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the rows that may be unreadable; 0: the first one is an error."
     )
+    near_duplicates: Literal["keep", "drop"] = Field(
+        default="keep", description="Documents that share most of their word 5-grams (MinHash): drop all but the first."
+    )
+    decontaminate_against: Annotated[tuple[str, ...], LocalPath()] = Field(
+        default=(),
+        description="Files of evaluation sets, as in paths: documents with 12 words in a row of any of their texts are "
+        "dropped.",
+    )
     max_bytes: int = Field(default=0, ge=0, description="Bytes of text to read; 0: all of it.")
     validation_fraction: float = Field(
         default=0.05, gt=0, lt=0.5, description="Share of the documents that may steer, but are not trained on."

@@ -105,7 +105,7 @@ def _not_utf8(place: str, byte: int) -> UnreadableRow:
 
 def _jsonl_rows(path: Path, name: str, text_field: str) -> Iterator[Reader]:
     """A reader of each line; empty lines have none."""
-    for number, line in _lines(path, name):
+    for number, line in read_lines(path, name):
         if line.strip():
             yield partial(_line_document, line, f"{name}:{number}", number == 1, text_field)
 
@@ -125,7 +125,7 @@ def _line_document(line: bytes, place: str, is_first: bool, text_field: str) -> 
     return field_document(row, text_field, place)
 
 
-def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
     """Numbered lines; of one that is longer than MAX_DOCUMENT_BYTES the beginning."""
     import pyarrow
 

@@ -18,7 +18,8 @@ from flashslm.data.bad_rows import BadRows, together
 from flashslm.data.documents import HELD_OUT, SPLITS
 from flashslm.data.duplicates import drop_duplicates
 from flashslm.data.merged_split import PieceSplit, TokenFile, count_tokens, merge_split
-from flashslm.data.pieces import PIECE_FILE, RECORD, RECORDS_FILE, PieceSummary
+from flashslm.data.near_duplicates import BANDS, drop_near_duplicates
+from flashslm.data.pieces import BANDS_FILE, PIECE_FILE, RECORD, RECORDS_FILE, PieceSummary
 from flashslm.data.shards import INDEX_FILE, OFFSETS_FILE, ShardWriter, SplitIndex, SplitReader
 from flashslm.data.summary import DatasetSummary, refuse_unusable, summarise
 from flashslm.data.tokenizer import read_tokenizer
@@ -27,6 +28,7 @@ from flashslm.data.tokenizer import read_tokenizer
 MERGED_FILES = (
     PIECE_FILE,
     RECORDS_FILE,
+    BANDS_FILE,
     *(f"{split}/{file}" for split in SPLITS for file in (INDEX_FILE, OFFSETS_FILE)),
 )
 log = logging.getLogger(__name__)
@@ -91,12 +93,19 @@ class _Merge:
         self._kept = np.ones(int(self._bounds[-1]), dtype=np.bool)
         self.bad_rows = _bad_rows(summaries, config.max_bad_rows_fraction)
         self._moved: dict[str, SplitIndex] = {}  # held-out splits that got a document of train
-        self.dropped = {"duplicates_dropped": sum(summary.duplicates_dropped for summary in summaries)}
+        self.dropped = {
+            "duplicates_dropped": sum(summary.duplicates_dropped for summary in summaries),
+            "contaminated_dropped": sum(summary.contaminated_dropped for summary in summaries),
+        }
 
     def drop_repetitions(self, scratch: Path) -> None:
         total = len(self._kept)
         self._kept = drop_duplicates(map(self._records, range(len(self._pieces))), total, self._directory, scratch)
-        self.dropped["duplicates_dropped"] += total - int(self._kept.sum())
+        distinct = int(self._kept.sum())
+        self.dropped["duplicates_dropped"] += total - distinct
+        if self._config.near_duplicates == "drop":
+            self._kept = drop_near_duplicates(self._bands, np.diff(self._bounds).tolist(), self._kept, scratch)
+            self.dropped["near_duplicates_dropped"] = distinct - int(self._kept.sum())
 
     def count(self, split: str) -> int:
         """Documents of a split that stay."""
@@ -144,6 +153,11 @@ class _Merge:
 
     def _records(self, piece: int) -> NDArray[np.void]:
         return np.fromfile(self._pieces[piece].directory / RECORDS_FILE, dtype=RECORD)
+
+    def _bands(self, piece: int) -> NDArray[np.uint64]:
+        file = self._pieces[piece].directory / BANDS_FILE
+        found = np.fromfile(file, dtype="<u8") if file.is_file() else np.empty(0, dtype=np.uint64)
+        return found.reshape(-1, BANDS)
 
     def _kept_of(self, piece: int) -> NDArray[np.bool]:
         return self._kept[self._bounds[piece] : self._bounds[piece + 1]]

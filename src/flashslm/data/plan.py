@@ -23,6 +23,7 @@ _NOT_IN_A_PIECE = {
     "piece_bytes",
     "max_bytes",
     "max_bad_rows_fraction",
+    "decontaminate_against",
     "tokenizer",
     "tokenizer_revision",
     "tokenizer_bytes",
@@ -39,22 +40,22 @@ class Piece(BaseModel):
     files: tuple[InputFile, ...] = ()
     max_bytes: int | None = None
 
-    def key(self, config: DataConfig, seed: int, tokenizer_sha256: str, code_digest: str) -> str:
+    def key(self, config: DataConfig, seed: int, shared_sha256: str, code_digest: str) -> str:
         """Identity of the piece's work: another task that does it again makes the same bytes."""
         read = config.model_dump(mode="json", exclude=_NOT_IN_A_PIECE)
         part = self.model_dump(mode="json", exclude={"number", "pieces"} if self.files else set())
         of_order = [seed, config.max_bytes > 0] if config.source == "python-stdlib" else []
-        return digest([read, part, of_order, tokenizer_sha256, code_digest])[:32]
+        return digest([read, part, of_order, shared_sha256, code_digest])[:32]
 
 
 class DataPlan(BaseModel):
-    """plan.json; the tokenizer of all pieces lies beside it."""
+    """plan.json; beside it are the tokenizer of all pieces and the runs of words that no document may hold."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pieces: tuple[Piece, ...]
     end_of_document_id: int
-    tokenizer_sha256: str
+    shared_sha256: str  # of what is beside it
 
     def of_worker(self, worker: int, workers: int) -> Sequence[Piece]:
         """The pieces of one of several tasks."""

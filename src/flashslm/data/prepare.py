@@ -9,10 +9,11 @@ from typing import Any
 
 from flashslm.config import DataConfig
 from flashslm.data.bad_rows import BadRows
+from flashslm.data.contamination import forbidden_ngrams
 from flashslm.data.documents import SPLITS
 from flashslm.data.file_formats import Document
 from flashslm.data.merge import PieceFiles, merge_pieces
-from flashslm.data.pieces import prepare_piece
+from flashslm.data.pieces import Shared, prepare_piece
 from flashslm.data.plan import Piece, plan_pieces, read_piece
 from flashslm.data.sample import sample_texts
 from flashslm.data.summary import DatasetSummary
@@ -50,11 +51,13 @@ def prepare_dataset(
         pieces = (Piece(),) if documents is not None else plan_pieces(config, s3_client)
         end_id = make_tokenizer(config, pieces, seed, tokenizer, s3_client)
         on_progress(f"tokenizer ready, {len(pieces)} piece(s) of text")
+        forbidden = forbidden_ngrams(config.decontaminate_against, s3_client)
+        shared = Shared(config, read_tokenizer(tokenizer), end_id, forbidden)
         files = [PieceFiles(Path(scratch) / str(piece.number)) for piece in pieces]
         for piece, made in zip(pieces, files, strict=True):
             bad = bad_rows or BadRows(config.max_bad_rows_fraction)
             text = read_piece(config, piece, seed, bad, s3_client) if documents is None else documents
-            prepare_piece(config, text, bad, read_tokenizer(tokenizer), end_id, made.directory, on_progress)
+            prepare_piece(shared, text, bad, made.directory, on_progress)
         merged = merge_pieces(config, files, tokenizer, directory, Path(scratch), on_progress)
         for file in merged.token_files:
             (files[file.piece].directory / file.source).rename(directory / file.target)

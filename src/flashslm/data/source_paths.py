@@ -18,7 +18,7 @@ _HASHED_BYTES = 100_000_000  # a file of a tokenizer up to this size counts by i
 
 
 def reads_s3(config: DataConfig) -> bool:
-    return any(path.startswith("s3://") for path in config.paths)
+    return any(path.startswith("s3://") for path in (*config.paths, *config.decontaminate_against))
 
 
 def match(pattern: str, s3_client: Any) -> list[str]:

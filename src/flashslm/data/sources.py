@@ -77,6 +77,8 @@ def source_digest(config: DataConfig, s3_client: Any = None) -> str:
     states: list[Any] = [tree_state(Path(name)) for name in local_directories(config).values()]
     if config.source == "files":
         states += [file_state(name, s3_client) for pattern in config.paths for name in match(pattern, s3_client)]
+    against = [name for pattern in config.decontaminate_against for name in match(pattern, s3_client)]
+    states += [file_state(name, s3_client) for name in against]
     return digest([sys.version if config.source == "python-stdlib" else "", *states])
 
 

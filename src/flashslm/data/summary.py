@@ -42,6 +42,8 @@ class DatasetSummary(BaseModel):
     end_of_document_id: int
     bytes_per_token: float  # validation text bytes per predicted token
     unigram_entropy_nats: float  # of the test split's predicted tokens: the loss of the best context-free model of them
+    near_duplicates_dropped: int = 0
+    contaminated_dropped: int = 0
     bad_rows: int = 0
     bad_row_samples: tuple[BadRow, ...] = ()
 

@@ -20,6 +20,8 @@ CURVES = {
 DATA_ROWS = (
     ("documents", "documents", ""),
     ("duplicates dropped", "duplicates_dropped", ""),
+    ("near duplicates dropped", "near_duplicates_dropped", ""),
+    ("dropped for text of evaluation sets", "contaminated_dropped", ""),
     ("rows that cannot be read", "bad_rows", ""),
     ("bytes", "bytes", ""),
     ("train tokens", "train_tokens", ""),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flashslm.data.contamination import FORBIDDEN_FILE, forbidden_ngrams
 from flashslm.data.plan import PLAN_FILE, DataPlan, plan_pieces
 from flashslm.data.prepare import make_tokenizer
 from flashslm.infra.storage.object_store import hash_tree, tree_digest
@@ -9,14 +10,15 @@ from flashslm.steps.context import StepContext
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `plan`: plan.json and tokenizer/."""
+    """Outputs `plan`: plan.json, tokenizer/, and the runs of words that no document may hold."""
     config, client = context.config, context.store.client
     pieces = plan_pieces(config.data, client)
     with context.scratch() as directory:
         tokenizer = directory / "tokenizer"
         end_id = make_tokenizer(config.data, pieces, config.seed, tokenizer, client)
-        sha256 = tree_digest(hash_tree(tokenizer))
-        plan = DataPlan(pieces=pieces, end_of_document_id=end_id, tokenizer_sha256=sha256)
+        forbidden = forbidden_ngrams(config.data.decontaminate_against, client)
+        (directory / FORBIDDEN_FILE).write_bytes(forbidden.astype("<u8").tobytes())
+        plan = DataPlan(pieces=pieces, end_of_document_id=end_id, shared_sha256=tree_digest(hash_tree(directory)))
         (directory / PLAN_FILE).write_text(plan.model_dump_json(indent=1), encoding="utf-8")
         context.publish("plan", directory, {"pieces": len(pieces)})
     read_bytes = sum(file.bytes for piece in pieces for file in piece.files)

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flashslm.data.bad_rows import BadRows
-from flashslm.data.pieces import prepare_piece
+from flashslm.data.contamination import FORBIDDEN_FILE
+from flashslm.data.pieces import Shared, prepare_piece
 from flashslm.data.plan import PLAN_FILE, DataPlan, Piece, read_piece
 from flashslm.data.tokenizer import read_tokenizer
 from flashslm.infra.storage.object_store import Manifest
@@ -33,7 +36,7 @@ def run(context: StepContext) -> dict[str, Any]:
 
 def _marker(context: StepContext, plan: DataPlan, piece: Piece) -> str:
     code = context.parameters.get("code_digest", "")
-    return f"{MARKERS}{piece.key(context.config.data, context.config.seed, plan.tokenizer_sha256, code)}.json"
+    return f"{MARKERS}{piece.key(context.config.data, context.config.seed, plan.shared_sha256, code)}.json"
 
 
 def _finished(context: StepContext, key: str) -> Manifest | None:
@@ -51,8 +54,10 @@ def _prepare(context: StepContext, plan: DataPlan, planned: Path, piece: Piece, 
 
     with context.scratch() as directory:
         bad_rows, tokenizer = BadRows(config.data.max_bad_rows_fraction), read_tokenizer(planned / "tokenizer")
+        forbidden = np.fromfile(planned / FORBIDDEN_FILE, dtype="<u8").astype(np.uint64)
+        shared = Shared(config.data, tokenizer, plan.end_of_document_id, forbidden)
         text = read_piece(config.data, piece, config.seed, bad_rows, context.store.client)
-        prepare_piece(config.data, text, bad_rows, tokenizer, plan.end_of_document_id, directory / KIND, say)
+        prepare_piece(shared, text, bad_rows, directory / KIND, say)
         manifest = context.store.put_tree(directory / KIND, KIND)
     context.store.put_json(key, manifest.model_dump(mode="json"))
     return manifest

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flashslm.config import DataConfig
-from flashslm.data import duplicates
+from flashslm.data import buckets
 from flashslm.data.documents import DIGEST_BYTES, SPLITS, document_digest
 from flashslm.data.duplicates import DIGESTS_FILE, drop_duplicates
 from flashslm.data.pieces import RECORD
@@ -86,9 +86,9 @@ def test_pieces_without_text_are_too_little(tmp_path: Path) -> None:
         prepared(tmp_path / "d", [[" "], ["\n"]], 1)
 
 
-@pytest.mark.parametrize("bucket_documents", [10**6, 1000, 7])
-def test_digests_are_sorted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket_documents: int) -> None:
-    monkeypatch.setattr(duplicates, "BUCKET_DOCUMENTS", bucket_documents)
+@pytest.mark.parametrize("bucket_rows", [10**6, 1000, 7])
+def test_digests_are_sorted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket_rows: int) -> None:
+    monkeypatch.setattr(buckets, "BUCKET_ROWS", bucket_rows)
     rng = random.Random(1)
     digests = [rng.randbytes(DIGEST_BYTES) for _ in range(900)]
     digests += [bytes(DIGEST_BYTES), b"\xff" * DIGEST_BYTES, *rng.choices(digests, k=300)]

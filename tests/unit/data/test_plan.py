@@ -81,9 +81,7 @@ def test_a_hub_data_set_is_read_in_consecutive_pieces_of_its_files(tmp_path: Pat
 
 
 def test_workers_share_all_pieces() -> None:
-    plan = DataPlan(
-        pieces=tuple(Piece(number=n, pieces=7) for n in range(7)), end_of_document_id=0, tokenizer_sha256=""
-    )
+    plan = DataPlan(pieces=tuple(Piece(number=n, pieces=7) for n in range(7)), end_of_document_id=0, shared_sha256="")
     for workers in (1, 2, 3, 9):
         shares = [plan.of_worker(worker, workers) for worker in range(workers)]
         assert sorted(piece.number for share in shares for piece in share) == list(range(7))

@@ -1,0 +1,76 @@
+"""Text of evaluation sets that no document of a data set may share a run of words with.
+
+A document goes if it holds any 12 words in a row that an evaluation set holds (Brown et al. 2020, appendix C, take 13).
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashslm.data.file_formats import SUFFIXES, TEXT_SUFFIXES, read_lines
+from flashslm.data.ngrams import ngram_hashes, word_hashes
+from flashslm.data.source_paths import local_copy, match
+
+WORDS = 12
+FORBIDDEN_FILE = "forbidden.bin"  # uint64, sorted: the hashes of all runs of words
+
+
+def forbidden_ngrams(patterns: Iterable[str], s3_client: Any = None) -> NDArray[np.uint64]:
+    """The sorted hashes of every 12 words in a row of any text in the files: of rows, every text at any depth.
+
+    Raises ValueError for paths that match nothing and files that cannot be read.
+    """
+    found = [np.empty(0, dtype=np.uint64)]
+    for pattern in patterns:
+        for name in match(pattern, s3_client):
+            with local_copy(name, s3_client) as path:
+                found += [ngram_hashes(word_hashes(text), WORDS) for text in _file_texts(path, name)]
+    return np.unique(np.concatenate(found))
+
+
+def is_contaminated(words: NDArray[np.uint64], forbidden: NDArray[np.uint64]) -> bool:
+    """Whether a document of these word hashes holds one of the sorted `forbidden` runs."""
+    if not len(forbidden):
+        return False
+    hashes = ngram_hashes(words, WORDS)
+    places = np.minimum(np.searchsorted(forbidden, hashes), len(forbidden) - 1)
+    return bool((forbidden[places] == hashes).any())
+
+
+def _file_texts(path: Path, name: str) -> Iterator[str]:
+    if not name.endswith(SUFFIXES):
+        raise ValueError(f"data.decontaminate_against: cannot read '{name}'; allowed endings are {' '.join(SUFFIXES)}")
+    if name.endswith(TEXT_SUFFIXES):
+        yield path.read_text(encoding="utf-8", errors="replace")
+    elif name.endswith(".parquet"):
+        yield from _parquet_texts(path, name)
+    else:
+        for number, line in read_lines(path, name):
+            try:
+                yield from _texts_in(json.loads(line) if line.strip() else None)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"data.decontaminate_against: '{name}:{number}' is not JSON: {error}") from None
+
+
+def _parquet_texts(path: Path, name: str) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from _texts_in(batch.to_pylist())
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"data.decontaminate_against: '{name}' cannot be read as Parquet: {error}") from error
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value.encode("utf-8", "replace").decode()
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(item)
