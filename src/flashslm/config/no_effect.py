@@ -84,6 +84,9 @@ def _evaluation(config: RunConfig) -> Found:
     if not evaluation.lm_eval_tasks:
         without = ("lm_eval_limit", "task_data", "run_generated_code")
         yield from _given(evaluation, "evaluation", without, "there are no lm_eval_tasks")
+    if not evaluation.recall_tasks:
+        unused = ("recall_lengths", "recall_samples")
+        yield from _given(evaluation, "evaluation", unused, "there are no recall_tasks")
     if not evaluation.needle_lengths:
         yield from _given(evaluation, "evaluation", ("needle_samples",), "there are no needle_lengths")
 

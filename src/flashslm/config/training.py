@@ -265,6 +265,15 @@ class EvaluationConfig(Section):
         default=(1024, 4096), description="Tokens of the texts that a key and its value have to be found in."
     )
     needle_samples: int = Field(default=32, ge=1, description="Texts per needle length.")
+    recall_tasks: Distinct[Literal["single_1", "single_2", "single_3", "mqar"]] = Field(
+        default=(),
+        description="Recall from long texts: a fact in words, hidden as RULER's single needles are, or mqar: sixteen "
+        "pairs of tokens.",
+    )
+    recall_lengths: Distinct[Annotated[int, Field(ge=512)]] = Field(
+        default=(1024, 4096), description="Tokens of the texts of recall_tasks, the answer among them."
+    )
+    recall_samples: int = Field(default=64, ge=1, description="Texts per recall task and length.")
     lm_eval_tasks: Annotated[Distinct[str], LocalPath(or_id=True)] = Field(
         default=(),
         description="Tasks of lm-evaluation-harness by name, by the YAML file of a task of your own, or several by "

@@ -25,8 +25,8 @@ def task_results(outcome: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _absent(key: str, value: float) -> bool:
-    """RULER's metrics are lengths in tokens; -1 stands for a length that was not asked for."""
-    return value == -1 and key.partition(",")[0].isdigit()
+    """What is no metric: the number of samples; -1, which RULER's metrics have for a length that was not asked for."""
+    return key == "sample_len" or (value == -1 and key.partition(",")[0].isdigit())
 
 
 def metric_name(key: str) -> str:

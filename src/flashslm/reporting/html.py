@@ -74,7 +74,8 @@ def render(run: RunArtifacts, facts: RunFacts | None = None) -> str:
         blocks=_blocks(run),
         shares=_shares(run),
         trials=_trials(run),
-        heat=_heat(run.evaluation["needle"]),
+        heat=needle_heat(run.evaluation["needle"]),
+        recall_heat=recall_heat(run.evaluation.get("recall", [])),
         task_rows=task_rows(run.evaluation["tasks"]),
         data_rows=DATA_ROWS,
         constant_parts=_constant_parts(run.latency_table),
@@ -168,18 +169,24 @@ def _trials(run: RunArtifacts) -> list[dict[str, Any]]:
     return [t | {"origin": charts.origin(t), "is_on_front": t["slot"] in front} for t in run.history]
 
 
-def _heat(needles: list[dict[str, Any]]) -> dict[str, Any] | None:
+def needle_heat(needles: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Rows of the needle heat map; None of an evaluation that kept no shares by depth."""
-    found = [n for n in needles if n.get("ranked_first_by_depth")]
-    if not found:
+    return _heat([(f"{n['length']}", n["length"], n.get("ranked_first_by_depth") or []) for n in needles])
+
+
+def recall_heat(found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Rows of the recall tasks' heat map, those of one task together; None where no task was run."""
+    return _heat([(f"{r['task']}, {r['length']}", (r["task"], r["length"]), r["by_depth"]) for r in found])
+
+
+def _heat(rows: list[tuple[str, Any, list[float]]]) -> dict[str, Any] | None:
+    """Of labels, what they are ordered by, and shares by depth; rows of fewer parts than the others are left out."""
+    parts = max((len(shares) for _, _, shares in rows), default=0)
+    if not parts:
         return None
-    parts = max(len(n["ranked_first_by_depth"]) for n in found)
-    rows = [
-        {"length": n["length"], "cells": [_cell(share) for share in n["ranked_first_by_depth"]]}
-        for n in sorted(found, key=lambda n: n["length"])
-        if len(n["ranked_first_by_depth"]) == parts
-    ]
-    return {"depths": [f"to {(i + 1) / parts:.0%}" for i in range(parts)], "rows": rows}
+    kept = sorted((row for row in rows if len(row[2]) == parts), key=lambda row: row[1])
+    cells = [{"label": label, "cells": [_cell(share) for share in shares]} for label, _, shares in kept]
+    return {"depths": [f"to {(i + 1) / parts:.0%}" for i in range(parts)], "rows": cells}
 
 
 def _cell(share: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flashslm.models.operator_spec import COLORS, LABELS
-from flashslm.reporting.html import CURVES, RunArtifacts
+from flashslm.reporting.html import CURVES, RunArtifacts, needle_heat, recall_heat
 
 VARIANT_COLORS = {"on": "#2563eb", "off": "#d97706"}
 
@@ -23,6 +23,9 @@ def figures(run: RunArtifacts) -> dict[str, Figure]:
         "pareto": pareto(run.history, run.pareto, run.best),
     }
     curves = {key.replace("/", "_"): ablation_curves(run.ablation, key, label) for key, label in CURVES.items()}
+    heats = {"needle_heat": needle_heat(run.evaluation["needle"])}
+    heats |= {"recall_heat": recall_heat(run.evaluation.get("recall", []))}
+    drawn |= {stem: heat_map(heat) for stem, heat in heats.items() if heat}
     return drawn | {f"ablation_{stem}": figure for stem, figure in curves.items()}
 
 
@@ -37,6 +40,22 @@ def _figure(draw: Callable[[Axes], None], xlabel: str, ylabel: str) -> Figure:
     if handles := axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside upper center", ncols=min(3, len(handles)), frameon=False, fontsize=8)
     return figure
+
+
+def heat_map(heat: dict[str, Any]) -> Figure:
+    """Shares by depth, a row each, as the report has them."""
+    shares = [[cell["share"] for cell in row["cells"]] for row in heat["rows"]]
+
+    def draw(axes: Axes) -> None:
+        axes.grid(visible=False)
+        axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        axes.set_xticks(range(len(heat["depths"])), heat["depths"], fontsize=7)
+        axes.set_yticks(range(len(shares)), [row["label"] for row in heat["rows"]], fontsize=7)
+        for y, row in enumerate(shares):
+            for x, share in enumerate(row):
+                axes.text(x, y, f"{share:.2f}", ha="center", va="center", fontsize=7)
+
+    return _figure(draw, "depth in the text", "")
 
 
 def latency_by_width(table: dict[str, Any], context: int, batch: int) -> Figure:

@@ -1,5 +1,6 @@
 """evaluate: test perplexity, bits per byte, needle retrieval, and the recipe's lm-eval tasks."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from flashslm.evaluation import items as metric_items
 from flashslm.evaluation.items import ITEMS_FILE, MetricItems
 from flashslm.evaluation.needle import evaluate_needle
 from flashslm.evaluation.perplexity import Reading, evaluate_perplexity, sample_documents
+from flashslm.evaluation.recall import evaluate_recall
 from flashslm.evaluation.samples import continue_documents
 from flashslm.evaluation.task_files import check_unchanged
 from flashslm.hardware import pick_device
@@ -88,13 +90,19 @@ def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluat
         asked, by_needle = evaluate_needle(model, loader, length, config.needle_samples, seed)
         needles.append(asked | metric_items.numbers(by_needle))
         items |= {f"test/needle_{name}_{length}": of for name, of in by_needle.items()}
+    tokenizer = Tokenizer.from_file(str(dataset / "tokenizer" / "tokenizer.json"))
+    recalled = []
+    for task, length in product(config.recall_tasks, config.recall_lengths):
+        found, by_text = evaluate_recall(model, loader, tokenizer, task, length, config.recall_samples, seed)
+        recalled.append(found | metric_items.numbers(by_text))
+        items |= {f"test/recall_{task}_{name}_{length}": of for name, of in by_text.items()}
     results: dict[str, Any] = {f"test/{name}": value for name, value in facts.items()} | metric_items.numbers(items)
     results["dtype"] = str(model.embedding.weight.dtype).removeprefix("torch.")
-    tokenizer = Tokenizer.from_file(str(dataset / "tokenizer" / "tokenizer.json"))
     samples = continue_documents(model, loader, tokenizer)
     tasks, task_items = _lm_eval(model, dataset, config) if config.lm_eval_tasks else ({}, {})
     items |= {f"{task}/{name}": of for task, found in task_items.items() for name, of in found.items()}
-    return Evaluation(results | {"needle": needles, "samples": samples, "tasks": tasks}, items)
+    listed = {"needle": needles, "recall": recalled, "samples": samples, "tasks": tasks}
+    return Evaluation(results | listed, items)
 
 
 def _lm_eval(

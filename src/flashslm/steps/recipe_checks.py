@@ -142,6 +142,7 @@ def _lengths(config: RunConfig) -> Iterator[str]:
         "training.stages": max(shape.sequence_length for shape in config.training.batch_shapes),
         "evaluation.sequence_length": config.evaluation.sequence_length,
         "evaluation.needle_lengths": max(config.evaluation.needle_lengths, default=0),
+        "evaluation.recall_lengths": _longest_recall(config),
         "evaluation.lm_eval_tasks": task_presets.shortest_text(config.evaluation.lm_eval_tasks),
         "latency.context": config.latency.context,
     }
@@ -153,6 +154,10 @@ def _lengths(config: RunConfig) -> Iterator[str]:
             )
 
 
+def _longest_recall(config: RunConfig) -> int:
+    return max(config.evaluation.recall_lengths, default=0) if config.evaluation.recall_tasks else 0
+
+
 def beyond_positions(architecture: Architecture, config: RunConfig) -> list[str]:
     """The texts of a recipe that are too long for a model that exists."""
     text_tokens = architecture.max_position_embeddings - architecture.num_meta_tokens
@@ -160,6 +165,7 @@ def beyond_positions(architecture: Architecture, config: RunConfig) -> list[str]
         "training.sequence_length": config.training.sequence_length,
         "evaluation.sequence_length": config.evaluation.sequence_length,
         "evaluation.needle_lengths": max(config.evaluation.needle_lengths, default=0),
+        "evaluation.recall_lengths": _longest_recall(config),
         "latency.context": config.latency.context,
     }
     return [

@@ -12,6 +12,7 @@ import pytest
 from flashslm.reporting.charts import ablation_curves, origin
 from flashslm.reporting.document import document, render_document
 from flashslm.reporting.html import render, share_interval, task_rows
+from flashslm.reporting.plots import figures
 from flashslm.reporting.run_facts import duration
 from flashslm.reporting.svg import around, ticks
 from tests.unit.reporting.documents import BUDGET_MS, artifacts, run_facts
@@ -109,6 +110,25 @@ def test_the_architecture_is_drawn_block_by_block(page: str) -> None:
     ]
     assert "predicted 0.6000 ms per token, measured 0.7500 ms (10th percentile 0.7000, 90th 0.8000;" in page
     assert "1.500 times the fixed reference model, whose rounds drifted by 2.0 %; so +25.0 %" in page
+
+
+def test_recall_tasks_are_a_table_and_a_heat_map_of_their_own_for_the_page_and_for_mlflow() -> None:
+    run = artifacts()
+    facts = {"samples": 16, "accuracy_stderr": 0.1}
+    run.evaluation["recall"] = [
+        {"task": "single_2", "length": 1024, "accuracy": 0.25, "by_depth": [0.0, 0.5], **facts},
+        {"task": "mqar", "length": 4096, "accuracy": 0.5, "by_depth": [0.0, 1.0], **facts},
+        {"task": "mqar", "length": 512, "accuracy": 0.75, "by_depth": [1.0, 0.5], **facts},
+    ]
+    section = render(run).split("Recall from long texts")[1]
+    assert "<td>single_2</td>" in section and "0.250 ± 0.100" in section
+    heat = section[section.index('<table class="heat">') :].split("</table>")[0]
+    assert re.findall(r"<th>(\w+, \d+)</th>", heat) == ["mqar, 512", "mqar, 4096", "single_2, 1024"]
+    assert re.findall(r">(\d\.\d\d)</td>", heat) == ["1.00", "0.50", "0.00", "1.00", "0.00", "0.50"]
+    (axes,) = figures(run)["recall_heat"].axes
+    assert axes.images[0].get_array().tolist() == [[1.0, 0.5], [0.0, 1.0], [0.0, 0.5]]
+    run.evaluation["recall"] = []
+    assert "Recall from long texts" not in render(run) and "recall_heat" not in figures(run)
 
 
 def test_evaluation_has_intervals_errors_and_the_heat_map(page: str) -> None:
