@@ -1,12 +1,21 @@
 """Measure training on this machine: each preset with weight normalisation and without, beside a peer of its shape.
 
     .venv/bin/python benchmarks/training.py [--presets nemotron-flash-1b ...] [--steps 30] [--sequence-length 4096]
-                                            [--batch 8] [--output FILE]
+                                            [--batch 8] [--width W] [--checkpoint] [--deterministic] [--processes N]
+                                            [--output FILE]
 
-Every preset runs twice, each time in a process of its own: the second one's first step is what a process takes that
-finds compiled kernels. Writes benchmarks/results/training_<device>_<date>.json again after each run, so that a run
-that is cut short leaves what it has. The last line of stdout is that record. A measurement that fails is listed in it
-under `failed`, and the exit code is 1.
+Every preset (or a model's architecture.json) runs twice, each time in a process of its own: the second one's first
+step is what a process takes that finds compiled kernels. More on demand:
+
+    --width W         the first step of a process at a hidden size that the ones before did not have
+    --checkpoint      how much steps slow down while a checkpoint is written
+    --deterministic   the same steps under deterministic algorithms
+    --processes N     as many under torchrun: tokens/s of each against one alone, and the losses of the first steps
+                      against those of one process with N micro-batches
+
+Writes benchmarks/results/training_<device>_<date>.json again after each run, so that a run that is cut short leaves
+what it has. The last line of stdout is that record. A measurement that fails is listed in it under `failed`, and the
+exit code is 1.
 """
 
 import argparse
@@ -23,7 +32,8 @@ from flashslm.hardware import pick_device
 RESULTS = Path(__file__).parent / "results"
 # Preset -> the library that has its shape.
 PEERS = {"nemotron-flash-1b": "", "qwen3-0.6b": "transformers", "deltanet-1b": "fla"}
-WARM_STEPS = 1  # of the second process: its first step is what counts
+WARM_STEPS = 1  # of a process whose first step is what counts
+Result = dict[str, Any]
 
 
 class Session:
@@ -32,29 +42,62 @@ class Session:
     def __init__(self, given: argparse.Namespace, output: Path) -> None:
         self.given, self.output, self.started = given, output, time.monotonic()
         facts = Provenance(**provenance(pick_device("auto"))).model_dump(mode="json")
-        self.record: dict[str, Any] = {"subject": "training", **facts, "training": [], "failed": []}
+        self.record: Result = {"subject": "training", **facts, "training": [], "failed": []}
 
     def measure(self, preset: str) -> None:
-        """The preset's timed run, then one in a second process on the kernels that the first has left."""
+        """The preset's timed run, one in a second process on the kernels that the first has left, and what is asked."""
         peer = ["--peer", PEERS[preset]] if PEERS.get(preset) else []
-        first = self._bench(preset, self.given.steps, peer)
+        first = self._bench(preset, self.given.steps, [*peer, *(["--checkpoint"] if self.given.checkpoint else [])])
         second = self._bench(preset, WARM_STEPS, [])
         if first and second:
             own = {key: value for key, value in first.items() if key not in Provenance.model_fields}
-            self.record["training"].append(own | {"first_step_of_a_second_process_s": second["first_step_s"]})
+            self.record["training"].append(
+                own | {"first_step_of_a_second_process_s": second["first_step_s"]} | self._on_demand(preset, first)
+            )
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self.output.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
 
-    def _bench(self, preset: str, steps: int, options: list[str]) -> dict[str, Any] | None:
-        sizes = {"preset": preset, "sequence-length": self.given.sequence_length, "batch": self.given.batch}
-        arguments = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-        command = [sys.executable, "-m", "flashslm", "bench", "training", *arguments, "--steps", str(steps), *options]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        print(f"{time.monotonic() - self.started:6.1f} s  {preset}, {steps} steps", file=sys.stderr, flush=True)
-        if done.returncode:
-            self.record["failed"].append({"what": preset, "command": " ".join(command[2:]), "code": done.returncode})
+    def _on_demand(self, preset: str, alone: Result) -> Result:
+        found: Result = {}
+        if self.given.width and (other := self._bench(preset, WARM_STEPS, ["--width", str(self.given.width)])):
+            found["first_step_of_another_width_s"] = {self.given.width: other["first_step_s"]}
+        if self.given.deterministic and (other := self._bench(preset, self.given.steps, ["--deterministic"])):
+            found["deterministic"] = {key: other[key] for key in ("weight_norm_off", "weight_norm_on")}
+        if self.given.processes > 1 and (several := self._several(preset, alone)):
+            found["several_processes"] = several
+        return found
+
+    def _several(self, preset: str, alone: Result) -> Result | None:
+        number = self.given.processes
+        together = self._bench(preset, self.given.steps, [], number)
+        same_data = self._bench(preset, WARM_STEPS, ["--micro-batches", str(number)])
+        if not (together and same_data):
             return None
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        losses = together["first_losses_nats"], same_data["first_losses_nats"]
+        speeds = {name: together[name]["tokens_per_s"] for name in ("weight_norm_off", "weight_norm_on")}
+        return {
+            "processes": number,
+            "tokens_per_s_of_each": speeds,
+            "of_one_alone": {name: speed / alone[name]["tokens_per_s"] for name, speed in speeds.items()},
+            "first_losses_nats": losses[0],
+            "first_losses_of_one_nats": losses[1],
+            "largest_difference_nats": max(abs(a - b) for a, b in zip(*losses, strict=True)),
+            "peak_memory_bytes": together["peak_memory_bytes"],
+        }
+
+    def _bench(self, preset: str, steps: int, options: list[str], processes: int = 1) -> Result | None:
+        what = "model" if preset.endswith(".json") else "preset"
+        sizes = {what: preset, "sequence-length": self.given.sequence_length, "batch": self.given.batch, "steps": steps}
+        arguments = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "flashslm"]
+        command = [*start, "bench", "training", *arguments, *options]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        print(f"{time.monotonic() - self.started:6.1f} s  {' '.join(command[1:])}", file=sys.stderr, flush=True)
+        if done.returncode:
+            self.record["failed"].append({"what": preset, "command": " ".join(command[1:]), "code": done.returncode})
+            return None
+        found: Result = json.loads(done.stdout.splitlines()[-1])
         return found
 
 
@@ -64,6 +107,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--sequence-length", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--width", type=int, default=0)
+    parser.add_argument("--checkpoint", action="store_true")
+    parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     output = given.output or RESULTS / f"{result_name('training', pick_device('auto'))}.json"

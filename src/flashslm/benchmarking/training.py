@@ -7,17 +7,27 @@ from contextlib import contextmanager
 import torch
 
 from flashslm.benchmarking import memory
+from flashslm.benchmarking.checkpoint_cost import CheckpointCost, measure_checkpoint
 from flashslm.benchmarking.record import Provenance, provenance
 from flashslm.benchmarking.training_peer import Library, build_peer
-from flashslm.benchmarking.training_steps import StepSpeed, Trained, TrainingCase, peak_flops_per_s, step_times
+from flashslm.benchmarking.training_steps import (
+    StepSpeed,
+    Trained,
+    TrainingCase,
+    peak_flops_per_s,
+    random_batch,
+    step_times,
+)
 from flashslm.config import KernelsConfig, TrainingConfig
 from flashslm.models.accounting import parameters
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
+from flashslm.training.distributed import add_up_gradients, current_world, shard_model, sum_over_ranks
 from flashslm.training.runtime import gc_held, reproducible
 from flashslm.training.step import TrainStep
 
 WARM_UP_STEPS = 3
+COMPARED_STEPS = 3
 
 
 class TrainingPeerResult(StepSpeed):
@@ -29,7 +39,11 @@ class TrainingPeerResult(StepSpeed):
 
 
 class TrainingResult(Provenance):
-    """The last line of `flashslm bench training`. `weight_norm_share` is its part of a step, by the device's clock."""
+    """The last line of `flashslm bench training`. `weight_norm_share` is its part of a step, by the device's clock.
+
+    Speeds are those of one of the `processes`. `first_losses_nats` are the means over all processes and micro-batches
+    of the first steps, with weight normalisation: N processes have those of one with N micro-batches.
+    """
 
     preset: str
     operators: str
@@ -42,21 +56,31 @@ class TrainingResult(Provenance):
     steps: int
     flops_per_token: float
     peak_flops_per_s: float | None
+    processes: int
     first_step_s: float
+    first_losses_nats: list[float]
     weight_norm_off: StepSpeed
     weight_norm_on: StepSpeed
     weight_norm_share: float
     peak_memory_bytes: int
+    checkpoint: CheckpointCost | None = None
     peer: TrainingPeerResult | None = None
 
 
-def bench_training(case: TrainingCase, setting: KernelsConfig, peer: Library | None = None) -> TrainingResult:
-    """Time at least `case.steps` steps of each variant after a warm-up, then the peer. Frees what it used."""
+def bench_training(
+    case: TrainingCase, setting: KernelsConfig, peer: Library | None = None, *, checkpoint: bool = False
+) -> TrainingResult:
+    """Time at least `case.steps` steps of each variant after a warm-up, then the peer. Frees what it used.
+
+    Under torchrun every process calls it; the model is sharded over them. With `checkpoint` one is written meanwhile.
+    """
+    if peer and current_world().size > 1:
+        raise ValueError("a peer trains in one process: leave out --peer, or torchrun")
     kernels.configure(setting)
     memory.release(case.device)
     memory.reset_peak(case.device)
     with _settings(case):
-        first_step_s, off, on = _measure_ours(case)
+        first_step_s, losses, off, on, cost = _measure_ours(case, checkpoint)
     peak_bytes, decisions = memory.peak_bytes(case.device), kernels.decisions()
     memory.release(case.device)
     known = peak_flops_per_s(case)
@@ -73,28 +97,50 @@ def bench_training(case: TrainingCase, setting: KernelsConfig, peer: Library | N
         steps=case.steps,
         flops_per_token=case.flops_per_token,
         peak_flops_per_s=known,
+        processes=current_world().size,
         first_step_s=first_step_s,
+        first_losses_nats=losses,
         weight_norm_off=off,
         weight_norm_on=on,
         weight_norm_share=on.parts_ms["weight_norm"] / on.step_ms_median,
         peak_memory_bytes=peak_bytes,
+        checkpoint=cost,
         peer=_measure_peer(case, peer, off) if peer else None,
     )
 
 
-def _measure_ours(case: TrainingCase) -> tuple[float, StepSpeed, StepSpeed]:
+def _measure_ours(
+    case: TrainingCase, checkpoint: bool
+) -> tuple[float, list[float], StepSpeed, StepSpeed, CheckpointCost | None]:
     model = HybridLM.build(case.architecture, device=case.device)
+    shard_model(model)
     config = TrainingConfig(batch_size=case.batch, sequence_length=case.sequence_length)
-    step = TrainStep(model, config, case.precision, weight_norm=False)
+    step = TrainStep(model, config, case.precision, weight_norm=True)
     trained = Trained(step.loss, lambda: step.update(config.warmup_steps), step.project)
-    started = time.perf_counter()
-    step_times(case, trained, 1)
+    started, losses = time.perf_counter(), [_step_loss(case, step, 0)]
     first_step_s = time.perf_counter() - started
+    losses += [_step_loss(case, step, index) for index in range(1, COMPARED_STEPS)]
+    add_up_gradients(model, now=True)
     speeds = []
     for step.weight_norm in (False, True):
         step_times(case, trained, WARM_UP_STEPS)
         speeds.append(step_times(case, trained, case.steps))
-    return first_step_s, speeds[0], speeds[1]
+    cost = measure_checkpoint(step, lambda: _step_loss(case, step, 0), case.steps) if checkpoint else None
+    return first_step_s, losses, speeds[0], speeds[1], cost
+
+
+def _step_loss(case: TrainingCase, step: TrainStep, index: int) -> float:
+    """Run a step of several micro-batches; nats of its loss, the mean over all processes."""
+    world, total = current_world(), torch.zeros((), device=case.device)
+    for micro_batch in range(case.micro_batches):
+        add_up_gradients(step.model, now=micro_batch == case.micro_batches - 1)
+        number = (index * case.micro_batches + micro_batch) * world.size + world.rank
+        loss = step.loss(random_batch(case, number)) / case.micro_batches
+        loss.backward()
+        total += loss.detach()
+    step.update(step.config.warmup_steps)
+    step.project()
+    return sum_over_ranks(total / world.size).item()
 
 
 def _measure_peer(case: TrainingCase, library: Library, ours: StepSpeed) -> TrainingPeerResult:

@@ -21,7 +21,10 @@ PARTS = ("forward", "backward", "update", "weight_norm")
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """`batch` sequences of `sequence_length` tokens a step, all in one micro-batch. ValueError: a size is off."""
+    """`batch` sequences of `sequence_length` tokens in a micro-batch of one process. ValueError: a size is off.
+
+    A timed step has one micro-batch; the first ones, whose losses are compared, have `micro_batches`.
+    """
 
     preset: str
     architecture: Architecture
@@ -31,9 +34,10 @@ class TrainingCase:
     device: DeviceKind
     precision: Literal["float32", "bfloat16"]
     deterministic: bool = False
+    micro_batches: int = 1
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("batch", "steps")}
+        sizes = {name: getattr(self, name) for name in ("batch", "steps", "micro_batches")}
         problems = [f"{name} is {value}: at least 1" for name, value in sizes.items() if value < 1]
         room = self.architecture.max_position_embeddings - self.architecture.num_meta_tokens
         if not 8 <= self.sequence_length <= room:
@@ -43,7 +47,7 @@ class TrainingCase:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a step."""
+        """Tokens of a process' timed step."""
         return self.batch * self.sequence_length
 
     @property

@@ -92,8 +92,11 @@ def training(  # noqa: PLR0913 - one parameter an option
     preset: PresetOption = "",
     model: ModelOption = "",
     sequence_length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
-    batch: Annotated[int, typer.Option(help="Sequences of a step, in one micro-batch.")] = 8,
+    width: Annotated[int, typer.Option(help="Another hidden size for the preset's operators; 0: its own.")] = 0,
+    batch: Annotated[int, typer.Option(help="Sequences of a step, in one micro-batch of each process.")] = 8,
     steps: Annotated[int, typer.Option(help="Steps that are timed, of each variant.")] = 30,
+    micro_batches: Annotated[int, typer.Option(help="Micro-batches of each of the first steps (their losses).")] = 1,
+    checkpoint: Annotated[bool, typer.Option(help="Also time steps while a checkpoint is written.")] = False,
     peer: Annotated[
         Literal["", "transformers", "fla"], typer.Option(help="The library that trains the same shape beside ours.")
     ] = "",
@@ -103,20 +106,31 @@ def training(  # noqa: PLR0913 - one parameter an option
     kernels: KernelsOption = None,
     output: OutputOption = None,
 ) -> None:
-    """Tokens a second, parts of a step and MFU, without and with weight normalisation; the last line is JSON."""
+    """Tokens a second, parts of a step and MFU, without and with weight normalisation; the last line is JSON.
+
+    Under torchrun the processes share the model, and the first one speaks.
+    """
     from flashslm.benchmarking.training import bench_training
     from flashslm.benchmarking.training_steps import TrainingCase
     from flashslm.hardware import pick_device, pick_dtype
+    from flashslm.models.presets import at_width
     from flashslm.ops.kernels import read_setting
+    from flashslm.training.distributed import world_from_environment
 
     kind = pick_device(device)
     name, architecture = find_architecture(preset, model)
+    architecture = at_width(architecture, width) if width else architecture
     precision = pick_dtype(dtype, kind)
-    case = TrainingCase(name, architecture, sequence_length, batch, steps, kind, precision, deterministic)
-    warn_of_minutes(case)
-    result = bench_training(case, read_setting(kernels), peer or None)
-    show_training(result)
-    finish(result, output)
+    case = TrainingCase(
+        name, architecture, sequence_length, batch, steps, kind, precision, deterministic, micro_batches
+    )
+    with world_from_environment() as world:
+        if world.is_main:
+            warn_of_minutes(case)
+        result = bench_training(case, read_setting(kernels), peer or None, checkpoint=checkpoint)
+        if world.is_main:
+            show_training(result)
+            finish(result, output)
 
 
 def warn_of_minutes(case: "Case | TrainingCase") -> None:
@@ -221,6 +235,11 @@ def show_training(result: "TrainingResult") -> None:
         "peak memory": readable(result.peak_memory_bytes, "B"),
         "weight norm": f"{result.weight_norm_share:.2%} of a step",
     }
+    if result.processes > 1:
+        lines["processes"] = f"{result.processes}; speeds are those of one"
+    if cost := result.checkpoint:
+        written = f"{readable(cost.checkpoint_bytes, 'B')} in {cost.write_s:.1f} s, {cost.steps} steps meanwhile"
+        lines["checkpoint"] = f"{written}, slowed down by {cost.slow_down:.1%}; the loop stood {cost.stop_ms:.0f} ms"
     for name, text in lines.items():
         out.print(f"{name:<12}  {text}", highlight=False, markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)

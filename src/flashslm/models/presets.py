@@ -6,6 +6,8 @@ embedding are not published, and Qwen3 normalises q and k with an eps of 1e-6 wh
 and not places to load those models' weights into.
 """
 
+import math
+
 from flashslm.config import ModelConfig
 from flashslm.models.architecture import Architecture, build_architecture
 
@@ -47,6 +49,20 @@ def _deltanet() -> Architecture:
     """967M parameters in 14 blocks of DeltaNet and FFN: a shape that flash-linear-attention's DeltaNet has too."""
     sizes = ModelConfig(head_dim=128, ffn_ratio=2.625, num_meta_tokens=0)
     return build_architecture("(DF)x14", 2048, sizes, vocab_size=131_072)
+
+
+def at_width(architecture: Architecture, width: int) -> Architecture:
+    """The same operators at another hidden size: a head keeps its size, their numbers and the FFN grow with the width.
+
+    ValueError where one of these would not be whole.
+    """
+    scaled = {"hidden_size": width}
+    for name in ("num_heads", "num_kv_heads", "ffn_size"):
+        scaled[name], rest = divmod(getattr(architecture, name) * width, architecture.hidden_size)
+        if rest:
+            step = architecture.hidden_size // math.gcd(architecture.hidden_size, architecture.num_kv_heads)
+            raise ValueError(f"width {width} leaves {name} no whole number: take a multiple of {step}")
+    return Architecture.model_validate(architecture.model_dump() | scaled)
 
 
 PRESETS = {

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flashslm.infra.process.interrupts import stop_requested
 from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectMissing, ObjectStore, StoreUnavailable
-from flashslm.training.distributed import HostGroup, current_world
+from flashslm.training.distributed import HostGroup, any_rank, current_world
 from flashslm.training.state import HostCopy
 
 Row = dict[str, float]
@@ -91,6 +91,10 @@ class CheckpointStore:
             if error is None:
                 raise
             _log.warning("the last checkpoint was not stored: %s", failure)
+
+    def is_stored(self) -> bool:
+        """Whether no rank still writes the last checkpoint."""
+        return not any_rank(self._pending is not None and not self._pending[1].done())
 
     def finish(self) -> None:
         """Wait until the last checkpoint is stored; raises what kept it from that.

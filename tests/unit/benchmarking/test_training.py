@@ -1,16 +1,26 @@
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from flashslm.benchmarking import checkpoint_cost
 from flashslm.benchmarking.training import bench_training
 from flashslm.benchmarking.training_peer import build_peer
-from flashslm.benchmarking.training_steps import PARTS, TrainingCase
+from flashslm.benchmarking.training_steps import PARTS, TrainingCase, random_batch
 from flashslm.cli.app import app
-from flashslm.config import KernelsConfig, ModelConfig
+from flashslm.config import KernelsConfig, ModelConfig, TrainingConfig
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture
+from flashslm.models.hybrid import HybridLM
+from flashslm.models.presets import at_width, preset
+from flashslm.training.step import TrainStep
 
+ROOT = Path(__file__).parents[3]
 SIZES = ModelConfig(head_dim=8, kv_group=2, ffn_ratio=2, mamba_state=8, mamba_head_dim=8, num_meta_tokens=4)
 ARCHITECTURE = build_architecture("DFMFAF", 16, SIZES, 64)
 
@@ -55,3 +65,62 @@ def test_the_command_ends_with_one_json_object(tmp_path):
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["weight_norm_on"]["tokens_per_s"] > 0 and found["peer"] is None
+
+
+def test_steps_run_while_a_checkpoint_is_written(monkeypatch):
+    steps = []
+    store = checkpoint_cost._DirectoryStore.put_tree
+
+    def slowly(self, *given):
+        while len(steps) < 5:  # three before the checkpoint, two while it is written
+            time.sleep(0.01)
+        return store(self, *given)
+
+    monkeypatch.setattr(checkpoint_cost._DirectoryStore, "put_tree", slowly)
+    monkeypatch.setattr("flashslm.training.checkpoint._TRAINING_WAITS_S", 0.01)
+    model = HybridLM.build(ARCHITECTURE)
+    step = TrainStep(model, TrainingConfig(), "float32", weight_norm=True)
+    loss = step.loss(random_batch(case(), 0))
+    loss.backward()
+    step.update(100)
+
+    def seconds(run_step):
+        run_step()
+        time.sleep(0.02)
+        return 0.1 if len(steps) <= 3 else 0.2
+
+    monkeypatch.setattr(checkpoint_cost, "_seconds", seconds)
+    cost = checkpoint_cost.measure_checkpoint(step, lambda: steps.append(None), 3)
+    assert cost.steps >= 2 and cost.write_s >= cost.stop_ms * 1e-3
+    assert (cost.step_ms_without, cost.step_ms_during) == (100, 200)
+    assert cost.checkpoint_bytes > 12 * parameters(ARCHITECTURE)["total"]  # weights and two moments in fp32
+    assert cost.slow_down == pytest.approx(1 + cost.stop_ms / (100 * cost.steps))
+
+
+def test_a_width_that_leaves_part_of_a_head_is_refused():
+    flash = preset("nemotron-flash-1b")
+    other = at_width(flash, 1024)
+    assert (other.hidden_size, other.num_heads, other.num_kv_heads, other.ffn_size) == (1024, 8, 2, 3072)
+    assert (other.head_dim, other.operators) == (flash.head_dim, flash.operators)
+    with pytest.raises(ValueError, match="width 1792 leaves num_kv_heads no whole number: take a multiple of 512"):
+        at_width(flash, 1792)
+
+
+def test_the_benchmark_compares_two_processes_with_one(tmp_path):
+    """All that can be asked of it, on a model for a CPU."""
+    (tmp_path / "architecture.json").write_text(ARCHITECTURE.model_dump_json())
+    model = str(tmp_path / "architecture.json")
+    command = [sys.executable, "benchmarks/training.py", "--presets", model]
+    sizes = ["--steps", "2", "--batch", "1", "--sequence-length", "16", "--processes", "2", "--width", "32"]
+    more = ["--checkpoint", "--deterministic", "--output", str(tmp_path / "record.json")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *sizes, *more], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 0 and record["failed"] == []
+    assert record == json.loads((tmp_path / "record.json").read_text())
+    (row,) = record["training"]
+    several = row["several_processes"]
+    assert several["processes"] == 2 and several["largest_difference_nats"] < 1e-5
+    assert len(set(several["first_losses_nats"])) == len(several["first_losses_nats"]) == 3
+    assert row["first_step_of_another_width_s"]["32"] > 0 and row["deterministic"]["weight_norm_on"]["tokens_per_s"] > 0
+    assert row["checkpoint"]["checkpoint_bytes"] > 12 * row["parameters"]
