@@ -41,7 +41,7 @@ def data_stats(
     for source in sources:
         directory = dataset_directory(source, runs, home)
         numbers = {split: split_numbers(directory, split)._asdict() for split in splits(directory)}
-        found.append({"address": source, **summary(directory), "splits": numbers})
+        found.append({"name": source, **summary(directory), "splits": numbers})
     if as_json:
         print(json.dumps({"datasets": found}))
         return
@@ -129,7 +129,7 @@ def _manifest(source: str, runs: Path) -> "Manifest":
     from flashslm.infra.storage.object_store import Manifest
 
     if source.startswith("s3://"):
-        return Manifest(kind="dataset", uri=source, sha256=source.rpartition("/")[2], bytes=0)
+        return Manifest.at(source, "dataset")
     candidates = [Path(source), *(root / "artifacts" / "dataset.json" for root in (Path(source), runs / source))]
     if found := next((path for path in candidates if path.is_file()), None):
         return Manifest.read(found)

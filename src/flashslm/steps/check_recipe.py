@@ -1,9 +1,11 @@
 """check_recipe: the whole recipe before any work, since on a cluster a person may have changed it in KFP's pages."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from flashslm.config import digest
 from flashslm.config.steps import EVERY_SECTION
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.context import StepContext
 from flashslm.steps.recipe_checks import problems_before_a_run
 
@@ -14,7 +16,7 @@ def run(context: StepContext) -> dict[str, Any]:
     Raises ValueError that names every field that is wrong.
     """
     config = context.config
-    found = problems_before_a_run(config)
+    found = [*problems_before_a_run(config), *_missing_sources(context)]
     if "workers" in config.search.model_fields_set:
         found.append("search.workers: the pipeline's own parameter 'workers' says it: one text per worker")
     if found:
@@ -25,3 +27,13 @@ def run(context: StepContext) -> dict[str, Any]:
         "config_digest": digest(config.model_dump(mode="json", include=set(EVERY_SECTION))),
         "summary": f"recipe '{config.name}' is valid; pretraining runs: {len(variants)}",
     }
+
+
+def _missing_sources(context: StepContext) -> Iterator[str]:
+    """Data sets of the mixture that are not stored: pretraining, hours later, would be the first to ask for them."""
+    for index, source in enumerate(context.config.training.mixture):
+        if source.dataset and not context.store.list(context.store.index_key(Manifest.at(source.dataset, "dataset"))):
+            yield (
+                f"training.mixture[{index}].dataset: '{source.dataset}' ({source.name}) is not in the store: give the "
+                "uri in artifacts/dataset.json of the run that prepared it"
+            )

@@ -46,8 +46,7 @@ def _mixed(source: MixtureSource, own: Path, fetch: Fetch) -> Path:
     """The directory of a mixture's source."""
     if not source.dataset:
         return own
-    tree = Manifest(kind="dataset", uri=source.dataset, sha256=source.dataset.rpartition("/")[2], bytes=0)
-    directory = fetch(tree)
+    directory = fetch(Manifest.at(source.dataset, "dataset"))
     if _bytes(directory / _TOKENIZER) != _bytes(own / _TOKENIZER):
         raise ValueError(
             f"training.mixture: the tokens of '{source.name}' ({source.dataset}) are of another tokenizer than those "

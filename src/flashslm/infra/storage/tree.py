@@ -45,6 +45,11 @@ class Manifest(BaseModel):
         return file
 
     @classmethod
+    def at(cls, uri: str, kind: str) -> "Manifest":
+        """The tree at an address, s3://BUCKET/cas/AB/SHA256; its size is not known (0)."""
+        return cls(kind=kind, uri=uri, sha256=uri.rpartition("/")[2], bytes=0)
+
+    @classmethod
     def read(cls, path: str | Path) -> "Manifest":
         """The manifest of an artifact's file."""
         return ArtifactFile.model_validate_json(Path(path).read_bytes()).manifest
