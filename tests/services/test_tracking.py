@@ -231,7 +231,7 @@ def kill_mlflow(home: Path) -> None:
 
 
 def loss_at(step: int) -> spool.Entry:
-    return spool.Entry(metrics=[spool.Point("loss", 1.0, 1, step)])
+    return spool.Entry(metrics=[spool.MetricPoint("loss", 1.0, 1, step)])
 
 
 def test_a_run_deleted_meanwhile_does_not_block_the_spool(platform_env, caplog):

@@ -4,6 +4,7 @@ from typing import Any
 
 from flashslm.data.loader import TokenLoader
 from flashslm.export.huggingface import export_huggingface
+from flashslm.export.mlflow_model import write_mlflow_model
 from flashslm.export.parity import check_parity
 from flashslm.export.tensorrt_llm import export_tensorrt_llm
 from flashslm.export.verify import verify_export
@@ -27,7 +28,8 @@ MEASURED = (
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `exported`: huggingface/, tensorrt_llm/, export.json. Fails if the reload's logits differ.
+    """Outputs `exported`: huggingface/, tensorrt_llm/, export.json, and what MLflow needs to load it. Fails if the
+    reload's logits differ.
 
     Without a latency table the predicted latency is left out.
     """
@@ -56,6 +58,7 @@ def run(context: StepContext) -> dict[str, Any]:
             directory / "export.json",
             {k: v for k, v in facts.items() if k not in MEASURED and not k.startswith("latency_")},
         )
+        write_mlflow_model(directory)
         context.publish("exported", directory, facts)
     return {
         **{k: v for k, v in facts.items() if isinstance(v, int | float)},

@@ -18,6 +18,7 @@ from flashslm.data.prepare import prepare_dataset
 from flashslm.export.files import INDEX_FILE, link_or_copy, weight_files
 from flashslm.export.hf_config import export_problems
 from flashslm.export.importing import load_export
+from flashslm.export.mlflow_model import write_mlflow_model
 from flashslm.export.model_code import foreign_code, own_code
 from flashslm.export.serving import RECIPE_FILE
 from flashslm.export.tokenizer import TOKENIZER_FILES, write_tokenizer
@@ -132,6 +133,7 @@ def _gather(directory: Path, tree: Path, foreign_allowed: bool) -> Path:
                 raise ValueError(f"'{file}' is a link or no file: register a copy of the directory (`cp -rL`)")
             (target / file.relative_to(directory)).parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(file, target / file.relative_to(directory))
+    write_mlflow_model(tree)
     return tree
 
 

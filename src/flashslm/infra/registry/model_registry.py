@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
-from flashslm.infra.registry import champion_record, long_tags
+from flashslm.infra.registry import champion_record, long_tags, version_text
 from flashslm.infra.registry.champion_record import ChampionRecord
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.lease import hold
@@ -91,16 +91,17 @@ def register(
     store, client = ObjectStore(settings), TrackingClient(settings)
     store.verify_tree(manifest)
     _ensure_model(client, name)
-    every = dict(tags or {}) | _tagged(_FACT_PREFIX, facts) | {_MANIFEST_TAG: manifest.model_dump_json()}
+    every = dict(tags or {}) | version_text.tagged(_FACT_PREFIX, facts) | {_MANIFEST_TAG: manifest.model_dump_json()}
     if lineage:
-        every |= _tagged(_LINEAGE_PREFIX, lineage.model_dump(mode="json"))
+        every |= version_text.tagged(_LINEAGE_PREFIX, lineage.model_dump(mode="json"))
+    described = version_text.description(manifest, facts, lineage.commit if lineage else "")
     every = {key: long_tags.within_bounds(store, value) for key, value in every.items()}
     with hold(store, _lease_key(name)) as lease:
         same = [v for v in list_versions(settings, name) if v.manifest.sha256 == manifest.sha256]
         imported = lineage is not None and lineage.source == IMPORTED
         known = [v for v in same if v.run_id == run_id or (imported and v.lineage.source == IMPORTED)]
         lease.check()
-        version = known[0].version if known else _create(client, name, manifest, run_id, every)
+        version = known[0].version if known else _create(client, name, manifest, run_id, every, described)
         if not known or CHAMPION not in known[0].aliases:
             _set_alias(client, name, CHALLENGER, version)
     return version
@@ -314,23 +315,17 @@ def record_hook(settings: Settings, name: str, version: str, outcome: str) -> No
 
 def _ensure_model(client: TrackingClient, name: str) -> None:
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=version_text.MODEL)
     except MlflowError as error:
         if error.code != "RESOURCE_ALREADY_EXISTS":
             raise
 
 
-def _create(client: TrackingClient, name: str, manifest: Manifest, run_id: str, tags: dict[str, str]) -> str:
-    made = client.create_model_version(name, manifest.uri, run_id, tags, await_creation_for=0)
+def _create(
+    client: TrackingClient, name: str, manifest: Manifest, run_id: str, tags: dict[str, str], description: str
+) -> str:
+    made = client.create_model_version(name, manifest.uri, run_id, tags, description=description, await_creation_for=0)
     return str(made.version)
-
-
-def _tagged(prefix: str, values: dict[str, Any]) -> dict[str, str]:
-    return {prefix + key: json.dumps(value) for key, value in values.items()}
-
-
-def _untagged(prefix: str, tags: dict[str, str]) -> dict[str, Any]:
-    return {key.removeprefix(prefix): json.loads(tags.pop(key)) for key in list(tags) if key.startswith(prefix)}
 
 
 def _parse(entry: Any, store: ObjectStore) -> ModelVersion:
@@ -343,8 +338,8 @@ def _parse(entry: Any, store: ObjectStore) -> ModelVersion:
         aliases=[],
         uri=entry.source,
         manifest=Manifest.model_validate_json(tags.pop(_MANIFEST_TAG)),
-        facts=_untagged(_FACT_PREFIX, tags),
-        lineage=Lineage.model_validate(_untagged(_LINEAGE_PREFIX, tags)),
+        facts=version_text.untagged(_FACT_PREFIX, tags),
+        lineage=Lineage.model_validate(version_text.untagged(_LINEAGE_PREFIX, tags)),
         hook=tags.pop(_HOOK_TAG, ""),
         tags=tags,
     )

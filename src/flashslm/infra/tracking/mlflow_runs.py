@@ -28,7 +28,7 @@ from flashslm.infra.settings import Settings
 from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
 from flashslm.infra.tracking import spool
 from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable, TrackingClient
-from flashslm.infra.tracking.spool import Entry, Point, RunRef
+from flashslm.infra.tracking.spool import Entry, MetricPoint, RunRef
 from flashslm.infra.tracking.system_metrics import SystemMetrics
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -64,7 +64,7 @@ class TrackedRun:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics of a step."""
         now_ms = int(time.time() * 1000)
-        self._note(Entry(metrics=[Point(key, float(value), now_ms, step) for key, value in metrics.items()]))
+        self._note(Entry(metrics=[MetricPoint(key, float(value), now_ms, step) for key, value in metrics.items()]))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters as `cfg.<name>`; nested mappings become dotted names."""

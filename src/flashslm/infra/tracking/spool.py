@@ -56,7 +56,7 @@ class RunRef(BaseModel):
         return str(run.info.run_id)
 
 
-class Point(NamedTuple):
+class MetricPoint(NamedTuple):
     """One value of a metric."""
 
     key: str
@@ -70,7 +70,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(ser_json_inf_nan="strings", extra="forbid")
 
-    metrics: list[Point] = []
+    metrics: list[MetricPoint] = []
     params: dict[str, str] = {}
     tags: dict[str, str] = {}
     dataset: tuple[str, str, str] | None = None

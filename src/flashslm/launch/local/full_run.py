@@ -136,13 +136,7 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
         run_records.finish(run_dir, {"state": "CANCELLED"})
         raise
     finally:
-        _send_what_waits(settings, home)
-        if outcome:
-            with suppress(MlflowError):
-                parent_run.add_cached_steps(settings, parent, outcome.local.steps)
-        mlflow_runs.finish_run(settings, parent, status)
-        with suppress(MlflowUnavailable):
-            mlflow_runs.sweep(settings)  # an attempt that was killed could not end its own run
+        _finish_in_mlflow(settings, home, parent, status, outcome)
     run_records.finish(run_dir, outcome.facts())
     if outcome.state == "SUCCESS":
         point_latest(runs, run_dir)
@@ -158,6 +152,17 @@ def _deliver_pending(settings: Settings, config: RunConfig, secrets: dict[str, s
         outcome = deliver_pending(settings, gate.model_name, gate.promotion_hook, os.environ | secrets)
         if outcome:
             console.print(f"hook of an earlier promotion: {outcome}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _finish_in_mlflow(
+    settings: Settings, home: Path, parent: str, status: mlflow_runs.Status, outcome: RunOutcome | None
+) -> None:
+    _send_what_waits(settings, home)
+    with suppress(MlflowError):
+        parent_run.add_cached_steps(settings, parent, outcome.local.steps if outcome else [])
+    mlflow_runs.finish_run(settings, parent, status)
+    with suppress(MlflowUnavailable):
+        mlflow_runs.sweep(settings)  # an attempt that was killed could not end its own run
 
 
 def _send_what_waits(settings: Settings, home: Path) -> None:
