@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shared:
+class PieceSettings:
     """What all pieces have in common. `forbidden` are the sorted hashes of runs of words that no document may hold."""
 
     config: DataConfig
@@ -59,7 +59,7 @@ class PieceSummary(BaseModel):
 
 
 def prepare_piece(
-    shared: Shared,
+    shared: PieceSettings,
     documents: Iterable[Document],
     bad_rows: BadRows,
     directory: Path,
@@ -80,7 +80,7 @@ def prepare_piece(
 
 
 class _PieceWriter:
-    def __init__(self, shared: Shared, directory: Path):
+    def __init__(self, shared: PieceSettings, directory: Path):
         self._shared, self._config, self._tokenizer = shared, shared.config, shared.tokenizer
         self._directory, self._encoder = directory, TextEncoder(shared.tokenizer)
         self._splits: dict[str, ShardWriter] = {}

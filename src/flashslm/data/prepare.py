@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from flashslm.data.contamination import forbidden_ngrams
 from flashslm.data.documents import SPLITS
 from flashslm.data.file_formats import Document
 from flashslm.data.merge import PieceFiles, merge_pieces
-from flashslm.data.pieces import Shared, prepare_piece
+from flashslm.data.pieces import PieceSettings, prepare_piece
 from flashslm.data.plan import Piece, plan_pieces, read_piece
 from flashslm.data.sample import sample_texts
 from flashslm.data.summary import DatasetSummary
@@ -48,11 +48,10 @@ def prepare_dataset(
         shutil.rmtree(directory / name, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".pieces-", dir=directory) as scratch:
         tokenizer = Path(scratch) / "tokenizer"
-        pieces = (Piece(),) if documents is not None else plan_pieces(config, s3_client)
-        end_id = make_tokenizer(config, pieces, seed, tokenizer, s3_client)
+        pieces, end_id = plan_with_tokenizer(config, seed, tokenizer, s3_client, is_given=documents is not None)
         on_progress(f"tokenizer ready, {len(pieces)} piece(s) of text")
         forbidden = forbidden_ngrams(config.decontaminate_against, s3_client)
-        shared = Shared(config, read_tokenizer(tokenizer), end_id, forbidden)
+        shared = PieceSettings(config, read_tokenizer(tokenizer), end_id, forbidden)
         files = [PieceFiles(Path(scratch) / str(piece.number)) for piece in pieces]
         for piece, made in zip(pieces, files, strict=True):
             bad = bad_rows or BadRows(config.max_bad_rows_fraction)
@@ -64,11 +63,17 @@ def prepare_dataset(
     return merged.summary
 
 
-def make_tokenizer(
-    config: DataConfig, pieces: Sequence[Piece], seed: int, directory: Path, s3_client: Any = None
-) -> int:
-    """Write the tokenizer of all pieces, trained on a fair sample of them or copied; returns its end-of-document id."""
+def plan_with_tokenizer(
+    config: DataConfig, seed: int, directory: Path, s3_client: Any = None, *, is_given: bool = False
+) -> tuple[tuple[Piece, ...], int]:
+    """The pieces of the source, and the end-of-document id of their tokenizer, which is written to `directory`.
+
+    It is copied, before the source is looked at, or trained on a fair sample of the pieces. A text that `is_given` is
+    one piece, whose tokenizer exists.
+    """
     if config.tokenizer != "train":
-        return copy_tokenizer(config.tokenizer, directory, config.tokenizer_revision)[1]
+        end_id = copy_tokenizer(config.tokenizer, directory, config.tokenizer_revision)[1]
+        return (Piece(),) if is_given else plan_pieces(config, s3_client), end_id
+    pieces = plan_pieces(config, s3_client)
     save_tokenizer(train_tokenizer(sample_texts(config, pieces, seed, s3_client), config.vocab_size), directory)
-    return 0
+    return pieces, 0

@@ -3,8 +3,8 @@
 from typing import Any
 
 from flashslm.data.contamination import FORBIDDEN_FILE, forbidden_ngrams
-from flashslm.data.plan import PLAN_FILE, DataPlan, plan_pieces
-from flashslm.data.prepare import make_tokenizer
+from flashslm.data.plan import PLAN_FILE, DataPlan
+from flashslm.data.prepare import plan_with_tokenizer
 from flashslm.infra.storage.object_store import hash_tree, tree_digest
 from flashslm.steps.context import StepContext
 
@@ -12,10 +12,9 @@ from flashslm.steps.context import StepContext
 def run(context: StepContext) -> dict[str, Any]:
     """Outputs `plan`: plan.json, tokenizer/, and the runs of words that no document may hold."""
     config, client = context.config, context.store.client
-    pieces = plan_pieces(config.data, client)
     with context.scratch() as directory:
         tokenizer = directory / "tokenizer"
-        end_id = make_tokenizer(config.data, pieces, config.seed, tokenizer, client)
+        pieces, end_id = plan_with_tokenizer(config.data, config.seed, tokenizer, client)
         forbidden = forbidden_ngrams(config.data.decontaminate_against, client)
         (directory / FORBIDDEN_FILE).write_bytes(forbidden.astype("<u8").tobytes())
         plan = DataPlan(pieces=pieces, end_of_document_id=end_id, shared_sha256=tree_digest(hash_tree(directory)))

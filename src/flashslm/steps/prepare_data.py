@@ -7,7 +7,7 @@ import numpy as np
 
 from flashslm.data.bad_rows import BadRows
 from flashslm.data.contamination import FORBIDDEN_FILE
-from flashslm.data.pieces import Shared, prepare_piece
+from flashslm.data.pieces import PieceSettings, prepare_piece
 from flashslm.data.plan import PLAN_FILE, DataPlan, Piece, read_piece
 from flashslm.data.tokenizer import read_tokenizer
 from flashslm.infra.storage.object_store import Manifest
@@ -55,7 +55,7 @@ def _prepare(context: StepContext, plan: DataPlan, planned: Path, piece: Piece, 
     with context.scratch() as directory:
         bad_rows, tokenizer = BadRows(config.data.max_bad_rows_fraction), read_tokenizer(planned / "tokenizer")
         forbidden = np.fromfile(planned / FORBIDDEN_FILE, dtype="<u8").astype(np.uint64)
-        shared = Shared(config.data, tokenizer, plan.end_of_document_id, forbidden)
+        shared = PieceSettings(config.data, tokenizer, plan.end_of_document_id, forbidden)
         text = read_piece(config.data, piece, config.seed, bad_rows, context.store.client)
         prepare_piece(shared, text, bad_rows, directory / KIND, say)
         manifest = context.store.put_tree(directory / KIND, KIND)

@@ -107,5 +107,9 @@ def test_too_little_new_text_waits(changes: dict[str, int], expected: str) -> No
             "retraining": {"min_new_bytes": 1000},
         }
     )
-    values = dict.fromkeys(DatasetSummary.model_fields, 1000) | {"source": "x", "documents": 3} | changes
+    values = (
+        dict.fromkeys(DatasetSummary.model_fields, 1000)
+        | {"source": "x", "documents": 3, "bad_row_samples": ()}
+        | changes
+    )
     assert too_little(DatasetSummary.model_validate(values), config) == expected
