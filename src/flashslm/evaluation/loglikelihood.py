@@ -21,7 +21,7 @@ class Pair(NamedTuple):
 
 
 @dataclass
-class Shared:
+class SharedContext:
     """Rows that begin with the same `prefix`: the rest of each, and the runs of `Targets` that are scored in it."""
 
     prefix: tuple[int, ...]
@@ -47,7 +47,7 @@ def log_likelihoods(
     return results
 
 
-def _shared(pairs: Sequence[Pair], max_length: int) -> list[Shared]:
+def _shared(pairs: Sequence[Pair], max_length: int) -> list[SharedContext]:
     """A context that stands before one continuation alone is no prefix: it would be read in two steps for nothing."""
     by_context: dict[tuple[int, ...], list[tuple[int, list[int]]]] = defaultdict(list)
     for owner, (context, continuation) in enumerate(pairs):
@@ -59,19 +59,19 @@ def _shared(pairs: Sequence[Pair], max_length: int) -> list[Shared]:
     return [_group(context, members) for context, members in by_context.items()]
 
 
-def _group(context: tuple[int, ...], members: list[tuple[int, list[int]]]) -> Shared:
+def _group(context: tuple[int, ...], members: list[tuple[int, list[int]]]) -> SharedContext:
     inputs = {tuple(continuation[:-1]) for _, continuation in members}
     cut = (len(context) - 1) // ALIGNMENT * ALIGNMENT if len(inputs) > 1 else 0
-    group = Shared(context[:cut])
+    group = SharedContext(context[:cut])
     for owner, continuation in members:
         row = (*context[cut:], *continuation[:-1])
         group.rows[row].append((owner, len(context) - cut - 1, continuation))
     return group
 
 
-def _batches(groups: list[Shared], batch_tokens: int) -> Iterator[list[Shared]]:
+def _batches(groups: list[SharedContext], batch_tokens: int) -> Iterator[list[SharedContext]]:
     """Groups whose prefixes have one length, as many as the budget takes, padding counted; long ones first."""
-    batch: list[Shared] = []
+    batch: list[SharedContext] = []
     rows = longest = 0
     for group in sorted(groups, key=lambda g: (-len(g.prefix), -g.longest)):
         rows, longest = rows + len(group.rows), max(longest, group.longest)
@@ -84,7 +84,7 @@ def _batches(groups: list[Shared], batch_tokens: int) -> Iterator[list[Shared]]:
         yield batch
 
 
-def _score(scorer: Scorer, batch: list[Shared]) -> tuple[list[int], list[tuple[float, bool]]]:
+def _score(scorer: Scorer, batch: list[SharedContext]) -> tuple[list[int], list[tuple[float, bool]]]:
     context = None
     if batch[0].prefix:
         index = [number for number, group in enumerate(batch) for _ in group.rows]

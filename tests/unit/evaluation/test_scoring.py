@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flashslm.evaluation import loglikelihood
-from flashslm.evaluation.loglikelihood import Pair, Shared, log_likelihoods
+from flashslm.evaluation.loglikelihood import Pair, SharedContext, log_likelihoods
 from flashslm.evaluation.scoring import CHUNK_LOGITS, Scorer, Targets, right_padded
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
@@ -96,7 +96,7 @@ def test_a_context_that_four_share_is_read_once(every_operator: HybridLM, monkey
 
 def test_batches_hold_their_budget_and_one_length_of_prefix() -> None:
     groups = [
-        Shared(tuple([0] * prefix), {tuple([i] * tail): [] for i in range(rows)})
+        SharedContext(tuple([0] * prefix), {tuple([i] * tail): [] for i in range(rows)})
         for prefix, tail, rows in ((0, 9, 1), (0, 3, 1), (16, 5, 4), (16, 9, 2), (32, 1, 2), (0, 50, 1))
     ]
     batches = list(loglikelihood._batches(groups, 70))

@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from flashslm.config import RunConfig
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
-from flashslm.steps.evaluate import for_evaluation, precision
+from flashslm.steps.evaluate import evaluate_model, for_evaluation, precision
+from tests.unit.data.corpora import make_texts, prepare
 from tests.unit.training.tiny import SIZES, VOCAB
 
 
@@ -24,3 +27,28 @@ def test_an_export_in_bf16_is_evaluated_in_fp32_on_a_cpu() -> None:
     assert not ready.training
     for name, parameter in ready.named_parameters():
         assert parameter.dtype == torch.float32 and torch.equal(parameter, values[name])
+
+
+def test_an_evaluation_has_every_recall_task_at_every_length(tmp_path: Path) -> None:
+    prepare(tmp_path / "d", make_texts(60))
+    architecture = build_architecture("DFMFAF", 32, SIZES, 300)
+    evaluation = {
+        "sequence_length": 32,
+        "max_tokens": 200,
+        "needle_lengths": [40],
+        "needle_samples": 2,
+        "recall_tasks": ["single_1", "single_2", "single_3", "mqar"],
+        "recall_lengths": [512, 530],
+        "recall_samples": 3,
+    }
+    recipe = RunConfig.model_validate({"name": "x", "evaluation": evaluation})
+    found = evaluate_model(HybridLM.build(architecture, seed=0).eval(), tmp_path / "d", recipe)
+    rows = found.results["recall"]
+    assert [(row["task"], row["length"]) for row in rows] == [
+        (task, length) for task in evaluation["recall_tasks"] for length in (512, 530)
+    ]
+    for row in rows:
+        name = f"test/recall_{row['task']}_accuracy_{row['length']}"
+        assert found.results[name] == row["accuracy"] == found.items[name].value
+        assert len(row["by_depth"]) == (8 if row["task"] == "mqar" else 3)
+    assert found.results["dtype"] == "float32"
