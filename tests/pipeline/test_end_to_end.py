@@ -226,7 +226,9 @@ def test_mlflow_shows_parent_steps_and_trials(settings: Settings, runs: dict[str
     parents = {r.data.tags["flashslm.run_id"]: r for r in found if "mlflow.parentRunId" not in r.data.tags}
     parent = parents[runs["promoted"]["run_id"]]
     assert parent.info.status == "FINISHED" and re.fullmatch(r"smoke \d\d:\d\d · \w+( w64)?", parent.info.run_name)
-    assert "cfg.training.steps" in parent.data.params and len(parent.data.params) < 60, "what differs from the defaults"
+    assert "cfg.training.steps" in parent.data.params and len(parent.data.params) < 100, (
+        "what differs from the defaults"
+    )
     assert "promote" in parent.data.tags["mlflow.note.content"]
     assert {"config.yaml", "report.html"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
     cached = [r for r in found if r.data.tags.get("cached") == "true"]

@@ -47,13 +47,18 @@ def test_a_run_says_who_what_and_what_came_of_it(
     assert begun.data.tags["mlflow.user"] and begun.data.tags["mlflow.source.name"] == "flashslm"
     assert begun.data.params == {"cfg.training.steps": "77", "cfg.gate.model_name": "team-model"}
     assert [file.path for file in client.list_artifacts(run_id)] == ["config.yaml"]
-    figures = {"operators": "AFAF", "width": 64, "test/perplexity": 12.5, "latency_ms": 1.25}
+    figures = {"operators": "AFAF", "width": 64, "test/perplexity": 12.5, "parameters": 1234567}
     parent_run.describe(settings, run_id, recipe, run_dir, "promote", figures)
     mlflow_runs.finish_run(settings, run_id, "FINISHED")
     ended = client.get_run(run_id)
     assert ended.info.run_name == f"{recipe.name} 23:41 · AFAF w64"
     note = ended.data.tags["mlflow.note.content"]
-    assert "**promote**" in note and "test/perplexity: 12.5" in note and "models list --name team-model" in note
+    assert (
+        "**promote**" in note
+        and "test/perplexity: 12.5" in note
+        and "parameters: 1,234,567" in note
+        and "models list --name team-model" in note
+    )
 
 
 def test_an_experiment_that_the_environment_names_stays(platform_env: Settings, recipe: RunConfig) -> None:

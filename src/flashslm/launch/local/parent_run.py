@@ -38,7 +38,7 @@ def describe(
 ) -> None:
     """Once the run has a result: its name ends with the architecture, its description says what came out."""
     lines = [f"**{decision}** · run `{run_dir.name}` of recipe `{config.name}`", ""]
-    lines += [f"- {name}: {figures[name]:,.5g}" for name in _FIGURES if name in figures]
+    lines += [f"- {name}: {_shown(figures[name])}" for name in _FIGURES if name in figures]
     if "operators" in figures:
         lines.append(f"- operators: {figures['operators']}")
     lines += ["", f"Report: artifact `report.html`, or `{run_dir}/report.html`. Recipe: artifact `config.yaml`.", ""]
@@ -68,6 +68,10 @@ def _origin(client: TrackingClient, step: StepRecord) -> Iterator[tuple[str, str
         yield "cached.origin", worked[0].info.run_id
         note = f"From the cache: the work was done by run `{worked[0].info.run_id}`. {step.summary}"
         yield NOTE_TAG, note
+
+
+def _shown(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
 
 
 def _clock(run_dir: Path) -> str:
