@@ -73,4 +73,4 @@ def metric_steps(settings: Settings, name: str) -> list[int]:
     api = TrackingClient(settings)
     run = api.find_runs(f"attributes.run_name = '{name}'")[0].info.run_id
     history = api.get_metric_history(run, "train/loss_nats")
-    return sorted({int(point["step"]) for point in history})
+    return sorted({int(point.step) for point in history})
