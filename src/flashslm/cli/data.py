@@ -75,7 +75,7 @@ def data_sample(
         return
     for document in found:
         head = f"document {document.number:,}: {document.tokens:,} tokens, {document.bytes:,} bytes"
-        _show_piece(head, document.text)
+        _show_part(head, document.text)
 
 
 @data_app.command("tokens")
@@ -98,12 +98,12 @@ def data_tokens(  # noqa: PLR0913 - one parameter an option
     loader = TokenLoader(directory, split, sequence_length, batch_size, seed)
     rows = windows(loader, tokenizer_of(directory), step)
     if as_json:
-        print(json.dumps({"rows": [[piece._asdict() for piece in row] for row in rows]}))
+        print(json.dumps({"rows": [[part._asdict() for part in row] for row in rows]}))
         return
     for number, row in enumerate(rows):
-        for piece in row:
-            where = "begins" if piece.begins else "continues"
-            _show_piece(f"row {number}, document {piece.document:,} {where}, {piece.tokens:,} tokens", piece.text)
+        for part in row:
+            where = "begins" if part.begins else "continues"
+            _show_part(f"row {number}, document {part.document:,} {where}, {part.tokens:,} tokens", part.text)
 
 
 def dataset_directory(source: str, runs: Path, home: Path, split: str = "") -> Path:
@@ -139,7 +139,7 @@ def _manifest(source: str, runs: Path) -> "Manifest":
     )
 
 
-def _show_piece(head: str, text: str) -> None:
+def _show_part(head: str, text: str) -> None:
     out = Console()
     out.print(f"── {head}", style="bold", highlight=False, markup=False)
     out.print(text, highlight=False, markup=False, soft_wrap=True)

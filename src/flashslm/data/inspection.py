@@ -35,7 +35,7 @@ class SampledDocument(NamedTuple):
     text: str
 
 
-class Piece(NamedTuple):
+class DocumentPart(NamedTuple):
     """What one window holds of one document. `begins` where its first token is there."""
 
     document: int
@@ -87,11 +87,13 @@ def sample_documents(directory: Path, split: str, count: int, seed: int) -> Iter
         yield SampledDocument(number, tokens, int(sizes[number]), text)
 
 
-def windows(loader: TokenLoader, tokenizer: Tokenizer, step: int) -> list[list[Piece]]:
-    """The rows of the loader's batch `step`, each in the pieces of documents that it is made of."""
+def windows(loader: TokenLoader, tokenizer: Tokenizer, step: int) -> list[list[DocumentPart]]:
+    """The rows of the loader's batch `step`, each in the parts of documents that it is made of."""
     batch = loader.batch(step)
     rows = zip(batch.tokens_BT.numpy(), batch.documents_BT.numpy(), strict=True)
-    return [list(_pieces(tokens, documents, loader.end_of_document_id, tokenizer)) for tokens, documents in rows]
+    return [
+        list(_document_parts(tokens, documents, loader.end_of_document_id, tokenizer)) for tokens, documents in rows
+    ]
 
 
 def tokenizer_of(directory: Path) -> Tokenizer:
@@ -99,9 +101,9 @@ def tokenizer_of(directory: Path) -> Tokenizer:
     return Tokenizer.from_file(str(directory / "tokenizer" / "tokenizer.json"))
 
 
-def _pieces(tokens: Any, documents: Any, end_id: int, tokenizer: Tokenizer) -> Iterator[Piece]:
+def _document_parts(tokens: Any, documents: Any, end_id: int, tokenizer: Tokenizer) -> Iterator[DocumentPart]:
     borders = np.flatnonzero(np.diff(documents)) + 1
     for ids, numbers in zip(np.split(tokens, borders), np.split(documents, borders), strict=True):
         begins = bool(ids[0] == end_id)  # the end of the document before is this one's beginning
         text = tokenizer.decode(ids[int(begins) :].tolist(), skip_special_tokens=False)
-        yield Piece(int(numbers[0]), begins, len(ids), text)
+        yield DocumentPart(int(numbers[0]), begins, len(ids), text)
