@@ -101,4 +101,4 @@ def test_a_cluster_gets_them_unless_the_recipe_names_others() -> None:
     containers = [executor["container"] for executor in package.spec["deploymentSpec"]["executors"].values()]
     found = {step_of(container): container["image"] for container in containers}
     assert found.pop("gate") == "own@sha256:1"
-    assert found == {step: images.image_of(step) for step in found} and len(found) == 13
+    assert found == {step: images.image_of(step) for step in found} and len(found) == 15

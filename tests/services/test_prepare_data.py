@@ -92,18 +92,16 @@ def test_a_killed_worker_goes_on_and_the_result_is_the_same_to_the_bit(text: Pat
     directory, config, draw = tmp_path / "killed", recipe(text), random.Random(0)
     directory.mkdir()
     run_step(**call("plan_data", config, directory, "plan"))
-    began, arguments = time.monotonic(), call("prepare_data", config, directory, "pieces-0", worker="0")
-    kills, window_s = 0, 8.0
-    while not (directory / "pieces-0.json").exists():
-        assert time.monotonic() - began < 300, "it does not go on"
-        process = subprocess.Popen([sys.executable, "-c", STEP, json.dumps(arguments)], stderr=subprocess.DEVNULL)
-        try:
-            process.wait(draw.uniform(0.0, window_s))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills, window_s = kills + 1, window_s + 1.0
-    assert kills >= 1
+    arguments = call("prepare_data", config, directory, "pieces-0", worker="0")
+    command = [sys.executable, "-c", STEP, json.dumps(arguments)]
+    for kill_after_pieces in (3, 7, 11):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert any(f" {kill_after_pieces} of 12 pieces" in line for line in process.stderr)
+        time.sleep(draw.uniform(0.0, 0.05))  # somewhere in the next piece
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL and not (directory / "pieces-0.json").exists()
+    again = run_step(**arguments)
+    assert again["pieces"] == 12 and not again["summary"].endswith(", 0 of them made before")
     assert merge(config, directory).sha256 == expected.sha256
 
 

@@ -8,9 +8,9 @@ one of them among its attributes.
 
 Not on the walk are files whose functions look at the section and keep it to themselves, such as those that check the
 recipe, keep secrets out of it, log its values or build the optimizer, and the CARRIERS, which know nothing of this
-section: the parser of YAML, the base class of sections and the store of long texts hand on what they get, as a library
-would. All of them are
-counted too, so that nothing is moved out of sight.
+section: the parser of YAML, the base class of sections, the store of long texts, and the reader and the format of
+artifact files, which carry sections by name, hand on what they get, as a library would. All of them are counted too, so
+that nothing is moved out of sight.
 
 By this measure the walk had 11 files when Order and TrainingJob handed
 each other's fields on. A count by hand that also took in what the trainer calls had come to 26.
@@ -39,9 +39,15 @@ from tests.unit.training import tiny
 
 pytestmark = pytest.mark.services
 PACKAGE = Path(flashslm.__file__).parent
-CARRIERS = {"config/recipe_text.py", "config/section.py", "infra/storage/long_sections.py"}
+CARRIERS = {
+    "config/recipe_text.py",
+    "config/section.py",
+    "infra/storage/long_sections.py",
+    "infra/storage/tree.py",
+    "steps/inputs.py",
+}
 WALK_LIMIT = 8
-SEEN_LIMIT = 20
+SEEN_LIMIT = 23
 
 
 class FirstStep(BaseException):

@@ -88,7 +88,7 @@ def test_bf16_is_near_fp32(make_architecture, tokens_BT):
 
 def test_weight_norm_axes_name_every_matrix_on_the_stream(make_architecture):
     model = HybridLM.build(make_architecture(operators="AMDFGLW", qk_norm=True))
-    assert model.weight_norm_axes() == {
+    assert {name: vectors.axis for name, vectors in model.unit_vectors({}).items()} == {
         "embedding.weight": 1,
         "layers.0.mixer.q_proj.weight": 1,
         "layers.0.mixer.k_proj.weight": 1,
@@ -133,7 +133,7 @@ def test_normalised_vectors_have_the_hidden_size(operator, make_architecture):
     sizes = {"hidden_size": 24, "num_heads": 2, "num_kv_heads": 1, "head_dim": 20, "mamba_state": 5}
     architecture = make_architecture(operators=operator, **sizes)
     model = HybridLM.build(architecture)
-    axes, named = model.weight_norm_axes(), dict(model.named_parameters())
-    assert all(named[name].shape[axis] == 24 for name, axis in axes.items())
+    axes, named = model.unit_vectors({}), dict(model.named_parameters())
+    assert all(named[name].shape[vectors.axis] == 24 for name, vectors in axes.items())
     left_out = {name for name, p in named.items() if p.dim() == 2} - set(axes)
     assert all(name == "meta_tokens" or "conv" in name or "decay_up" in name for name in left_out)
