@@ -167,7 +167,7 @@ def test_every_step_succeeds(finished: Run) -> None:
     assert finished.exit_code == 0, finished.log[-4000:]
     ends = finished.events("task_end")
     assert {end["step"] for end in ends} == finished.steps and {end["state"] for end in ends} == {"SUCCESS"}
-    assert len(finished.events("task_attempt")) == len(ends) == 15  # two search workers, two trainings
+    assert len(finished.events("task_attempt")) == len(ends) == 17  # two search workers, two trainings
     assert not finished.events("task_exit")
 
 
@@ -186,7 +186,7 @@ def test_a_failing_step_fails_with_its_code(pipeline: Callable[..., Run]) -> Non
     run = pipeline(FLASHSLM_BUCKET="no-such-bucket")
     assert run.exit_code == 1
     (exit_,) = run.events("task_exit")
-    assert (exit_["step"], exit_["summary"]) == ("prepare_data", "exit code 1")
+    assert (exit_["step"], exit_["summary"]) == ("plan_data", "exit code 1")
     assert [end["state"] for end in run.events("task_end")] == ["SUCCESS", "FAILURE"]  # the recipe is valid
     (fail,) = run.events("fail")
     assert "no-such-bucket" in fail["summary"]
