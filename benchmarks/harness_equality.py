@@ -5,7 +5,7 @@
 
 A small model with random weights is exported in fp32 and evaluated by both on the first `limit` documents of each task,
 whose sets are read from DIR (docs/evaluation.md: its layout). Rolling tasks are run with hf's `add_bos_token=False`:
-else hf also predicts the token that the tokenizer puts before a page, which is no part of the page. Writes
+else hf also predicts the token that the tokenizer puts before a page and which does not belong to it. Writes
 benchmarks/results/harness-equality_<device>_<date>.json, whose rows hold every metric twice; the last line of stdout is
 that record. The exit code is 1 where an accuracy differs, or another metric by more than 1e-5 of itself.
 """

@@ -48,7 +48,7 @@ main()
 
 
 class Database:
-    """A Postgres for studies, in a directory of its own; `postgres` does not run as root, so there it is nobody's."""
+    """A Postgres for studies, in a directory of its own; root starts it as another user, which `postgres` asks for."""
 
     def __init__(self, directory: Path) -> None:
         self.data, self.port = directory / "data", daemons.free_ports(1)[0]

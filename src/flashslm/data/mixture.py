@@ -34,7 +34,7 @@ class MixtureLoader:
 
     Which source a row of the run has, and which of its windows, is a pure function of seed and the row's number: a
     period of 10,000 rows has each source in its exact share, and every source shows each of its windows once per epoch
-    of its own. The loaders have the same shape, seed and ranks. Raises ValueError where there is no source.
+    of its own. The loaders have the same shape, seed and ranks. Raises ValueError for an empty list of sources.
     """
 
     def __init__(self, loaders: Mapping[str, TokenLoader], weights: Sequence[float]) -> None:

@@ -48,7 +48,7 @@ def log_likelihoods(
 
 
 def _shared(pairs: Sequence[Pair], max_length: int) -> list[SharedContext]:
-    """A context that stands before one continuation alone is no prefix: it would be read in two steps for nothing."""
+    """A context of a single continuation is not shared: reading it apart would only add a step."""
     by_context: dict[tuple[int, ...], list[tuple[int, list[int]]]] = defaultdict(list)
     for owner, (context, continuation) in enumerate(pairs):
         kept = (context + continuation)[-max_length - 1 :]

@@ -27,7 +27,7 @@ SHORT_NAMES = {
     "truthfulqa/truthful_qa/generation": "truthfulqa_gen",
     "truthfulqa/truthful_qa/multiple_choice": "truthfulqa_mc",
 }
-PARTS = {"cais/mmlu": "subject"}  # one file has all configurations, told apart by this column
+PARTS = {"cais/mmlu": "subject"}  # one file has all configurations; this column names them
 SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 DEFAULT_CONFIGURATIONS = (None, "", "default", "main")
 LOADERS = ("json", "csv", "parquet", "text", "arrow")  # of `datasets`, for files that a task names itself

@@ -25,7 +25,7 @@ def task_results(outcome: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _absent(key: str, value: float) -> bool:
-    """What is no metric: the number of samples; -1, which RULER's metrics have for a length that was not asked for."""
+    """Whether a value is not a metric: a number of samples, or RULER's -1 for a length that was not asked for."""
     return key == "sample_len" or (value == -1 and key.partition(",")[0].isdigit())
 
 

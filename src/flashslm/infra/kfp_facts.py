@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class KfpFacts(NamedTuple):
-    """What KFP knows of a run; of one that it does not tell about, its id alone."""
+    """What KFP knows of a run; where its API does not answer, only the id."""
 
     name: str
     started_ms: int | None
@@ -30,7 +30,7 @@ class KfpFacts(NamedTuple):
 
     @property
     def recipe(self) -> str:
-        """The recipe's name; empty if KFP does not tell it."""
+        """The recipe's name; empty if it is not known."""
         return str(self.parameters.get("name", ""))
 
 
@@ -52,7 +52,7 @@ def facts_of(kfp_run_id: str) -> KfpFacts:
         run = _ask(f"runs/{kfp_run_id}")
         tags |= _origin(run)
     except (urllib3.exceptions.HTTPError, ValueError, KeyError) as error:
-        _log.warning("KFP's API at %s does not tell of run %s: %s", api_address(), kfp_run_id, error)
+        _log.warning("KFP's API at %s gives no answer about run %s: %s", api_address(), kfp_run_id, error)
         return KfpFacts(f"kfp-{kfp_run_id[:8]}", None, tags, {})
     parameters = dict((run.get("runtime_config") or {}).get("parameters") or {})
     if recipe := str(parameters.get("name", "")):

@@ -90,7 +90,7 @@ def problems_before_a_run(config: RunConfig) -> list[str]:
     judged = [*task_presets.problems(named), *task_files.problems(named)]
     found = [*problems(config), *(f"evaluation.lm_eval_tasks: {problem}" for problem in judged)]
     if named and evaluation.task_data and not Path(evaluation.task_data).is_dir():
-        return [*found, f"evaluation.task_data: there is no directory '{evaluation.task_data}'"]
+        return [*found, f"evaluation.task_data: the directory '{evaluation.task_data}' does not exist"]
     if named and not judged and tasks.is_installed():
         found += tasks.problems(evaluation)
     return found

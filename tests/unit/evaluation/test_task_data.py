@@ -96,7 +96,7 @@ def test_a_directory_that_is_not_there_is_a_problem_and_a_relative_one_is_made_a
     sets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = RunConfig(name="x", evaluation=section(sets / "none", "piqa"))
-    assert problems_before_a_run(recipe) == [f"evaluation.task_data: there is no directory '{sets / 'none'}'"]
+    assert problems_before_a_run(recipe) == [f"evaluation.task_data: the directory '{sets / 'none'}' does not exist"]
     monkeypatch.chdir(sets.parent)
     relative = RunConfig(name="x", evaluation=section(Path(sets.name), "piqa"))
     assert with_absolute_paths(relative).evaluation.task_data == str(sets)

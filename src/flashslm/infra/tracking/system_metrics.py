@@ -16,7 +16,7 @@ class SystemMetrics:
         self._monitors = [cpu_monitor.CPUMonitor(), disk_monitor.DiskMonitor(), network_monitor.NetworkMonitor()]
         try:
             self._monitors.append(gpu_monitor.GPUMonitor())
-        except Exception as error:  # pynvml is not installed, or there is no NVIDIA driver
+        except Exception as error:  # pynvml or an NVIDIA driver is missing
             _log.debug("no GPU metrics: %s", error)
         self._due_s = time.monotonic() + _EVERY_S
         self.samples = 0
