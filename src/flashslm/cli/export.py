@@ -23,20 +23,29 @@ def generate(  # noqa: PLR0913 - one parameter an option
     top_k: Annotated[int, typer.Option(min=0, help="0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: int = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A text to end before; may be given several times.", show_default=False)
+    ] = None,
     kernel_settings: KernelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue a text with an exported model, by the project's own decode engine."""
+    """Continue a text with an exported model, by the project's own decode engine; the text is printed as it comes."""
     from flashslm.export.generate import generate_text
+    from flashslm.inference.sampling import Sampling
     from flashslm.ops import kernels
 
     kernels.configure(kernels.read_setting(kernel_settings))
 
-    result = generate_text(model, prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    def print_piece(piece: str) -> None:
+        if not as_json:
+            print(piece, end="", flush=True)
+
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    result = generate_text(model, prompt, max_new_tokens, stops=stop or (), sampling=sampling, on_text=print_piece)
     if as_json:
         show(result, as_json)
     else:
-        print(prompt + result["text"])
+        print()
 
 
 def verify_export(

@@ -6,9 +6,9 @@ from typing import Any
 
 from flashslm.evaluation.loglikelihood import Pair, log_likelihoods
 from flashslm.evaluation.scoring import Scorer
-from flashslm.evaluation.stops import StopStrings
 from flashslm.inference.continuous import ContinuousBatch
 from flashslm.inference.sampling import Sampling
+from flashslm.inference.stops import StopStrings
 from flashslm.models.hybrid import HybridLM
 
 try:
@@ -86,7 +86,7 @@ class HybridLMAdapter(TemplateLM):
         prompts = [self.tok_encode(context)[new_tokens - self.max_length :] for context in contexts]
         longest = max(map(len, prompts)) + new_tokens
         rows, sampling = min(self.batch_size, len(prompts)), Sampling(**settings["sampling"])
-        stops = StopStrings(self.tokenizer, settings["until"], self.eot_token_id)
+        stops = StopStrings(self.tokenizer, settings["until"], {self.eot_token_id})
         batch = ContinuousBatch(self.model, rows, longest, sampling)
         return [stops.text(ids) for ids in batch.generate(prompts, new_tokens, stops.has_ended)]
 

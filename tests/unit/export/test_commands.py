@@ -88,3 +88,23 @@ def test_import_without_an_output_only_reports(flashslm, exported_dir, model, tm
 def test_import_refuses_with_every_reason(flashslm, broken_dir):
     result = flashslm("import", broken_dir)
     assert result.exit_code == 1 and "model.memory_tokens: shape is [5, 32]" in str(result.exception)
+
+
+def test_generate_prints_the_text_as_it_comes(flashslm, exported_dir, monkeypatch):
+    arguments = ("generate", "--model", exported_dir, "--prompt", "the cat", "--max-new-tokens", 12)
+    whole = json.loads(flashslm(*arguments, "--json").stdout)
+    printed = []
+    monkeypatch.setattr("builtins.print", lambda *texts, **options: printed.append((*texts, options)))
+    assert flashslm(*arguments).exit_code == 0
+    *pieces, end = printed
+    assert pieces[0] == ("the cat", {"end": "", "flush": True}) and end == ({},)
+    assert "".join(text for text, _ in pieces[1:]) == whole["text"] and len(pieces) > 5
+
+
+def test_generate_ends_before_a_stop(flashslm, exported_dir):
+    arguments = ("generate", "--model", exported_dir, "--prompt", "the cat", "--max-new-tokens", 12, "--json")
+    text = json.loads(flashslm(*arguments).stdout)["text"]
+    stopped = json.loads(flashslm(*arguments, "--stop", "no such text", "--stop", text[6:8]).stdout)
+    assert (stopped["text"], stopped["finish_reason"]) == (text.split(text[6:8])[0], "stop")
+    refused = flashslm(*arguments, "--stop", "")
+    assert refused.exit_code == 1 and "a stop string is empty" in str(refused.exception)

@@ -6,6 +6,7 @@ import torch
 from tokenizers import Tokenizer
 
 from flashslm.export.generate import generate_text
+from flashslm.inference.sampling import Sampling
 from tests.unit.export.damage import change_json
 
 
@@ -41,7 +42,9 @@ def test_text_ends_before_the_end_token(exported_dir, exported, tokenizer, tmp_p
 
 
 def test_sampling_follows_the_seed(exported_dir):
-    texts = [generate_text(exported_dir, "a", 8, temperature=1.0, seed=seed)["text"] for seed in (1, 1, 2)]
+    texts = [
+        generate_text(exported_dir, "a", 8, sampling=Sampling(temperature=1.0, seed=seed))["text"] for seed in (1, 1, 2)
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -70,3 +73,25 @@ def test_a_model_must_name_its_first_and_last_token(name, value, directory):
 def test_too_long_a_request_is_refused(exported_dir):
     with pytest.raises(ValueError, match="max_new_tokens 251 exceed 251 tokens"):
         generate_text(exported_dir, "", max_new_tokens=251)
+
+
+def test_pieces_come_with_the_tokens_and_make_the_text(exported_dir):
+    pieces = []
+    result = generate_text(exported_dir, "the cat", max_new_tokens=12, on_text=pieces.append)
+    assert pieces[0] == "the cat" and "".join(pieces[1:]) == result["text"]
+    assert len([piece for piece in pieces if piece]) > 4
+
+
+def test_a_text_ends_before_a_stop(exported_dir):
+    whole = generate_text(exported_dir, "the cat", max_new_tokens=12)
+    assert whole["finish_reason"] == "length"
+    pieces = []
+    stop = whole["text"][5:7]
+    result = generate_text(exported_dir, "the cat", max_new_tokens=12, stops=["never", stop], on_text=pieces.append)
+    assert result["text"] == "".join(pieces[1:]) == whole["text"].split(stop)[0]
+    assert result["finish_reason"] == "stop" and result["new_tokens"] < whole["new_tokens"]
+
+
+def test_an_empty_stop_is_refused(exported_dir):
+    with pytest.raises(ValueError, match="a stop string is empty"):
+        generate_text(exported_dir, "a", max_new_tokens=1, stops=[""])
