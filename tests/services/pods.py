@@ -17,6 +17,7 @@ from flashslm.config import PlatformConfig
 from flashslm.infra.kubernetes import train_job
 from flashslm.infra.kubernetes.client import Kubernetes
 from flashslm.launch.kfp.cluster_pass import for_cluster, step_of
+from flashslm.ops import kernel_cache
 from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes, client_of, serving
 
 Document = dict[str, Any]
@@ -38,7 +39,10 @@ def two_nodes(pipeline: str, step: str, directory: Path) -> Iterator[FakeKuberne
 
 
 def run_pods(cache: Path, server: FakeKubernetes, job: Document) -> None:
-    """What Trainer and JobSet do: one process per node with PET_* set, its output in the pod's log."""
+    """What Trainer and JobSet do: one process per node with PET_* set, its output in the pod's log.
+
+    Each has a directory of its own for compiled kernels, kernels-0 and so on below `cache`.
+    """
     name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -54,7 +58,8 @@ def run_pods(cache: Path, server: FakeKubernetes, job: Document) -> None:
     pods = [server.add_pod(name, index) for index in range(trainer["numNodes"])]
 
     def follow(index: int) -> None:
-        variables = os.environ | cluster | {"PET_NODE_RANK": str(index)}
+        own = {"PET_NODE_RANK": str(index), kernel_cache.VARIABLE: str(cache / f"kernels-{index}")}
+        variables = os.environ | cluster | own
         process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert process.stdout is not None
         for line in process.stdout:

@@ -14,7 +14,9 @@ from flashslm.infra.kubernetes import train_job
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking.mlflow_client import TrackingClient
+from flashslm.ops import kernel_cache
 from flashslm.steps import pretrain
+from flashslm.steps.kernel_object import fetch_kernels, store_kernels
 from flashslm.steps.run import run_step
 from flashslm.training.workers import WorkerFailed
 from tests.services.pods import run_pods, two_nodes
@@ -30,6 +32,53 @@ STEPS = 6
 def server(tmp_path: Path) -> Iterator[FakeKubernetes]:
     with two_nodes("design_and_train", "pretrain", tmp_path) as state:
         yield state
+
+
+def forget_the_machine() -> None:
+    kernel_cache.cache_facts.cache_clear()
+    kernel_cache.cache_key.cache_clear()
+
+
+@pytest.fixture
+def on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels are kept as on a GPU: `nvidia-smi` names one."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho '{tmp_path.name}, 580.1'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    forget_the_machine()
+    yield
+    forget_the_machine()
+
+
+def test_nodes_share_compiled_kernels(
+    on_a_gpu: None,
+    server: FakeKubernetes,
+    platform_env: Settings,
+    store: ObjectStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each node fetches them before it trains; the first one stores what it has compiled."""
+
+    def write(machine: str, kernel: str) -> None:
+        monkeypatch.setenv(kernel_cache.VARIABLE, str(tmp_path / machine))
+        kernel_cache.cache_directory().mkdir(parents=True)
+        (kernel_cache.cache_directory() / kernel).write_text("{}")
+
+    write("pods/kernels-0", "new.json")
+    write("earlier", "known.json")
+    store_kernels(store)
+    monkeypatch.setenv(kernel_cache.VARIABLE, str(tmp_path / "step"))
+    server.on_create = partial(run_pods, tmp_path / "pods")
+    arguments = call(write_inputs(store, tmp_path), tmp_path / "x.json", processes=0, steps=2)
+    arguments["parameters"]["code_digest"] = "kernels"  # a run of its own
+    run_step("pretrain", **arguments)
+    for index in range(2):
+        assert (tmp_path / "pods" / f"kernels-{index}" / kernel_cache.cache_key() / "known.json").exists()
+    monkeypatch.setenv(kernel_cache.VARIABLE, str(tmp_path / "later"))
+    assert fetch_kernels(store) == {"known.json", "new.json"}
 
 
 def test_two_nodes_give_the_run_of_one_process(

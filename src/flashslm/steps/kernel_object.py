@@ -23,8 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def shared_kernels(store: ObjectStore) -> Iterator[None]:
-    """Fetch what is known for this machine before the block, and store what the block has added, also if it fails."""
+def shared_kernels(store: ObjectStore, stores: bool = True) -> Iterator[None]:
+    """Fetch what is known for this machine before the block; if it `stores`, store what the block has added.
+
+    What a failed block has added is stored too.
+    """
     if not cache_facts()["gpu"]:
         yield
         return
@@ -32,7 +35,7 @@ def shared_kernels(store: ObjectStore) -> Iterator[None]:
     try:
         yield
     finally:
-        if _files() - known:
+        if stores and _files() - known:
             _quietly("stored", store_kernels, store)
 
 
