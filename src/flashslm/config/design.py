@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from flashslm.config.paths import LocalPath
-from flashslm.config.section import Depth, Distinct, Positive, Section, Width
+from flashslm.config.section import Depth, Distinct, Factor, Positive, Section, Width
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, OPERATORS
 
 
@@ -235,6 +235,10 @@ class ScalingConfig(Section):
         default=(6, 12, 18, 24, 30),
         min_length=1,
         description="Depths among which the law chooses under the latency budget.",
+    )
+    other_budgets: Distinct[Factor] = Field(
+        default=(0.5, 2.0),
+        description="Further budgets, over the latency budget, for which the report names depth and width.",
     )
 
 

@@ -12,6 +12,7 @@ MAX_INTEGER = 2**53  # a double holds every integer below it
 T = TypeVar("T")
 
 Positive = Annotated[int, Field(ge=1)]
+Factor = Annotated[float, Field(gt=0)]
 Depth = Annotated[int, Field(ge=1, le=1024)]  # token mixers
 Width = Annotated[int, Field(ge=1, le=65_536)]  # hidden size
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy, torch and Python all take

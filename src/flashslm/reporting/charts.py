@@ -92,7 +92,8 @@ def scaling_fit(scaling: dict[str, Any]) -> Chart:
         canvas.legend(f"{name} ({len(scaling[key])} points)", color)
         for p in scaling[key]:
             tip = f"{name}: depth {p['depth']}, width {p['width']}, {p['tokens']:,} tokens: {p['loss_nats']:.4f} nats"
-            tip += f" measured, {p['fitted_nats']:.4f} by the law"
+            low, high = p["fitted_interval_nats"]
+            tip += f" measured, {p['fitted_nats']:.4f} by the law (90 %: {low:.4f} to {high:.4f})"
             canvas.dot((p["loss_nats"], p["fitted_nats"]), color, tip, is_hollow=key == "holdout")
     return canvas.chart("The law's loss against measured loss")
 

@@ -12,7 +12,10 @@ class InfeasibleBudget(ValueError):
 
 
 class DepthWidthOption(BaseModel):
-    """One (depth, width) with what it costs and what the law promises; the interval is the law's 90 % one."""
+    """One (depth, width) with what it costs and what the law promises; the interval is the law's 90 % one.
+
+    `extrapolated` names the axes on which it lies outside the models that the law was fitted to.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -21,6 +24,7 @@ class DepthWidthOption(BaseModel):
     latency_ms: float
     predicted_loss_nats: float
     loss_interval_nats: tuple[float, float]
+    extrapolated: tuple[str, ...]
     feasible: bool
 
 
@@ -33,6 +37,8 @@ class Choice(BaseModel):
     width: int
     latency_ms: float
     predicted_loss_nats: float
+    loss_interval_nats: tuple[float, float]
+    extrapolated: tuple[str, ...]
     budget_ms: float
     candidates: tuple[DepthWidthOption, ...]
 
@@ -61,6 +67,7 @@ def choose_depth_width(
                 latency_ms=latency_ms,
                 predicted_loss_nats=law.predict(depth, width, tokens),
                 loss_interval_nats=law.interval(depth, width, tokens),
+                extrapolated=law.extrapolated_axes(depth, width, tokens),
                 feasible=latency_ms <= budget_ms,
             )
         )
@@ -74,11 +81,4 @@ def choose_depth_width(
             f"{fastest.width} at {fastest.latency_ms:.4g} ms; raise the budget or offer smaller depths and widths"
         )
     best = min(feasible, key=lambda c: (c.predicted_loss_nats, c.latency_ms))
-    return Choice(
-        depth=best.depth,
-        width=best.width,
-        latency_ms=best.latency_ms,
-        predicted_loss_nats=best.predicted_loss_nats,
-        budget_ms=budget_ms,
-        candidates=tuple(candidates),
-    )
+    return Choice(**best.model_dump(exclude={"feasible"}), budget_ms=budget_ms, candidates=tuple(candidates))

@@ -1,9 +1,11 @@
 """The depth-width law L(D, W, N) = L0 + a·D^-alpha + b·W^-beta + c·N^-gamma (Nemotron-Flash, section 3.1).
 
-D is the depth in blocks, W the hidden size, N the training tokens, L the validation loss in nats per token. The paper
-fits the same form to perplexity; nats are additive over tokens and do not let the worst models dominate the fit.
+D is the depth in blocks, W the hidden size, N the training tokens, L the validation loss in nats per token, which is
+the logarithm of perplexity. The paper fits the same form to perplexity itself; a difference in nats is a relative one
+of perplexity, so the worst models do not dominate the fit. Errors are stated in perplexity, as the paper's 5.3 % is.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ AXES = ("depth", "width", "tokens")
 NAMES = ("L0", "a", "alpha", "b", "beta", "c", "gamma")
 EXPONENT_BOUNDS = (0.02, 3.0)
 MIN_TERM_NATS = 1e-4  # smallest L0 and smallest value of a term at the geometric mean of the points
+HUBER_LOG_LOSS = 1e-3  # residuals of log L beyond it count linearly (Hoffmann et al. 2022, section 3.3)
 _STARTS = 24
 _BOUND_MARGIN = 0.01  # of the allowed range: an interval that ends nearer than this to a bound is said to touch it
 
@@ -36,7 +39,8 @@ class DepthWidthLaw(BaseModel):
     """A fitted law with its bootstrap replicates; `constants` and each replicate are keyed by `NAMES`.
 
     `unidentified` names the constants these points do not determine: the axis has fewer than three distinct values, or
-    the 90 % interval ends at a bound of the fit. Predictions inside the range of the points stay usable.
+    the 90 % interval ends at a bound of the fit. Predictions inside the range of the points stay usable. `ranges` has
+    the smallest and largest value of each axis among the points.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +50,7 @@ class DepthWidthLaw(BaseModel):
     residual_std_nats: float
     num_points: int
     unidentified: tuple[str, ...]
+    ranges: dict[str, tuple[int, int]]
 
     def predict(self, depth: float, width: float, tokens: float) -> float:
         """Loss in nats."""
@@ -59,15 +64,22 @@ class DepthWidthLaw(BaseModel):
         """Percentile interval of one constant of `NAMES`."""
         return _percentiles([r[name] for r in self.replicates], level)
 
-    def relative_error(self, points: Sequence[ScalingPoint]) -> float:
-        """Largest |predicted - measured| / measured loss over held-out points."""
+    def extrapolated_axes(self, depth: float, width: float, tokens: float) -> tuple[str, ...]:
+        """The axes on which a prediction lies outside the points that were fitted."""
+        at = dict(zip(AXES, (depth, width, tokens), strict=True))
+        return tuple(axis for axis, (low, high) in self.ranges.items() if not low <= at[axis] <= high)
+
+    def perplexity_error(self, points: Sequence[ScalingPoint]) -> float:
+        """Largest |predicted perplexity / measured perplexity - 1| over held-out points."""
         if not points:
-            raise ValueError("relative_error needs at least one held-out point")
-        return max(abs(self.predict(p.depth, p.width, p.tokens) / p.loss_nats - 1) for p in points)
+            raise ValueError("perplexity_error needs at least one held-out point")
+        return max(abs(math.expm1(self.predict(p.depth, p.width, p.tokens) - p.loss_nats)) for p in points)
 
 
 def fit_law(points: Sequence[ScalingPoint], bootstrap: int = 100, seed: int = 0) -> DepthWidthLaw:
-    """Fit by multi-start least squares on the loss in nats; intervals by a bootstrap over residuals.
+    """Fit by multi-start Huber regression on log L, as the field does; intervals by a bootstrap over residuals.
+
+    A run that went astray pulls on the fit no more than any other that lies off it (`HUBER_LOG_LOSS`).
 
     An axis on which all points agree has no term: its effect is part of L0 (as the paper drops the term in N at a fixed
     N). Raises ValueError when there are not more points than constants.
@@ -87,11 +99,12 @@ def fit_law(points: Sequence[ScalingPoint], bootstrap: int = 100, seed: int = 0)
         residual_std_nats=float(np.sqrt(np.sum(residuals**2) / (len(points) - theta.size))),
         num_points=len(points),
         unidentified=problem.unidentified(np.array(samples)),
+        ranges={axis: (min(values), max(values)) for axis, values in _columns(points).items()},
     )
 
 
 class _Problem:
-    """The least-squares problem in theta = [log L0, then (log term, exponent) for each axis that varies].
+    """The regression problem in theta = [log L0, then (log term, exponent) for each axis that varies].
 
     A term is measured at the geometric mean of its axis, which all but removes its correlation with the exponent; the
     logarithm keeps every term positive.
@@ -99,7 +112,7 @@ class _Problem:
 
     def __init__(self, points: Sequence[ScalingPoint]):
         self.loss = np.array([p.loss_nats for p in points])
-        columns = {axis: np.log([getattr(p, axis) for p in points]) for axis in AXES}
+        columns = {axis: np.log(values) for axis, values in _columns(points).items()}
         self.distinct = {axis: len(np.unique(column)) for axis, column in columns.items()}
         self.axes = [axis for axis in AXES if self.distinct[axis] > 1]
         self.size = num_constants(*self.distinct.values())
@@ -121,11 +134,12 @@ class _Problem:
     def predict(self, theta: np.ndarray) -> np.ndarray:
         return np.asarray(np.exp(theta[0]) + sum(self.terms(theta), np.zeros_like(self.loss)))
 
-    def jacobian(self, theta: np.ndarray) -> np.ndarray:
+    def log_jacobian(self, theta: np.ndarray) -> np.ndarray:
+        """Derivatives of log L, one column per element of theta."""
         columns = [np.full_like(self.loss, np.exp(theta[0]))]
         for term, x in zip(self.terms(theta), self.log_ratio, strict=True):
             columns += [term, -x * term]
-        return np.stack(columns, axis=1)
+        return np.asarray(np.stack(columns, axis=1) / self.predict(theta)[:, None])
 
     def random_start(self, rng: np.random.Generator) -> np.ndarray:
         """L0 takes most of the lowest loss, the terms a share of what is left, exponents are log-uniform."""
@@ -139,11 +153,12 @@ class _Problem:
         """The best local minimum over the starts."""
         from scipy.optimize import least_squares
 
+        def residuals(theta: np.ndarray) -> np.ndarray:
+            return np.asarray(np.log(self.predict(theta) / loss))
+
+        options: dict[str, Any] = {"loss": "huber", "f_scale": HUBER_LOG_LOSS, "x_scale": "jac", "max_nfev": 300}
         bounds = (self.lower, self.upper)
-        fits: list[Any] = [
-            least_squares(lambda t: self.predict(t) - loss, start, self.jacobian, bounds, x_scale="jac", max_nfev=300)
-            for start in starts
-        ]
+        fits: list[Any] = [least_squares(residuals, start, self.log_jacobian, bounds, **options) for start in starts]
         return np.asarray(min(fits, key=lambda fit: float(fit.cost)).x)
 
     def resample(self, residuals: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -181,6 +196,10 @@ class _Problem:
             if touches[1 + 2 * j] or touches[2 + 2 * j]:
                 names.update(_names(axis))
         return tuple(name for name in NAMES if name in names)
+
+
+def _columns(points: Sequence[ScalingPoint]) -> dict[str, list[int]]:
+    return {axis: [getattr(point, axis) for point in points] for axis in AXES}
 
 
 def _names(axis: str) -> tuple[str, str]:

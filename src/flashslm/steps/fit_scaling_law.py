@@ -1,7 +1,8 @@
 """fit_scaling_law: train the small (depth, width) family, fit the law, choose depth and width under the budget."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from flashslm.config import RunConfig
@@ -9,19 +10,55 @@ from flashslm.hardware import pick_device
 from flashslm.models.architecture import build_architecture, repeat_block
 from flashslm.profiling.budget import latency_budget_ms
 from flashslm.profiling.latency_table import LatencyTable
-from flashslm.scaling.choice import Choice, choose_depth_width
-from flashslm.scaling.family import train_family
+from flashslm.scaling.choice import Choice, InfeasibleBudget, choose_depth_width
+from flashslm.scaling.family import Family, train_family
+from flashslm.scaling.holdout import leave_out_sizes
 from flashslm.scaling.law import DepthWidthLaw, ScalingPoint, fit_law
 from flashslm.steps.context import StepContext
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `scaling_law`: scaling_law.json with the points, the law, its error on the held-out model, the choice."""
+    """Outputs `scaling_law`: scaling_law.json with the points, the law, its held-out errors, and what it chooses."""
     config = context.config
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
     table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
+    family = train(context)
+    law = fit_law(family.points, bootstrap=config.scaling.bootstrap, seed=config.seed)
+    error = law.perplexity_error(family.holdout)
+    left_out = leave_out_sizes(family.points, config.seed)
+    budget_ms = latency_budget_ms(table, config.latency, config.model, vocab_size)
+    choose = chooser(config, table, law, vocab_size, max(point.tokens for point in family.points))
+    choice = choose(budget_ms)
+    found = {
+        "points": with_fit(law, family.points),
+        "holdout": with_fit(law, family.holdout),
+        "law": law.model_dump(mode="json"),
+        "constant_intervals": {name: law.constant_interval(name) for name in law.constants},
+        "holdout_perplexity_error": error,
+        "left_out_sizes": [size.model_dump() for size in left_out],
+        "budget_ms": budget_ms,
+        "choice": choice.model_dump(mode="json"),
+        "other_budgets": [summarise(choose, factor * budget_ms) for factor in config.scaling.other_budgets],
+    }
+    facts = {"depth": choice.depth, "width": choice.width, "budget_ms": budget_ms}
+    context.publish_json("scaling_law", {"scaling_law.json": found}, facts)
+    worst_left_out = {"left_out_perplexity_error": max(size.perplexity_error for size in left_out)} if left_out else {}
+    outside = f" (extrapolated in {' and '.join(choice.extrapolated)})" if choice.extrapolated else ""
+    return worst_left_out | {
+        "holdout_perplexity_error": error,
+        "budget_ms": budget_ms,
+        "chosen_depth": choice.depth,
+        "chosen_width": choice.width,
+        "summary": f"depth {choice.depth}, width {choice.width}{outside} within {budget_ms:.3f} ms/token; "
+        f"largest error of a held-out perplexity {error:.1%}",
+    }
+
+
+def train(context: StepContext) -> Family:
+    """The family's points, each model reported as it is trained."""
+    config = context.config
     done, total = itertools.count(1), len(config.scaling.depths) * len(config.scaling.widths) + 1
-    family = train_family(
+    return train_family(
         config.scaling,
         config.model,
         context.manifest("dataset"),
@@ -31,48 +68,33 @@ def run(context: StepContext) -> dict[str, Any]:
         threads=config.profiling.threads,
         on_model=lambda text: context.events.emit("progress", text, done=next(done), total=total),
     )
-    law = fit_law(family.points, bootstrap=config.scaling.bootstrap, seed=config.seed)
-    holdout_error = law.relative_error(family.holdout)
-    tokens = max(point.tokens for point in family.points)
-    budget_ms = latency_budget_ms(table, config.latency, config.model, vocab_size)
-    choice = choose(config, table, law, vocab_size, tokens, budget_ms)
-    context.publish_json(
-        "scaling_law",
-        {
-            "scaling_law.json": {
-                "points": with_fit(law, family.points),
-                "holdout": with_fit(law, family.holdout),
-                "law": law.model_dump(mode="json"),
-                "holdout_relative_error": holdout_error,
-                "budget_ms": budget_ms,
-                "choice": choice.model_dump(mode="json"),
-            }
-        },
-        {"depth": choice.depth, "width": choice.width, "budget_ms": budget_ms},
-    )
-    return {
-        "holdout_relative_error": holdout_error,
-        "budget_ms": budget_ms,
-        "chosen_depth": choice.depth,
-        "chosen_width": choice.width,
-        "summary": f"depth {choice.depth}, width {choice.width} within {budget_ms:.3f} ms/token; "
-        f"largest held-out error {holdout_error:.1%}",
-    }
 
 
 def with_fit(law: DepthWidthLaw, points: Sequence[ScalingPoint]) -> list[dict[str, Any]]:
-    """Points beside what the law says of them."""
-    return [p.model_dump() | {"fitted_nats": law.predict(p.depth, p.width, p.tokens)} for p in points]
+    """Points beside what the law says of them, with its 90 % interval."""
+    places = [(p, (p.depth, p.width, p.tokens)) for p in points]
+    return [
+        p.model_dump() | {"fitted_nats": law.predict(*place), "fitted_interval_nats": law.interval(*place)}
+        for p, place in places
+    ]
 
 
-def choose(
-    config: RunConfig, table: LatencyTable, law: DepthWidthLaw, vocab_size: int, tokens: int, budget_ms: float
-) -> Choice:
-    """Lowest predicted loss among the (depth, width) grid whose table latency is within the budget."""
+def chooser(
+    config: RunConfig, table: LatencyTable, law: DepthWidthLaw, vocab_size: int, tokens: int
+) -> Callable[[float], Choice]:
+    """Of a budget in ms: lowest predicted loss among the (depth, width) grid whose table latency is within it."""
 
     def latency_ms(depth: int, width: int) -> float:
         operators = repeat_block(config.scaling.block, depth)
         architecture = build_architecture(operators, width, config.model, vocab_size)
         return table.predict_ms(architecture, config.latency.context, config.latency.batch)
 
-    return choose_depth_width(law, latency_ms, config.scaling.choice_depths, table.widths, tokens, budget_ms=budget_ms)
+    return partial(choose_depth_width, law, latency_ms, config.scaling.choice_depths, table.widths, tokens)
+
+
+def summarise(choose: Callable[[float], Choice], budget_ms: float) -> dict[str, Any]:
+    """What another budget would choose, or why nothing fits it."""
+    try:
+        return choose(budget_ms).model_dump(mode="json", exclude={"candidates"})
+    except InfeasibleBudget as error:
+        return {"budget_ms": budget_ms, "infeasible": str(error)}

@@ -22,12 +22,14 @@ def trial(slot: int, latency_ms: float, loss_nats: float | None, mutation: str, 
 
 
 def point(depth: int, loss_nats: float) -> dict[str, Any]:
-    return {"depth": depth, "width": 64, "tokens": 1000 * depth, "loss_nats": loss_nats, "fitted_nats": loss_nats + 0.1}
+    fit = {"fitted_nats": loss_nats + 0.1, "fitted_interval_nats": [loss_nats, loss_nats + 0.2]}
+    return {"depth": depth, "width": 64, "tokens": 1000 * depth, "loss_nats": loss_nats} | fit
 
 
 def candidate(depth: int, latency_ms: float) -> dict[str, Any]:
     facts = {"depth": depth, "width": 64, "latency_ms": latency_ms, "feasible": latency_ms <= BUDGET_MS}
-    return facts | {"predicted_loss_nats": 5.0 - depth / 10, "loss_interval_nats": [4.5, 5.2]}
+    outside = ["depth"] if depth > 3 else []
+    return facts | {"predicted_loss_nats": 5.0 - depth / 10, "loss_interval_nats": [4.5, 5.2], "extrapolated": outside}
 
 
 def curves(start: float) -> dict[str, list[list[float]]]:
@@ -50,9 +52,17 @@ def scaling() -> dict[str, Any]:
         "points": [point(2, 5.0), point(4, 4.8)],
         "holdout": [point(6, 4.7)],
         "budget_ms": BUDGET_MS,
-        "choice": {"depth": 2, "width": 64, "candidates": [candidate(2, 0.7), candidate(4, 1.3)]},
-        "holdout_relative_error": 0.014,
-        "law": {"unidentified": ["gamma"]},
+        "choice": candidate(2, 0.7) | {"candidates": [candidate(2, 0.7), candidate(4, 1.3)]},
+        "other_budgets": [
+            {"budget_ms": BUDGET_MS / 2, "infeasible": "no candidate decodes a token within 0.4 ms"},
+            candidate(4, 1.3) | {"budget_ms": 2 * BUDGET_MS},
+        ],
+        "holdout_perplexity_error": 0.014,
+        "left_out_sizes": [
+            {"axis": "depth", "size": 4, "is_extrapolation": True, "points": 3, "perplexity_error": 0.0623}
+        ],
+        "law": {"constants": {"L0": 1.8, "gamma": 0.4}, "unidentified": ["gamma"]},
+        "constant_intervals": {"L0": [1.7, 1.9], "gamma": [0.02, 3.0]},
     }
 
 

@@ -77,6 +77,20 @@ def test_the_header_says_when_by_what_and_how_it_differs(page: str) -> None:
         assert expected in page.replace("&#39;", "'"), expected
 
 
+def test_the_law_says_what_it_extrapolates_and_how_well_it_predicts(page: str) -> None:
+    for expected in (
+        "depth 2, width 64, predicted loss 4.8000 nats. The law",
+        "perplexity of the held-out larger model is 1.4 %",
+        "<li>At 0.4000 ms: no candidate decodes a token within 0.4 ms.</li>",
+        "<li>At 1.6000 ms: depth 4, width 64, predicted loss 4.6000 nats, extrapolated in depth: no model of that size",
+        "<td>no</td><td>depth</td>",
+        '<td>depth 4</td><td class="n">3</td><td class="n">6.2 %</td><td>extrapolated</td>',
+        '<td>L0</td><td class="n">1.8</td><td class="span">1.7 to 1.9</td>',
+        "(90 %: 5.0000 to 5.2000)",
+    ):
+        assert expected in page.replace("&#39;", "'"), expected
+
+
 def test_every_step_has_its_state_time_and_result(page: str) -> None:
     rows = re.findall(
         r"<tr><td>(?:<a [^>]*>)?([^<]*)(?:</a>)?</td><td class=\"state-(\w+)\">.*?data-value=.*?>(.*?)</td>", page

@@ -12,7 +12,14 @@ DEPTHS, WIDTHS = (6, 12, 18, 24), (256, 512, 1024)
 
 def law(**constants: float) -> DepthWidthLaw:
     values = dict.fromkeys(NAMES, 0.0) | constants
-    return DepthWidthLaw(constants=values, replicates=(values,), residual_std_nats=0.0, num_points=9, unidentified=())
+    return DepthWidthLaw(
+        constants=values,
+        replicates=(values,),
+        residual_std_nats=0.0,
+        num_points=9,
+        unidentified=(),
+        ranges={"depth": (6, 18), "width": (512, 1024), "tokens": (10**6, 10**9)},
+    )
 
 
 def latency_ms(depth: int, width: int) -> float:
@@ -64,3 +71,13 @@ def test_an_infeasible_budget_names_the_fastest() -> None:
 def test_no_candidates_is_an_error() -> None:
     with pytest.raises(ValueError, match="no candidates"):
         choose_depth_width(law(L0=1.0), latency_ms, (), WIDTHS, 10**9, budget_ms=0.5)
+
+
+def test_what_lies_outside_the_fitted_models_is_marked() -> None:
+    choice = choose_depth_width(law(L0=1.0, a=3.0, alpha=0.7), latency_ms, DEPTHS, WIDTHS, 10**9, budget_ms=40.0)
+    marks = {(c.depth, c.width): c.extrapolated for c in choice.candidates}
+    assert marks[24, 256] == ("depth", "width") and marks[24, 512] == ("depth",)
+    assert marks[6, 256] == ("width",) and marks[12, 1024] == ()
+    assert choice.depth == 24 and choice.extrapolated == marks[choice.depth, choice.width]
+    longer = choose_depth_width(law(L0=1.0), latency_ms, (6,), (512,), 10**9 + 1, budget_ms=40.0)
+    assert longer.extrapolated == ("tokens",)

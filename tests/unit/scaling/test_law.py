@@ -64,15 +64,32 @@ def test_intervals_nest_and_shrink_with_the_noise() -> None:
     assert high - low < 0.3 * (wide[1] - wide[0])
 
 
-def test_relative_error_is_the_worst_held_out_point() -> None:
+def test_perplexity_error_is_the_worst_held_out_point() -> None:
     law = fit_law(make_points(), bootstrap=10)
     held_out = [
-        ScalingPoint(depth=24, width=1536, tokens=10**7, loss_nats=loss(24, 1536, 10**7) * scale)
-        for scale in (1.0, 0.8)
+        ScalingPoint(depth=24, width=1536, tokens=10**7, loss_nats=loss(24, 1536, 10**7) + off)
+        for off in (0.0, 0.02, -0.05)
     ]
-    assert law.relative_error(held_out) == pytest.approx(0.25)
+    assert law.perplexity_error(held_out) == pytest.approx(np.exp(0.05) - 1)
     with pytest.raises(ValueError, match="at least one"):
-        law.relative_error([])
+        law.perplexity_error([])
+
+
+def test_a_run_that_went_astray_does_not_bend_the_law() -> None:
+    """Least squares would be off by 0.02 nats and more where this is off by a tenth of that."""
+    points = make_points(noise=0.002)
+    astray = [p.model_copy(update={"loss_nats": p.loss_nats + 0.5}) for p in points if (p.depth, p.width) == (16, 1024)]
+    kept = [p for p in points if (p.depth, p.width) != (16, 1024)]
+    law = fit_law([*kept, *astray], bootstrap=10)
+    for depth, width in ((16, 1024), (16, 512), (4, 1024)):
+        assert law.predict(depth, width, TOKENS[-1]) == pytest.approx(loss(depth, width, TOKENS[-1]), abs=0.005)
+
+
+def test_the_law_knows_what_it_was_fitted_to() -> None:
+    law = fit_law(make_points(), bootstrap=10)
+    assert law.extrapolated_axes(2, 1024, 10**6) == ()
+    assert law.extrapolated_axes(1, 1025, 10**6) == ("depth", "width")
+    assert law.extrapolated_axes(8, 512, 10**9) == ("tokens",)
 
 
 def test_an_axis_without_variation_is_part_of_the_floor() -> None:
