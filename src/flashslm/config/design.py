@@ -139,10 +139,15 @@ class ProfilingConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where latency is measured; auto: CUDA if any."
     )
+    proxy_device: Literal["profiled", "auto", "cpu", "cuda"] = Field(
+        default="profiled",
+        description="Where proxies of scaling law and search are trained; profiled: on `device`; auto: CUDA if any. "
+        "A loss hardly depends on it, so a GPU may train what is made for a CPU's latency.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of weights and caches; auto: bfloat16 on CUDA, float32 on a CPU."
     )
-    threads: int = Field(default=1, ge=1, description="Threads of a CPU that is measured.")
+    threads: int = Field(default=1, ge=1, description="Threads of a CPU that is measured, or trains proxies.")
     compile_processes: int = Field(
         default=4, ge=0, description="CUDA: processes that compile the table's kernels before they are measured."
     )
@@ -179,6 +184,11 @@ class ProfilingConfig(Section):
         ge=1,
         description="Random whole models whose measured latency is compared with the table's prediction.",
     )
+
+    @property
+    def training_device(self) -> Literal["auto", "cpu", "cuda"]:
+        """Where proxies are trained, as `hardware.pick_device` takes it."""
+        return self.device if self.proxy_device == "profiled" else self.proxy_device
 
     @model_validator(mode="after")
     def _operators_are_those_of_the_search(self) -> "ProfilingConfig":

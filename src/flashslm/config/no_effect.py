@@ -43,7 +43,7 @@ def _design(config: RunConfig) -> Found:
         yield from _given(model, "model", ("original_max_position_embeddings",), "rope_type is 'default'")
     if "W" not in profiling.operators:
         yield from _given(model, "model", ("window",), "profiling.operators has no window attention (W)")
-    if profiling.device == "cuda":
+    if profiling.device == profiling.training_device == "cuda":
         yield from _given(profiling, "profiling", ("threads",), "device is 'cuda'")
     if profiling.device == "cpu":
         yield from _given(profiling, "profiling", ("compile_processes",), "device is 'cpu'")

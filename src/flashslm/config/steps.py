@@ -78,6 +78,9 @@ STEP_INPUTS: dict[str, tuple[str, ...]] = {
 # These train together on `platform.nodes`.
 MULTI_NODE_STEPS = {"pretrain", "continue_pretraining"}
 
+# These train proxies, on `profiling.proxy_device`.
+PROXY_STEPS = {"fit_scaling_law", "search_architecture"}
+
 GPU_STEPS = {
     "profile_latency",
     "fit_scaling_law",

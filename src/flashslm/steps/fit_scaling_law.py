@@ -64,7 +64,7 @@ def train(context: StepContext) -> Family:
         context.manifest("dataset"),
         context.fetch_manifest,
         seed=config.seed,
-        device=pick_device(config.profiling.device),
+        device=pick_device(config.profiling.training_device),
         threads=config.profiling.threads,
         on_model=lambda text: context.events.emit("progress", text, done=next(done), total=total),
     )

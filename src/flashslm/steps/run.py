@@ -5,10 +5,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flashslm.config import STEP_SECTIONS, RunConfig, from_step_json
-from flashslm.config.steps import GPU_STEPS
+from flashslm.config.steps import GPU_STEPS, PROXY_STEPS
 from flashslm.infra import outages
 from flashslm.infra.events import Events
 from flashslm.infra.mounted_environment import load_mounted_environment
@@ -88,15 +88,19 @@ def run_step(
     return result
 
 
-def _decide_kernels(config: RunConfig, measures: bool) -> None:
-    """Take the recipe's setting; what cannot run on this machine is an error now and not after an hour.
-
-    A step that `measures` runs on the device that is profiled, another one on the best there is.
-    """
+def _decide_kernels(step: str, config: RunConfig) -> None:
+    """Take the recipe's setting; what cannot run on this machine is an error now and not after an hour."""
     from flashslm.hardware import pick_device
 
     kernels.configure(config.kernels)
-    kernels.preflight(pick_device(config.profiling.device if measures else "auto"))
+    kernels.preflight(pick_device(_device(step, config)))
+
+
+def _device(step: str, config: RunConfig) -> Literal["auto", "cpu", "cuda"]:
+    """Proxies have a device of their own, what measures runs on the profiled one, another step on the best there is."""
+    if step in PROXY_STEPS:
+        return config.profiling.training_device
+    return config.profiling.device if "profiling" in STEP_SECTIONS[step] else "auto"
 
 
 def _outage_listener(mlflow_run: mlflow_runs.TrackedRun, events: Events) -> outages.OnOutage:
@@ -130,7 +134,7 @@ def _work(context: StepContext) -> dict[str, Any]:
 def _execute(context: StepContext, outputs: Mapping[str, str]) -> dict[str, Any]:
     sections = STEP_SECTIONS[context.step]
     if "kernels" in sections:
-        _decide_kernels(context.config, measures="profiling" in sections)
+        _decide_kernels(context.step, context.config)
     context.mlflow_run.log_params(context.config.model_dump(mode="json", include=set(sections)))
     result = _work(context)
     context.mlflow_run.set_tags({f"kernel.{name}": form for name, form in kernels.decisions().items()})

@@ -102,7 +102,7 @@ def law_designs(context: StepContext) -> tuple[str, ...]:
 
 def make_trainer(context: StepContext, study: SearchStudy) -> Callable[[Candidate], TrainOutcome]:
     """Short-train one candidate inside its own nested MLflow run."""
-    config, device = context.config, pick_device(context.config.profiling.device)
+    config, device = context.config, pick_device(context.config.profiling.training_device)
     training = proxy_training(config.search, config.profiling.threads, decay=True)
 
     def train_candidate(candidate: Candidate) -> TrainOutcome:

@@ -76,6 +76,18 @@ def run_with_kernels(monkeypatch: pytest.MonkeyPatch, **setting: str) -> dict[st
     return recorder.tags
 
 
+@pytest.mark.parametrize(
+    ("step", "device"),
+    [("profile_latency", "cpu"), ("search_architecture", "auto"), ("fit_scaling_law", "auto"), ("pretrain", "auto")],
+)
+def test_proxies_are_trained_elsewhere_than_latency_is_measured(step: str, device: str) -> None:
+    """`export_model` measures latency too, and needs no device of proxies."""
+    config = RunConfig.model_validate({"name": "x", "profiling": {"device": "cpu", "proxy_device": "auto"}})
+    assert run_module._device(step, config) == device
+    assert run_module._device("export_model", config) == "cpu"
+    assert RunConfig.model_validate({"name": "x", "profiling": {"device": "cpu"}}).profiling.training_device == "cpu"
+
+
 def test_the_recipe_decides_the_kernels_and_the_run_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_with_kernels(monkeypatch, ssd="chunked")["kernel.ssd/cuda/bfloat16"] == "chunked"
     assert run_with_kernels(monkeypatch, default="torch")["kernel.ssd/cuda/bfloat16"] == "chunked"
