@@ -25,6 +25,7 @@ MEASURED = {
     "training": ("src/flashslm/ops", "src/flashslm/models", "src/flashslm/training"),
     "kill": ("src/flashslm/infra", "src/flashslm/launch", "src/flashslm/steps"),
     "prepare-data": ("src/flashslm/data", "benchmarks/prepare_data.py"),
+    "proxy-pipeline": ("src/flashslm", "components", "pipelines", "configs/h200-proxy.yaml"),
     "demo": ("src/flashslm", "components", "pipelines", "configs/demo.yaml"),
     "images": ("images", "constraints.txt", "tests/containers"),
 }

@@ -1,0 +1,154 @@
+"""Run a recipe's whole pipeline and record where its time went, how busy the GPU was, and which architecture won.
+
+    .venv/bin/python benchmarks/proxy_pipeline.py --directory DIR [--config configs/h200-proxy.yaml] \
+        [--max-minutes 9.5] [--output FILE] ['data.paths=[/text/*.parquet]' ...]
+
+The run lives in DIR: stack, caches, `runs/`. After --max-minutes it is ended, as Ctrl-C would end it; the same command
+again goes on from there and continues the same record, whose times are sums over all calls. Paths of a recipe's
+overrides are absolute, or relative to DIR. Exit code 3: cut off, call again. The last line of stdout is the record
+without its samples.
+"""
+
+import argparse
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from flashslm.benchmarking.gpu_use import EVERY_S, GpuSample, busy_share, gpu_samples
+from flashslm.benchmarking.record import provenance, result_name
+from flashslm.hardware import pick_device
+from flashslm.infra.stack import embedded_stack
+from flashslm.infra.state_files import write_whole
+from flashslm.launch.local.run_records import RunRecord, all_runs
+from flashslm.search.study import SearchStudy
+from flashslm.search.trial import FinishedTrial
+
+ROOT = Path(__file__).parents[1]
+SUBJECT = "proxy-pipeline"
+CUT_OFF = 3
+GRACE_S = 60.0  # in which steps finish what they are at, and save
+KEPT = ("state", "decision", "failed_step", "error", "test/perplexity", "test/bits_per_byte", "latency_ms")
+WINNER = ("operators", "width", "parameters", "latency_ms", "loss_nats", "mutation", "slot")
+
+
+def main() -> int:
+    arguments = _parse()
+    device = pick_device("auto")
+    directory = arguments.directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    output = (arguments.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, device)}.json").resolve()
+    facts = provenance(device)
+    record = begin(output, facts | {"fingerprint": facts["fingerprint"].model_dump()})
+    command = [sys.executable, "-m", "flashslm", "run", "--config", str(arguments.config.resolve())]
+    command += ["--home", str(directory / ".flashslm"), "--json", *arguments.overrides]
+    try:
+        with gpu_samples() as samples:
+            call = one_call(command, directory, 60 * arguments.max_minutes)
+    finally:
+        embedded_stack.down(directory / ".flashslm")
+    add_call(record, call, samples, directory)
+    write_whole(output, json.dumps(record) + "\n")
+    print(json.dumps({key: value for key, value in record.items() if key != "samples"}))
+    return CUT_OFF if call["ended"] == "cut off" else int(record["result"].get("state") != "SUCCESS")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, required=True, help="where the run, its stack and its caches live")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "h200-proxy.yaml")
+    parser.add_argument("--max-minutes", type=float, default=math.inf, help="of this call; then the run is ended")
+    parser.add_argument("--output", type=Path, default=None, help=f"default: benchmarks/results/{SUBJECT}_….json")
+    parser.add_argument("overrides", nargs="*", help="of the recipe, such as training.steps=50")
+    return parser.parse_args()
+
+
+def begin(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The record of a file, to be continued, or a new one; its commits and commands are those of all calls."""
+    new = {"subject": SUBJECT} | facts | {"wall_s": 0.0, "calls": [], "samples": []}
+    if not output.is_file():
+        return new
+    there: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    if there.get("subject") != SUBJECT or there["device"] != facts["device"]:
+        raise ValueError(f"'{output}' is no record of this benchmark on {facts['device']}: give another --output")
+    if there["calls"][-1]["ended"] != "cut off":
+        raise ValueError(f"'{output}' is the record of a run that has ended: give another --output")
+    parts = {name: dict.fromkeys([*there[name].split("; "), facts[name]]) for name in ("commit", "command")}
+    return there | {name: "; ".join(part) for name, part in parts.items()}
+
+
+def one_call(command: list[str], directory: Path, limit_s: float) -> dict[str, Any]:
+    """Run the command in the directory until it ends, or until it is ended after `limit_s`."""
+    began_s, ended = time.time(), "by itself"
+    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            text, _ = process.communicate(timeout=None if limit_s == math.inf else limit_s)
+        except subprocess.TimeoutExpired:
+            ended, text = "cut off", _end(process)
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    facts = json.loads(lines[-1]) if lines and ended == "by itself" else {}
+    return {"began_s": began_s, "wall_s": time.time() - began_s, "ended": ended, "facts": facts}
+
+
+def _end(process: "subprocess.Popen[str]") -> str:
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.communicate(timeout=GRACE_S)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()  # its steps end with it
+        return process.communicate()[0]
+
+
+def add_call(record: dict[str, Any], call: dict[str, Any], samples: list[GpuSample], directory: Path) -> None:
+    """Add a call's steps and samples to the record, and sum up what is known by now."""
+    facts, ends_s = call.pop("facts"), call["began_s"] + call["wall_s"]
+    begun = [run for run in all_runs(directory / "runs") if _begin_s(run) > call["began_s"]]
+    call["steps"] = [step for run in begun[:1] for step in _steps(run, ends_s, samples)]
+    call["gpu_busy_share"] = busy_share(samples, call["began_s"], ends_s)
+    record["calls"].append(call)
+    record["samples"] += [[round(s.time_s, 1), s.busy_percent, s.memory_mib] for s in samples]
+    everything = [GpuSample(*sample) for sample in record["samples"]]
+    record["wall_s"] = round(sum(c["wall_s"] for c in record["calls"]), 1)
+    record["sampled_every_s"] = EVERY_S
+    record["gpu_busy_share"] = busy_share(everything, 0.0, math.inf)
+    record["result"] = {key: facts[key] for key in KEPT if key in facts}
+    record["search"] = search_facts(directory / ".flashslm" / embedded_stack.STUDIES)
+
+
+def _begin_s(run: RunRecord) -> float:
+    return (run.directory / "config.yaml").stat().st_mtime
+
+
+def _steps(run: RunRecord, ends_s: float, samples: list[GpuSample]) -> list[dict[str, Any]]:
+    """The run's steps; one that was cut off took until the call's end."""
+    found = []
+    for step in run.steps:
+        took_s = step.duration_s or ends_s - step.started_s
+        busy = busy_share(samples, step.started_s, step.started_s + took_s)
+        facts = {"step": step.label, "state": step.state, "cached": step.cached, "duration_s": round(took_s, 1)}
+        found.append(facts | {"gpu_busy_share": busy})
+    return found
+
+
+def search_facts(database: Path) -> dict[str, Any]:
+    """The candidates scored so far, in the newest study of the database, and the best of them."""
+    if not database.is_file():
+        return {"candidates": 0}
+    url = f"sqlite:///{database}"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    names = optuna.get_all_study_names(url)
+    trials: list[FinishedTrial] = SearchStudy.open(url, names[-1]).finished() if names else []
+    scored = [trial for trial in trials if trial.succeeded]
+    best = min(scored, key=lambda trial: trial.loss_nats, default=None)
+    winner = {key: value for key, value in best.record().items() if key in WINNER} if best else None
+    return {"candidates": len(trials), "failed": len(trials) - len(scored), "winner": winner}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
