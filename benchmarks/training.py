@@ -1,19 +1,19 @@
 """Measure training on this machine: each preset with weight normalisation and without, beside a peer of its shape.
 
     .venv/bin/python benchmarks/training.py [--presets nemotron-flash-1b ...] [--steps 30] [--sequence-length 4096]
-                                            [--batch 8] [--width W] [--checkpoint] [--deterministic] [--processes N]
-                                            [--output FILE]
+                                            [--batch 8] [--width W] [--checkpoint] [--deterministic]
+                                            [--processes N ...] [--gather-dtype float32] [--output FILE]
 
 Every preset (or a model's architecture.json) runs twice, each time in a process of its own: the second one's first
 step is what a process takes that finds compiled kernels. More on demand:
 
+    --processes N     as many under torchrun: tokens/s of each against one alone, and the losses of the first steps
+                      against those of one process with N micro-batches; several numbers are measured in turn
     --width W         the first step of a process at a hidden size that the ones before did not have
     --checkpoint      how much steps slow down while a checkpoint is written
     --deterministic   the same steps under deterministic algorithms
-    --processes N     as many under torchrun: tokens/s of each against one alone, and the losses of the first steps
-                      against those of one process with N micro-batches
 
-Writes benchmarks/results/training_<device>_<date>.json again after each run, so that a run that is cut short leaves
+Writes benchmarks/results/training_<device>_<date>.json again after each part, so that a run that is cut short leaves
 what it has. The last line of stdout is that record. A measurement that fails is listed in it under `failed`, and the
 exit code is 1.
 """
@@ -23,6 +23,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,45 +46,55 @@ class Session:
         self.record: Result = {"subject": "training", **facts, "training": [], "failed": []}
 
     def measure(self, preset: str) -> None:
-        """The preset's timed run, one in a second process on the kernels that the first has left, and what is asked."""
+        """The preset's timed run, then what is asked for besides, part by part."""
         peer = ["--peer", PEERS[preset]] if PEERS.get(preset) else []
-        first = self._bench(preset, self.given.steps, [*peer, *(["--checkpoint"] if self.given.checkpoint else [])])
-        second = self._bench(preset, WARM_STEPS, [])
-        if first and second:
-            own = {key: value for key, value in first.items() if key not in Provenance.model_fields}
-            self.record["training"].append(
-                own | {"first_step_of_a_second_process_s": second["first_step_s"]} | self._on_demand(preset, first)
-            )
+        if first := self._bench(preset, self.given.steps, peer):
+            row = {key: value for key, value in first.items() if key not in Provenance.model_fields}
+            self.record["training"].append(row)
+            self._write()
+            for part in self._parts(preset, first):
+                row |= part
+                self._write()
+        self._write()
+
+    def _write(self) -> None:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self.output.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
 
-    def _on_demand(self, preset: str, alone: Result) -> Result:
-        found: Result = {}
+    def _parts(self, preset: str, alone: Result) -> Iterator[Result]:
+        several: list[Result] = []
+        for number in self.given.processes:
+            for found in self._several(preset, alone, number):
+                several = [*(row for row in several if row["processes"] != number), found]
+                yield {"several_processes": several}
+        if other := self._bench(preset, WARM_STEPS, []):
+            yield {"first_step_of_a_second_process_s": other["first_step_s"]}
         if self.given.width and (other := self._bench(preset, WARM_STEPS, ["--width", str(self.given.width)])):
-            found["first_step_of_another_width_s"] = {self.given.width: other["first_step_s"]}
+            yield {"first_step_of_another_width_s": {self.given.width: other["first_step_s"]}}
+        if self.given.checkpoint and (other := self._bench(preset, self.given.steps, ["--checkpoint"])):
+            yield {"checkpoint": other["checkpoint"]}
         if self.given.deterministic and (other := self._bench(preset, self.given.steps, ["--deterministic"])):
-            found["deterministic"] = {key: other[key] for key in ("weight_norm_off", "weight_norm_on")}
-        if self.given.processes > 1 and (several := self._several(preset, alone)):
-            found["several_processes"] = several
-        return found
+            yield {"deterministic": {key: other[key] for key in ("weight_norm_off", "weight_norm_on")}}
 
-    def _several(self, preset: str, alone: Result) -> Result | None:
-        number = self.given.processes
-        together = self._bench(preset, self.given.steps, [], number)
-        same_data = self._bench(preset, WARM_STEPS, ["--micro-batches", str(number)])
-        if not (together and same_data):
-            return None
-        losses = together["first_losses_nats"], same_data["first_losses_nats"]
+    def _several(self, preset: str, alone: Result, number: int) -> Iterator[Result]:
+        """Speeds of so many processes; then the same with their losses beside those of one."""
+        together = self._bench(preset, self.given.steps, ["--gather-dtype", self.given.gather_dtype], number)
+        if not together:
+            return
         speeds = {name: together[name]["tokens_per_s"] for name in ("weight_norm_off", "weight_norm_on")}
-        return {
+        found = {
             "processes": number,
+            "gather_dtype": self.given.gather_dtype,
             "tokens_per_s_of_each": speeds,
             "of_one_alone": {name: speed / alone[name]["tokens_per_s"] for name, speed in speeds.items()},
-            "first_losses_nats": losses[0],
-            "first_losses_of_one_nats": losses[1],
-            "largest_difference_nats": max(abs(a - b) for a, b in zip(*losses, strict=True)),
+            "first_losses_nats": together["first_losses_nats"],
             "peak_memory_bytes": together["peak_memory_bytes"],
         }
+        yield found
+        if same_data := self._bench(preset, WARM_STEPS, ["--micro-batches", str(number)]):
+            losses = together["first_losses_nats"], same_data["first_losses_nats"]
+            difference = max(abs(a - b) for a, b in zip(*losses, strict=True))
+            yield found | {"first_losses_of_one_nats": losses[1], "largest_difference_nats": difference}
 
     def _bench(self, preset: str, steps: int, options: list[str], processes: int = 1) -> Result | None:
         what = "model" if preset.endswith(".json") else "preset"
@@ -110,7 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=0)
     parser.add_argument("--checkpoint", action="store_true")
     parser.add_argument("--deterministic", action="store_true")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, nargs="+", default=[])
+    parser.add_argument("--gather-dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     output = given.output or RESULTS / f"{result_name('training', pick_device('auto'))}.json"

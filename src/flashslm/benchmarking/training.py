@@ -113,7 +113,7 @@ def _measure_ours(
     case: TrainingCase, checkpoint: bool
 ) -> tuple[float, list[float], StepSpeed, StepSpeed, CheckpointCost | None]:
     model = HybridLM.build(case.architecture, device=case.device)
-    shard_model(model)
+    shard_model(model, gather_dtype=getattr(torch, case.gather_dtype))
     config = TrainingConfig(batch_size=case.batch, sequence_length=case.sequence_length)
     step = TrainStep(model, config, case.precision, weight_norm=True)
     trained = Trained(step.loss, lambda: step.update(config.warmup_steps), step.project)

@@ -35,6 +35,7 @@ class TrainingCase:
     precision: Literal["float32", "bfloat16"]
     deterministic: bool = False
     micro_batches: int = 1
+    gather_dtype: Literal["float32", "bfloat16"] = "float32"  # of weights that several processes send each other
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("batch", "steps", "micro_batches")}

@@ -96,6 +96,9 @@ def training(  # noqa: PLR0913 - one parameter an option
     batch: Annotated[int, typer.Option(help="Sequences of a step, in one micro-batch of each process.")] = 8,
     steps: Annotated[int, typer.Option(help="Steps that are timed, of each variant.")] = 30,
     micro_batches: Annotated[int, typer.Option(help="Micro-batches of each of the first steps (their losses).")] = 1,
+    gather_dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the weights that several processes send each other.")
+    ] = "float32",
     checkpoint: Annotated[bool, typer.Option(help="Also time steps while a checkpoint is written.")] = False,
     peer: Annotated[
         Literal["", "transformers", "fla"], typer.Option(help="The library that trains the same shape beside ours.")
@@ -122,7 +125,7 @@ def training(  # noqa: PLR0913 - one parameter an option
     architecture = at_width(architecture, width) if width else architecture
     precision = pick_dtype(dtype, kind)
     case = TrainingCase(
-        name, architecture, sequence_length, batch, steps, kind, precision, deterministic, micro_batches
+        name, architecture, sequence_length, batch, steps, kind, precision, deterministic, micro_batches, gather_dtype
     )
     with world_from_environment() as world:
         if world.is_main:
