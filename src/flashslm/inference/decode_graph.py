@@ -26,6 +26,8 @@ class DecodeGraph:
         self.model, self.cache, self.tokens_B, self.sampler = model, cache, tokens_B, sampler
         self.backend = backend_of("decode", model.embedding.weight)
         self.decoder = self._fused_decoder() if self.backend == "fused" else None
+        # Of the last step, in a buffer that the next one overwrites.
+        self.logits_BV = model.embedding.weight.new_zeros(len(tokens_B), model.architecture.vocab_size)
         self.cuda_graph = self._capture() if tokens_B.device.type == "cuda" else None
 
     def begin(self, row: int | None = None) -> None:
@@ -47,13 +49,13 @@ class DecodeGraph:
 
     def _step(self) -> None:
         if self.decoder is None:
-            self.tokens_B.copy_(self.sampler(self.model.decode_step(self.tokens_B, self.cache)))
-            return
-        logits_BV = self.decoder.decode_step(self.tokens_B)
-        if self.sampler.sampling.temperature == 0:
+            self.logits_BV = self.model.decode_step(self.tokens_B, self.cache)
+        else:
+            self.logits_BV = self.decoder.decode_step(self.tokens_B)
+        if self.decoder is not None and self.sampler.sampling.temperature == 0:
             self.decoder.choose_greedily(self.tokens_B)
         else:
-            self.tokens_B.copy_(self.sampler(logits_BV))
+            self.tokens_B.copy_(self.sampler(self.logits_BV))
 
     @torch.inference_mode()
     def _capture(self) -> torch.cuda.CUDAGraph:

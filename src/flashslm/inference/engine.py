@@ -53,10 +53,8 @@ class DecodeEngine:
 
     @property
     def logits_BV(self) -> Tensor:
-        """Logits [B, V] of the last step, in a buffer that the next one overwrites; fused backend only."""
-        if self.decode_graph.decoder is None:
-            raise ValueError("the model's own step keeps no logits: read them from HybridLM.decode_step")
-        return self.decode_graph.decoder.logits_BV
+        """Logits [B, V] of the last step, in a buffer that the next one overwrites."""
+        return self.decode_graph.logits_BV
 
     def prefill(self, tokens_BT: Tensor) -> Tensor:
         """Start over on prompts [B, T]; the first generated tokens [B]. ValueError if they do not fit."""

@@ -1,6 +1,8 @@
 """Choose the next token on the device, without waiting for it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch import Tensor
@@ -49,9 +51,7 @@ class Sampler:
             scores, tokens = scores.topk(min(s.top_k or scores.shape[-1], scores.shape[-1]))
         probabilities = scores.softmax(dim=-1)
         if s.top_p < 1:
-            # A token stays if the more likely ones do not yet make up top_p.
-            more_likely = probabilities.cumsum(dim=-1) - probabilities
-            probabilities = probabilities.masked_fill(more_likely >= s.top_p, 0)
+            probabilities = _within_top_p(probabilities, s.top_p)
         choice = self._draw(probabilities)
         return choice if tokens is None else tokens.gather(-1, choice[:, None])[:, 0]
 
@@ -59,3 +59,44 @@ class Sampler:
         """Sample in proportion: the smallest of exponential waiting times (torch.multinomial waits for the device)."""
         waiting = torch.empty_like(probabilities).exponential_(generator=self.generator)
         return (probabilities / waiting).argmax(dim=-1)
+
+
+class RowSampler:
+    """Replaces the greedy tokens of rows that sample, each by a `Sampling` of its own.
+
+    A row's tokens depend on its seed and not on the rows beside it: a draw takes one random number, which comes from
+    the host, where the tokens are read after every step.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.samplings = [GREEDY] * rows
+        self.randoms = [Random()] * rows
+
+    def begin(self, row: int, sampling: Sampling) -> None:
+        """A new text in a row."""
+        self.samplings[row], self.randoms[row] = sampling, Random(sampling.seed)
+
+    def __call__(self, logits_BV: Tensor, tokens_B: Tensor, rows: Sequence[int]) -> None:
+        """Draw the tokens of those of `rows` that sample."""
+        drawing = [row for row in rows if self.samplings[row].temperature > 0]
+        if not drawing:
+            return
+        vocabulary = logits_BV.shape[-1]
+        settings = [
+            (s.temperature, s.top_k or vocabulary, s.top_p, self.randoms[row].random())
+            for row, s in ((row, self.samplings[row]) for row in drawing)
+        ]
+        chosen = torch.tensor(settings, dtype=torch.float64).to(logits_BV.device)
+        temperature_R1, top_k_R1, top_p_R1, point_R1 = chosen.split(1, dim=1)
+        scores_RV, tokens_RV = (logits_BV[drawing].double() / temperature_R1).sort(dim=-1, descending=True)
+        ranks_V = torch.arange(vocabulary, device=logits_BV.device)
+        probabilities_RV = scores_RV.masked_fill(ranks_V >= top_k_R1, -torch.inf).softmax(dim=-1)
+        cumulative_RV = _within_top_p(probabilities_RV, top_p_R1).cumsum(dim=-1)
+        choice_R1 = (cumulative_RV <= point_R1 * cumulative_RV[:, -1:]).sum(dim=-1, keepdim=True)
+        tokens_B[drawing] = tokens_RV.gather(-1, choice_R1)[:, 0]
+
+
+def _within_top_p(probabilities_BV: Tensor, top_p: float | Tensor) -> Tensor:
+    """Sorted probabilities, 0 from the token on before which the more likely ones make up `top_p`."""
+    more_likely = probabilities_BV.cumsum(dim=-1) - probabilities_BV
+    return probabilities_BV.masked_fill(more_likely >= top_p, 0)

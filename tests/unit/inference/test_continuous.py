@@ -7,7 +7,7 @@ import torch
 
 from flashslm.inference.continuous import ContinuousBatch
 from flashslm.inference.engine import PREFILL_CHUNK, DecodeEngine
-from flashslm.inference.sampling import Sampling
+from flashslm.inference.sampling import GREEDY, Sampling
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
 from tests.unit.training.tiny import SIZES
@@ -78,3 +78,46 @@ def test_sampling_depends_on_the_seed_alone(model: HybridLM, prompts: list[list[
 def test_what_has_no_place_is_refused(model: HybridLM, length: int, new_tokens: int) -> None:
     with pytest.raises(ValueError, match="together at most 64"):
         ContinuousBatch(model, 2, 64).generate([[1] * length, [1, 2]], new_tokens, lambda _: False)
+
+
+def start(batch: ContinuousBatch, row: int, prompt: Sequence[int], sampling: Sampling = GREEDY) -> int:
+    batch.begin_prefill(prompt)
+    while not batch.prefill_chunk():
+        pass
+    return batch.place(row, sampling)
+
+
+@pytest.mark.parametrize("beside", [GREEDY, Sampling(temperature=9.0, seed=4)], ids=["greedy", "sampled"])
+def test_a_rows_draws_do_not_depend_on_the_rows_beside_it(
+    model: HybridLM, prompts: list[list[int]], beside: Sampling
+) -> None:
+    def sample(others: Sequence[int], seed: int) -> list[int]:
+        batch, rows = ContinuousBatch(model, 3, 64), sorted([1, *others])
+        for other in others:
+            start(batch, other, prompts[other], beside)
+        first = start(batch, 1, prompts[1], Sampling(temperature=5.0, seed=seed))
+        return [first, *(batch.advance(rows)[rows.index(1)] for _ in range(NEW_TOKENS))]
+
+    assert sample([], 3) == sample([0, 2], 3) == sample([0], 3) != sample([], 4)
+
+
+def test_a_free_row_outlasts_any_number_of_steps(model: HybridLM, prompts: list[list[int]]) -> None:
+    """Texts one after another in one row of two: more steps than a row has places, and the other row still serves."""
+    batch = ContinuousBatch(model, 2, 20)
+
+    def text(row: int, prompt: Sequence[int]) -> list[int]:
+        tokens = [start(batch, row, prompt), *(batch.advance([row])[0] for _ in range(NEW_TOKENS - 1))]
+        batch.free(row)
+        return tokens
+
+    for _ in range(4):
+        assert text(0, prompts[0]) == alone(model, prompts[0])
+    assert text(1, prompts[2]) == alone(model, prompts[2])
+
+
+def test_logits_are_those_that_the_tokens_were_chosen_from(model: HybridLM, prompts: list[list[int]]) -> None:
+    batch = ContinuousBatch(model, 2, 64)
+    for row in (0, 1):
+        assert start(batch, row, prompts[row]) == batch.logits_BV[row].argmax()
+    for _ in range(3):
+        assert batch.advance([0, 1]) == batch.logits_BV.argmax(-1).tolist()

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from flashslm.inference.sampling import Sampler, Sampling
+from flashslm.inference.sampling import GREEDY, RowSampler, Sampler, Sampling
 
 PROBABILITIES = torch.tensor([0.05, 0.4, 0.25, 0.1, 0.2])
 
@@ -17,20 +19,20 @@ def test_temperature_zero_is_greedy():
     assert torch.equal(Sampler(Sampling(top_k=3, top_p=0.5), "cpu")(logits), logits.argmax(-1))
 
 
-@pytest.mark.parametrize(
-    "sampling, expected",
-    [
-        (Sampling(temperature=1.0), [0.05, 0.4, 0.25, 0.1, 0.2]),
-        (Sampling(temperature=0.5), [0.0025, 0.16, 0.0625, 0.01, 0.04]),
-        (Sampling(temperature=1.0, top_k=2), [0, 0.4, 0.25, 0, 0]),
-        (Sampling(temperature=1.0, top_k=99), [0.05, 0.4, 0.25, 0.1, 0.2]),
-        (Sampling(temperature=1.0, top_p=0.3), [0, 1, 0, 0, 0]),
-        (Sampling(temperature=1.0, top_p=0.6), [0, 0.4, 0.25, 0, 0]),
-        (Sampling(temperature=1.0, top_p=0.7), [0, 0.4, 0.25, 0, 0.2]),
-        # 0.4 and 0.25 of the three kept make 0.76 of their sum: the third is cut.
-        (Sampling(temperature=1.0, top_k=3, top_p=0.7), [0, 0.4, 0.25, 0, 0]),
-    ],
-)
+CASES = [
+    (Sampling(temperature=1.0), [0.05, 0.4, 0.25, 0.1, 0.2]),
+    (Sampling(temperature=0.5), [0.0025, 0.16, 0.0625, 0.01, 0.04]),
+    (Sampling(temperature=1.0, top_k=2), [0, 0.4, 0.25, 0, 0]),
+    (Sampling(temperature=1.0, top_k=99), [0.05, 0.4, 0.25, 0.1, 0.2]),
+    (Sampling(temperature=1.0, top_p=0.3), [0, 1, 0, 0, 0]),
+    (Sampling(temperature=1.0, top_p=0.6), [0, 0.4, 0.25, 0, 0]),
+    (Sampling(temperature=1.0, top_p=0.7), [0, 0.4, 0.25, 0, 0.2]),
+    # 0.4 and 0.25 of the three kept make 0.76 of their sum: the third is cut.
+    (Sampling(temperature=1.0, top_k=3, top_p=0.7), [0, 0.4, 0.25, 0, 0]),
+]
+
+
+@pytest.mark.parametrize("sampling, expected", CASES)
 def test_frequencies(sampling, expected):
     expected = torch.tensor(expected) / sum(expected)
     actual = frequencies(sampling)
@@ -55,3 +57,30 @@ def test_draws_depend_on_the_seed_alone():
 def test_all_problems_in_one_error():
     with pytest.raises(ValueError, match=r"temperature is -1: .*; top_k is -2: .*; top_p is 0: "):
         Sampling(temperature=-1, top_k=-2, top_p=0)
+
+
+@pytest.mark.parametrize("sampling, expected", CASES)
+def test_frequencies_of_rows(sampling: Sampling, expected: list[float]) -> None:
+    """Each row with a seed of its own, every second one greedy."""
+    count = 8_000
+    sampler, tokens_B = RowSampler(count), torch.full((count,), 3)
+    for row in range(count):
+        sampler.begin(row, replace(sampling, seed=row) if row % 2 else GREEDY)
+    sampler(PROBABILITIES.log().expand(count, -1), tokens_B, range(count))
+    assert (tokens_B[::2] == 3).all()
+    expected_V = torch.tensor(expected) / sum(expected)
+    actual_V = torch.bincount(tokens_B[1::2], minlength=5) / (count // 2)
+    assert (actual_V[expected_V == 0] == 0).all()
+    assert ((actual_V - expected_V).abs() <= 4 * (expected_V * (1 - expected_V) / (count // 2)).sqrt()).all()
+
+
+def test_rows_keep_exactly_k_of_equals_and_settings_of_their_own() -> None:
+    sampler, found = RowSampler(2), [set(), set()]
+    sampler.begin(0, Sampling(temperature=1.0, top_k=3))
+    sampler.begin(1, Sampling(temperature=1.0, top_p=0.6))
+    for _ in range(200):
+        tokens_B = torch.zeros(2, dtype=torch.int64)
+        sampler(torch.zeros(2, 8), tokens_B, [0, 1])
+        for row in (0, 1):
+            found[row].add(int(tokens_B[row]))
+    assert (len(found[0]), len(found[1])) == (3, 5)
