@@ -1,6 +1,7 @@
 """Evaluation in bf16 by fused forms against fp32 by the portable ones, and what 32k tokens of context need.
 
-Tolerances: the mean loss in nats per token within 1 %, a token's log-probability within 5 % of the logits' spread.
+Tolerances: the mean loss in nats per token within 1 %; a token's log-probability within 5 % of the logits' spread as a
+root mean square over continuations, and within 10 % in the worst of them.
 """
 
 import pytest
@@ -59,7 +60,9 @@ def test_fused_bf16_choices_are_those_of_fp32(operators):
     lengths = torch.tensor([len(continuation) for _, continuation in pairs])
     with torch.inference_mode():
         spread = exact.logits(exact(torch.randint(VOCABULARY, (1, 64), device="cuda"))).std().item()
-    assert ((actual - expected).abs() / lengths.sqrt()).max() < TOKEN_TOLERANCE * spread
+    errors = (actual - expected).abs() / lengths.sqrt() / spread
+    assert errors.square().mean().sqrt() < TOKEN_TOLERANCE
+    assert errors.max() < 2 * TOKEN_TOLERANCE
     for row, other in zip(expected.view(-1, 4), actual.view(-1, 4), strict=True):
         lost = row.max() - row[other.argmax()]
         assert lost < 2 * TOKEN_TOLERANCE * spread * 17**0.5
