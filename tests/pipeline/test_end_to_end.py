@@ -229,13 +229,15 @@ def test_mlflow_shows_parent_steps_and_trials(settings: Settings, runs: dict[str
     assert "cfg.training.steps" in parent.data.params and len(parent.data.params) < 100, (
         "what differs from the defaults"
     )
-    assert "promote" in parent.data.tags["mlflow.note.content"]
+    note = parent.data.tags["mlflow.note.content"]
+    assert "promote" in note and "[curves of all variants on one chart](#/metric?" in note
     assert {"config.yaml", "report.html"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
     cached = [r for r in found if r.data.tags.get("cached") == "true"]
     by_id = {r.info.run_id: r for r in found}
     assert cached and all(by_id[r.data.tags["cached.origin"]].info.run_name == r.info.run_name for r in cached)
     assert parent.data.metrics["test/perplexity"] == pytest.approx(runs["promoted"]["test/perplexity"])
-    trials = [r for r in found if r.info.run_name.startswith("trial ") and r.info.status == "FINISHED"]
+    finished = [r for r in found if r.info.status == "FINISHED"]
+    trials = [r for r in finished if re.fullmatch(r"trial \d+ · \w+ w\d+", r.info.run_name)]
     assert len(trials) == 16 and all("proxy_loss_nats" in r.data.metrics for r in trials)
     pretrain = [r for r in found if r.data.tags.get("step") == "pretrain" and r.info.status == "FINISHED"]
     pretrain = [r for r in pretrain if r not in cached]

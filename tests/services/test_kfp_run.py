@@ -12,12 +12,13 @@ import pytest
 
 from components.end_run.component import end_run
 from flashslm.config import STEP_SECTIONS, RunConfig
+from flashslm.config.file import load
 from flashslm.infra import kfp_facts
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import kfp_run, mlflow_runs
 from flashslm.infra.tracking.mlflow_client import TrackingClient
-from flashslm.infra.tracking.spool import PARENT_TAG
+from flashslm.infra.tracking.spool import NOTE_TAG, PARENT_TAG
 from flashslm.launch.kfp import run_end
 from flashslm.steps.context import StepContext
 from flashslm.steps.headline import record_headline
@@ -107,7 +108,9 @@ def test_pods_that_start_together_make_one_parent(cluster: Cluster) -> None:
     assert cluster.parent().info.run_id == joined[0].parent_run_id  # the only one
 
 
-def test_a_run_is_one_run_named_and_tagged_as_a_local_one(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_is_one_run_named_and_tagged_as_a_local_one(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     check_recipe()
     parent, reference = cluster.parent(), cluster.run.pipeline_version_reference
     info = parent.info
@@ -124,10 +127,12 @@ def test_a_run_is_one_run_named_and_tagged_as_a_local_one(cluster: Cluster, capl
         "kfp.pipeline_version": "design-and-train-0123",
     }
     assert expected.items() <= tags(parent).items() and mlflow_runs.OWNER_TAG not in tags(parent)
-    logged = parent.data.params
-    assert (logged["cfg.seed"], logged["cfg.training.steps"]) == ("3", "20")
-    assert logged["cfg.training.batch_size"] == str(RECIPE.training.batch_size), "defaults too"
-    assert not any(key.startswith("cfg.platform") for key in logged)
+    assert parent.data.params == {"cfg.seed": "3", "cfg.training.steps": "20"}, "what differs from the defaults"
+    file = TrackingClient(cluster.settings).download_artifacts(info.run_id, "config.yaml", str(tmp_path))
+    recipe = load(file)
+    assert recipe == RECIPE.model_copy(update={"name": cluster.recipe}), "the whole recipe but its platform"
+    page = f"{KFP_URL}/#/runs/details/{cluster.run_id}"
+    assert tags(parent)[NOTE_TAG] == f"KFP run [`{info.run_name}`]({page}) of recipe `{cluster.recipe}`"
     (step,) = cluster.children().values()
     assert step.info.run_name == "check_recipe" and step.info.status == "FINISHED"
     assert cluster.experiment_of(step) == cluster.recipe
@@ -178,7 +183,7 @@ def test_cached_steps_are_nested_too(cluster: Cluster) -> None:
     found = cluster.children()
     cached = {name for name, run in found.items() if tags(run).get("cached") == "true"}
     assert len(cached) == 11 and cached == set(found) - {"check_recipe"}  # two loops of two among nine tasks
-    assert {"prepare_data", "search_architecture worker=1", "pretrain seed=0 weight_norm=on"} <= cached
+    assert {"prepare_data", "search_architecture · worker 1", "pretrain · wnorm on · seed 0"} <= cached
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     run_end.end_run("COMPLETE")  # a retry of the exit task
     assert cluster.children().keys() == found.keys()
@@ -275,7 +280,10 @@ def test_headline_and_decision_are_on_the_parent(cluster: Cluster, store: Object
     parent = cluster.parent()
     assert parent.data.metrics == {"unigram_entropy_nats": 5.0, "test/perplexity": 12.5, "latency_ms": 3.0}
     assert tags(parent)["operators"] == "DFAF"
-    assert tags(parent)["decision"] == "promote, but the model was not registered"  # that task was skipped
+    decision = "promote, but the model was not registered"  # that task was skipped
+    note = tags(parent)[NOTE_TAG]
+    assert tags(parent)["decision"] == decision and note.startswith(f"**{decision}** · test/perplexity 12.5 · ")
+    assert "operators DFAF\n" in note and f"KFP run [`{parent.info.run_name}`]({KFP_URL}" in note
     back = TrackingClient(settings).download_artifacts(settings.parent_run_id, "report.html", str(tmp_path / "back"))
     assert Path(back).read_bytes() == b"<p>report</p>"
 

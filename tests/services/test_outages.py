@@ -90,7 +90,7 @@ def first_checkpoints(store: ObjectStore) -> list[str]:
 
 def tags(settings: Settings) -> dict[str, str]:
     api = TrackingClient(settings)
-    run = api.find_runs("attributes.run_name = 'pretrain seed=0 weight_norm=on'")[0]
+    run = api.find_runs("attributes.run_name = 'pretrain · wnorm on · seed 0'")[0]
     return {"status": run.info.status} | run.data.tags
 
 
@@ -110,7 +110,7 @@ def test_training_goes_on_while_one_checkpoint_waits_for_the_store(
     found = tags(platform_env)
     assert found["status"] == "FINISHED" and "answers again at" in found["outage.object_store"]
     assert store.get_tree(Manifest.read(tmp_path / "out.json"), tmp_path / "result")
-    assert metric_steps(platform_env, "pretrain seed=0 weight_norm=on") == list(range(1, STEPS + 1))
+    assert metric_steps(platform_env, "pretrain · wnorm on · seed 0") == list(range(1, STEPS + 1))
 
 
 def test_sigterm_ends_a_step_that_waits_and_the_next_attempt_says_where_it_resumes(
@@ -130,7 +130,7 @@ def test_sigterm_ends_a_step_that_waits_and_the_next_attempt_says_where_it_resum
     (said,) = again.sentences("resumes from step")
     assert said.startswith(f"resumes from step {EVERY} of {STEPS} (checkpoint checkpoints/")
     assert said in again.log.read_text()
-    assert metric_steps(platform_env, "pretrain seed=0 weight_norm=on") == list(range(EVERY + 1, STEPS + 1))
+    assert metric_steps(platform_env, "pretrain · wnorm on · seed 0") == list(range(EVERY + 1, STEPS + 1))
     assert tags(platform_env)["resumed_from"].startswith(f"step {EVERY}, checkpoints/")
 
 

@@ -72,7 +72,7 @@ def test_two_processes_that_are_stopped_and_resumed_give_the_run_of_one(
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, atol=2e-3, rtol=0, msg=name)
-    assert metric_steps(platform_env, "pretrain seed=0 weight_norm=on") == list(
+    assert metric_steps(platform_env, "pretrain · wnorm on · seed 0") == list(
         range(double["resumed_from_step"] + 1, STEPS + 1)
     )
 

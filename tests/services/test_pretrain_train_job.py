@@ -100,11 +100,11 @@ def test_two_nodes_give_the_run_of_one_process(
     assert "on 2 processes" in result["summary"] and result["resumed_from_step"] == 0
     log = capfd.readouterr().out
     assert "@metrics" not in log, "metrics are not printed as lines"
-    run = TrackingClient(platform_env).find_runs("attributes.run_name = 'pretrain seed=0 weight_norm=on'")[0]
+    run = TrackingClient(platform_env).find_runs("attributes.run_name = 'pretrain · wnorm on · seed 0'")[0]
     tags = run.data.tags
     assert tags["train_job.name"] == server.created[0] and tags["train_job.status"]
     assert tags["kernel.attention/cpu/float32"] == "sdpa"
-    assert metric_steps(platform_env, "pretrain seed=0 weight_norm=on") == list(range(1, STEPS + 1))
+    assert metric_steps(platform_env, "pretrain · wnorm on · seed 0") == list(range(1, STEPS + 1))
 
     monkeypatch.delenv(train_job.VARIABLE)
     alone = run_step("pretrain", **arguments | {"parameters": arguments["parameters"] | {"code_digest": "alone"}})

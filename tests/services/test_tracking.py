@@ -55,6 +55,7 @@ def test_everything_a_task_logs_arrives(platform_env, tmp_path):
     with mlflow_runs.open_run(settings, "pretrain", tags={"step": "pretrain"}, params=params) as run:
         for step in range(1200):
             run.log_metrics({"loss": 1 / (step + 1)}, step)
+        run.log_result({"loss": 1 / 1200, "final": 3.0})
         run.log_metrics({"odd": float("nan")}, 7)
         run.log_metrics({"odd": float("inf")}, 8)
         run.log_file(tmp_path / "notes.txt", "notes")
@@ -76,6 +77,7 @@ def test_everything_a_task_logs_arrives(platform_env, tmp_path):
     assert logged.data.params == {"cfg.training.lr": "0.1", "cfg.training.text": "x" * 6000}
     assert logged.data.tags["mlflow.parentRunId"] == parent and child.data.tags["mlflow.parentRunId"] == run.run_id
     assert history(settings, run.run_id, "loss") == [(step, 1 / (step + 1)) for step in range(1200)]
+    assert history(settings, run.run_id, "final") == [(0, 3.0)], "a result without a curve"
     assert [step for step, _ in history(settings, run.run_id, "odd")] == [7, 8]
     assert child.data.params == {"cfg.width": "64"} and history(settings, trial.run_id, "proxy") == [(0, 2.5)]
     assert artifact(settings, run.run_id, "notes/notes.txt", tmp_path / "back") == b"hello"

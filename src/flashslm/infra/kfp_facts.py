@@ -11,6 +11,9 @@ import urllib3
 from pydantic import ValidationError
 
 from flashslm.config import RunConfig
+from flashslm.infra.storage import long_sections
+from flashslm.infra.storage.object_store import ObjectStore
+from flashslm.infra.storage.s3 import StoreError
 
 RUN_TAG = "kfp.pipeline_run_id"  # of an MLflow run; KFP's plug-in for MLflow sets the same
 # Optional: where pods reach KFP's API, and where people see KFP.
@@ -34,15 +37,16 @@ class KfpFacts(NamedTuple):
         return str(self.parameters.get("name", ""))
 
 
-def recipe_of(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The recipe that a KFP run's parameters hold: all of its values but the platform's, those of a local run."""
+def recipe_of(parameters: dict[str, Any], store: ObjectStore) -> RunConfig | None:
+    """The recipe that a KFP run's parameters hold, all but its platform; None where they hold none that can be read."""
     values = {name: parameters[name] for name in RunConfig.model_fields if name in parameters}
     if "seed" in values:
         values["seed"] = int(values["seed"])  # KFP's numbers are floats
     try:
-        return RunConfig.model_validate(values).model_dump(mode="json", exclude={"platform"})
-    except ValidationError:  # a long section is in the object store
-        return values
+        return RunConfig.model_validate_json(long_sections.whole(json.dumps(values), store))
+    except (ValidationError, StoreError) as error:
+        _log.warning("the recipe of the KFP run cannot be read: %s", error)
+        return None
 
 
 def facts_of(kfp_run_id: str) -> KfpFacts:

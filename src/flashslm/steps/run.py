@@ -22,8 +22,10 @@ from flashslm.infra.tracking.mlflow_client import MlflowUnavailable
 from flashslm.ops import kernels
 from flashslm.steps import attempts
 from flashslm.steps.context import StepContext
+from flashslm.steps.headline import record_figures
 from flashslm.steps.inputs import read_inputs
 from flashslm.steps.kernel_object import shared_kernels
+from flashslm.steps.run_names import step_run_name
 
 _log = logging.getLogger(__name__)
 PROVENANCE = {"code_digest", "config_digest", "image"}  # parameters that tell no two tasks of a run apart
@@ -62,7 +64,7 @@ def run_step(
         if settings.kfp_run_id:
             settings = kfp_run.joined(settings, store)
             tags[kfp_run.STEP_TAG] = settings.kfp_run_id
-        run = mlflow_runs.open_run(settings, label, tags=tags)
+        run = mlflow_runs.open_run(settings, step_run_name(label), tags=tags)
         with run as mlflow_run, outages.heard_by(_outage_listener(mlflow_run, events)):
             read = read_inputs(name, config, inputs or {})
             context = StepContext(
@@ -138,8 +140,9 @@ def _execute(context: StepContext, outputs: Mapping[str, str]) -> dict[str, Any]
     context.mlflow_run.log_params(context.config.model_dump(mode="json", include=set(sections)))
     result = _work(context)
     context.mlflow_run.set_tags({f"kernel.{name}": form for name, form in kernels.decisions().items()})
-    context.mlflow_run.log_metrics({k: float(v) for k, v in result.items() if isinstance(v, int | float)}, step=0)
+    context.mlflow_run.log_result({k: float(v) for k, v in result.items() if isinstance(v, int | float)})
     context.mlflow_run.set_tags({f"artifact.{name}": manifest.uri for name, manifest in context.outputs.items()})
+    record_figures(context.settings, context.outputs)
     for name, path in outputs.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if name in context.pages:

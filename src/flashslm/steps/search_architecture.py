@@ -20,6 +20,7 @@ from flashslm.search.study import SearchStudy
 from flashslm.search.trial import Candidate, TrialFailed
 from flashslm.search.worker import run_worker
 from flashslm.steps.context import StepContext
+from flashslm.steps.run_names import trial_run_name
 from flashslm.training.proxy import proxy_training
 from flashslm.training.spec import FromArchitecture, NonFiniteLoss, TrainOutcome, TrainSpec
 from flashslm.training.trainer import train
@@ -113,7 +114,7 @@ def make_trainer(context: StepContext, study: SearchStudy) -> Callable[[Candidat
             weight_norm=False,  # as in the paper's search
             seed=config.seed,
         )
-        name = f"trial {candidate.slot}"
+        name = trial_run_name(candidate)
         end_lost(context.settings, name, study.lost_workers(candidate.slot))
         with context.mlflow_run.nested(name, params=candidate.attributes()) as trial:
             log = partial(_log_row, trial)

@@ -6,6 +6,7 @@ made a run for the KFP run, that is the parent: both carry the tag `kfp.pipeline
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from flashslm.infra.kfp_facts import RUN_TAG, KfpFacts, facts_of, recipe_of
@@ -14,7 +15,7 @@ from flashslm.infra.storage.lease import hold
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.infra.tracking.mlflow_client import MlflowUnavailable, TrackingClient
-from flashslm.infra.tracking.spool import PARENT_TAG
+from flashslm.infra.tracking.spool import NOTE_TAG, PARENT_TAG
 
 OURS_TAG = "flashslm.pipeline_run"  # of a parent that a pod made
 STEP_TAG = "flashslm.kfp_run_id"  # of each step, so that one without a parent (MLflow was away) gets it in the end
@@ -56,8 +57,9 @@ def parent_run(settings: Settings, store: ObjectStore) -> ParentRun:
         parent = _known_parent(settings) or _new_parent(settings, facts)
         settings = settings.model_copy(update={"experiment": parent.experiment})
         run = mlflow_runs.run_of(settings, parent.run_id)
-        run.set_tags(facts.tags)
-        run.log_params(recipe_of(facts.parameters))
+        run.set_tags(facts.tags | {NOTE_TAG: heading(facts.name, facts.tags)})
+        if recipe := recipe_of(facts.parameters, store):
+            run.log_recipe(recipe)
         store.put_json(key, parent._asdict())
     return parent
 
@@ -82,14 +84,21 @@ def _new_parent(settings: Settings, facts: KfpFacts) -> ParentRun:
     return ParentRun(str(run.info.run_id), experiment, is_ours=True)
 
 
+def heading(name: str, tags: Mapping[str, str]) -> str:
+    """A KFP run in a sentence, with its page; `tags` are those of its facts."""
+    url, recipe = tags.get("kfp.pipeline_run_url", ""), tags.get("recipe", "")
+    where = f"[`{name}`]({url})" if url else f"`{name}`"
+    return f"KFP run {where}" + (f" of recipe `{recipe}`" if recipe else "")
+
+
 def record_cached_steps(settings: Settings, parent: ParentRun, cached: dict[str, str]) -> None:
-    """Make a run for each step (label -> step) that came from the cache, unless there is one."""
+    """Make a run for each step (name of its run -> step) that came from the cache, unless there is one."""
     client = TrackingClient(settings)
     known = {run.info.run_name for run in client.find_runs(f"tags.{PARENT_TAG} = '{parent.run_id}'")}
-    for label, step in cached.items():
-        if label not in known:
+    for name, step in cached.items():
+        if name not in known:
             tags = {"step": step, "cached": "true", PARENT_TAG: parent.run_id, STEP_TAG: settings.kfp_run_id}
-            run_id = mlflow_runs.start_parent_run(settings, label, tags)
+            run_id = mlflow_runs.start_parent_run(settings, name, tags)
             client.set_terminated(run_id, "FINISHED")
 
 

@@ -20,6 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from flashslm.config import RunConfig
+from flashslm.config import file as config_file
+from flashslm.config.reference import differences
 from flashslm.config.secret import without_secrets
 from flashslm.infra.checkout import commit
 from flashslm.infra.process import owners
@@ -51,6 +54,7 @@ class TrackedRun:
         self._spooled = spooled  # something of this run waits on disk: everything after it queues behind
         self._retry_at_s = time.monotonic() + _RETRY_AFTER_S
         self._noted: list[Entry] = []
+        self._curves: set[str] = set()  # the metrics that were logged
         self._note_lock, self._send_lock = threading.Lock(), threading.Lock()
         self._files = tempfile.TemporaryDirectory(prefix="flashslm-artifacts-", ignore_cleanup_errors=True)
         self._ended = threading.Event()
@@ -64,7 +68,20 @@ class TrackedRun:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics of a step."""
         now_ms = int(time.time() * 1000)
+        self._curves |= metrics.keys()
         self._note(Entry(metrics=[MetricPoint(key, float(value), now_ms, step) for key, value in metrics.items()]))
+
+    def log_result(self, result: Mapping[str, float]) -> None:
+        """Log what came out in the end; a metric that has a curve keeps it as it is."""
+        self.log_metrics({key: value for key, value in result.items() if key not in self._curves}, step=0)
+
+    def log_recipe(self, config: RunConfig) -> None:
+        """Log what differs from the defaults as parameters, and the whole recipe as config.yaml."""
+        self.log_params(differences(config))
+        with tempfile.TemporaryDirectory() as directory:
+            file = Path(directory) / "config.yaml"
+            file.write_text(config_file.dump(config), encoding="utf-8")
+            self.log_file(file)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters as `cfg.<name>`; nested mappings become dotted names."""

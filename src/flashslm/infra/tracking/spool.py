@@ -22,7 +22,7 @@ from flashslm.infra.state_files import append_line, locked_file, set_aside, writ
 from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
 from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable, TrackingClient
 
-PARENT_TAG = "mlflow.parentRunId"
+PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
 KEY_TAG = "flashslm.spool_key"
 _MAX_DIGEST_CHARACTERS = 36
 _log = logging.getLogger(__name__)

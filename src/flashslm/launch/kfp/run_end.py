@@ -11,10 +11,12 @@ from flashslm.infra.tracking import kfp_run
 from flashslm.infra.tracking.kfp_run import ParentRun
 from flashslm.infra.tracking.mlflow_client import MlflowUnavailable, TrackingClient
 from flashslm.infra.tracking.mlflow_runs import Status
+from flashslm.launch import run_description
 from flashslm.launch.kfp.api import Connection, KfpError, NotFound
 from flashslm.launch.kfp.client import KfpClient
 from flashslm.launch.kfp.run_steps import ENDED, state_of, steps_of
 from flashslm.launch.progress import NOT_REGISTERED, StepRecord
+from flashslm.steps.run_names import step_run_name
 
 # KFP's words for the body of an exit handler: COMPLETE after success, RUNNING after a cancellation.
 STATUSES: dict[str, Status] = {"COMPLETE": "FINISHED", "SUCCEEDED": "FINISHED", "FAILED": "FAILED"}
@@ -51,10 +53,12 @@ def end_run(state: str) -> str:
 def _end(settings: Settings, parent: ParentRun, steps: list[StepRecord], status: Status) -> None:
     settings = settings.model_copy(update={"experiment": parent.experiment})
     if parent.is_ours:  # KFP's plug-in makes these itself
-        cached = {step.label: step.name for step in steps if step.cached}
+        cached = {step_run_name(step.label): step.name for step in steps if step.cached}
         kfp_run.record_cached_steps(settings, parent, cached)
     if any(step.name == "register_model" and step.state != "SUCCESS" for step in steps):
         kfp_run.correct_decision(settings, parent, "promote", NOT_REGISTERED)
+    found = TrackingClient(settings).get_run(parent.run_id)
+    run_description.describe(settings, parent.run_id, kfp_run.heading(found.info.run_name, found.data.tags))
     kfp_run.end(settings, parent, status)
 
 

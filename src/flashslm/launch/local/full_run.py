@@ -129,14 +129,13 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
         if outcome.artifacts and (run_dir / "report.html").is_file():
             page, source = outcome.run_dir / "report.html", config.data.source
             record_headline(settings, parent, outcome.artifacts, outcome.decision, source, page)
-            parent_run.describe(settings, parent, config, run_dir, outcome.decision, outcome.headline)
         status = FINAL_STATUS[outcome.state]
     except (Terminated, KeyboardInterrupt):
         status = "KILLED"
         run_records.finish(run_dir, {"state": "CANCELLED"})
         raise
     finally:
-        _finish_in_mlflow(settings, home, parent, status, outcome)
+        _finish_in_mlflow(settings, home, parent, status, outcome, config)
     run_records.finish(run_dir, outcome.facts())
     if outcome.state == "SUCCESS":
         point_latest(runs, run_dir)
@@ -155,11 +154,18 @@ def _deliver_pending(settings: Settings, config: RunConfig, secrets: dict[str, s
 
 
 def _finish_in_mlflow(
-    settings: Settings, home: Path, parent: str, status: mlflow_runs.Status, outcome: RunOutcome | None
+    settings: Settings,
+    home: Path,
+    parent: str,
+    status: mlflow_runs.Status,
+    outcome: RunOutcome | None,
+    config: RunConfig,
 ) -> None:
     _send_what_waits(settings, home)
     with suppress(MlflowError):
         parent_run.add_cached_steps(settings, parent, outcome.local.steps if outcome else [])
+        if outcome and outcome.artifacts:
+            parent_run.describe(settings, parent, config, outcome.run_dir)
     mlflow_runs.finish_run(settings, parent, status)
     with suppress(MlflowUnavailable):
         mlflow_runs.sweep(settings)  # an attempt that was killed could not end its own run
