@@ -20,7 +20,7 @@ from flashslm.search.evolution import Proposer
 from flashslm.search.fit import WidthFitter
 from flashslm.steps.recipe_checks import problems
 from flashslm.steps.warm_kernels import warm_ups
-from tests.unit.search.synthetic import finish, loss_nats
+from tests.unit.search.synthetic import run_serially
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = ("h200-proxy", "h200-proxy-cpu")
@@ -78,9 +78,7 @@ def test_a_dry_run_plans_every_candidate(name: str) -> None:
     budget_ms = latency_budget_ms(table, config.latency, config.model, vocabulary)
     fitter = WidthFitter(table, config.latency, budget_ms, config.search.widths, config.model, vocabulary)
     proposer = Proposer(config.search, fitter, config.seed)
-    history = []
-    for cycle in range(proposer.num_cycles):
-        history += [finish(c, loss_nats(c.operators)) for c in proposer.propose(cycle, history)]
+    history = run_serially(proposer)
     assert len(history) == config.search.trials and len(proposer.seed_designs) == 4
     assert {t.mutation for t in history} > {"seed", "random"} and len({t.width for t in history}) > 1
     assert min(t.parameters for t in history) > 4e6 and max(t.parameters for t in history) < 1.2e8

@@ -259,7 +259,25 @@ class SearchConfig(Section):
     trials: int = Field(default=200, ge=1, description="Candidates that are trained in all.")
     population: int = Field(default=32, ge=2, description="Newest trials that parents are drawn from.")
     sample: int = Field(default=8, ge=1, description="Trials of a tournament; the best of them becomes the parent.")
-    candidates_per_cycle: int = Field(default=10, ge=1, description="Candidates that are proposed together.")
+    candidates_per_cycle: int = Field(
+        default=10, ge=1, description="Candidates that are trained at the same time at most."
+    )
+    strategy: Literal["evolution", "random"] = Field(
+        default="evolution",
+        description="What follows the seed designs: children of the best, after a random population; or random designs "
+        "alone, the baseline of equal cost.",
+    )
+    proposals: Literal["cycles", "window"] = Field(
+        default="cycles",
+        description="cycles: candidates_per_cycle candidates are proposed together once those before are finished. "
+        "window: each one by itself, as soon as all but the candidates_per_cycle - 1 before it are: no worker waits "
+        "for the slowest of a cycle.",
+    )
+    seeding: Literal["designs", "law", "none"] = Field(
+        default="designs",
+        description="What is trained first: seed_designs (known designs if it is empty) and the scaling law's choice; "
+        "law: that choice alone; none: random designs.",
+    )
     max_operators: int = Field(default=30, ge=1, le=1024, description="Operators of an architecture at most.")
     max_mixer_types: int = Field(default=2, ge=1, le=3, description="Kinds of token mixers per block type at most.")
     seed_designs: Distinct[str] = Field(

@@ -54,9 +54,13 @@ def _design(config: RunConfig) -> Found:
 
 def _search(config: RunConfig) -> Found:
     search = config.search
-    if search.trials <= search.population:
+    if search.strategy == "random":
+        yield from _given(search, "search", ("population", "sample"), "strategy is 'random'")
+    elif search.trials <= search.population:
         why = f"no trial descends from another: {search.trials} trials are at most population ({search.population})"
         yield from _given(search, "search", ("sample",), why)
+    if search.seeding != "designs":
+        yield from _given(search, "search", ("seed_designs",), f"seeding is '{search.seeding}'")
     if search.workers > search.trials:
         yield from _given(search, "search", ("workers",), f"only {search.trials} trials are to be trained")
 

@@ -1,12 +1,15 @@
-"""Aging evolution (Real et al. 2019) as a pure function from finished trials to the next cycle's candidates.
+"""Aging evolution (Real et al. 2019) as a pure function from finished trials to the next candidates.
 
-Trials are numbered slots; slot s belongs to cycle s // candidates_per_cycle. A cycle's candidates depend on the seed,
-the cycle and the finished trials of earlier cycles only, so the search's course is the same for any number of workers,
-killed or not. The first slots are seed designs, then random ones; the others are mutations.
+Trials are numbered slots. The candidate of a slot depends on the seed and on the trials of a fixed number of first
+slots only, whichever order they finish in, so the search's course is the same for any number of workers, killed or not.
+With `proposals: cycles` those are the slots of earlier cycles (slot s is of cycle s // candidates_per_cycle), and all
+workers wait for the slowest trial of a cycle. With `window` they are all but the candidates_per_cycle - 1 slots before
+it: no worker waits as long as fewer than that are in training. The first slots are seed designs, then random ones; the
+others are mutations, or with `strategy: random` random too.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from flashslm.config import SearchConfig
 from flashslm.models.architecture import InfeasibleArchitecture
@@ -20,7 +23,7 @@ RANDOM_DRAWS = 1000  # before the space counts as used up
 
 
 class Proposer:
-    """Proposes every cycle's candidates; no architecture is ever proposed twice.
+    """Proposes the candidates of all slots; no architecture is ever proposed twice.
 
     All candidates meet the budget: the width is the largest that does, and a design that fits at no width is skipped.
     """
@@ -35,38 +38,49 @@ class Proposer:
         self.config, self.fitter, self.seed = config, fitter, seed
         self.space = SearchSpace(config.max_operators, config.max_mixer_types)
         self.infeasible: dict[str, str] = {}  # notation -> why it fits at no width
-        self.seed_designs = self._feasible_seeds([*extra_seed_designs, *config.seed_designs])
+        self.seed_designs = self._feasible_seeds(self._seeds(list(extra_seed_designs)))
+        self._proposed: list[Candidate | None] = []  # by slot; None where the space was used up
+        self._basis: dict[int, FinishedTrial] = {}  # what they depend on
 
-    @property
-    def num_cycles(self) -> int:
-        return -(-self.config.trials // self.config.candidates_per_cycle)
+    def propose(self, history: Iterable[FinishedTrial]) -> list[Candidate]:
+        """The candidates of all slots that can be filled by now, those of finished trials among them, in slot order.
 
-    def propose(self, cycle: int, history: Sequence[FinishedTrial]) -> list[Candidate]:
-        """The candidates of one cycle, fewer than its slots when the space is used up.
-
-        Trials of this cycle and later ones are ignored. Raises InfeasibleArchitecture when not even the first cycle
-        finds a design within the budget.
+        A pure function of the trials, in any order. Raises InfeasibleArchitecture when not even the first slots find a
+        design within the budget.
         """
-        earlier = sorted((t for t in history if t.cycle < cycle), key=lambda t: t.slot)
-        seen = {t.operators for t in earlier}
-        first = cycle * self.config.candidates_per_cycle
-        candidates = []
-        for slot in range(first, min(first + self.config.candidates_per_cycle, self.config.trials)):
-            candidate = self._fill(slot, cycle, earlier[-self.config.population :], seen)
-            if candidate is not None:
-                seen.add(candidate.operators)
-                candidates.append(candidate)
-        if cycle == 0 and not candidates:
+        finished = {trial.slot: trial for trial in history}
+        if any(finished.get(slot) != trial for slot, trial in self._basis.items()):  # a database lost trials
+            self._proposed, self._basis = [], {}
+        while len(self._proposed) < self.config.trials and self._is_ready(len(self._proposed), finished):
+            self._proposed.append(self._next(finished))
+        candidates = [candidate for candidate in self._proposed if candidate is not None]
+        if not candidates:
             reason = next(reversed(self.infeasible.values()), "the space is empty")
             raise InfeasibleArchitecture(f"no design of the search space meets the latency budget: {reason}")
         return candidates
+
+    def num_known(self, slot: int) -> int:
+        """How many of the first slots the candidate of this slot depends on."""
+        together = self.config.candidates_per_cycle
+        return slot // together * together if self.config.proposals == "cycles" else max(0, slot - together + 1)
+
+    def _is_ready(self, slot: int, finished: Mapping[int, FinishedTrial]) -> bool:
+        return all(c is None or c.slot in finished for c in self._proposed[: self.num_known(slot)])
+
+    def _next(self, finished: Mapping[int, FinishedTrial]) -> Candidate | None:
+        slot = len(self._proposed)
+        known = [finished[s] for s in sorted(finished) if s < self.num_known(slot)]
+        self._basis |= {trial.slot: trial for trial in known}
+        seen = {t.operators for t in known} | {c.operators for c in self._proposed if c is not None}
+        cycle = slot // self.config.candidates_per_cycle
+        return self._fill(slot, cycle, known[-self.config.population :], seen)
 
     def _fill(self, slot: int, cycle: int, population: Sequence[FinishedTrial], seen: set[str]) -> Candidate | None:
         rng = random.Random(f"{self.seed}/{slot}")
         if slot < len(self.seed_designs):
             return self._candidate(self.seed_designs[slot], slot, cycle, None, "seed")
         parents = [t for t in population if t.succeeded]
-        if slot >= self.config.population and parents:
+        if self.config.strategy == "evolution" and slot >= self.config.population and parents:
             for _ in range(TOURNAMENTS):
                 contestants = rng.sample(parents, min(self.config.sample, len(parents)))
                 child = self._child(min(contestants, key=lambda t: (t.loss_nats, t.slot)), slot, cycle, seen, rng)
@@ -101,11 +115,16 @@ class Proposer:
             return None
         return Candidate(slot, cycle, design.notation, architecture, latency_ms, parent, mutation)
 
-    def _feasible_seeds(self, notations: Sequence[str]) -> list[Design]:
-        """The recipe's seed designs; without any, known designs that fit, for at most half of the population."""
-        designs = [self.space.parse(notation) for notation in notations]
-        if not self.config.seed_designs:
-            designs += self._known()[: self.config.population // 2]
+    def _seeds(self, extra: list[str]) -> list[Design]:
+        """The recipe's seed designs, or without any known designs, for at most half of the population."""
+        if self.config.seeding == "none":
+            return []
+        given = self.config.seed_designs if self.config.seeding == "designs" else ()
+        designs = [self.space.parse(notation) for notation in [*extra, *given]]
+        known = self.config.seeding == "designs" and not given
+        return designs + (self._known()[: self.config.population // 2] if known else [])
+
+    def _feasible_seeds(self, designs: Sequence[Design]) -> list[Design]:
         distinct = {design.operators: design for design in designs}
         return [d for d in distinct.values() if self._candidate(d, 0, 0, None, "seed") is not None]
 

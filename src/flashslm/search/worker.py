@@ -30,7 +30,7 @@ def run_worker(study: SearchStudy, proposer: Proposer, train: Train, on_trial: O
     """Work until no slot is left. `train` may raise TrialFailed; any other exception frees the slot and propagates.
 
     A database that was away may have come back without its last records, so after an outage the study is read whole,
-    and cycles that miss a trial are worked off again: a later cycle's candidates depend on all earlier trials.
+    and slots that miss a trial are worked off again: a later slot's candidate depends on all earlier trials.
     """
     summary = WorkerSummary()
     while not _is_finished(study, proposer, train, on_trial, summary):
@@ -41,50 +41,39 @@ def run_worker(study: SearchStudy, proposer: Proposer, train: Train, on_trial: O
 def _is_finished(
     study: SearchStudy, proposer: Proposer, train: Train, on_trial: OnTrial | None, summary: WorkerSummary
 ) -> bool:
-    """Work off all cycles; False as soon as the study may have lost trials."""
-    wanted: set[int] = set()
-    for cycle in range(proposer.num_cycles):
-        candidates = proposer.propose(cycle, study.finished())
-        wanted |= {c.slot for c in candidates}
-        if study.may_have_changed or not _work_off(study, candidates, train, on_trial, summary):
-            return False
-    study.read_again()
-    finished = {t.slot for t in study.finished()}
-    summary.completed = len(finished)
-    return wanted <= finished and not study.may_have_changed
-
-
-def _work_off(
-    study: SearchStudy,
-    candidates: list[Candidate],
-    train: Train,
-    on_trial: OnTrial | None,
-    summary: WorkerSummary,
-) -> bool:
-    """Train free candidates of one cycle until all of it is finished, by this worker or others.
-
-    False if the study may have lost trials meanwhile.
-    """
+    """Work off all slots, by this worker or others; False as soon as the study may have lost trials."""
     pause_s = POLL_S[0]
-    wanted = {c.slot for c in candidates}
-    while not wanted <= {t.slot for t in study.finished()}:
-        claim = study.claim(candidates)
+    while open_candidates := _open_candidates(study, proposer):
+        claim = study.claim(open_candidates)
         if claim is None:
             time.sleep(pause_s)
             summary.waited_s += pause_s
             pause_s = min(1.5 * pause_s, POLL_S[1])
         else:
             pause_s = POLL_S[0]
-            outcome = _train_claim(study, claim, train)
-            if outcome is None:
-                summary.failed += 1
-            else:
-                summary.trained += 1
-                if on_trial is not None:
-                    on_trial(claim.candidate, outcome)
+            _work_off(study, claim, train, on_trial, summary)
         if study.may_have_changed:
             return False
-    return not study.may_have_changed
+    study.read_again()
+    summary.completed = len(study.finished())
+    return not _open_candidates(study, proposer) and not study.may_have_changed
+
+
+def _open_candidates(study: SearchStudy, proposer: Proposer) -> list[Candidate]:
+    """Proposed by now and not finished."""
+    history = study.finished()
+    finished = {trial.slot for trial in history}
+    return [candidate for candidate in proposer.propose(history) if candidate.slot not in finished]
+
+
+def _work_off(study: SearchStudy, claim: Claim, train: Train, on_trial: OnTrial | None, summary: WorkerSummary) -> None:
+    outcome = _train_claim(study, claim, train)
+    if outcome is None:
+        summary.failed += 1
+        return
+    summary.trained += 1
+    if on_trial is not None:
+        on_trial(claim.candidate, outcome)
 
 
 def _train_claim(study: SearchStudy, claim: Claim, train: Train) -> TrainOutcome | None:

@@ -67,7 +67,7 @@ def _law(config: RunConfig) -> Iterator[str]:
 
 def _search(config: RunConfig) -> Iterator[str]:
     search = config.search
-    if search.trials < search.population:
+    if search.strategy == "evolution" and search.trials < search.population:
         yield (
             f"search.trials: {search.trials} are fewer than search.population ({search.population}): nothing would "
             "evolve"

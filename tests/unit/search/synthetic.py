@@ -67,6 +67,6 @@ def finish(candidate: Candidate, loss: float) -> FinishedTrial:
 def run_serially(proposer: Proposer, loss: Callable[[str], float] = loss_nats) -> list[FinishedTrial]:
     """The whole search without a study."""
     history: list[FinishedTrial] = []
-    for cycle in range(proposer.num_cycles):
-        history += [finish(c, loss(c.operators)) for c in proposer.propose(cycle, history)]
+    while waiting := proposer.propose(history)[len(history) :]:
+        history += [finish(c, loss(c.operators)) for c in waiting]
     return history

@@ -55,7 +55,7 @@ def test_optunas_plots_and_importances_take_it(study: optuna.Study) -> None:
 def test_a_candidate_that_failed_for_good_keeps_its_latency(tmp_path: Path) -> None:
     searched = SearchStudy.open(f"sqlite:///{tmp_path}/s.db", "search")
     proposer: Proposer = make_proposer(trials=1)
-    (candidate,) = proposer.propose(0, [])
+    (candidate,) = proposer.propose([])
     for _ in range(ATTEMPTS):
         claim = searched.claim([candidate])
         assert claim is not None

@@ -9,7 +9,7 @@ from tests.unit.search.synthetic import finish, make_proposer
 
 def trials(*points):
     """Finished trials with the given (latency_ms, loss_nats)."""
-    candidates = make_proposer(trials=10, candidates_per_cycle=10).propose(0, [])
+    candidates = make_proposer(trials=10, candidates_per_cycle=10).propose([])
     found = [finish(c, loss) for c, (_, loss) in zip(candidates, points, strict=False)]
     return [type(t)(**(vars(t) | {"latency_ms": ms})) for t, (ms, _) in zip(found, points, strict=True)]
 

@@ -78,13 +78,16 @@ def test_a_finished_search_is_not_run_again(url, expected):
     assert (again.trained, again.completed) == (0, TRIALS)
 
 
-def test_four_threads_give_the_history_of_one_worker(url, expected):
+@pytest.mark.parametrize("proposals", ["cycles", "window"])
+def test_four_threads_give_the_history_of_one_worker(url, proposals):
+    expected = run_serially(make_search(proposals=proposals))
+
     def slow(candidate):
         time.sleep(0.005)
         return train(candidate)
 
     def work(_):
-        return run_worker(SearchStudy.open(url, "search"), make_search(), slow)
+        return run_worker(SearchStudy.open(url, "search"), make_search(proposals=proposals), slow)
 
     with ThreadPoolExecutor(4) as pool:
         summaries = list(pool.map(work, range(4)))
@@ -170,7 +173,7 @@ def test_an_error_of_the_program_frees_the_slot_and_goes_on_up(url, expected):
 
 
 def test_rivals_for_a_slot_do_not_share_it(url):
-    candidates = make_search().propose(0, [])
+    candidates = make_search().propose([])
     gate = threading.Barrier(6)
 
     def rival(_):
@@ -254,7 +257,7 @@ def test_patience_for_a_database_ends(url):
 @pytest.mark.usefixtures("quick_outages")
 def test_a_heartbeat_does_not_hold_a_training_up(url):
     study = SearchStudy.open(url, "search")
-    claim = study.claim(make_search().propose(0, []))
+    claim = study.claim(make_search().propose([]))
     with locked(url), study.heartbeat(claim, every_s=0.01):
         time.sleep(0.3)
     assert study.complete(claim, outcome(1.0))
@@ -311,7 +314,7 @@ def test_records_that_are_gone_cost_their_trials_only(url, expected, where, capl
 
 def test_a_claim_whose_id_went_to_another_trial_does_not_end_that_one(url):
     study = SearchStudy.open(url, "search")
-    candidates = make_search().propose(0, [])
+    candidates = make_search().propose([])
     mine = study.claim(candidates)
     lose_records(url, "1")
     other = SearchStudy.open(url, "search")
@@ -335,7 +338,7 @@ def test_a_worker_ends_only_when_the_study_is_gone(url):
 
 def test_a_candidate_that_takes_its_workers_down_is_given_up(url):
     study = SearchStudy.open(url, "search")
-    candidates = make_search().propose(0, [])
+    candidates = make_search().propose([])
     for _ in range(ATTEMPTS):
         assert study.claim(candidates).candidate.slot == 0
         pretend_worker(study, f"{owners.machine()} {os.getpid()} 0.0")  # a recycled process id
@@ -345,7 +348,7 @@ def test_a_candidate_that_takes_its_workers_down_is_given_up(url):
 
 def test_a_silent_worker_on_another_host_loses_its_claim_only_after_the_ttl(url):
     study = SearchStudy.open(url, "search", ttl_s=30.0)
-    candidates = make_search().propose(0, [])
+    candidates = make_search().propose([])
     claim = study.claim(candidates)
     pretend_worker(study, "elsewhere 1 0.0")
     assert study.take_over_abandoned() == 0
@@ -364,7 +367,7 @@ def pretend_worker(study, owner):
 
 def test_heartbeat_is_written_while_training(url):
     study = SearchStudy.open(url, "search")
-    claim = study.claim(make_search().propose(0, []))
+    claim = study.claim(make_search().propose([]))
     before = study_running(study)[0].user_attrs["heartbeat_s"]
     with study.heartbeat(claim, every_s=0.01):
         wait_until(lambda: study_running(study)[0].user_attrs["heartbeat_s"] > before)

@@ -11,8 +11,8 @@ from tests.unit.training.tiny import outcome
 TRIALS = 18
 
 
-def make_search():
-    return make_proposer(trials=TRIALS, population=6, sample=3, candidates_per_cycle=4)
+def make_search(**search):
+    return make_proposer(trials=TRIALS, population=6, sample=3, candidates_per_cycle=4, **search)
 
 
 def main(url: str, seconds_a_trial: float) -> None:
