@@ -146,6 +146,19 @@ def test_versions_of_different_data_are_listed_apart(team: Team, store: ObjectSt
     assert "01234567" in listed and time.strftime("%Y-%m-%d") in listed and "1,234,567" in listed
 
 
+def test_a_list_fits_80_columns(team: Team, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    data = store.put_tree(tree_of(team.directory, "python"), "dataset", {})
+    measured(team, store, "three", data, perplexity=12345.678, latency_ms=1234.567)
+    for version in ("3", "1"):
+        assert team.models("promote", version, "--config", team.recipe()).exit_code == 0
+    lines = team.models("list", "--name", team.name).output.splitlines()
+    rows = [line.split() for line in lines if time.strftime("%Y-%m-%d") in line]
+    assert rows[0][:5] == ["3", "previous", "12345.678", "1234.567", "1,234,567"] and rows[-1][:2] == ["1", "champion"]
+    origin = next(line for line in lines if line.startswith("version 3: commit 01234567"))
+    assert "timed on device cpu-x; hook delivered in attempt 1" in origin
+
+
 @pytest.mark.parametrize(
     ("wanted", "content"), [("@champion", "one"), ("", "one"), ("@challenger", "two"), ("@2", "two")]
 )

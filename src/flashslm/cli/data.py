@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from flashslm.cli.common import HOME, HomeOption, JsonOption, show
 
@@ -48,9 +48,10 @@ def data_stats(
     for facts in found:
         tables = facts.pop("splits")
         show(facts, as_json)
-        table = Table("split", *next(iter(tables.values())), box=None, pad_edge=False)
-        for split, values in tables.items():
-            table.add_row(split, *(f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" for v in values.values()))
+        table = Table("", *(Column(split, justify="right") for split in tables), box=None, pad_edge=False)
+        for name in next(iter(tables.values())):
+            row = [values[name] for values in tables.values()]
+            table.add_row(name, *(f"{n:,.2f}" if isinstance(n, float) else f"{n:,}" for n in row))
         Console().print(table)
 
 

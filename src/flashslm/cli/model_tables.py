@@ -3,34 +3,31 @@
 import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 from rich.table import Table
 
 from flashslm.infra.registry.model_registry import ModelVersion
 
-COLUMNS = (
-    "version",
-    "aliases",
-    "perplexity",
-    "ms/token",
-    "device",
-    "parameters",
-    "registered",
-    "commit",
-    "from",
-    "hook",
-)
-_FOLDED = {"aliases", "device", "hook"}
+COLUMNS = ("version", "aliases", "perplexity", "ms/token", "parameters", "registered")
 
 
-def version_tables(versions: Sequence[ModelVersion]) -> Iterator[tuple[str, Table]]:
-    """What a group of versions was measured on, and its table; groups and versions with the newest first."""
+class VersionTable(NamedTuple):
+    """What a group of versions was measured on, what is compared at a glance, and a line for each version's origin."""
+
+    data: str
+    table: Table
+    origins: list[str]
+
+
+def version_tables(versions: Sequence[ModelVersion]) -> Iterator[VersionTable]:
+    """One for each data set; groups and versions with the newest first. Each fits 80 columns."""
     newest_first = sorted(versions, key=lambda v: int(v.version), reverse=True)
     order = list(dict.fromkeys(_measured_on(v) for v in newest_first))
     grouped = groupby(sorted(newest_first, key=lambda v: order.index(_measured_on(v))), _measured_on)
     for sha256, members in grouped:
         listed = list(members)
-        yield _data_text(sha256, listed[0]), _table(listed)
+        yield VersionTable(_data_text(sha256, listed[0]), _table(listed), [_origin(v) for v in listed])
 
 
 def _measured_on(version: ModelVersion) -> str:
@@ -51,7 +48,7 @@ def _data_text(sha256: str, version: ModelVersion) -> str:
 def _table(versions: Sequence[ModelVersion]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in COLUMNS:
-        table.add_column(column, overflow="fold", no_wrap=column not in _FOLDED)
+        table.add_column(column, overflow="fold", no_wrap=column != "aliases")
     for v in versions:
         table.add_row(*_row(v))
     return table
@@ -60,9 +57,14 @@ def _table(versions: Sequence[ModelVersion]) -> Table:
 def _row(v: ModelVersion) -> Iterator[str]:
     yield v.version
     yield ", ".join(v.aliases)
-    for name, form in (("perplexity", ".3f"), ("latency_ms", ".3f"), ("device", ""), ("parameters", ",")):
+    for name, form in (("perplexity", ".3f"), ("latency_ms", ".3f"), ("parameters", ",")):
         yield format(v.facts[name], form) if name in v.facts else "-"
     yield time.strftime("%Y-%m-%d %H:%M", time.localtime(v.created_ms / 1000))
-    yield v.lineage.commit[:8] or "-"
-    yield v.lineage.parent or v.lineage.source
-    yield v.hook
+
+
+def _origin(v: ModelVersion) -> str:
+    """Commit, parent, device and hook, as far as they are known."""
+    parent = f"trained from version {v.lineage.parent}" if v.lineage.parent else v.lineage.source
+    known = [f"commit {v.lineage.commit[:8]}" if v.lineage.commit else "", parent]
+    known += [f"timed on device {v.facts['device']}" if "device" in v.facts else "", f"hook {v.hook}" if v.hook else ""]
+    return f"version {v.version}: {'; '.join(filter(None, known)) or 'no origin is recorded'}"

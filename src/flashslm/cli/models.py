@@ -50,9 +50,11 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
     from flashslm.cli.model_tables import version_tables
 
     out = Console()
-    for data, table in version_tables(versions):
-        out.print(data, highlight=False, markup=False, soft_wrap=True)
-        out.print(table)
+    for group in version_tables(versions):
+        out.print(group.data, highlight=False, markup=False, soft_wrap=True)
+        out.print(group.table)
+        for line in group.origins:
+            out.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 @models_app.command("pull")

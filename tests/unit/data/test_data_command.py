@@ -1,6 +1,7 @@
 """`flashslm data`: what a data set holds, as the text that it was prepared from says."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ def test_stats_are_those_of_the_splits(prepared: tuple[Path, DatasetSummary]) ->
     assert longest["longest_document_tokens"] > 5 * longest["median_document_tokens"] > 0
     assert len(as_json("stats", directory, directory)["datasets"]) == 2
     shown = command("stats", directory)
+    assert all(len(line) <= 80 for line in shown.splitlines() if not line.startswith("source"))
+    numbers = found["splits"]["train"]
+    assert re.search(rf"longest_document_tokens +{numbers['longest_document_tokens']:,} ", shown), "nothing is cut"
     assert "duplicates_dropped" in shown and f"{summary.train_tokens:,}" in shown
 
 
