@@ -37,6 +37,19 @@ def build(operators, dtype=torch.float32, **sizes):
     return HybridLM.build(build_architecture(operators, 256, config, VOCABULARY), "cuda", dtype, seed=1)
 
 
+def test_weights_drawn_on_the_gpu_are_those_of_the_seed_and_spread_as_on_the_cpu():
+    architecture = build_architecture("DFMFAF", 256, ModelConfig(head_dim=64, num_meta_tokens=7), VOCABULARY)
+    made = [HybridLM.build(architecture, "cuda", seed=seed, init_on_device=True) for seed in (1, 1, 2)]
+    first, again, other = ({name: p.detach() for name, p in model.named_parameters()} for model in made)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+    for name, drawn_on_cpu in HybridLM.build(architecture, seed=1).named_parameters():
+        value = first[name].cpu()
+        assert value.dtype == drawn_on_cpu.dtype
+        if value.numel() > 1000:
+            assert value.std() == pytest.approx(drawn_on_cpu.std().item(), rel=0.05, abs=1e-6)
+
+
 def loss_and_gradients(model, setting, tokens_BT, documents_BT, autocast):
     kernels.configure(setting)
     model.zero_grad()

@@ -115,15 +115,20 @@ class HybridLM(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        *,
+        init_on_device: bool = False,
     ) -> HybridLM:
-        """Make the model on `device` with initial weights; A_log, dt_bias and D stay fp32 in any dtype."""
+        """Make the model on `device` with initial weights; A_log, dt_bias and D stay fp32 in any dtype.
+
+        With `init_on_device` the device draws the weights: faster, and the values depend on its kind.
+        """
         with torch.device("meta"):
             model = cls(architecture)
         for module in model.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 kept = torch.promote_types(dtype, torch.float32) if name in FP32_PARAMETERS else dtype
                 module.register_parameter(name, nn.Parameter(torch.empty_like(parameter, device=device, dtype=kept)))
-        model.init_weights(seed)
+        model.init_weights(seed, device if init_on_device else "cpu")
         return model
 
     @torch.no_grad()
@@ -135,9 +140,9 @@ class HybridLM(nn.Module):
         return self
 
     @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
-        """Fill every parameter; the values depend on the seed alone, neither on device nor on thread count."""
-        generator = torch.Generator().manual_seed(seed)
+    def init_weights(self, seed: int, drawn_on: torch.device | str = "cpu") -> None:
+        """Fill every parameter; what is drawn on the CPU depends on the seed alone, not on devices or threads."""
+        generator = torch.Generator(drawn_on).manual_seed(seed)
         for name, parameter in self.named_parameters():
             parameter.copy_(_initial_value(name, parameter.shape, generator))
 
@@ -254,11 +259,12 @@ class HybridLM(nn.Module):
 
 
 def _initial_value(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Nemotron-Flash's initialisation (class defaults of the released models), fp32 on the CPU."""
-    uniform = torch.empty(shape)
+    """Nemotron-Flash's initialisation (class defaults of the released models), fp32 on the generator's device."""
+    device = generator.device
+    uniform = torch.empty(shape, device=device)
     match name.split("."):
         case ["meta_tokens"]:
-            return torch.randn(shape, generator=generator)
+            return torch.randn(shape, generator=generator, device=device)
         case [*_, "dt_bias"]:
             low, high = (math.log(bound) for bound in DT_RANGE)
             dt = uniform.uniform_(low, high, generator=generator).exp()
@@ -266,7 +272,7 @@ def _initial_value(name: str, shape: torch.Size, generator: torch.Generator) -> 
         case [*_, "A_log"]:
             return uniform.uniform_(*A_RANGE, generator=generator).log()
         case [*_, "D"] | [*_, "norm" | "o_norm" | "q_norm" | "k_norm" | "final_norm", "weight"]:
-            return torch.ones(shape)
+            return torch.ones(shape, device=device)
         case [*_, "bias"]:
-            return torch.zeros(shape)
-    return torch.randn(shape, generator=generator) * INIT_STD
+            return torch.zeros(shape, device=device)
+    return torch.randn(shape, generator=generator, device=device) * INIT_STD

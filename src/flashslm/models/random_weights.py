@@ -9,7 +9,7 @@ from flashslm.models.hybrid import INIT_STD, HybridLM
 class _Unfilled(HybridLM):
     """Its weights are what lay in memory."""
 
-    def init_weights(self, seed: int) -> None:
+    def init_weights(self, seed: int, drawn_on: torch.device | str = "cpu") -> None:
         pass
 
 

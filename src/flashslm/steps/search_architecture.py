@@ -5,8 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-
 from flashslm.config import digest
 from flashslm.hardware import pick_device
 from flashslm.infra.tracking.mlflow_runs import TrackedRun, end_lost
@@ -20,8 +18,8 @@ from flashslm.search.study import SearchStudy
 from flashslm.search.trial import Candidate, TrialFailed
 from flashslm.search.worker import run_worker
 from flashslm.steps.context import StepContext
-from flashslm.steps.run_names import trial_run_name
 from flashslm.training.proxy import proxy_training
+from flashslm.training.shared_gpu import OutOfMemory, SharedGpu
 from flashslm.training.spec import FromArchitecture, NonFiniteLoss, TrainOutcome, TrainSpec
 from flashslm.training.trainer import train
 
@@ -102,11 +100,11 @@ def law_designs(context: StepContext) -> tuple[str, ...]:
 
 
 def make_trainer(context: StepContext, study: SearchStudy) -> Callable[[Candidate], TrainOutcome]:
-    """Short-train one candidate inside its own nested MLflow run."""
+    """Short-train one candidate inside its own nested MLflow run, beside other workers of the same GPU."""
     config, device = context.config, pick_device(context.config.profiling.training_device)
-    training = proxy_training(config.search, config.profiling.threads, decay=True)
+    training, gpu = proxy_training(config.search, config.profiling.threads, decay=True), SharedGpu.of(device)
 
-    def train_candidate(candidate: Candidate) -> TrainOutcome:
+    def train_once(candidate: Candidate) -> TrainOutcome:
         spec = TrainSpec(
             start=FromArchitecture(architecture=candidate.architecture),
             dataset=context.manifest("dataset"),
@@ -114,18 +112,19 @@ def make_trainer(context: StepContext, study: SearchStudy) -> Callable[[Candidat
             weight_norm=False,  # as in the paper's search
             seed=config.seed,
         )
-        name = trial_run_name(candidate)
-        end_lost(context.settings, name, study.lost_workers(candidate.slot))
-        with context.mlflow_run.nested(name, params=candidate.attributes()) as trial:
-            log = partial(_log_row, trial)
-            try:
-                model = HybridLM.build(candidate.architecture, device, seed=config.seed)
-                outcome = train(spec, model, context.fetch_manifest, on_metrics=log)
-            except (NonFiniteLoss, torch.OutOfMemoryError) as error:
-                raise TrialFailed(str(error)) from error
+        with context.mlflow_run.nested(f"trial {candidate.slot}", params=candidate.attributes()) as trial:
+            model = HybridLM.build(candidate.architecture, device, seed=config.seed, init_on_device=True)
+            outcome = train(spec, model, context.fetch_manifest, on_metrics=partial(_log_row, trial))
             final = {"proxy_loss_nats": outcome.validation_loss_nats, "latency_ms": candidate.latency_ms}
             trial.log_metrics(final, step=config.search.steps)
         return outcome
+
+    def train_candidate(candidate: Candidate) -> TrainOutcome:
+        end_lost(context.settings, f"trial {candidate.slot}", study.lost_workers(candidate.slot))
+        try:
+            return gpu.run(partial(train_once, candidate))
+        except (NonFiniteLoss, OutOfMemory) as error:
+            raise TrialFailed(str(error)) from error
 
     return train_candidate
 

@@ -49,6 +49,12 @@ def test_weights_depend_on_the_seed_alone(make_architecture):
     assert not torch.equal(weights(5, 1), weights(6, 1))
 
 
+def test_a_device_that_draws_the_weights_on_the_cpu_draws_the_same(make_architecture):
+    models = [HybridLM.build(make_architecture(), seed=5, init_on_device=drawn) for drawn in (True, False)]
+    first, second = (model.state_dict() for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
 def test_init_weights_restores_what_build_made(make_architecture):
     model = HybridLM.build(make_architecture(), seed=5)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
