@@ -117,7 +117,7 @@ class TrainingConfig(Section):
     gradient_sync: Literal["last", "each"] = Field(
         default="last",
         description="After which micro-batch of a step processes add up their gradients; before the last one each of "
-        "them holds whole gradients.",
+        "them holds whole weights and gradients.",
     )
     activation_checkpointing: Switch = Field(
         default="off",

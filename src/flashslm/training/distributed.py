@@ -83,9 +83,16 @@ def shard_model(model: nn.Module, group: int = 0, gather_dtype: torch.dtype = to
 
 
 def add_up_gradients(model: nn.Module, now: bool) -> None:
-    """Whether the next backward pass of a sharded model ends with gradients that are the sum over ranks."""
-    if current_world().size > 1:
-        model.set_requires_gradient_sync(now)  # type: ignore[operator]
+    """Whether the next backward pass of a sharded model ends with gradients that are the sum over ranks.
+
+    If it does not, the weights that are gathered for it stay until a pass that does: the next one needs no gathering.
+    """
+    if current_world().size == 1:
+        return
+    model.set_requires_gradient_sync(now)  # type: ignore[operator]
+    model.set_reshard_after_backward(now)  # type: ignore[operator]
+    for layer in model.get_submodule("layers").children():  # the root's own weights stay between the passes anyway
+        layer.set_reshard_after_forward(now)  # type: ignore[operator]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

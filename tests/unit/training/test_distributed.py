@@ -88,6 +88,8 @@ SETTINGS: dict[int, dict[str, dict[str, Any]]] = {  # by the number of processes
         "micro-batches": {"micro_batch_per_process": True, "micro_batch_size": 2},
         "wide": {"precision": "bfloat16"},
         "narrow": {"precision": "bfloat16", "gather_dtype": "bfloat16"},
+        "last": {"micro_batch_size": 2},  # four micro-batches
+        "each": {"micro_batch_size": 2, "gradient_sync": "each"},
     },
     4: {"two-copies": {"shard_processes": 2, "weight_norm_axes": tiny.AXES, "activation_checkpointing": "on"}},
 }
@@ -113,6 +115,9 @@ def test_every_setting_gives_the_single_process_run(size: int, tmp_path: Path) -
         assert results[name]["mesh"] == ([size // group, group] if group else [size])
     if size == 2:  # weights are rounded before they are sent
         assert results["narrow"]["history"] != results["wide"]["history"]
+        # Where gradients are added up once a step, so are weights gathered for the forward passes.
+        assert results["last"]["whole"] == 4 * [False, True, True, True]
+        assert not any(results["each"]["whole"])
 
 
 def test_gradients_are_added_up_after_the_last_micro_batch_or_each(

@@ -5,11 +5,14 @@ import os
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
+import torch
 from safetensors.torch import save_file
 
-from flashslm.training.distributed import World, gather_to_main, world_from_environment
-from flashslm.training.trainer import train
+from flashslm.models.hybrid import HybridLM
+from flashslm.training import trainer
+from flashslm.training.distributed import World, add_up_gradients, gather_to_main, world_from_environment
 from tests.unit.training import tiny
 
 
@@ -24,14 +27,22 @@ def run(
 
     model = tiny.model()
     spec = tiny.spec(tiny.config(**changes), weight_norm=True)
-    outcome = train(spec, model, tiny.fetching(Path(dataset)), tiny.DirectoryStore(Path(store)), on_metrics)
+    whole = []  # for each micro-batch, whether its forward pass finds weights that are gathered already
+
+    def note_weights(model: HybridLM, now: bool) -> None:
+        whole.append(type(model.get_parameter("layers.0.norm.weight").data) is torch.Tensor)
+        add_up_gradients(model, now)
+
+    with patch.object(trainer, "add_up_gradients", note_weights):
+        outcome = trainer.train(spec, model, tiny.fetching(Path(dataset)), tiny.DirectoryStore(Path(store)), on_metrics)
     tensors = gather_to_main(model.state_dict().items())
     mesh = list(model.embedding.weight.device_mesh.shape) if world.size > 1 else []
+    seen = {"mesh": mesh, "whole": whole}
     if world.is_main:
         directory = Path(output)
         directory.mkdir()
         save_file(tensors, directory / "model.safetensors")
-        (directory / "result.json").write_text(json.dumps(outcome.model_dump(mode="json") | {"mesh": mesh}))
+        (directory / "result.json").write_text(json.dumps(outcome.model_dump(mode="json") | seen))
 
 
 if __name__ == "__main__":
