@@ -82,7 +82,7 @@ def test_any_number_of_workers_makes_the_data_set_of_one_process(
     summary = prepare_dataset(recipe(text).data, 0, tmp_path / "here")
     assert summary.duplicates_dropped == 240 and made[0].metadata == summary.model_dump(mode="json")
     for split in SPLITS:
-        there, here = SplitReader(stored / split), SplitReader(tmp_path / "here" / split)
+        there, here = SplitReader(stored, split), SplitReader(tmp_path / "here", split)
         assert there.read(0, there.index.tokens).tolist() == here.read(0, here.index.tokens).tolist()
         assert there.index == here.index
 

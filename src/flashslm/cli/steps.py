@@ -46,6 +46,7 @@ class StepRunner:
         `inputs` maps an input to the command that makes it, or to (command, file names) where the step collects
         several; `outputs` maps an output to its file name, or names both at once. Raises ValueError if one is missing.
         """
+        from flashslm.infra.settings import FROM_PLATFORM
         from flashslm.infra.stack import embedded_stack
         from flashslm.infra.stack.services import resolve_settings
         from flashslm.launch.compiling import code_digest
@@ -53,7 +54,8 @@ class StepRunner:
 
         directory = self.artifacts / self.recipe.name
         embedded_stack.use_home(self.home)
-        settings = resolve_settings(self.home).model_copy(update={"patience_s": self.recipe.platform.patience_s})
+        of_platform = {field: getattr(self.recipe.platform, field) for field in FROM_PLATFORM}
+        settings = resolve_settings(self.home).model_copy(update=of_platform)
         os.environ.update(settings.as_env())
         if "gate" in STEP_SECTIONS[step]:
             os.environ.update(self.recipe.gate.promotion_hook.environment(os.environ))

@@ -92,6 +92,12 @@ class PlatformConfig(Section):
         ge=0,
         description="Seconds that a step waits for an object store, study database or model registry that is away.",
     )
+    data_cache_bytes: int = Field(
+        default=32_000_000_000,
+        gt=0,
+        description="Bytes of data sets that a machine keeps while models train on them; what was not used for longest "
+        "goes first and is fetched again when it is needed.",
+    )
     namespace: str = Field(default="kubeflow", pattern=DNS_LABEL, description="The namespace that runs belong to.")
     service_account: ObjectName = Field(default="", description="Of the pods; empty: the installation's own.")
     image: Image = Field(

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from flashslm.data.loader import TokenLoader, epoch_keys, permute
+from flashslm.data.loader import TokenLoader
+from flashslm.data.order import epoch_keys, permute
 from flashslm.data.shards import SplitReader
 
 SUMMARY_FILE = "dataset.json"
@@ -61,7 +62,7 @@ def splits(directory: Path) -> list[str]:
 
 def split_numbers(directory: Path, split: str) -> Split:
     """Counts of a split, from its index and its documents' places."""
-    reader = SplitReader(directory / split)
+    reader = SplitReader(directory, split)
     index, (predicted, _) = reader.index, reader.document_sizes()
     text_tokens = predicted - 1  # each document's end is predicted too
     return Split(
@@ -77,7 +78,7 @@ def split_numbers(directory: Path, split: str) -> Split:
 
 def sample_documents(directory: Path, split: str, count: int, seed: int) -> Iterator[SampledDocument]:
     """`count` documents at random, or all of them; the same for the same seed."""
-    reader, tokenizer = SplitReader(directory / split), tokenizer_of(directory)
+    reader, tokenizer = SplitReader(directory, split), tokenizer_of(directory)
     predicted, sizes = reader.document_sizes()
     keys = epoch_keys(seed, 0)
     for place in range(min(count, len(sizes))):

@@ -1,8 +1,7 @@
 """Batches from token shards. A batch is a pure function of (seed, step), so a resumed run needs no loader state."""
 
-import hashlib
+from collections import deque
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from flashslm.data.files import Files
+from flashslm.data.order import HEADS, Stretch, WindowOrder, epoch_keys, permute
 from flashslm.data.shards import SplitReader
 
 IGNORE_INDEX = -100  # targets with this value are excluded from the loss
-FEISTEL_ROUNDS = 6
 SAMPLE_SEED = 0
 
 
@@ -31,14 +31,14 @@ class Batch(NamedTuple):
 class TokenLoader:
     """One split of a prepared data set as training batches in seeded order or as the whole split in stream order.
 
-    `batch_size` is that of all ranks together; a rank gets `batch_size / world_size` rows, and the rows of all ranks in
-    rank order are the batch of a single rank. Raises ValueError when the split is shorter than one window or the
+    `batch_size` is that of all ranks together; of the batch of a single rank each of N ranks gets every N-th row, so
+    that they read different shards of a large split. Raises ValueError when the split is shorter than one window or the
     ranks do not divide the batch.
     """
 
     def __init__(
         self,
-        directory: Path,
+        dataset: Path | Files,
         split: str,
         sequence_length: int,
         batch_size: int,
@@ -46,7 +46,7 @@ class TokenLoader:
         rank: int = 0,
         world_size: int = 1,
     ):
-        self._reader = SplitReader(Path(directory) / split)
+        self._reader = SplitReader(dataset, split)
         self.num_tokens = self._reader.index.tokens
         self.end_of_document_id = self._reader.index.end_of_document_id
         share = "" if split == "train" else f", data.{split}_fraction"
@@ -58,8 +58,10 @@ class TokenLoader:
         if batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} is not a multiple of world_size {world_size}")
         self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
-        self.rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self.num_windows = (self.num_tokens - 1) // sequence_length
+        self.rows = range(rank, batch_size, world_size)
+        self._order = WindowOrder(self._reader.segments.borders(), sequence_length, seed)
+        self.num_windows = self._order.num_windows
+        self._announced: deque[Stretch] = deque(maxlen=4 * HEADS)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -72,7 +74,11 @@ class TokenLoader:
 
     def windows(self, numbers: list[int]) -> Batch:
         """The training windows of these numbers, counted through all epochs."""
-        return self._assemble([self._training_start(number) for number in numbers])
+        windows = [self._order.window(number) for number in numbers]
+        for window in windows:
+            self._fetch_ahead(window.block)
+            self._fetch_ahead(window.following)
+        return self._assemble([window.start for window in windows])
 
     def sample(self, tokens: int) -> Iterator[Batch]:
         """At least `tokens` targets of the split in whole windows, or all of them: spread over it at random.
@@ -104,11 +110,10 @@ class TokenLoader:
         """Tokens [start, stop) of the split's stream, int64."""
         return torch.from_numpy(self._reader.read(start, min(stop, self.num_tokens)))
 
-    def _training_start(self, sample: int) -> int:
-        epoch, position = divmod(sample, self.num_windows)
-        keys = epoch_keys(self.seed, epoch)
-        slack = (self.num_tokens - 1) % self.sequence_length  # so that no epoch leaves out the same tail
-        return permute(position, self.num_windows, keys[1:]) * self.sequence_length + keys[0] % (slack + 1)
+    def _fetch_ahead(self, stretch: Stretch | None) -> None:
+        if stretch and stretch not in self._announced:
+            self._announced.append(stretch)
+            self._reader.fetch_ahead(*stretch)
 
     def _assemble(self, starts: list[int]) -> Batch:
         length = self.sequence_length
@@ -122,32 +127,3 @@ class TokenLoader:
                 documents[row] = np.pad(ids, (0, length - len(ids)), mode="edge")
         tokens = np.where(windows == IGNORE_INDEX, self.end_of_document_id, windows)[:, :-1]
         return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (tokens, windows[:, 1:], documents)))
-
-
-@lru_cache(maxsize=16)
-def epoch_keys(seed: int | str, epoch: int) -> tuple[int, ...]:
-    """Random 64-bit numbers of an epoch: the keys of its permutation and one more."""
-    digest = hashlib.sha512(f"{seed}:{epoch}".encode()).digest()
-    return tuple(int.from_bytes(digest[i : i + 8], "big") for i in range(0, 8 * (FEISTEL_ROUNDS + 1), 8))
-
-
-def permute(index: int, size: int, keys: tuple[int, ...]) -> int:
-    """A pseudo-random bijection of range(size) in O(1) memory: a Feistel network over the next even power of two,
-    walked until it falls inside the range (Black and Rogaway 2002, "cycle walking").
-    """
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half_bits) - 1
-    while True:
-        left, right = index >> half_bits, index & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
-        index = left << half_bits | right
-        if index < size:
-            return index
-
-
-def _mix(value: int) -> int:
-    """The splitmix64 finaliser (Steele, Lea, Flood 2014): 64 bits in, 64 well-mixed bits out."""
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-    return value ^ (value >> 31)

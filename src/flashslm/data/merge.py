@@ -119,7 +119,7 @@ class _Merge:
         _, piece, nearest = min(self._nearest(piece) for piece in range(len(self._pieces)) if self._has(piece, "train"))
         records = self._records(piece)
         self._pieces[piece].fetch("train")
-        reader = SplitReader(self._pieces[piece].directory / "train")
+        reader = SplitReader(self._pieces[piece].directory, "train")
         number = int((records["split"][:nearest] == SPLITS.index("train")).sum())
         start, (tokens, sizes) = reader.document_start(number), reader.document_sizes()
         text = reader.read(start + 1, start + int(tokens[number])).tolist()
@@ -137,7 +137,7 @@ class _Merge:
 
     def token_counts(self, split: str, vocab_size: int) -> NDArray[np.int64]:
         if split in self._moved:
-            return SplitReader(self._directory / split).token_counts(vocab_size)
+            return SplitReader(self._directory, split).token_counts(vocab_size)
         parts = self._parts(split)
         for part in parts:
             self._pieces[part.piece].fetch(split)

@@ -7,7 +7,8 @@ from math import floor
 
 import torch
 
-from flashslm.data.loader import Batch, TokenLoader, epoch_keys, permute
+from flashslm.data.loader import Batch, TokenLoader
+from flashslm.data.order import epoch_keys, permute
 
 ROWS_PER_PERIOD = 10_000  # over which the shares are exact
 

@@ -35,6 +35,16 @@ class Segments:
             yield shard, first, end
             start, number = start + end - first, number + 1
 
+    def borders(self) -> list[int]:
+        """Where in the stream each file begins, and the stream's end; files are numbered in its order."""
+        inner = np.flatnonzero(np.diff(self.table[0])) + 1
+        return [0, *self._starts[inner].tolist(), self.tokens]
+
+    def files(self, start: int, stop: int) -> list[int]:
+        """The numbers of the files that hold tokens [start, stop) of the stream."""
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        return [int(number) for number in np.unique(self.table[0, first : np.searchsorted(self._starts, stop)])]
+
     def write(self, directory: Path) -> str:
         """Write segments.bin; returns its sha256."""
         content = self.table.astype("<i8").tobytes()
@@ -48,7 +58,7 @@ def whole_files(tokens: Sequence[int]) -> Segments:
     return Segments(np.stack([np.arange(len(sizes)), np.zeros_like(sizes), sizes]))
 
 
-def checked(segments: Segments, tokens: Sequence[int], total: int, where: Path) -> Segments:
+def checked(segments: Segments, tokens: Sequence[int], total: int, where: str) -> Segments:
     """The segments, if they lie within files of these sizes and make `total` tokens; raises ValueError otherwise."""
     shard, first, end = segments.table
     sizes = np.array(tokens, dtype=np.int64)

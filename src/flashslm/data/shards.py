@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from flashslm.data.files import Files, content_of, files_of
 from flashslm.data.segments import SEGMENTS_FILE, Segments, checked, whole_files
 
 INDEX_FILE = "index.json"
@@ -119,41 +120,58 @@ class ShardWriter:
 
 
 class SplitReader:
-    """A split as one memory-mapped stream.
+    """A split as one stream, whose files are mapped into memory while they are read.
 
-    Raises ValueError when the directory holds no split or a file's size is not what the index says.
+    Raises ValueError when there is no split or a file's size is not what the index says.
     """
 
-    def __init__(self, directory: Path):
-        file = directory / INDEX_FILE
-        if not file.is_file():
-            raise ValueError(f"'{directory}' holds no token shards (no index.json): run prepare_data first")
-        self.index = SplitIndex.model_validate_json(file.read_text(encoding="utf-8"))
-        self._shards = [_map(directory / s.file, self.index.dtype, s.tokens) for s in self.index.shards]
-        self.segments = _segments(directory, self.index)
-        offsets = _map(directory / OFFSETS_FILE, "<i8", 2 * self.index.documents)
-        self._token_offsets, self._byte_offsets = offsets.reshape(2, -1)
+    def __init__(self, dataset: Path | Files, split: str = ""):
+        """`split` is its directory in the data set; with "" its files are at the top."""
+        self._files, self._split = files_of(dataset), split
+        content = content_of(self._files, self._name(INDEX_FILE))
+        if content is None:
+            where = f"'{self._files}/{split}'" if split else f"'{self._files}'"
+            raise ValueError(f"{where} holds no token shards (no index.json): run prepare_data first")
+        self.index = SplitIndex.model_validate_json(content)
+        width = np.dtype(self.index.dtype).itemsize
+        for shard in self.index.shards:
+            self._check(shard.file, width * shard.tokens)
+        self._check(OFFSETS_FILE, 16 * self.index.documents)
+        self.segments = self._read_segments()
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
         """Tokens [start, stop) of the stream."""
-        parts = [self._shards[shard][first:end] for shard, first, end in self.segments.within(start, stop)]
+        maps: dict[int, NDArray[np.integer]] = {}
+        parts = []
+        for number, first, end in self.segments.within(start, stop):
+            if number not in maps:
+                shard = self.index.shards[number]
+                maps[number] = self._map(shard.file, self.index.dtype, shard.tokens)
+            parts.append(maps[number][first:end])
         return np.concatenate(parts).astype(np.int64)
+
+    def fetch_ahead(self, start: int, stop: int) -> None:
+        """Begin to fetch the files of tokens [start, stop), which will be read soon."""
+        for number in self.segments.files(start, stop):
+            self._files.fetch_ahead(self._name(self.index.shards[number].file))
 
     def document_ids(self, start: int, stop: int) -> NDArray[np.int64]:
         """The document (0, 1, … in stream order) of every token in [start, stop)."""
-        first, last = np.searchsorted(self._token_offsets, [start, stop - 1], side="right") - 1
-        inner = np.asarray(self._token_offsets[first + 1 : last + 1])
+        offsets = self._offsets()[0]
+        first, last = np.searchsorted(offsets, [start, stop - 1], side="right") - 1
+        inner = np.asarray(offsets[first + 1 : last + 1])
         ids: NDArray[np.int64] = np.searchsorted(inner, np.arange(start, stop), side="right") + first
         return ids
 
     def document_start(self, document: int) -> int:
         """The place of the end-of-document token before a document's text; behind the text stands another one."""
-        return int(self._token_offsets[document])
+        return int(self._offsets()[0, document])
 
     def document_sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Of every document, the predicted tokens (its text and its end) and the bytes of text."""
-        tokens = np.diff(self._token_offsets, append=self.index.tokens - 1)
-        return tokens, np.diff(self._byte_offsets, append=self.index.bytes)
+        token_offsets, byte_offsets = self._offsets()
+        tokens = np.diff(token_offsets, append=self.index.tokens - 1)
+        return tokens, np.diff(byte_offsets, append=self.index.bytes)
 
     def token_counts(self, vocab_size: int) -> NDArray[np.int64]:
         """How often each token is predicted: occurrences, less the stream's first token."""
@@ -164,19 +182,32 @@ class SplitReader:
         counts[self.index.end_of_document_id] -= 1
         return counts
 
+    def _read_segments(self) -> Segments:
+        sizes = [shard.tokens for shard in self.index.shards]
+        if not self.index.segments:
+            return whole_files(sizes)
+        self._check(SEGMENTS_FILE, 24 * self.index.segments)
+        table = self._map(SEGMENTS_FILE, "<i8", 3 * self.index.segments).reshape(3, -1)
+        where = f"{self._files}/{self._name(SEGMENTS_FILE)}"
+        return checked(Segments(table.astype(np.int64)), sizes, self.index.tokens, where)
 
-def _segments(directory: Path, index: SplitIndex) -> Segments:
-    sizes = [shard.tokens for shard in index.shards]
-    if not index.segments:
-        return whole_files(sizes)
-    table = _map(directory / SEGMENTS_FILE, "<i8", 3 * index.segments).reshape(3, -1)
-    return checked(Segments(table.astype(np.int64)), sizes, index.tokens, directory / SEGMENTS_FILE)
+    def _offsets(self) -> NDArray[np.integer]:
+        """int64 [2, documents]: each document's first token and first byte."""
+        return self._map(OFFSETS_FILE, "<i8", 2 * self.index.documents).reshape(2, -1)
 
+    def _name(self, file: str) -> str:
+        return f"{self._split}/{file}" if self._split else file
 
-def _map(path: Path, dtype: str, length: int) -> NDArray[np.integer]:
-    expected = length * np.dtype(dtype).itemsize
-    found = path.stat().st_size if path.is_file() else -1
-    if found != expected:
-        state = f"has {found} bytes" if found >= 0 else "is missing"
-        raise ValueError(f"'{path}' {state}, index.json says {expected}: fetch or prepare the data set again")
-    return np.memmap(path, dtype=dtype, mode="r", shape=(length,))
+    def _check(self, file: str, expected_bytes: int) -> None:
+        found = self._files.size(self._name(file))
+        if found != expected_bytes:
+            state = f"has {found} bytes" if found >= 0 else "is missing"
+            raise ValueError(
+                f"'{self._files}/{self._name(file)}' {state}, index.json says {expected_bytes}: fetch or prepare "
+                "the data set again"
+            )
+
+    def _map(self, file: str, dtype: str, length: int) -> NDArray[np.integer]:
+        """A file's numbers. What is mapped stays readable when a cache has removed the file."""
+        with self._files.open(self._name(file)) as opened:
+            return np.memmap(opened, dtype=dtype, mode="r", shape=(length,))

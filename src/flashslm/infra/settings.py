@@ -21,6 +21,7 @@ VARIABLES = {
     "study_url": "FLASHSLM_STUDY_URL",
     "s3_checksums": "FLASHSLM_S3_CHECKSUMS",
     "patience_s": "FLASHSLM_PATIENCE_S",
+    "data_cache_bytes": "FLASHSLM_DATA_CACHE_BYTES",
     "stack_file": "FLASHSLM_STACK",
     "kfp_run_id": "FLASHSLM_KFP_RUN_ID",
 }
@@ -28,6 +29,8 @@ VARIABLES = {
 # Names of our own, read before those of MLflow: in a pod, KFP's plug-in for MLflow sets MLFLOW_*, and a variable that
 # is set twice makes an invalid pod.
 OWN_NAMES = {"tracking_uri": "FLASHSLM_TRACKING_URI", "experiment": "FLASHSLM_EXPERIMENT_NAME"}
+
+FROM_PLATFORM = ("patience_s", "data_cache_bytes")  # fields that a recipe's platform section sets for its steps
 
 # Of the user's other work: they would lead boto3 to another account, and every step into one MLflow run.
 FOREIGN_VARIABLES = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "MLFLOW_RUN_ID")
@@ -83,6 +86,8 @@ class Settings(BaseModel):
     # How long to wait for an object store or a study database that is away. A step has the recipe's
     # platform.patience_s, a command at a terminal this.
     patience_s: int = Field(default=60, ge=0)
+    # What the files of data sets that are read while a model trains may take on a machine: platform.data_cache_bytes.
+    data_cache_bytes: int = Field(default=32 * 10**9, gt=0)
     kfp_run_id: str = ""  # of the KFP run that this pod belongs to
     stack_file: str = ""  # of the embedded stack whose services these are: its ports may change
 

@@ -11,7 +11,7 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.scaling.law import ScalingPoint
 from flashslm.scaling.points import evaluation_steps
 from flashslm.training.proxy import proxy_training
-from flashslm.training.spec import Fetch, FromArchitecture, TrainSpec
+from flashslm.training.spec import FromArchitecture, OpenDataset, TrainSpec
 from flashslm.training.trainer import train
 
 
@@ -27,7 +27,7 @@ def train_family(
     config: ScalingConfig,
     sizes: ModelConfig,
     dataset: Manifest,
-    fetch: Fetch,
+    open_dataset: OpenDataset,
     *,
     seed: int,
     device: str,
@@ -53,7 +53,7 @@ def train_family(
             seed=seed,
             validate_at=validate_at,
         )
-        outcome = train(spec, HybridLM.build(architecture, device, seed=seed), fetch)
+        outcome = train(spec, HybridLM.build(architecture, device, seed=seed), open_dataset)
         total = parameters(architecture)["total"]
         if on_model:
             loss_nats = outcome.validation_loss_nats

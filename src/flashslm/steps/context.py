@@ -13,6 +13,7 @@ from flashslm.config import RunConfig, digest
 from flashslm.infra.events import Events
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.storage.streamed_tree import StreamedTree
 from flashslm.infra.storage.tree import Origins
 from flashslm.infra.tracking.mlflow_runs import TrackedRun
 
@@ -20,6 +21,16 @@ from flashslm.infra.tracking.mlflow_runs import TrackedRun
 def tree_cache() -> Path:
     """Where fetched trees are kept between steps, by sha256: $FLASHSLM_CACHE, else .flashslm/trees."""
     return Path(os.environ.get("FLASHSLM_CACHE", ".flashslm/trees"))
+
+
+def fetch_tree(store: ObjectStore, manifest: Manifest) -> Path:
+    """The directory of a whole tree, verified."""
+    return store.get_tree(manifest, tree_cache() / manifest.sha256)
+
+
+def stream_tree(store: ObjectStore, settings: Settings, manifest: Manifest) -> StreamedTree:
+    """A tree whose files are fetched when they are read, into one cache of bounded size for all."""
+    return StreamedTree(store, manifest, tree_cache() / "files", settings.data_cache_bytes)
 
 
 _MAX_SHOWN_BYTES = 1_000_000  # of a document that is an artifact of the step's MLflow run too
@@ -39,6 +50,7 @@ class StepContext:
     parameters: dict[str, str]
     origins: Origins = field(default_factory=Origins)  # what the outputs are made of
     outputs: dict[str, Manifest] = field(default_factory=dict)
+    streams: dict[str, StreamedTree] = field(default_factory=dict)  # by the sha256 of the tree
     pages: dict[str, str] = field(default_factory=dict)  # HTML that KFP shows, by the name of its output
 
     def manifest(self, name: str) -> Manifest:
@@ -55,7 +67,13 @@ class StepContext:
         return self.fetch_manifest(self.manifest(name))
 
     def fetch_manifest(self, manifest: Manifest) -> Path:
-        return self.store.get_tree(manifest, tree_cache() / manifest.sha256)
+        return fetch_tree(self.store, manifest)
+
+    def stream(self, dataset: Manifest) -> StreamedTree:
+        """A data set whose files are fetched when they are read."""
+        if dataset.sha256 not in self.streams:
+            self.streams[dataset.sha256] = stream_tree(self.store, self.settings, dataset)
+        return self.streams[dataset.sha256]
 
     def read_json(self, name: str, file: str) -> Any:
         return self.read_json_of(self.manifest(name), file)

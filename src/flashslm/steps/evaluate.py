@@ -42,10 +42,11 @@ def run(context: StepContext) -> dict[str, Any]:
     """Outputs `evaluation`: evaluation.json and items.json; perplexity and the data's digest travel in the manifest for
     the gate.
     """
-    dataset = context.fetch("dataset")
     model = for_evaluation(load_model(context.fetch("chosen"), device=pick_device("auto")), context.config)
     facts = context.manifest("dataset").metadata
-    found = evaluate_model(model, dataset, context.config)
+    with context.scratch() as scratch:
+        dataset = context.store.get_part(context.manifest("dataset"), ("test/", "tokenizer/"), scratch)
+        found = evaluate_model(model, dataset, context.config)
     results = found.results
     results["unigram_entropy_nats"] = facts["unigram_entropy_nats"]
     context.publish_json(
@@ -80,7 +81,7 @@ def perplexity_text(results: dict[str, Any]) -> str:
 def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluation:
     """All that the recipe asks for, on the test split."""
     config, seed = recipe.evaluation, recipe.seed
-    documents = sample_documents(SplitReader(dataset / "test"), config.max_tokens, seed)
+    documents = sample_documents(SplitReader(dataset, "test"), config.max_tokens, seed)
     reading = Reading(config.sequence_length, config.stride or config.sequence_length, config.batch_size)
     facts, by_document = evaluate_perplexity(model, documents, reading)
     items = {f"test/{name}": of for name, of in by_document.items()}

@@ -34,9 +34,9 @@ def run(context: StepContext) -> dict[str, Any]:
     Without a latency table the predicted latency is left out.
     """
     config = context.config
-    dataset = context.fetch("dataset")
     model = load_model(context.fetch("chosen"))
-    with context.scratch() as directory:
+    with context.scratch() as directory, context.scratch() as scratch:
+        dataset = context.store.get_part(context.manifest("dataset"), ("validation/", "tokenizer/"), scratch)
         huggingface, bundle = directory / "huggingface", directory / "tensorrt_llm"
         written = export_huggingface(
             model, dataset / "tokenizer", huggingface, config.export, context.manifest("dataset").metadata

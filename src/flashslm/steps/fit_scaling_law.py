@@ -62,7 +62,7 @@ def train(context: StepContext) -> Family:
         config.scaling,
         config.model,
         context.manifest("dataset"),
-        context.fetch_manifest,
+        context.stream,
         seed=config.seed,
         device=pick_device(config.profiling.training_device),
         threads=config.profiling.threads,

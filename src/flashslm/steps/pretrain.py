@@ -17,16 +17,16 @@ from flashslm.infra.storage.heartbeat import send_heartbeats
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_architecture
-from flashslm.steps.context import StepContext
+from flashslm.steps.context import StepContext, fetch_tree
 from flashslm.training.node import node_command
 from flashslm.training.spec import (
     VALIDATION_LOSS,
-    Fetch,
     FromArchitecture,
     FromExport,
     NonFiniteLoss,
     OnMetrics,
     OnResume,
+    OpenDataset,
     TrainOutcome,
     TrainSpec,
 )
@@ -120,7 +120,7 @@ def train_in_step(context: StepContext, spec: TrainSpec) -> TrainOutcome:
     elif processes > 1:
         outcome = _train_on_gpus(context, spec, processes, output)
     else:
-        outcome = train_in_process(spec, context.fetch_manifest, context.store, on_metrics, on_resume)
+        outcome = train_in_process(spec, context.stream, context.store, on_metrics, on_resume)
     assert outcome.checkpoint is not None  # rank 0 stored it
     context.outputs["checkpoint"] = outcome.checkpoint
     return outcome
@@ -133,15 +133,16 @@ def _count(step: int, spec: TrainSpec, values: dict[str, float]) -> dict[str, An
 
 
 def train_in_process(
-    spec: TrainSpec, fetch: Fetch, store: ObjectStore, on_metrics: OnMetrics, on_resume: OnResume
+    spec: TrainSpec, open_dataset: OpenDataset, store: ObjectStore, on_metrics: OnMetrics, on_resume: OnResume
 ) -> TrainOutcome:
     """This process' part of the run, fp32 weights on its device; rank 0 stores the result."""
     match spec.start:
         case FromArchitecture(architecture=architecture):
             model = HybridLM.build(architecture, device=pick_device("auto"), seed=spec.seed)
         case FromExport(exported=exported):
-            model = load_export(fetch(exported) / "huggingface", pick_device("auto")).to(torch.float32).train()
-    return store_model(spec, model, train(spec, model, fetch, store, on_metrics, on_resume), store)
+            directory = fetch_tree(store, exported) / "huggingface"
+            model = load_export(directory, pick_device("auto")).to(torch.float32).train()
+    return store_model(spec, model, train(spec, model, open_dataset, store, on_metrics, on_resume), store)
 
 
 def _train_on_gpus(context: StepContext, spec: TrainSpec, processes: int, output: WorkerOutput) -> TrainOutcome:

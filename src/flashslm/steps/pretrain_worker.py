@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 
 from flashslm.infra import outages
 from flashslm.infra.mounted_environment import load_mounted_environment
@@ -16,8 +15,9 @@ from flashslm.infra.process.private_logs import log_privately
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.heartbeat import SILENCE_S, require_heartbeats
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.storage.streamed_tree import StreamedTree
 from flashslm.ops import kernels
-from flashslm.steps.context import tree_cache
+from flashslm.steps.context import stream_tree
 from flashslm.steps.kernel_object import shared_kernels
 from flashslm.steps.pretrain import WATCHED, train_in_process
 from flashslm.training.distributed import World, any_rank, world_from_environment
@@ -35,7 +35,7 @@ def main(key: str, watched: bool) -> None:
     log_privately()
     load_mounted_environment()
     settings = Settings.from_env()
-    store, cache = ObjectStore(settings), tree_cache()
+    store = ObjectStore(settings)
     found = store.get_json(key)
     if found is None:
         raise ValueError(f"there is no TrainSpec at '{key}': the step writes it before it starts workers")
@@ -43,8 +43,8 @@ def main(key: str, watched: bool) -> None:
     if spec.kernels:
         kernels.configure(spec.kernels)
 
-    def fetch(tree: Manifest) -> Path:
-        return store.get_tree(tree, cache / tree.sha256)
+    def stream(dataset: Manifest) -> StreamedTree:
+        return stream_tree(store, settings, dataset)
 
     with world_from_environment(settings.patience_s) as world, ExitStack() as apart:
         if watched and world.is_main:
@@ -52,7 +52,7 @@ def main(key: str, watched: bool) -> None:
             apart.enter_context(require_heartbeats(store, spec.object_key("heartbeat"), silence_s=silence_s))
         if watched:
             apart.enter_context(_kernels_of_nodes(store, world))
-        outcome = train_in_process(spec, fetch, store, print_metrics, print_resumed)
+        outcome = train_in_process(spec, stream, store, print_metrics, print_resumed)
         if world.is_main:
             store.put_json(spec.object_key("outcome"), outcome.model_dump(mode="json"))
 

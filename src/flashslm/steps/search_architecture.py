@@ -114,7 +114,7 @@ def make_trainer(context: StepContext, study: SearchStudy) -> Callable[[Candidat
         )
         with context.mlflow_run.nested(f"trial {candidate.slot}", params=candidate.attributes()) as trial:
             model = HybridLM.build(candidate.architecture, device, seed=config.seed, init_on_device=True)
-            outcome = train(spec, model, context.fetch_manifest, on_metrics=partial(_log_row, trial))
+            outcome = train(spec, model, context.stream, on_metrics=partial(_log_row, trial))
             final = {"proxy_loss_nats": outcome.validation_loss_nats, "latency_ms": candidate.latency_ms}
             trial.log_metrics(final, step=config.search.steps)
         return outcome

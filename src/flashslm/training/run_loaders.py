@@ -4,29 +4,31 @@ from pathlib import Path
 
 from flashslm.config import BatchShape
 from flashslm.config.mixture import MixtureSource
+from flashslm.data.files import Files, content_of, files_of
 from flashslm.data.loader import TokenLoader
 from flashslm.data.mixture import MixtureLoader
 from flashslm.data.replay import ReplayLoader
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.training.distributed import World
-from flashslm.training.spec import Fetch, TrainSpec
+from flashslm.training.spec import OpenDataset, TrainSpec
 from flashslm.training.staged_loader import StagedLoader, TrainLoader
 
-_TOKENIZER = Path("tokenizer/tokenizer.json")
+_TOKENIZER = "tokenizer/tokenizer.json"
 
 
-def run_loaders(spec: TrainSpec, fetch: Fetch, world: World) -> tuple[StagedLoader, TokenLoader]:
+def run_loaders(spec: TrainSpec, open_dataset: OpenDataset, world: World) -> tuple[StagedLoader, TokenLoader]:
     """This rank's training rows, in micro-batches, and validation rows.
 
     Raises ValueError where a split is too short or a mixture's tokenizers differ.
     """
-    dataset, old = fetch(spec.dataset), fetch(spec.replay.dataset) if spec.replay else None
-    mixed = [_mixed(source, dataset, fetch) for source in spec.training.mixture]
+    dataset = open_dataset(spec.dataset)
+    old = open_dataset(spec.replay.dataset) if spec.replay else None
+    mixed = [_mixed(source, dataset, open_dataset) for source in spec.training.mixture]
 
     def train_rows(shape: BatchShape, seed: int) -> TrainLoader:
-        def rows(directory: Path) -> TokenLoader:
+        def rows(data: Path | Files) -> TokenLoader:
             sizes = (shape.sequence_length, shape.micro_batch_size, seed, world.rank, world.size)
-            return TokenLoader(directory, "train", *sizes)
+            return TokenLoader(data, "train", *sizes)
 
         if mixed:
             weights = [source.weight for source in spec.training.mixture]
@@ -42,18 +44,14 @@ def run_loaders(spec: TrainSpec, fetch: Fetch, world: World) -> tuple[StagedLoad
     return StagedLoader(spec.training, spec.seed, train_rows), validation
 
 
-def _mixed(source: MixtureSource, own: Path, fetch: Fetch) -> Path:
-    """The directory of a mixture's source."""
+def _mixed(source: MixtureSource, own: Path | Files, open_dataset: OpenDataset) -> Path | Files:
+    """The data set of a mixture's source."""
     if not source.dataset:
         return own
-    directory = fetch(Manifest.at(source.dataset, "dataset"))
-    if _bytes(directory / _TOKENIZER) != _bytes(own / _TOKENIZER):
+    other = open_dataset(Manifest.at(source.dataset, "dataset"))
+    if content_of(files_of(other), _TOKENIZER) != content_of(files_of(own), _TOKENIZER):
         raise ValueError(
             f"training.mixture: the tokens of '{source.name}' ({source.dataset}) are of another tokenizer than those "
             "of this run's data set: prepare both with the same data.tokenizer, a directory or a hub id"
         )
-    return directory
-
-
-def _bytes(file: Path) -> bytes | None:
-    return file.read_bytes() if file.is_file() else None
+    return other

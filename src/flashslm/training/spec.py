@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flashslm.config import KernelsConfig, TrainingConfig
+from flashslm.data.files import Files
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.architecture import Architecture
 
@@ -16,7 +17,7 @@ TRAIN_LOSS, VALIDATION_LOSS = "train/loss_nats", "validation/loss_nats"  # colum
 OnResume = Callable[[int, str], None]  # the step and the checkpoint that a run continues from
 # Of the device and the moment, not of what was trained: columns of the history.
 SPEEDS = ("tokens_per_s", "step_time_ms", "tflops_per_s", "mfu", "peak_memory_bytes")
-Fetch = Callable[[Manifest], Path]  # the directory of a stored tree
+OpenDataset = Callable[[Manifest], Path | Files]  # of a stored data set
 
 
 class NonFiniteLoss(RuntimeError):

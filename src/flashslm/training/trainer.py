@@ -31,10 +31,10 @@ from flashslm.training.runtime import StepClock, gc_held, reproducible, sigterm_
 from flashslm.training.spec import (
     TRAIN_LOSS,
     VALIDATION_LOSS,
-    Fetch,
     NonFiniteLoss,
     OnMetrics,
     OnResume,
+    OpenDataset,
     TrainOutcome,
     TrainSpec,
 )
@@ -51,7 +51,7 @@ from flashslm.training.weight_norm import mean_weight_norm
 def train(
     spec: TrainSpec,
     model: HybridLM,
-    fetch: Fetch,
+    open_dataset: OpenDataset,
     store: ObjectStore | None = None,
     on_metrics: OnMetrics | None = None,
     on_resume: OnResume | None = None,
@@ -71,7 +71,7 @@ def train(
     device_type = next(model.parameters()).device.type
     deterministic = spec.training.is_deterministic(device_type)
     with reproducible(spec.seed, spec.training.threads, deterministic=deterministic), gc_held():
-        return _Trainer(spec, model, fetch, store, on_metrics, on_resume).run()
+        return _Trainer(spec, model, open_dataset, store, on_metrics, on_resume).run()
 
 
 class _Trainer:
@@ -79,7 +79,7 @@ class _Trainer:
         self,
         spec: TrainSpec,
         model: HybridLM,
-        fetch: Fetch,
+        open_dataset: OpenDataset,
         store: ObjectStore | None,
         on_metrics: OnMetrics | None,
         on_resume: OnResume | None,
@@ -94,7 +94,7 @@ class _Trainer:
         self.precision = pick_dtype(self.config.precision, "cuda" if self.device.type == "cuda" else "cpu")
         if self.device.type == "cuda":
             require_right_gradients(model.architecture.operators, "cuda", getattr(torch, self.precision))
-        self.train_loader, self.validation_loader = run_loaders(self.spec, fetch, self.world)
+        self.train_loader, self.validation_loader = run_loaders(self.spec, open_dataset, self.world)
         narrow = self.precision == "bfloat16" and self.config.gather_dtype == "bfloat16"
         shard_model(model, self.config.shard_processes, torch.bfloat16 if narrow else torch.float32)
         self.step = TrainStep(model, self.config, self.precision, weight_norm=spec.weight_norm)

@@ -2,8 +2,11 @@
 
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from flashslm.config import DataConfig
 from flashslm.data.prepare import prepare_dataset
@@ -16,6 +19,11 @@ def make_texts(count: int, seed: int = 0, words: int = 60) -> list[str]:
     """Distinct documents of random words."""
     rng = random.Random(seed)
     return [f"{seed}-{i} " + " ".join(rng.choices(WORDS, k=words)) for i in range(count)]
+
+
+def in_turn(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The rows of several ranks as those of one: each has every N-th."""
+    return torch.stack(list(parts), dim=1).flatten(0, 1)
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:

@@ -33,7 +33,7 @@ def contents(directory: Path) -> dict[str, Any]:
     """What does not depend on how the token files are cut."""
     found: dict[str, Any] = {"digests": (directory / DIGESTS_FILE).read_bytes()}
     for split in SPLITS:
-        reader = SplitReader(directory / split)
+        reader = SplitReader(directory, split)
         found[f"{split} tokens"] = reader.read(0, reader.index.tokens).tolist()
         found[f"{split} documents"] = (directory / split / "documents.bin").read_bytes()
     tokenizer = {path.name: path.read_bytes() for path in (directory / "tokenizer").iterdir()}
@@ -65,7 +65,7 @@ def test_a_piece_whose_documents_are_all_known_leaves_no_file(tmp_path: Path, pi
     prepared(tmp_path / "once", [texts], piece_bytes)
     assert contents(tmp_path / "d") == contents(tmp_path / "once")
     files = sorted((tmp_path / "d/train").glob("shard-*.bin"))
-    assert sum(file.stat().st_size for file in files) == 2 * SplitReader(tmp_path / "d/train").index.tokens
+    assert sum(file.stat().st_size for file in files) == 2 * SplitReader(tmp_path / "d", "train").index.tokens
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 10**9])

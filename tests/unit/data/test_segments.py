@@ -47,7 +47,7 @@ def test_segments_read_as_a_split_that_was_written_without_the_documents(
     index = write_whole(tmp_path / "a/train", documents, shard_tokens=16)
     leave_out(tmp_path / "a/train", index, documents, dropped)
     write_whole(tmp_path / "b/train", [d for n, d in enumerate(documents) if n not in dropped], shard_tokens=11)
-    segmented, whole = (SplitReader(tmp_path / name / "train") for name in "ab")
+    segmented, whole = (SplitReader(tmp_path / name, "train") for name in "ab")
     total = whole.index.tokens
     assert segmented.index.tokens == total
     for start, stop in ((0, total), (0, 1), (total - 1, total), (5, 40), (total // 3, total // 2)):
@@ -77,11 +77,11 @@ def test_segments_beyond_their_files_are_refused(
     sha256 = Segments(np.array(table, dtype=np.int64)).write(tmp_path / "train")
     index.model_copy(update={"segments": 1, "segments_sha256": sha256}).write(tmp_path / "train")
     with pytest.raises(ValueError, match=r"segments.bin' does not fit index.json .* prepare the data set again"):
-        SplitReader(tmp_path / "train")
+        SplitReader(tmp_path, "train")
 
 
 def test_a_missing_segments_file_is_refused(tmp_path: Path, documents: list[list[int]]) -> None:
     index = write_whole(tmp_path / "train", documents, shard_tokens=16)
     index.model_copy(update={"segments": 1}).write(tmp_path / "train")
     with pytest.raises(ValueError, match=r"segments.bin' is missing, index.json says 24"):
-        SplitReader(tmp_path / "train")
+        SplitReader(tmp_path, "train")

@@ -14,7 +14,7 @@ from flashslm.data.prepare import prepare_dataset
 from flashslm.data.replay import ReplayLoader
 from flashslm.data.summary import UnusableText
 from flashslm.data.unseen import UnseenText, seen_digests
-from tests.unit.data.corpora import make_texts, prepare, write_jsonl
+from tests.unit.data.corpora import in_turn, make_texts, prepare, write_jsonl
 
 OLD, NEW = make_texts(40), make_texts(30, seed=1)
 
@@ -112,4 +112,4 @@ def test_ranks_share_a_replayed_batch(new: Path, old: Path) -> None:
     ranks = [replayed(new, old, 8, 0.3, rank=rank, world_size=4) for rank in range(4)]
     for step in range(4):
         for tensor, *parts in zip(whole.batch(step), *(loader.batch(step) for loader in ranks), strict=True):
-            assert torch.equal(tensor, torch.cat(parts))
+            assert torch.equal(tensor, in_turn(parts))

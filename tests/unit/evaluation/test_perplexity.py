@@ -48,7 +48,7 @@ def tiny(tmp_path: Path) -> SplitReader:
     writer.add([1, 1, 2], num_bytes=6)
     writer.add([2, 1], num_bytes=5)
     writer.close()
-    return SplitReader(tmp_path / "test")
+    return SplitReader(tmp_path, "test")
 
 
 def evaluated(model: Any, reader: SplitReader, reading: Reading = ALONE, max_tokens: int = 0) -> dict[str, float]:
@@ -96,7 +96,7 @@ def test_windows_score_each_token_once_with_the_context_that_is_stated(context: 
 
 
 def test_a_limit_takes_a_seeded_sample_of_just_that_many_tokens(dataset: Path) -> None:
-    reader = SplitReader(dataset / "test")
+    reader = SplitReader(dataset, "test")
     tokens, sizes = reader.document_sizes()
     sample, again, other = (sample_documents(reader, 200, seed) for seed in (0, 0, 1))
     assert sample.targets_N.sum() == 200 and 1 < len(sample.indices_N) < len(tokens)
@@ -126,7 +126,7 @@ def token_by_token(model: HybridLM, ids: list[int], context: int, stride: int) -
 def test_documents_agree_with_an_independent_computation(
     model: HybridLM, dataset: Path, context: int, stride: int
 ) -> None:
-    reader = SplitReader(dataset / "test")
+    reader = SplitReader(dataset, "test")
     documents = sample_documents(reader, 300, seed=0)
     result = evaluated(model, reader, Reading(context, stride, 4), max_tokens=300)
     stream = reader.read(0, reader.index.tokens).tolist()

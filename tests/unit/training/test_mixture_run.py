@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flashslm.infra.storage.object_store import Manifest
-from flashslm.training.spec import Fetch
+from flashslm.training.spec import OpenDataset
 from flashslm.training.trainer import train
 from tests.unit.training import tiny
 
@@ -14,7 +14,7 @@ MIXTURE = [{"name": "own", "weight": 1}, {"name": "other", "weight": 3, "dataset
 
 
 @pytest.fixture(scope="module")
-def fetch(tmp_path_factory: pytest.TempPathFactory) -> Fetch:
+def fetch(tmp_path_factory: pytest.TempPathFactory) -> OpenDataset:
     directories = {
         name: tiny.write_dataset(tmp_path_factory.mktemp("d"), tokens) for name, tokens in ((OTHER, 900), ("", 6000))
     }
@@ -25,7 +25,7 @@ def fetch(tmp_path_factory: pytest.TempPathFactory) -> Fetch:
     return fetch
 
 
-def test_rows_count_what_was_read_of_each_source_through_stages(fetch: Fetch) -> None:
+def test_rows_count_what_was_read_of_each_source_through_stages(fetch: OpenDataset) -> None:
     stages = [{"from_step": 5, "sequence_length": 40, "batch_size": 2}]
     settings = tiny.config(mixture=MIXTURE, stages=stages, micro_batch_size=2)
     outcome = train(tiny.spec(settings), tiny.model(), fetch)
@@ -41,12 +41,12 @@ def test_rows_count_what_was_read_of_each_source_through_stages(fetch: Fetch) ->
     assert last["epochs/other"] > first_stage["epochs/other"]
 
 
-def fetched_tokens(fetch: Fetch, uri: str) -> int:
+def fetched_tokens(fetch: OpenDataset, uri: str) -> int:
     directory = fetch(Manifest(kind="dataset", uri=uri, sha256="ab" * 32, bytes=0))
     return tiny.TokenLoader(directory, "train", 16, 1, 0).num_tokens
 
 
-def test_a_stopped_run_on_a_mixture_is_the_unstopped_one(fetch: Fetch, tmp_path: Path) -> None:
+def test_a_stopped_run_on_a_mixture_is_the_unstopped_one(fetch: OpenDataset, tmp_path: Path) -> None:
     spec = tiny.spec(tiny.config(mixture=MIXTURE, checkpoint_every_steps=3))
     whole = train(spec, tiny.model(), fetch)
     store = tiny.DirectoryStore(tmp_path)
@@ -62,7 +62,7 @@ def test_a_stopped_run_on_a_mixture_is_the_unstopped_one(fetch: Fetch, tmp_path:
     assert resumed.curve() == whole.curve()
 
 
-def test_one_source_alone_sees_its_own_text(fetch: Fetch) -> None:
+def test_one_source_alone_sees_its_own_text(fetch: OpenDataset) -> None:
     alone = train(tiny.spec(tiny.config(mixture=[MIXTURE[1]])), tiny.model(), fetch)
     assert alone.history[-1]["tokens/other"] == alone.tokens_seen
     assert "tokens/own" not in alone.history[-1]
@@ -70,7 +70,7 @@ def test_one_source_alone_sees_its_own_text(fetch: Fetch) -> None:
     assert not any("/" in name and name.startswith(("tokens", "epochs")) for name in plain.history[-1])
 
 
-def test_another_tokenizer_is_refused(fetch: Fetch, tmp_path: Path) -> None:
+def test_another_tokenizer_is_refused(fetch: OpenDataset, tmp_path: Path) -> None:
     for name in ("own", "other"):
         tiny.write_dataset(tmp_path / name)
         (tmp_path / name / "tokenizer").mkdir()

@@ -16,7 +16,7 @@ from flashslm.data.shards import ShardWriter
 from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectMissing
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.hybrid import HybridLM
-from flashslm.training.spec import Fetch, FromArchitecture, TrainOutcome, TrainSpec
+from flashslm.training.spec import FromArchitecture, OpenDataset, TrainOutcome, TrainSpec
 
 VOCAB = 64
 # Weight matrices that are normalised in another way than the paper's: by heads, the other way round, not at all.
@@ -92,7 +92,7 @@ def outcome(loss_nats: float, **changes: Any) -> TrainOutcome:
     return TrainOutcome(**sizes | speed | losses | changes)
 
 
-def fetching(dataset: Path) -> Fetch:
+def fetching(dataset: Path) -> OpenDataset:
     return lambda manifest: dataset
 
 

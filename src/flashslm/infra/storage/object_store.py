@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 from boto3.s3.transfer import TransferConfig
@@ -38,6 +38,8 @@ from flashslm.infra.storage.tree import (
     FileEntry,
     HashingSink,
     Manifest,
+    ObjectEntry,
+    TreeIndex,
     disk_errors,
     hash_tree,
     holds_verified,
@@ -67,18 +69,9 @@ __all__ = [
 _TRANSFER = TransferConfig(
     multipart_threshold=64 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=4, io_chunksize=2**20
 )
-
-
 _RENEWED_AFTER_S = 86_400.0
 _PAUSE_S = 5.0  # before an object that the server failed to read is asked for again
 Read = TypeVar("Read")
-
-
-class ObjectEntry(NamedTuple):
-    """What a listing says of an object."""
-
-    bytes: int
-    modified_s: float  # POSIX time
 
 
 class ObjectStore:
@@ -143,16 +136,29 @@ class ObjectStore:
                     self._fill(manifest, target)
         return target
 
-    def get_part(self, manifest: Manifest, beginnings: tuple[str, ...], directory: str | Path) -> Path:
+    def get_part(
+        self, manifest: Manifest, beginnings: tuple[str, ...], directory: str | Path, index: TreeIndex | None = None
+    ) -> Path:
         """Copy the files of a tree whose path has one of the `beginnings` into a directory; raises as `get_tree` does.
 
-        Every one of them is verified. It is not an error if there is none.
+        Every one of them is verified. It is not an error if there is none. The `index` is read unless it is given.
         """
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)
         with disk_errors(target):
-            self._download(manifest, target, beginnings)
+            self._download(manifest, target, beginnings, index)
         return target
+
+    def index(self, manifest: Manifest) -> TreeIndex:
+        """The files of a tree by their paths. It is read a second time where it is damaged; raises as `get_tree`."""
+        try:
+            files = self._read_index(manifest, self._prefix(manifest))
+        except ObjectCorrupt:
+            files = self._read_index(manifest, self._prefix(manifest))
+        if files is None:
+            where = f"{manifest.uri} ({manifest.kind}) is not in {self._where}"
+            raise ObjectMissing(f"{where}: run the step that makes it")
+        return files
 
     def index_key(self, manifest: Manifest) -> str:
         """The object whose presence makes a tree readable."""
@@ -227,7 +233,7 @@ class ObjectStore:
             if failed := answer.get("Errors"):
                 raise StoreError(f"{self._where}: could not delete {failed[0]['Key']}: {failed[0].get('Message')}")
 
-    def _is_complete(self, prefix: str, files: dict[str, FileEntry]) -> bool:
+    def _is_complete(self, prefix: str, files: TreeIndex) -> bool:
         try:
             index = self.get_json(index_key_of(prefix))
         except ObjectCorrupt:
@@ -263,13 +269,13 @@ class ObjectStore:
     def _borrow(self, borrowed: Mapping[str, tuple[Manifest, str]]) -> dict[str, tuple[str, FileEntry]]:
         """The object and the entry of each file of another tree."""
         trees = {manifest.sha256: manifest for manifest, _ in borrowed.values()}
-        indices = {sha256: self._present_index(manifest) for sha256, manifest in trees.items()}
+        indices = {sha256: self.index(manifest) for sha256, manifest in trees.items()}
         return {
             path: (f"{self._prefix(manifest)}/{source}", indices[manifest.sha256][source])
             for path, (manifest, source) in borrowed.items()
         }
 
-    def _upload(self, root: Path, prefix: str, files: dict[str, FileEntry], borrowed: dict[str, str]) -> None:
+    def _upload(self, root: Path, prefix: str, files: TreeIndex, borrowed: dict[str, str]) -> None:
         def send(path: str) -> None:
             key = f"{prefix}/{path}"
             with translated(self._where, key):
@@ -283,7 +289,9 @@ class ObjectStore:
         with suppress(PreconditionFailed):  # the same tree, put by another process meanwhile
             self.put_json(index_key_of(prefix), index_of(files), if_absent=True)
 
-    def _download(self, manifest: Manifest, tree: Path | None, beginnings: tuple[str, ...] = ("",)) -> None:
+    def _download(
+        self, manifest: Manifest, tree: Path | None, beginnings: tuple[str, ...] = ("",), index: TreeIndex | None = None
+    ) -> None:
         """Read and verify a tree, or a part of it, into a directory or into nothing.
 
         What is damaged is read once more, which distinguishes a bad transfer from a bad object. A tree that stays
@@ -292,7 +300,7 @@ class ObjectStore:
         """
         prefix = self._prefix(manifest)
         try:
-            files = self._present_index(manifest)
+            files = index or self.index(manifest)
             in_parallel(
                 lambda path: self._fetch_verified(prefix, tree, path, files[path].sha256),
                 [path for path in files if path.startswith(beginnings)],
@@ -303,21 +311,10 @@ class ObjectStore:
             self.delete([index_key_of(prefix)])
             raise type(error)(f"{error}; the tree was taken out, and the step that makes it stores it again") from error
 
-    def _present_index(self, manifest: Manifest) -> dict[str, FileEntry]:
-        """The files of a tree, whose index is read a second time where it is damaged."""
-        try:
-            files = self._read_index(manifest, self._prefix(manifest))
-        except ObjectCorrupt:
-            files = self._read_index(manifest, self._prefix(manifest))
-        if files is None:
-            where = f"{manifest.uri} ({manifest.kind}) is not in {self._where}"
-            raise ObjectMissing(f"{where}: run the step that makes it")
-        return files
-
     def _index_exists(self, prefix: str) -> bool:
         return index_key_of(prefix) in self.entries(index_key_of(prefix))
 
-    def _read_index(self, manifest: Manifest, prefix: str) -> dict[str, FileEntry] | None:
+    def _read_index(self, manifest: Manifest, prefix: str) -> TreeIndex | None:
         """The files of a tree, or None if it has no index."""
         found = self.get_json(index_key_of(prefix))
         if found is None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -78,6 +78,13 @@ class ArtifactFile(Manifest):
         return Manifest(**{name: value for name, value in self if name != "origins"})
 
 
+class ObjectEntry(NamedTuple):
+    """What a listing says of an object."""
+
+    bytes: int
+    modified_s: float  # POSIX time
+
+
 class UnsafeTree(ValueError):
     """A tree would hold, or reach, something else than files inside its own directory."""
 
@@ -87,6 +94,9 @@ class FileEntry(BaseModel):
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
+
+
+TreeIndex = dict[str, FileEntry]  # by the path in the tree
 
 
 class HashingSink:
@@ -105,7 +115,7 @@ class _Index(BaseModel):
     files: dict[str, FileEntry] = Field(min_length=1)
 
 
-def tree_digest(files: dict[str, FileEntry]) -> str:
+def tree_digest(files: TreeIndex) -> str:
     """The sha256 over the sorted lines "sha256  path"."""
     return hashlib.sha256("".join(sorted(f"{f.sha256}  {path}\n" for path, f in files.items())).encode()).hexdigest()
 
@@ -120,12 +130,12 @@ def index_key_of(prefix: str) -> str:
     return f"{prefix}.index.json"
 
 
-def index_of(files: dict[str, FileEntry]) -> dict[str, Any]:
+def index_of(files: TreeIndex) -> dict[str, Any]:
     """What `read_index` reads."""
     return {"files": {path: entry.model_dump() for path, entry in files.items()}}
 
 
-def hash_tree(directory: Path) -> dict[str, FileEntry]:
+def hash_tree(directory: Path) -> TreeIndex:
     """Every file below a directory by its relative path; the download marker does not count.
 
     Raises UnsafeTree for a link, for what is neither file nor directory, and for a name that no tree may hold.
@@ -160,7 +170,7 @@ def check_path(path: str) -> None:
         raise UnsafeTree(f"a tree cannot hold the path {path!r}: it is the mark of a downloaded directory")
 
 
-def read_index(value: Any) -> dict[str, FileEntry]:
+def read_index(value: Any) -> TreeIndex:
     """The files that a tree's index names. Raises ValueError for what is not an index, UnsafeTree for a path that
     leaves the tree's directory.
     """

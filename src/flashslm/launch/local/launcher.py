@@ -20,7 +20,7 @@ from flashslm.data.source_paths import reads_s3
 from flashslm.data.sources import source_digest, with_revisions
 from flashslm.evaluation.task_files import with_digests
 from flashslm.infra.process.parent import PARENT_PID
-from flashslm.infra.settings import FOREIGN_VARIABLES, VARIABLES, Settings
+from flashslm.infra.settings import FOREIGN_VARIABLES, FROM_PLATFORM, VARIABLES, Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.s3 import s3_client
 from flashslm.launch.compiling import (
@@ -79,7 +79,7 @@ def run_local(
     arguments = arguments_for(spec, pipeline_arguments(config, code_digest(), source))
     arguments = with_short_sections(arguments, lambda: ObjectStore(Settings.from_env(env)))
     job = Job(compiled, arguments, run_dir, home)
-    env = {**env, VARIABLES["patience_s"]: str(config.platform.patience_s)}
+    env = {**env, **{VARIABLES[field]: str(getattr(config.platform, field)) for field in FROM_PLATFORM}}
     return run_job(job, env, Console(stderr=True, quiet=quiet))
 
 
