@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := platform,train,evaluation,orchestrate,local,dev
+EXTRAS := platform,train,serve,evaluation,orchestrate,local,dev
 # Where PyTorch comes from. PyPI's wheel for Linux brings the CUDA libraries (some 4 GB); the CPU build does not.
 # `auto` takes PyTorch's CPU index unless there is an NVIDIA driver; an empty value takes pip's own index.
 CPU_INDEX := https://download.pytorch.org/whl/cpu

@@ -34,9 +34,10 @@ ALLOWED: dict[str, set[str]] = {
     "search": BELOW_INFERENCE | {"profiling", "training"},
     "benchmarking": BELOW_INFERENCE | {"profiling", "training"},
     "reporting": {"models"},
+    "serving": BELOW_INFERENCE | {"export"},
     "steps": MIDDLE | BELOW_INFERENCE | {"reporting"},
     "launch": MIDDLE | BELOW_INFERENCE | {"reporting", "steps"},
-    "cli": MIDDLE | BELOW_INFERENCE | {"benchmarking", "launch", "reporting", "steps"},
+    "cli": MIDDLE | BELOW_INFERENCE | {"benchmarking", "launch", "reporting", "serving", "steps"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flashslm import __version__
-from flashslm.cli import cluster, compare, describe, export, pipeline, runs, steps
+from flashslm.cli import cluster, compare, describe, export, pipeline, runs, serve, steps
 from flashslm.cli.bench import bench_app
 from flashslm.cli.common import MODELS, PIPELINES, RECIPES, SERVICES, console
 from flashslm.cli.config import config_app
@@ -30,6 +30,7 @@ app.add_typer(schedule_app, name="schedule", rich_help_panel=PIPELINES)
 app.add_typer(config_app, name="config", rich_help_panel=RECIPES)
 describe.register(app)
 export.register(app)
+serve.register(app)
 compare.register(app)
 app.add_typer(models_app, name="models", rich_help_panel=MODELS)
 app.add_typer(bench_app, name="bench", rich_help_panel=MODELS)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 _SPARE_TOKENS = 4  # a window may begin within a character of up to four bytes
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what bytes that are not yet a character decode to
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what bytes that are not yet a character decode to
 
 
 class StopStrings:
@@ -67,7 +67,7 @@ class TextStream:
         """The text that the tokens since the last whole character add to the few before them."""
         decode = self.stops.tokenizer.decode
         text: str = decode(self.ids[self._first :])
-        if text.endswith(_INCOMPLETE):
+        if text.endswith(INCOMPLETE):
             return ""
         before = len(decode(self.ids[self._first : self._decoded]))
         self._first, self._decoded = self._decoded, len(self.ids)
