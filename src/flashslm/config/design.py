@@ -289,6 +289,18 @@ class SearchConfig(Section):
         description="Hidden sizes; a candidate takes the largest within the budget.",
     )
     steps: int = Field(default=500, ge=1, description="Optimizer steps of a candidate's proxy training.")
+    halving_from_steps: int = Field(
+        default=0,
+        ge=0,
+        description="Successive halving: steps after which candidates are compared for the first time; 0: each of them "
+        "is trained to the end.",
+    )
+    halving_factor: int = Field(
+        default=4,
+        ge=2,
+        description="One in so many of the candidates that were trained for a budget goes on, to the next budget: so "
+        "many times as many steps.",
+    )
     batch_size: int = Field(default=32, ge=1, description="Sequences per optimizer step.")
     sequence_length: int = Field(default=1024, ge=8, description="Tokens per sequence.")
     learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")
@@ -300,4 +312,10 @@ class SearchConfig(Section):
     def _sample_fits_population(self) -> "SearchConfig":
         if self.sample > self.population:
             raise ValueError(f"sample is {self.sample}: at most population ({self.population})")
+        return self
+
+    @model_validator(mode="after")
+    def _halving_begins_before_the_end(self) -> "SearchConfig":
+        if self.halving_from_steps >= self.steps:
+            raise ValueError(f"halving_from_steps is {self.halving_from_steps}: less than steps ({self.steps})")
         return self

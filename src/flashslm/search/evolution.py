@@ -64,12 +64,16 @@ class Proposer:
         together = self.config.candidates_per_cycle
         return slot // together * together if self.config.proposals == "cycles" else max(0, slot - together + 1)
 
+    def known(self, slot: int, history: Iterable[FinishedTrial]) -> list[FinishedTrial]:
+        """Those trials, by slot."""
+        return sorted((t for t in history if t.slot < self.num_known(slot)), key=lambda t: t.slot)
+
     def _is_ready(self, slot: int, finished: Mapping[int, FinishedTrial]) -> bool:
         return all(c is None or c.slot in finished for c in self._proposed[: self.num_known(slot)])
 
     def _next(self, finished: Mapping[int, FinishedTrial]) -> Candidate | None:
         slot = len(self._proposed)
-        known = [finished[s] for s in sorted(finished) if s < self.num_known(slot)]
+        known = self.known(slot, finished.values())
         self._basis |= {trial.slot: trial for trial in known}
         seen = {t.operators for t in known} | {c.operators for c in self._proposed if c is not None}
         cycle = slot // self.config.candidates_per_cycle

@@ -1,5 +1,6 @@
 """What a search found: the best trial, every trial in slot order, and the latency-loss Pareto front."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,16 @@ def search_result(trials: Sequence[FinishedTrial], budget_ms: float) -> SearchRe
         history=[t.record() for t in sorted(trials, key=lambda t: t.slot)],
         pareto=[t.record() for t in pareto_front(succeeded)],
     )
+
+
+def pruned_by_step(history: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """How many trials successive halving ended, by the number of steps after which it did."""
+    return dict(sorted(Counter(t["pruned_at_step"] for t in history if t["pruned_at_step"] is not None).items()))
+
+
+def trained_share(history: Sequence[dict[str, Any]], steps: int) -> float:
+    """Optimizer steps of all trials over those without pruning."""
+    return sum(trial["pruned_at_step"] or steps for trial in history) / (steps * len(history))
 
 
 def pareto_front(trials: Sequence[FinishedTrial]) -> list[FinishedTrial]:

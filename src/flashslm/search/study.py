@@ -9,9 +9,9 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -22,13 +22,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from flashslm.infra.process import owners
 from flashslm.search.database import DatabaseRefused, DatabaseUnavailable, RecordGone, StudyDatabase
-from flashslm.search.trial import Candidate, FinishedTrial
+from flashslm.search.trial import CANDIDATE_FIELDS, Candidate, FinishedTrial
 from flashslm.search.trial_parameters import DISTRIBUTIONS, OBJECTIVES, trial_parameters
 from flashslm.training.spec import TrainOutcome
 
 HEARTBEAT_S = 20.0
 HEARTBEAT_TTL_S = 300.0  # silence after which a claim on another host counts as abandoned; allows for clock skew
 ATTEMPTS = 3  # a candidate that failed, or took its worker down with it, this often gets a loss of infinity
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # a slot with such a trial is finished
 LOST, FAILED, YIELDED = "lost", "failed", "yielded"  # why a trial is FAIL; a yielded one says nothing of its candidate
 
 _log = logging.getLogger(__name__)
@@ -91,18 +92,18 @@ class SearchStudy:
     def finished(self) -> list[FinishedTrial]:
         """Finished trials by slot; of a slot trained twice, the first."""
         by_slot: dict[int, FinishedTrial] = {}
-        for trial in self._trials(TrialState.COMPLETE):
+        for trial in self._trials(*ENDED):
             by_slot.setdefault(trial.user_attrs["slot"], _finished(trial))
         return [by_slot[slot] for slot in sorted(by_slot)]
 
     def train_time_s(self) -> float:
         """Training time of all finished trials."""
-        return sum(float(trial.user_attrs.get("train_time_s", 0.0)) for trial in self._trials(TrialState.COMPLETE))
+        return sum(float(trial.user_attrs.get("train_time_s", 0.0)) for trial in self._trials(*ENDED))
 
     def claim(self, candidates: Sequence[Candidate]) -> Claim | None:
         """Claim the first candidate that is neither finished nor being trained; None when there is none now."""
         self.take_over_abandoned()
-        taken = {t.user_attrs["slot"] for t in self._trials(TrialState.COMPLETE, TrialState.RUNNING)}
+        taken = {t.user_attrs["slot"] for t in self._trials(*ENDED, TrialState.RUNNING)}
         for candidate in candidates:
             if candidate.slot not in taken:
                 claim = self._try_claim(candidate)
@@ -115,7 +116,14 @@ class SearchStudy:
         if not self._is_ours(claim):
             return False
         self._set_attribute(claim.trial_id, "train_time_s", outcome.train_time_s)
+        self._report(claim, outcome.validation_losses_nats())
         return self._finish(claim.trial_id, TrialState.COMPLETE, _values(claim.candidate, outcome.validation_loss_nats))
+
+    def prune(self, claim: Claim, losses_nats: Mapping[int, float]) -> None:
+        """Record a training that ended at the last of these steps because of its losses."""
+        if self._is_ours(claim):
+            self._report(claim, losses_nats)
+            self._finish(claim.trial_id, TrialState.PRUNED, _values(claim.candidate, float("inf")))
 
     def fail(self, claim: Claim, reason: str) -> None:
         """Record a failed training; the last of its attempts ends the slot with a loss of infinity."""
@@ -201,9 +209,7 @@ class SearchStudy:
             return None
         token = uuid4().hex
         self._add(candidate, TrialState.RUNNING, None, token=token)
-        rivals = [
-            t for t in self._trials(TrialState.RUNNING, TrialState.COMPLETE) if t.user_attrs["slot"] == candidate.slot
-        ]
+        rivals = [t for t in self._trials(TrialState.RUNNING, *ENDED) if t.user_attrs["slot"] == candidate.slot]
         mine = [t for t in rivals if t.user_attrs.get("token") == token]
         won = bool(mine) and rivals[0] is mine[0]
         for trial in mine[1:] if won else mine:
@@ -235,6 +241,18 @@ class SearchStudy:
         except RecordGone as error:
             raise self._gone() from error
 
+    def _report(self, claim: Claim, losses_nats: Mapping[int, float]) -> None:
+        """As Optuna's intermediate values, by step; ignored on a trial that another process has ended meanwhile."""
+        for step, loss_nats in losses_nats.items():
+            try:
+                self._database.call(
+                    partial(self._storage.set_trial_intermediate_value, claim.trial_id, step, loss_nats)
+                )
+            except UpdateFinishedTrialError:
+                return
+            except RecordGone:
+                self._has_lost_records = True
+
     def _end_unfinished(self, trial_id: int, reason: str) -> None:
         self._set_attribute(trial_id, "reason", reason)
         self._finish(trial_id, TrialState.FAIL)
@@ -264,8 +282,13 @@ def _values(candidate: Candidate, loss_nats: float) -> list[float]:
 
 
 def _finished(trial: FrozenTrial) -> FinishedTrial:
-    attributes = {f.name: trial.user_attrs[f.name] for f in fields(FinishedTrial) if f.name != "loss_nats"}
-    return FinishedTrial(loss_nats=float(trial.values[0]), **attributes)
+    losses = tuple(sorted(trial.intermediate_values.items()))
+    return FinishedTrial(
+        loss_nats=float(trial.values[0]),
+        losses_by_step=losses,
+        pruned_at_step=losses[-1][0] if trial.state == TrialState.PRUNED else None,
+        **{name: trial.user_attrs[name] for name in CANDIDATE_FIELDS},
+    )
 
 
 def _sampler() -> optuna.samplers.BaseSampler:

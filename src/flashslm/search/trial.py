@@ -1,7 +1,7 @@
 """What the search passes around: a candidate to train and a finished trial."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from flashslm.models.accounting import parameters
@@ -46,7 +46,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FinishedTrial:
-    """A trained candidate; a loss of infinity says that its training failed for good."""
+    """A trained candidate; a loss of infinity says that its training failed for good, or ended early (pruned)."""
 
     slot: int
     cycle: int
@@ -59,11 +59,20 @@ class FinishedTrial:
     parent: int | None
     mutation: str
     loss_nats: float
+    losses_by_step: tuple[tuple[int, float], ...] = ()  # validation losses in mid-training, in nats
+    pruned_at_step: int | None = None
 
     @property
     def succeeded(self) -> bool:
         return math.isfinite(self.loss_nats)
 
     def record(self) -> dict[str, Any]:
-        """JSON values; the loss of a failed trial is null."""
-        return asdict(self) | {"loss_nats": self.loss_nats if self.succeeded else None}
+        """JSON values; the loss of a failed or pruned trial is null."""
+        losses = {"losses_by_step": [list(pair) for pair in self.losses_by_step]}
+        return asdict(self) | losses | {"loss_nats": self.loss_nats if self.succeeded else None}
+
+
+# What a finished trial has of its candidate.
+CANDIDATE_FIELDS = tuple(
+    field.name for field in fields(FinishedTrial) if field.name not in ("loss_nats", "losses_by_step", "pruned_at_step")
+)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flashslm.search.evolution import Proposer
+from flashslm.search.halving import CandidatePruned
 from flashslm.search.study import Claim, SearchStudy
 from flashslm.search.trial import Candidate, TrialFailed
 from flashslm.training.spec import TrainOutcome
@@ -21,13 +22,15 @@ class WorkerSummary:
     """What this worker did, and how many trials the study has finished in all."""
 
     trained: int = 0
+    pruned: int = 0
     failed: int = 0
     completed: int = 0
     waited_s: float = 0.0
 
 
 def run_worker(study: SearchStudy, proposer: Proposer, train: Train, on_trial: OnTrial | None = None) -> WorkerSummary:
-    """Work until no slot is left. `train` may raise TrialFailed; any other exception frees the slot and propagates.
+    """Work until no slot is left. `train` may raise TrialFailed and CandidatePruned; any other exception frees the slot
+    and propagates.
 
     A database that was away may have come back without its last records, so after an outage the study is read whole,
     and slots that miss a trial are worked off again: a later slot's candidate depends on all earlier trials.
@@ -67,27 +70,23 @@ def _open_candidates(study: SearchStudy, proposer: Proposer) -> list[Candidate]:
 
 
 def _work_off(study: SearchStudy, claim: Claim, train: Train, on_trial: OnTrial | None, summary: WorkerSummary) -> None:
-    outcome = _train_claim(study, claim, train)
-    if outcome is None:
-        summary.failed += 1
-        return
-    summary.trained += 1
-    if on_trial is not None:
-        on_trial(claim.candidate, outcome)
-
-
-def _train_claim(study: SearchStudy, claim: Claim, train: Train) -> TrainOutcome | None:
-    """The outcome, recorded; None for a failure, recorded too."""
+    """Train a claim's candidate and record what came of it; an unexpected error gives the slot back."""
     try:
         with study.heartbeat(claim):
             outcome = train(claim.candidate)
         if not math.isfinite(outcome.validation_loss_nats):
             raise TrialFailed(f"the proxy loss is {outcome.validation_loss_nats}")
+    except CandidatePruned as pruned:
+        study.prune(claim, pruned.losses_nats)
+        summary.pruned += 1
     except (TrialFailed, MemoryError) as error:
         study.fail(claim, str(error))
-        return None
+        summary.failed += 1
     except BaseException:
         study.release(claim)
         raise
-    study.complete(claim, outcome)
-    return outcome
+    else:
+        study.complete(claim, outcome)
+        summary.trained += 1
+        if on_trial is not None:
+            on_trial(claim.candidate, outcome)

@@ -1,27 +1,20 @@
 """search_architecture: one worker of the shared study."""
 
 import json
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from flashslm.config import digest
-from flashslm.hardware import pick_device
-from flashslm.infra.tracking.mlflow_runs import TrackedRun, end_lost
 from flashslm.models.architecture import InfeasibleArchitecture, parse_operators, repeat_block
-from flashslm.models.hybrid import HybridLM
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.search.evolution import Proposer
 from flashslm.search.fit import WidthFitter
 from flashslm.search.space import SearchSpace
 from flashslm.search.study import SearchStudy
-from flashslm.search.trial import Candidate, TrialFailed
+from flashslm.search.trial import Candidate
 from flashslm.search.worker import run_worker
+from flashslm.steps.candidates import CandidateTrainer
 from flashslm.steps.context import StepContext
-from flashslm.training.proxy import proxy_training
-from flashslm.training.shared_gpu import OutOfMemory, SharedGpu
-from flashslm.training.spec import FromArchitecture, NonFiniteLoss, TrainOutcome, TrainSpec
-from flashslm.training.trainer import train
+from flashslm.training.spec import TrainOutcome
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -34,12 +27,14 @@ def run(context: StepContext) -> dict[str, Any]:
         count = {"done": len(study.finished()), "total": context.config.search.trials}
         context.events.emit("progress", f"{design}, {measured}", **count)
 
-    summary = run_worker(study, make_proposer(context), make_trainer(context, study), on_trial)
+    proposer = make_proposer(context)
+    summary = run_worker(study, proposer, CandidateTrainer(context, study, proposer), on_trial)
     return {
         "trained_trials": summary.trained,
+        "pruned_trials": summary.pruned,
         "waited_s": summary.waited_s,
         "worker": study.name,
-        "summary": f"{summary.trained} trials by this worker, {summary.completed} in the study",
+        "summary": f"{summary.trained + summary.pruned} trials by this worker, {summary.completed} in the study",
     }
 
 
@@ -97,37 +92,3 @@ def law_designs(context: StepContext) -> tuple[str, ...]:
         context.events.emit("progress", f"the scaling law's choice is not a seed design: {error}")
         return ()
     return (notation,)
-
-
-def make_trainer(context: StepContext, study: SearchStudy) -> Callable[[Candidate], TrainOutcome]:
-    """Short-train one candidate inside its own nested MLflow run, beside other workers of the same GPU."""
-    config, device = context.config, pick_device(context.config.profiling.training_device)
-    training, gpu = proxy_training(config.search, config.profiling.threads, decay=True), SharedGpu.of(device)
-
-    def train_once(candidate: Candidate) -> TrainOutcome:
-        spec = TrainSpec(
-            start=FromArchitecture(architecture=candidate.architecture),
-            dataset=context.manifest("dataset"),
-            training=training,
-            weight_norm=False,  # as in the paper's search
-            seed=config.seed,
-        )
-        with context.mlflow_run.nested(f"trial {candidate.slot}", params=candidate.attributes()) as trial:
-            model = HybridLM.build(candidate.architecture, device, seed=config.seed, init_on_device=True)
-            outcome = train(spec, model, context.stream, on_metrics=partial(_log_row, trial))
-            final = {"proxy_loss_nats": outcome.validation_loss_nats, "latency_ms": candidate.latency_ms}
-            trial.log_metrics(final, step=config.search.steps)
-        return outcome
-
-    def train_candidate(candidate: Candidate) -> TrainOutcome:
-        end_lost(context.settings, f"trial {candidate.slot}", study.lost_workers(candidate.slot))
-        try:
-            return gpu.run(partial(train_once, candidate))
-        except (NonFiniteLoss, OutOfMemory) as error:
-            raise TrialFailed(str(error)) from error
-
-    return train_candidate
-
-
-def _log_row(trial: TrackedRun, step: int, values: dict[str, float]) -> None:
-    trial.log_metrics(values, step)

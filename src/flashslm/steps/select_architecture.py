@@ -3,7 +3,7 @@
 from typing import Any
 
 from flashslm.models.architecture import build_architecture
-from flashslm.search.result import search_result
+from flashslm.search.result import pruned_by_step, search_result, trained_share
 from flashslm.steps.context import StepContext
 from flashslm.steps.search_architecture import budget_ms, open_study
 
@@ -12,6 +12,7 @@ def run(context: StepContext) -> dict[str, Any]:
     """Outputs `architecture`: architecture.json, history.json, pareto.json, best.json."""
     found = search_result(open_study(context).finished(), budget_ms(context))
     best, history = found.best, found.history
+    pruned = pruned_by_step(history)
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
     architecture = build_architecture(best["operators"], best["width"], context.config.model, vocab_size)
     files = {
@@ -24,9 +25,12 @@ def run(context: StepContext) -> dict[str, Any]:
     context.publish_json("architecture", files, facts)
     return {
         "trials": len(history),
+        "pruned_trials": sum(pruned.values()),
+        "trained_step_share": trained_share(history, context.config.search.steps),
         "distinct_architectures": len({t["operators"] for t in history}),
         "proxy_loss_nats": best["loss_nats"],
         "latency_ms": best["latency_ms"],
         "summary": f"{architecture.operators} at width {architecture.hidden_size}: proxy loss {best['loss_nats']:.3f} "
-        f"nats, {best['latency_ms']:.3f} ms/token, best of {len(history)} trials",
+        f"nats, {best['latency_ms']:.3f} ms/token, best of {len(history)} trials"
+        + "".join(f"; {count} pruned after {step} steps" for step, count in pruned.items()),
     }

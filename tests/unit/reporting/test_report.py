@@ -113,6 +113,14 @@ def test_the_search_shows_every_trial_with_its_design_and_the_budget(page: str) 
     assert len(re.findall(r'<tr id="trial-\d"', page)) == 4 and '<td class="n" data-value="">failed</td>' in page
 
 
+def test_what_was_pruned_says_after_how_many_steps() -> None:
+    run = artifacts()
+    history = [*run.history[:-1], run.history[-1] | {"pruned_at_step": 40}]
+    page = render(dataclasses.replace(run, history=history), run_facts())
+    assert ", 1 pruned after 40 steps." in page
+    assert '<td class="n" data-value="">pruned after 40 steps</td>' in page
+
+
 def test_the_architecture_is_drawn_block_by_block(page: str) -> None:
     assert re.findall(r"block (\d): ([\d.]+) ms", page) == [("1", "0.2500"), ("2", "0.2500")]
     assert page.count('<div class="operator"') == 5

@@ -1,0 +1,120 @@
+"""The search's short trainings for real, on a tiny data set: results, pruning, memory that a neighbour took."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flashslm.config import RunConfig, from_step_json
+from flashslm.search.halving import CandidatePruned
+from flashslm.search.study import SearchStudy
+from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed
+from flashslm.steps import candidates as module
+from flashslm.steps.candidates import CandidateTrainer
+from flashslm.training.shared_gpu import SharedGpu
+from tests.unit.steps.test_search_architecture import make_context
+from tests.unit.training import tiny
+
+SEARCH = {"steps": 8, "batch_size": 2, "sequence_length": 16, "learning_rate": 1e-2, "validation_tokens": 64}
+
+
+class Runs:
+    """The nested MLflow runs of a step: their names, tags and rows."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.tags: dict[str, str] = {}
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    @contextmanager
+    def nested(self, name: str, params: dict[str, Any]):
+        self.names.append(name)
+        yield self
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self.tags |= tags
+
+    def log_metrics(self, values: dict[str, float], step: int) -> None:
+        self.rows.append((step, values))
+
+
+@pytest.fixture
+def runs() -> Runs:
+    return Runs()
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    dataset = tiny.write_dataset(tmp_path / "data")
+    monkeypatch.setattr(module, "end_lost", lambda *_: None)
+    monkeypatch.setattr(SharedGpu, "of", lambda device: SharedGpu(tmp_path / "locks"))
+
+    def make(earlier: list[FinishedTrial] = [], **search: Any) -> CandidateTrainer:  # noqa: B006
+        recipe = RunConfig.model_validate({"name": "x", "search": SEARCH | search, "profiling": {"device": "cpu"}})
+        step = "search_architecture"
+        anything: Any = runs
+        context = replace(make_context(), config=from_step_json(step, recipe.for_step(step)), mlflow_run=anything)
+        monkeypatch.setattr(context, "stream", tiny.fetching(dataset))
+        study = SearchStudy.open(f"sqlite:///{tmp_path}/study.db", "search")
+        proposer: Any = type("Known", (), {"known": lambda self, slot, history: earlier})()
+        return CandidateTrainer(context, study, proposer)
+
+    return make
+
+
+def candidate(slot: int = 3) -> Candidate:
+    return Candidate(slot, 0, "(DF)x2", tiny.architecture("DFDF"), 1.0, None, "seed")
+
+
+def finished(losses_by_step: tuple[tuple[int, float], ...]) -> FinishedTrial:
+    return FinishedTrial(loss_nats=1.0, losses_by_step=losses_by_step, **candidate(0).attributes())
+
+
+def test_a_candidate_is_trained_and_logged(make_trainer, runs: Runs) -> None:
+    outcome = make_trainer()(candidate())
+    assert outcome.steps == 8 and outcome.validation_loss_nats < 4.5
+    assert runs.names == ["trial 3"] and runs.tags == {}
+    assert runs.rows[-1] == (8, {"proxy_loss_nats": outcome.validation_loss_nats, "latency_ms": 1.0})
+    assert make_trainer()(candidate()).validation_loss_nats == outcome.validation_loss_nats
+
+
+def test_one_that_loses_at_a_budget_is_pruned_there(make_trainer, runs: Runs) -> None:
+    better = [finished(((2, 0.1),)), finished(((2, 0.2),))]
+    with pytest.raises(CandidatePruned) as pruned:
+        make_trainer(better, halving_from_steps=2, halving_factor=2)(candidate())
+    assert set(pruned.value.losses_nats) == {2} and runs.tags == {"pruned_at_step": "2"}
+    assert max(step for step, _ in runs.rows) == 2
+
+
+def test_one_that_leads_is_trained_to_the_end_with_its_losses(make_trainer) -> None:
+    worse = [finished(((2, 9.0), (4, 9.0)))]
+    outcome = make_trainer(worse, halving_from_steps=2, halving_factor=2)(candidate())
+    assert set(outcome.validation_losses_nats()) == {2, 4, 8}
+
+
+def test_memory_that_lacks_beside_others_is_no_failure(
+    make_trainer, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, attempts = module.HybridLM.build, []
+
+    def lacking(*given: Any, **named: Any) -> Any:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return build(*given, **named)
+
+    monkeypatch.setattr(module.HybridLM, "build", lacking)
+    assert make_trainer()(candidate()).steps == 8
+    assert runs.names == ["trial 3", "trial 3"]
+
+
+def test_lack_of_memory_without_neighbours_is(make_trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*given: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module.HybridLM, "build", lacking)
+    with pytest.raises(TrialFailed, match="without neighbours too: CUDA out of memory"):
+        make_trainer()(candidate())
