@@ -13,6 +13,7 @@ from flashslm.models.states import State, make_state
 from flashslm.ops.precision import at_least_fp32
 
 CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}  # of each row at a time
+BATCH_TOKENS = {"cpu": 0, "cuda": 32768}  # of all rows at a time where the rows are few: a pass must fill the device
 CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}  # held at a time
 
 
@@ -60,7 +61,7 @@ class Scorer:
 
     def __init__(self, model: HybridLM, chunk_tokens: int = 0):
         self.model, self.device = model, model.embedding.weight.device
-        self.chunk_tokens = chunk_tokens or CHUNK_TOKENS[self.device.type]
+        self.chunk_tokens = chunk_tokens
         with torch.inference_mode():
             self.beginning = Context(model.prefix_states(), 0)
 
@@ -68,7 +69,7 @@ class Scorer:
     def read(self, tokens_BT: Tensor) -> Context:
         """The states after rows of one length."""
         context = self._begin(len(tokens_BT), None)
-        for chunk_BT in tokens_BT.split(self.chunk_tokens, dim=1):
+        for chunk_BT in self._chunks(tokens_BT):
             _, context = self._extend(chunk_BT, context)
         return context
 
@@ -76,7 +77,7 @@ class Scorer:
     def last_hidden(self, tokens_BT: Tensor, count: int) -> Tensor:
         """Hidden states [B, count, D] of the last tokens of rows of one length, on the device."""
         context, kept = self._begin(len(tokens_BT), None), None
-        for chunk_BT in tokens_BT.split(self.chunk_tokens, dim=1):
+        for chunk_BT in self._chunks(tokens_BT):
             hidden_BTD, context = self._extend(chunk_BT, context)
             kept = hidden_BTD if kept is None else torch.cat([kept, hidden_BTD], dim=1)
             kept = kept[:, -count:]
@@ -95,7 +96,7 @@ class Scorer:
         nats_O = torch.zeros(num_owners, dtype=torch.float64, device=self.device)
         misses_O = torch.zeros(num_owners, dtype=torch.int64, device=self.device)
         context, first = self._begin(len(tokens_BT), context), 0
-        for chunk_BT in tokens_BT.split(self.chunk_tokens, dim=1):
+        for chunk_BT in self._chunks(tokens_BT):
             hidden_BTD, context = self._extend(chunk_BT, context)
             last = first + chunk_BT.shape[1]
             here = targets.select(((targets.columns_N >= first) & (targets.columns_N < last)).nonzero()[:, 0])
@@ -112,6 +113,12 @@ class Scorer:
             chosen_N = logits_NV.gather(1, part.tokens_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
             nats_O.index_add_(0, part.owners_N, chosen_N.double())
             misses_O.index_add_(0, part.owners_N, (logits_NV.argmax(dim=-1) != part.tokens_N).long())
+
+    def _chunks(self, tokens_BT: Tensor) -> tuple[Tensor, ...]:
+        kind = self.device.type
+        size = self.chunk_tokens or max(CHUNK_TOKENS[kind], BATCH_TOKENS[kind] // len(tokens_BT))
+        chunks: tuple[Tensor, ...] = tokens_BT.split(size, dim=1)
+        return chunks
 
     def _begin(self, batch: int, context: Context | None) -> Context:
         index_B = torch.zeros(batch, dtype=torch.int64, device=self.device)
