@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,11 @@ from typing import Any
 import pytest
 
 from flashslm.reporting.html import render
+from flashslm.reporting.retraining import render_retraining
+from tests.browser import CHROMIUM, rendered
 from tests.unit.reporting.documents import artifacts, run_facts
+from tests.unit.reporting.test_reports import retrained
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 # A frame has the width it is given, a window at least 500 px. What is seen in it is written where --dump-dom prints it.
@@ -23,8 +23,13 @@ document.getElementById("f").addEventListener("load", () => {
   const frame = document.getElementById("f"), page = frame.contentDocument, seen = {};
   seen.width = frame.clientWidth;
   seen.scrollWidth = page.documentElement.scrollWidth;
-  seen.cut = [...page.querySelectorAll("h1, h2, p, figure, .tile, .legend li, dd, pre, .block")]
+  seen.cut = [...page.querySelectorAll("h1, h2, p, figure, .tile, .legend li, dd, pre, .block, .steps td, .beside td")]
     .filter((e) => e.getBoundingClientRect().right > frame.clientWidth + 1).map((e) => e.outerHTML.slice(0, 90));
+  %s
+  document.getElementById("seen").textContent = JSON.stringify(seen);
+});
+</script></body>"""
+CHARTS = """
   const text = page.querySelector("figure svg text");
   seen.letter_px = parseFloat(frame.contentWindow.getComputedStyle(text).fontSize) *
     text.ownerSVGElement.getBoundingClientRect().width / text.ownerSVGElement.viewBox.baseVal.width;
@@ -44,23 +49,14 @@ document.getElementById("f").addEventListener("load", () => {
   head.click();
   seen.falling = order();
   seen.copy = page.querySelectorAll("button.copy:not([hidden])").length;
-  document.getElementById("seen").textContent = JSON.stringify(seen);
-});
-</script></body>"""
+"""
 
 
-def look(directory: Path, width: int) -> dict[str, Any]:
-    """What the page says of itself in a frame of this width."""
-    (directory / "report.html").write_text(render(artifacts(), run_facts()), encoding="utf-8")
-    (directory / "frame.html").write_text(FRAME % width, encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
-    options += [
-        f"--user-data-dir={directory / 'profile'}",
-        "--virtual-time-budget=4000",
-        f"--window-size={width + 60},1000",
-    ]
-    command = [str(CHROMIUM), *options, (directory / "frame.html").as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+def look(page: str, directory: Path, width: int, script: str = "") -> dict[str, Any]:
+    """What the page says of itself, and to a script, in a frame of this width."""
+    (directory / "report.html").write_text(page, encoding="utf-8")
+    (directory / "frame.html").write_text(FRAME % (width, script), encoding="utf-8")
+    dom = rendered((directory / "frame.html").as_uri(), directory / "profile", width + 60)
     found = re.search(r'<pre id="seen">(.+?)</pre>', dom, re.DOTALL)
     assert found, dom[:2000]
     seen: dict[str, Any] = json.loads(unescape(found[1]))
@@ -69,10 +65,16 @@ def look(directory: Path, width: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("width", [390, 1400])
 def test_the_report_fits_and_answers(tmp_path: Path, width: int) -> None:
-    seen = look(tmp_path, width)
+    seen = look(render(artifacts(), run_facts()), tmp_path, width, CHARTS)
     assert seen["width"] == width and seen["scrollWidth"] <= width and seen["cut"] == []
     assert seen["letter_px"] >= 9, "a chart's letters can be read"
     assert seen["tip"].startswith("trial 2: DFMFF, width 64") and seen["tip_is_inside"] and seen["tip_goes"]
     assert seen["lit"] == ["trial-2"]
     assert seen["rising"] == ["trial-2", "trial-0", "trial-1", "trial-3"], "a failed trial comes last"
     assert seen["falling"] == ["trial-1", "trial-0", "trial-2", "trial-3"] and seen["copy"] == 1
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_retraining_report_fits(tmp_path: Path, width: int) -> None:
+    seen = look(render_retraining(retrained("hold"), run_facts()), tmp_path, width)
+    assert seen["width"] == width and seen["scrollWidth"] <= width and seen["cut"] == []

@@ -59,16 +59,22 @@ def retrained(decision: str, device: str = "fingerprint-1") -> RetrainingArtifac
     )
 
 
+def numbers(champion: str, challenger: str, difference: str) -> str:
+    """The cells of a row that hold them."""
+    row = {"champion": champion, "challenger": challenger, "difference": difference}
+    return "".join(f'<td class="n" data-label="{label}">{text}</td>' for label, text in row.items())
+
+
 def test_both_models_are_shown_in_the_order_of_the_gate() -> None:
     page = render_retraining(retrained("promote"))
     places = [page.index(f"<td>{name} (20,000 tokens)</td>") for name in ("first data", "data of retraining 2")]
     places += [page.index(f"<td>{name} (20,000 tokens)</td>") for name in ("data of retraining 10", "new data")]
     assert places == sorted(places)
-    assert '<td class="n">80.0000</td><td class="n">60.0000</td><td class="n">-20.0000 (-25.0%)</td>' in page
+    assert numbers("80.0000", "60.0000", "-20.0000 (-25.0%)") in page
     assert "needle in 48 tokens, 16 samples: ranked first (chance 0.062)" in page
-    assert page.count("<td>better (55.0000 to 65.0000)</td>") == 1
+    assert page.count('<td data-label="the challenger is">better (55.0000 to 65.0000)</td>') == 1
     assert "0.7500 ± 0.0125</td>" in page and "acc_stderr" not in page
-    assert '<td class="n">0.0000</td><td class="n">0.0000</td><td class="n">+0.0000</td>' in page
+    assert numbers("0.0000", "0.0000", "+0.0000") in page
     assert page.count("<td>first data") == 1, "the name stands once over its rows"
     assert "arc (1,200 samples)" in page and "<td>samples</td>" not in page
     assert "trained on 1 data set<" in page and "14,843 tokens/s" in page
