@@ -101,6 +101,27 @@ def test_a_version_describes_itself_and_its_tags_are_plain(platform_env: Setting
     assert (version.tags["fact.device"], version.tags["fact.perplexity"]) == ("cpu-x", "12.5")
 
 
+def test_it_is_a_logged_model_of_its_run(platform_env: Settings, registered: str) -> None:
+    client = TrackingClient(platform_env)
+    version = client.get_model_version(registered, "1")
+    (output,) = client.get_run(version.run_id).outputs.model_outputs
+    logged = client.get_logged_model(output.model_id)
+    assert (logged.name, logged.status, logged.source_run_id) == (registered, "READY", version.run_id)
+    assert {m.key: m.value for m in logged.metrics} == {"perplexity": 12.5, "parameters": 1234567.0}
+    assert logged.params == {"device": "cpu-x", "dataset_sha256": "ab" * 32}
+    assert logged.tags["source"] == version.source
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": registered, "version": 1}]
+
+
+def test_a_model_of_a_run_that_is_gone_is_registered_all_the_same(
+    platform_env: Settings, store: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "weights").write_text("w")
+    manifest, name = store.put_tree(tmp_path, "exported"), f"team.{os.urandom(4).hex()}"
+    assert model_registry.register(platform_env, name, manifest, "0" * 32, {"perplexity": 3.0}) == "1"
+    assert "without a logged model" in caplog.text
+
+
 def test_the_files_are_the_same_for_the_same_model(exported: Path, tmp_path: Path) -> None:
     added = {path: entry for path, entry in hash_tree(exported).items() if not path.startswith("huggingface/")}
     (tmp_path / "again").mkdir()

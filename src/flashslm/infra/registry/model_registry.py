@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flashslm.infra.registry import champion_record, long_tags, version_text
 from flashslm.infra.registry.champion_record import ChampionRecord
+from flashslm.infra.registry.logged_model import log_model
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.lease import hold
 from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectStore
@@ -101,7 +102,11 @@ def register(
         imported = lineage is not None and lineage.source == IMPORTED
         known = [v for v in same if v.run_id == run_id or (imported and v.lineage.source == IMPORTED)]
         lease.check()
-        version = known[0].version if known else _create(client, name, manifest, run_id, every, described)
+        if known:
+            version = known[0].version
+        else:
+            model_id = log_model(client, name, manifest, run_id, facts)
+            version = _create(client, name, manifest, run_id, every, described, model_id)
         if not known or CHAMPION not in known[0].aliases:
             _set_alias(client, name, CHALLENGER, version)
     return version
@@ -322,9 +327,16 @@ def _ensure_model(client: TrackingClient, name: str) -> None:
 
 
 def _create(
-    client: TrackingClient, name: str, manifest: Manifest, run_id: str, tags: dict[str, str], description: str
+    client: TrackingClient,
+    name: str,
+    manifest: Manifest,
+    run_id: str,
+    tags: dict[str, str],
+    description: str,
+    model_id: str | None,
 ) -> str:
-    made = client.create_model_version(name, manifest.uri, run_id, tags, description=description, await_creation_for=0)
+    described: dict[str, Any] = {"description": description, "model_id": model_id}
+    made = client.create_model_version(name, manifest.uri, run_id, tags, await_creation_for=0, **described)
     return str(made.version)
 
 
