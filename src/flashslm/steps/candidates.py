@@ -11,6 +11,7 @@ from flashslm.search.halving import CandidatePruned, Halving
 from flashslm.search.study import SearchStudy
 from flashslm.search.trial import Candidate, TrialFailed
 from flashslm.steps.context import StepContext
+from flashslm.steps.run_names import trial_run_name
 from flashslm.training.proxy import proxy_training
 from flashslm.training.shared_gpu import OutOfMemory, SharedGpu
 from flashslm.training.spec import (
@@ -34,7 +35,7 @@ class CandidateTrainer:
         self.halving, self.gpu = Halving(context.config.search), SharedGpu.of(self.device)
 
     def __call__(self, candidate: Candidate) -> TrainOutcome:
-        end_lost(self.context.settings, f"trial {candidate.slot}", self.study.lost_workers(candidate.slot))
+        end_lost(self.context.settings, trial_run_name(candidate), self.study.lost_workers(candidate.slot))
         try:
             ended = self.gpu.run(partial(self._train, candidate))
         except (NonFiniteLoss, OutOfMemory) as error:
@@ -53,7 +54,7 @@ class CandidateTrainer:
             seed=config.seed,
             validate_at=self.halving.budgets,
         )
-        with self.context.mlflow_run.nested(f"trial {candidate.slot}", params=candidate.attributes()) as run:
+        with self.context.mlflow_run.nested(trial_run_name(candidate), params=candidate.attributes()) as run:
             model = HybridLM.build(candidate.architecture, self.device, seed=config.seed, init_on_device=True)
             on_metrics = self._pruning(candidate, partial(_log_row, run))
             try:
