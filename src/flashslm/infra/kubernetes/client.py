@@ -1,7 +1,8 @@
 """The Kubernetes API for a process in a pod, through the official client with the pod's own service account."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ _RETRIES = urllib3.Retry(
     allowed_methods=None,
     raise_on_status=False,
 )
-_CONNECT_S, _READ_S = 5.0, 30.0
+_TIMEOUT_S = (5.0, 30.0)  # to connect, and to read
 
 
 class KubernetesError(RuntimeError):
@@ -28,10 +29,7 @@ class KubernetesError(RuntimeError):
 
 
 class Kubernetes:
-    """Custom objects of one kind, pods and their logs, in one namespace. All methods raise KubernetesError.
-
-    Objects are JSON as it came: the official client's models refuse fields of newer clusters.
-    """
+    """Custom objects of one kind, pods and their logs, in one namespace, as JSON. All methods raise KubernetesError."""
 
     def __init__(self, configuration: Any, namespace: str, retries: urllib3.Retry = _RETRIES):
         from kubernetes.client import ApiClient, CoreV1Api, CustomObjectsApi  # takes a second
@@ -60,67 +58,61 @@ class Kubernetes:
 
     def create(self, api_version: str, plural: str, manifest: dict[str, Any]) -> None:
         """Create a custom object."""
-        self._call(self._objects.create_namespaced_custom_object, *self._place(api_version, plural), manifest)
+        self._custom("create", api_version, plural, manifest)
 
     def get(self, api_version: str, plural: str, name: str) -> dict[str, Any] | None:
         """A custom object; None if it is not there."""
-        return self._found(self._objects.get_namespaced_custom_object, *self._place(api_version, plural), name)
+        found: dict[str, Any] | None = self._custom("get", api_version, plural, name)
+        return found
 
     def delete(self, api_version: str, plural: str, name: str) -> None:
         """Delete a custom object after what it owns; nothing if it is not there."""
-        delete = self._objects.delete_namespaced_custom_object
-        self._found(delete, *self._place(api_version, plural), name, propagation_policy="Foreground")
+        self._custom("delete", api_version, plural, name, propagation_policy="Foreground")
 
     def pods(self, selector: str) -> list[dict[str, Any]]:
         """The pods that a label selector finds."""
-        return list(self._call(self._core.list_namespaced_pod, self.namespace, label_selector=selector)["items"])
+        raw = {"_preload_content": False, "_request_timeout": _TIMEOUT_S}  # the models refuse pods of newer clusters
+        with self._errors("list pods"):
+            answer = self._core.list_namespaced_pod(self.namespace, label_selector=selector, **raw)
+            return list(json.loads(answer.data)["items"])
 
     def log_lines(self, pod: str, silence_s: float, **options: Any) -> Iterator[str]:
         """Lines of a pod's log until it ends, is cut off or is silent for `silence_s`; never half a line.
 
         `options` are those of `read_namespaced_pod_log`.
         """
-        read, rest = self._core.read_namespaced_pod_log, b""
-        answer = self._answer(read, pod, self.namespace, timeout_s=silence_s, **options)
-        try:
-            for chunk in answer.stream(1 << 16):
-                *whole, rest = (rest + chunk).split(b"\n")
-                yield from (line.decode("utf-8", "replace") for line in whole)
-            if rest:
-                yield rest.decode("utf-8", "replace")
-        except urllib3.exceptions.HTTPError:
-            return
-        finally:
-            answer.close()
+        from kubernetes.watch import Watch
 
-    def _place(self, api_version: str, plural: str) -> tuple[str, str, str, str]:
-        group, version = api_version.split("/")
-        return group, version, self.namespace, plural
+        read, timeout_s = self._core.read_namespaced_pod_log, (_TIMEOUT_S[0], silence_s)
+        with self._errors(f"read the log of {pod}", is_stream=True):
+            yield from Watch().stream(read, pod, self.namespace, _request_timeout=timeout_s, **options)
 
-    def _found(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any] | None:
+    def _custom(self, verb: str, api_version: str, plural: str, *arguments: Any, **options: Any) -> Any:
+        """The object; None if it is not there."""
+        function = getattr(self._objects, f"{verb}_namespaced_custom_object")
         try:
-            return self._call(function, *arguments, **options)
+            with self._errors(f"{verb} {plural}"):
+                group, version = api_version.split("/")
+                where = (group, version, self.namespace, plural)
+                return function(*where, *arguments, _request_timeout=_TIMEOUT_S, **options)
         except KubernetesError as error:
-            if error.status == 404:
+            if error.status == 404 and verb != "create":
                 return None
             raise
 
-    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any]:
-        return dict(json.loads(self._answer(function, *arguments, **options).data))
-
-    def _answer(
-        self, function: Callable[..., Any], *arguments: Any, timeout_s: float = _READ_S, **options: Any
-    ) -> urllib3.HTTPResponse:
+    @contextmanager
+    def _errors(self, what: str, is_stream: bool = False) -> Iterator[None]:
         from kubernetes.client import ApiException
 
-        options |= {"_preload_content": False, "_request_timeout": (_CONNECT_S, timeout_s)}
         try:
-            answer: urllib3.HTTPResponse = function(*arguments, **options)
+            yield
         except ApiException as error:
-            raise KubernetesError(f"{function.__name__}: {error.status} {_reason(error)}", error.status or 0) from error
-        except urllib3.exceptions.HTTPError as error:
+            raise KubernetesError(f"{what}: {error.status} {_reason(error)}", error.status or 0) from error
+        except urllib3.exceptions.MaxRetryError as error:
             raise KubernetesError(f"the Kubernetes API at {self.host} does not answer: {error}") from error
-        return answer
+        except urllib3.exceptions.HTTPError as error:
+            if not is_stream:  # one that was cut, or is silent
+                raise KubernetesError(f"the Kubernetes API at {self.host} does not answer: {error}") from error
 
 
 def _reason(error: Any) -> str:

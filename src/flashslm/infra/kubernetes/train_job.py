@@ -96,7 +96,7 @@ class TrainJob:
             pods = self._pods()
             ended = _ended(job, "Complete") or _ended(job, "Failed")
             for pod in _started(pods, index="0"):
-                self._stream(pod, follow=not ended)
+                self._stream(pod)
             if ended and ended["type"] == "Complete":
                 return
             if ended:
@@ -104,14 +104,14 @@ class TrainJob:
             self._report(self._describe(job, pods))
             time.sleep(self.poll_s)
 
-    def _stream(self, pod: KubernetesObject, follow: bool) -> None:
+    def _stream(self, pod: KubernetesObject) -> None:
         """Hand on the pod's lines that are new, for as long as there are some. Lines carry their time, so that a
         stream that was cut continues behind the last whole line."""
         name = pod["metadata"]["name"]
         since = {"since_seconds": _age_s(seen) + _CLOCKS_S} if (seen := self._seen.get(name)) else {}
         silence_s = max(self.poll_s, 1.0)
         try:
-            for line in self.api.log_lines(name, silence_s, container=NODE, timestamps=True, follow=follow, **since):
+            for line in self.api.log_lines(name, silence_s, container=NODE, timestamps=True, **since):
                 stamp, _, text = line.partition(" ")
                 if (at := _sortable(stamp)) > self._seen.get(name, ""):
                     self._seen[name] = at

@@ -71,7 +71,7 @@ def test_a_busy_server_is_asked_again(server: FakeKubernetes, watched: Watched, 
 
 def test_a_server_that_stays_away_is_an_error_and_the_job_lives(server: FakeKubernetes, watched: Watched) -> None:
     server.on_create = lambda server, job: server.fail("GET", 503, times=100)
-    with pytest.raises(KubernetesError, match=r"get_namespaced_custom_object: 503 .*a fault"):
+    with pytest.raises(KubernetesError, match=r"get trainjobs: 503 .*a fault"):
         watched.job.run()
     assert NAME in server.jobs and server.deleted == []
 
