@@ -27,6 +27,15 @@ class Difference(NamedTuple):
     method: str
 
 
+class Correlation(NamedTuple):
+    """Spearman's rank correlation, and the ends of its confidence interval, over `items` pairs."""
+
+    value: float
+    low: float
+    high: float
+    items: int
+
+
 def standard_error(values: ArrayLike) -> float:
     """Of the mean of independent values, as lm-evaluation-harness has it (s / sqrt(n)); infinite for a single one."""
     numbers = np.asarray(values, dtype=np.float64)
@@ -99,6 +108,26 @@ def t_difference(differences: Sequence[float], confidence: float = CONFIDENCE) -
     return _t_interval(float(np.mean(differences)), standard_error(differences), len(differences), confidence)
 
 
+def rank_correlation(
+    first: ArrayLike, second: ArrayLike, confidence: float = CONFIDENCE, seed: int = 0, resamples: int = RESAMPLES
+) -> Correlation:
+    """Spearman's correlation of two rankings of the same items; ties share their mean rank.
+
+    The interval is the percentiles of a bootstrap over items. Draws in which one side is all the same have no ranks and
+    are left out.
+    """
+    from scipy.stats import rankdata
+
+    a, b = _paired(first, second)
+    drawn = np.random.default_rng(seed).integers(len(a), size=(resamples, len(a)))
+    with np.errstate(invalid="ignore"):
+        found = _correlations(rankdata(a[drawn], axis=1), rankdata(b[drawn], axis=1))
+        value = float(_correlations(rankdata(a)[None], rankdata(b)[None])[0])
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(found, [tail, 1 - tail])
+    return Correlation(value, float(low), float(high), len(a))
+
+
 def judge(low: float, high: float, bound: float = 0.0, *, higher_is_better: bool) -> Judgement:
     """What an interval says of a bound. One that is not a number says nothing."""
     above, below = low > bound, high < bound
@@ -115,6 +144,12 @@ def _t_interval(value: float, error: float, count: int, confidence: float) -> Di
     half = float(t.ppf(0.5 + confidence / 2, count - 1)) * error
     p_value = 2 * float(t.sf(abs(value) / error, count - 1)) if error else float(value == 0)
     return Difference(value, value - half, value + half, p_value, count, "t")
+
+
+def _correlations(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pearson's, row by row; NaN for a row that does not vary."""
+    a, b = (rows - rows.mean(axis=1, keepdims=True) for rows in (first, second))
+    return np.asarray((a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1)))
 
 
 def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

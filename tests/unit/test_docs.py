@@ -12,7 +12,8 @@ import yaml
 
 from flashslm.cli.app import app
 from flashslm.config import RunConfig
-from flashslm.config.file import load
+from flashslm.config.experiment import ExperimentRecipe
+from flashslm.config.file import load_as
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,7 +72,8 @@ def check(arguments: list[str], whole: bool) -> None:
         return
     config = context.params.get("config")
     if config and (ROOT / config).is_file():
-        load(ROOT / config, context.params.get("overrides"))
+        schema = ExperimentRecipe if "experiments" in Path(config).parts else RunConfig
+        load_as(schema, ROOT / config, context.params.get("overrides"))
 
 
 def found_commands() -> Iterator[Any]:

@@ -36,8 +36,9 @@ ALLOWED: dict[str, set[str]] = {
     "reporting": {"models"},
     "serving": BELOW_INFERENCE | {"export"},
     "steps": MIDDLE | BELOW_INFERENCE | {"reporting"},
+    "experiments": MIDDLE | BELOW_INFERENCE | {"benchmarking", "steps"},
     "launch": MIDDLE | BELOW_INFERENCE | {"reporting", "steps"},
-    "cli": MIDDLE | BELOW_INFERENCE | {"benchmarking", "launch", "reporting", "serving", "steps"},
+    "cli": MIDDLE | BELOW_INFERENCE | {"benchmarking", "experiments", "launch", "reporting", "serving", "steps"},
     "__main__": {"cli"},
     "__init__": set(),
 }

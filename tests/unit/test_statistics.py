@@ -10,6 +10,7 @@ from flashslm.statistics import (
     judge,
     mcnemar,
     paired_bootstrap,
+    rank_correlation,
     ratio_standard_error,
     standard_error,
     t_difference,
@@ -90,6 +91,21 @@ def test_two_pairs_want_t_of_12_7() -> None:
     assert found.p_value == pytest.approx(stats.ttest_1samp([-0.1, -0.3], 0).pvalue)
     assert (t_difference([-0.5]).low, t_difference([-0.5]).high) == (-math.inf, math.inf)
     assert t_difference([-0.5, -0.5]).p_value == 0
+
+
+def test_rank_correlation_is_spearmans_with_ties() -> None:
+    first, second = [1.0, 2.0, 2.0, 4.0, 9.0, 3.0], [2.0, 1.0, 3.0, 30.0, 40.0, 3.0]
+    found = rank_correlation(first, second)
+    assert found.value == pytest.approx(stats.spearmanr(first, second).statistic) and found.items == 6
+    assert found.low < found.value < found.high <= 1
+    same = rank_correlation(first, np.exp(first))
+    assert (same.value, same.low, same.high) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_rank_correlation_interval_narrows_with_the_items_and_covers_none() -> None:
+    rng = np.random.default_rng(0)
+    few, many = (rank_correlation(rng.normal(size=n), rng.normal(size=n), resamples=1000) for n in (12, 200))
+    assert few.low < 0 < few.high and many.high - many.low < 0.5 * (few.high - few.low)
 
 
 def test_items_must_be_the_same() -> None:

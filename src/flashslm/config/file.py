@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -13,6 +13,7 @@ from flashslm.config.recipe_text import MAX_BYTES, UnreadableText, decode, read_
 from flashslm.config.reference import near_settings
 from flashslm.config.secret import MISPLACED, SECRET_FIELDS, leaves, places_of_secrets, without_secrets
 
+Recipe = TypeVar("Recipe", bound=RunConfig)
 _MAX_PROBLEMS = 50  # that one message lists
 
 
@@ -44,9 +45,22 @@ class _Places:
 
 
 def load(
-    path: str | Path, overrides: list[str] | None = None, checks: Callable[["RunConfig"], list[str]] = lambda _: []
+    path: str | Path, overrides: list[str] | None = None, checks: Callable[[RunConfig], list[str]] = lambda _: []
 ) -> RunConfig:
     """Read a recipe and apply overrides such as `training.steps=50`; `checks` may add problems of their own.
+
+    Raises ConfigError as `load_as`.
+    """
+    return load_as(RunConfig, path, overrides, checks)
+
+
+def load_as(
+    schema: type[Recipe],
+    path: str | Path,
+    overrides: list[str] | None = None,
+    checks: Callable[[Recipe], list[str]] = lambda _: [],
+) -> Recipe:
+    """A recipe of this kind, an experiment's for example.
 
     Raises ConfigError that names all problems with the file's line: text that is not YAML, unknown keys, wrong types,
     values out of range, malformed overrides.
@@ -54,7 +68,7 @@ def load(
     values, places = _read_mapping(Path(path))
     problems = [p for p in (_apply_override(values, text, places) for text in overrides or []) if p]
     found = [f"{where}: {MISPLACED}" for where in places_of_secrets(values) if where not in SECRET_FIELDS]
-    config, invalid, dropped = _validate(values)
+    config, invalid, dropped = _validate(values, schema)
     found += invalid
     found += [p for p in (checks(config) if config else []) if not any(name in p for name in dropped)]
     problems += [f"{places.of(problem)}: {problem}" for problem in found]
@@ -85,7 +99,7 @@ def _read_mapping(file: Path) -> tuple[dict[str, Any], _Places]:
     return read.root, _Places(file, read.lines)
 
 
-def _validate(values: dict[str, Any]) -> tuple[RunConfig | None, list[str], set[str]]:
+def _validate(values: dict[str, Any], schema: type[Recipe]) -> tuple[Recipe | None, list[str], set[str]]:
     """Validate, and where that fails drop the offending values and continue, so that one mistake does not hide another.
 
     Also returns the names that were dropped: a problem of the defaults in their place is not the recipe's.
@@ -94,13 +108,13 @@ def _validate(values: dict[str, Any]) -> tuple[RunConfig | None, list[str], set[
     dropped: set[str] = set()
     while True:
         try:
-            return RunConfig.model_validate(values), problems, dropped
+            return schema.model_validate(values), problems, dropped
         except ValidationError as error:
             errors = error.errors(include_url=False, include_context=False)
         inner = {e["loc"][:-1] for e in errors}  # items that are wrong themselves: their list is not also too short
         wrong = [e for e in errors if e["type"] != "too_short" or e["loc"] not in inner]
         shown = _MAX_PROBLEMS - len(problems)  # only these need a hint
-        problems += [describe(e, RunConfig, near_settings if n < shown else None) for n, e in enumerate(wrong)]
+        problems += [describe(e, schema, near_settings if n < shown else None) for n, e in enumerate(wrong)]
         dropped |= {".".join(str(part) for part in e["loc"][:2]) for e in errors}
         if not _drop_all(values, (e["loc"] for e in errors)):
             return None, problems, dropped

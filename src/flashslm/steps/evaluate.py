@@ -80,12 +80,23 @@ def perplexity_text(results: dict[str, Any]) -> str:
 
 def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluation:
     """All that the recipe asks for, on the test split."""
+    config = recipe.evaluation
+    results, items = evaluate_on_test_split(model, dataset, recipe)
+    tokenizer = Tokenizer.from_file(str(dataset / "tokenizer" / "tokenizer.json"))
+    samples = continue_documents(model, _test_loader(dataset, recipe), tokenizer)
+    tasks, task_items = _lm_eval(model, dataset, config) if config.lm_eval_tasks else ({}, {})
+    items |= {f"{task}/{name}": of for task, found in task_items.items() for name, of in found.items()}
+    return Evaluation(results | {"samples": samples, "tasks": tasks}, items)
+
+
+def evaluate_on_test_split(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluation:
+    """Perplexity, needles and recall: what needs no text but the data set's own."""
     config, seed = recipe.evaluation, recipe.seed
     documents = sample_documents(SplitReader(dataset, "test"), config.max_tokens, seed)
     reading = Reading(config.sequence_length, config.stride or config.sequence_length, config.batch_size)
     facts, by_document = evaluate_perplexity(model, documents, reading)
     items = {f"test/{name}": of for name, of in by_document.items()}
-    loader = TokenLoader(dataset, "test", config.sequence_length, config.batch_size, seed)
+    loader = _test_loader(dataset, recipe)
     needles = []
     for length in config.needle_lengths:
         asked, by_needle = evaluate_needle(model, loader, length, config.needle_samples, seed)
@@ -99,11 +110,12 @@ def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluat
         items |= {f"test/recall_{task}_{name}_{length}": of for name, of in by_text.items()}
     results: dict[str, Any] = {f"test/{name}": value for name, value in facts.items()} | metric_items.numbers(items)
     results["dtype"] = str(model.embedding.weight.dtype).removeprefix("torch.")
-    samples = continue_documents(model, loader, tokenizer)
-    tasks, task_items = _lm_eval(model, dataset, config) if config.lm_eval_tasks else ({}, {})
-    items |= {f"{task}/{name}": of for task, found in task_items.items() for name, of in found.items()}
-    listed = {"needle": needles, "recall": recalled, "samples": samples, "tasks": tasks}
-    return Evaluation(results | listed, items)
+    return Evaluation(results | {"needle": needles, "recall": recalled}, items)
+
+
+def _test_loader(dataset: Path, recipe: RunConfig) -> TokenLoader:
+    config = recipe.evaluation
+    return TokenLoader(dataset, "test", config.sequence_length, config.batch_size, recipe.seed)
 
 
 def _lm_eval(

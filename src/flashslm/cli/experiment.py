@@ -1,0 +1,60 @@
+"""`flashslm experiment`: named models under the same training, compared seed by seed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flashslm.cli.common import HOME, MODELS, ConfigOption, HomeOption, JsonOption, Overrides, RecipeCommand, console
+
+if TYPE_CHECKING:
+    from flashslm.infra.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    app.command(cls=RecipeCommand, rich_help_panel=MODELS)(experiment)
+
+
+def experiment(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Cells, record and table; not given: experiments/NAME. What lies there goes on.")
+    ] = None,
+    dataset: Annotated[Path | None, typer.Option(help="A prepared data set, in place of the recipe's text.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side on this device.")] = 1,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Train models x variants x seeds, and compare them with intervals; started again it goes on.
+
+    The runs go to MLflow if the environment or a running stack names one.
+    """
+    from flashslm.config.experiment import ExperimentRecipe
+    from flashslm.config.file import load_as
+    from flashslm.experiments.checks import problems
+    from flashslm.experiments.experiment import RECORD_FILE, TABLE_FILE, Experiment
+
+    recipe = load_as(ExperimentRecipe, config, overrides, problems)
+    directory = output or Path("experiments") / recipe.name
+    settings = _tracking(home)
+    Experiment(recipe, directory, workers, settings, _say).run(dataset)
+    _say(f"record and table: {directory / RECORD_FILE}, {directory / TABLE_FILE}")
+    shown = RECORD_FILE if as_json else TABLE_FILE
+    print((directory / shown).read_text(encoding="utf-8"))
+
+
+def _tracking(home: Path) -> "Settings | None":
+    """Where MLflow is; None, and a sentence that says so, where no service runs."""
+    from flashslm.infra.stack.daemons import StackError
+    from flashslm.infra.stack.services import existing_settings
+
+    try:
+        return existing_settings(home)
+    except StackError as error:
+        _say(f"not tracked in MLflow: {error}")
+        return None
+
+
+def _say(sentence: str) -> None:
+    console.print(sentence, highlight=False, markup=False, soft_wrap=True)

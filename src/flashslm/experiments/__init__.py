@@ -1,0 +1,1 @@
+"""Experiments: named models trained under the same settings, compared seed by seed with their intervals."""

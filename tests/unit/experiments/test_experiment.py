@@ -1,0 +1,134 @@
+"""Experiments that really train: every kind of comparison, and one that is killed and goes on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashslm.config.experiment import ExperimentRecipe
+from flashslm.experiments.cells import CellRunner, plan_cells
+from flashslm.experiments.experiment import RECORD_FILE, TABLE_FILE, Experiment, manifest_of
+from flashslm.experiments.matching import match_models
+from tests.unit.experiments.tiny import recipe, write
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    return Experiment(recipe(), directory, say=lambda _: None)._prepare()
+
+
+def run(of: ExperimentRecipe, directory: Path, dataset: Path, workers: int = 1) -> tuple[dict[str, Any], list[str]]:
+    said: list[str] = []
+    record = Experiment(of, directory, workers, say=said.append).run(dataset)
+    return record, said
+
+
+def test_models_and_variants_are_trained_judged_and_compared(tmp_path: Path, dataset: Path) -> None:
+    """Two models, weight norm on and off, meta tokens or none, two seeds."""
+    of = recipe(training={"weight_norm": ["on", "off"]}, experiment={"meta_tokens": [0, 4]})
+    record, said = run(of, tmp_path, dataset)
+    assert record["cells_planned"] == len(record["cells"]) == 16 and said[-1].startswith("16 of 16: ")
+    losses = {
+        (c["model"], c["weight_norm"], c["meta_tokens"], c["seed"]): c["metrics"]["loss_nats"] for c in record["cells"]
+    }
+    assert len(set(losses.values())) == 16, "every factor changes the result"
+    assert {d["factor"] for d in record["differences"]} == {"model", "weight_norm", "meta_tokens"}
+    (found,) = [
+        d
+        for d in record["differences"]
+        if (d["factor"], d["metric"], d["model"], d["meta_tokens"]) == ("weight_norm", "loss_nats", "deltanet", 4)
+    ]
+    by_seed = {str(s): losses["deltanet", "on", 4, s] - losses["deltanet", "off", 4, s] for s in (0, 1)}
+    assert found["by_seed"] == pytest.approx(by_seed) and found["low"] < found["difference"] < found["high"]
+    table = (tmp_path / TABLE_FILE).read_text(encoding="utf-8")
+    assert "| deltanet, weight norm on, meta tokens 4 | weight norm off | perplexity |" in table
+
+
+def test_budgets_are_ranked_and_models_timed(tmp_path: Path, dataset: Path) -> None:
+    models = {name: {"operators": name.upper()} for name in ("af", "df", "mf", "dfmf")}
+    experiment = {
+        "models": models,
+        "steps": [2, 6],
+        "measure_latency": True,
+        "baseline": "",
+        "match": "latency_by_depth",
+    }
+    latency = {"reference_operators": "AFAF", "reference_width": 16}
+    asked = {"needle_lengths": [48], "needle_samples": 4}
+    of = recipe(experiment=experiment, training={"seeds": [0]}, latency=latency, evaluation=asked)
+    record, _ = run(of, tmp_path, dataset)
+    assert all(0 <= cell["metrics"]["needle_48"] <= 1 for cell in record["cells"])
+    assert [cell["steps"] for cell in record["cells"]] == [2] * 4 + [6] * 4, "the short budget comes first"
+    (found,) = [r for r in record["rankings"] if r["metric"] == "perplexity"]
+    assert (found["steps"], found["longest"], found["items"]) == (2, 6, 4) and -1 <= found["value"] <= 1
+    for model in record["models"]:
+        assert model["measured_ms"] > 0 and abs(model["prediction_error"]) < 5
+    assert record["fingerprint"]["kind"] == "cpu" and record["versions"]["torch"]
+
+
+def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path: Path, dataset: Path) -> None:
+    """Steps of 1e38 make weights infinite; none may be skipped."""
+    training = {"learning_rate": 1e38, "seeds": [0], "warmup_steps": 0, "steps": 8, "max_skipped_steps": 0}
+    record, _ = run(recipe(training=training), tmp_path, dataset)
+    assert len(record["cells"]) == 2 and all("not finite" in cell["failed"] for cell in record["cells"])
+    assert record["means"] == [] and "Failed: attention, seed 0" in (tmp_path / TABLE_FILE).read_text(encoding="utf-8")
+
+
+def test_workers_side_by_side_give_the_same_numbers(tmp_path: Path, dataset: Path) -> None:
+    alone, _ = run(recipe(), tmp_path / "alone", dataset)
+    together, _ = run(recipe(), tmp_path / "together", dataset, workers=2)
+    assert together["means"] == alone["means"] and together["differences"] == alone["differences"]
+
+
+def test_what_is_finished_is_not_trained_again_and_what_changed_is(tmp_path: Path, dataset: Path) -> None:
+    manifest, of = manifest_of(dataset), recipe()
+    runner = CellRunner(recipe=of, dataset=manifest, dataset_directory=dataset, directory=tmp_path)
+    first, *_ = plan_cells(of, match_models(of, manifest.metadata["vocab_size"]))
+    result = runner.run(first)
+    assert runner.finished(first) == result == runner.run(first)
+    longer = runner.model_copy(update={"recipe": recipe(training={"learning_rate": 1e-2})})
+    assert longer.finished(first) is None
+    assert runner.finished(first.model_copy(update={"seed": 5})) is None
+
+
+def test_a_shorter_budget_warms_up_for_a_tenth_of_it_at_most(tmp_path: Path, dataset: Path) -> None:
+    of = recipe(training={"steps": 100, "warmup_steps": 50}, experiment={"steps": [20, 100, 400]})
+    runner = CellRunner(recipe=of, dataset=manifest_of(dataset), dataset_directory=dataset, directory=tmp_path)
+    cells = plan_cells(of, match_models(of, 512))
+    assert {c.steps: runner.training(c).warmup_steps for c in cells} == {20: 2, 100: 50, 400: 50}
+
+
+def test_a_killed_experiment_goes_on_and_ends_the_same(tmp_path: Path, dataset: Path) -> None:
+    """SIGKILL after the second cell; the next start reads what is finished and trains the rest."""
+    of = recipe(training={"seeds": [0, 1, 2]})
+    expected, _ = run(of, tmp_path / "whole", dataset)
+    directory = tmp_path / "killed"
+    command = [sys.executable, "-m", "flashslm", "experiment", str(write(tmp_path, of)), "--output", str(directory)]
+    command += ["--dataset", str(dataset), "--home", str(tmp_path / "none")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("2 of 6"):
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    before = json.loads((directory / RECORD_FILE).read_text(encoding="utf-8"))
+    assert 1 <= len(before["cells"]) < 6
+    kept = {file.name: file.stat().st_mtime_ns for file in (directory / "cells").glob("*.json")}
+    time.sleep(0.01)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "not tracked in MLflow: no stack" in done.stderr and "6 of 6" in done.stderr
+    after = json.loads((directory / RECORD_FILE).read_text(encoding="utf-8"))
+    assert after["means"] == expected["means"] and after["differences"] == expected["differences"]
+    assert all((directory / "cells" / name).stat().st_mtime_ns == at for name, at in kept.items())
+
+
+def test_a_directory_without_a_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not a prepared data set: it has no dataset\.json"):
+        Experiment(recipe(), tmp_path, say=lambda _: None).run(tmp_path)

@@ -1,0 +1,85 @@
+"""The shipped experiments load, and what is wrong with one is said before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashslm.config.experiment import ExperimentRecipe
+from flashslm.config.file import ConfigError, load_as
+from flashslm.experiments.checks import problems
+from flashslm.models.accounting import parameters
+from flashslm.models.architecture import build_architecture
+from tests.unit.experiments.tiny import recipe
+
+SHIPPED = sorted((Path(__file__).parents[3] / "configs" / "experiments").glob("*.yaml"))
+
+
+def load(path: Path) -> ExperimentRecipe:
+    return load_as(ExperimentRecipe, path, None, problems)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_experiments_load_and_are_of_proxy_size(path: Path) -> None:
+    found = load(path)
+    assert found.name == path.stem
+    if found.experiment.match == "none":
+        for model in found.experiment.models.values():
+            width = model.width or found.experiment.width
+            built = build_architecture(model.operators, width, found.model, found.data.vocab_size)
+            assert 30e6 < parameters(built)["total"] < 150e6
+
+
+def test_the_seeds_experiments_are_there() -> None:
+    names = {path.stem for path in SHIPPED}
+    assert {"latency-sweep", "operator-ablation", "weight-norm-validation", "verdict", "proxy-quality"} <= names
+    proxy = load(next(path for path in SHIPPED if path.stem == "proxy-quality"))
+    assert len(proxy.experiment.models) >= 12
+    assert max(proxy.experiment.steps) >= 4 * sorted(proxy.experiment.steps)[-2]
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        (
+            {"experiment": {"models": {"x": {"operators": "AFZ"}}, "baseline": ""}},
+            "models.x.operators: operators 'AFZ'",
+        ),
+        (
+            {"experiment": {"match": "latency_by_depth", "models": {"x": {"operators": "GF"}}, "baseline": ""}},
+            "experiment.models.x.operators: G not in profiling.operators",
+        ),
+        (
+            {"experiment": {"meta_tokens": [0, 220]}, "training": {"sequence_length": 40}},
+            "training.sequence_length: 40 and 220 meta tokens exceed",
+        ),
+        ({"evaluation": {"needle_lengths": [300]}}, "evaluation.needle_lengths: 300 and 0 meta tokens exceed"),
+    ],
+)
+def test_problems_name_place_and_remedy(sections: dict[str, Any], expected: str) -> None:
+    (found,) = problems(recipe(**sections))
+    assert expected in found
+
+
+@pytest.mark.parametrize(
+    ("experiment", "expected"),
+    [
+        ("baseline: b", "baseline is 'b': allowed are a"),
+        ("match: parameters", "parameters is 0: match 'parameters' needs the number"),
+        ("width: 0", "models a have no width: give experiment.width"),
+        ("meta_tokens: [-1]", "meta_tokens is [-1]: each at least 0"),
+        ("operators: AF", "experiment.operators: unknown key"),
+    ],
+)
+def test_a_wrong_recipe_is_named_with_its_line(tmp_path: Path, experiment: str, expected: str) -> None:
+    width = "" if experiment.startswith("width") else "  width: 64\n"
+    text = f"name: x\nexperiment:\n  question: Which?\n{width}  models: {{a: {{operators: AF}}}}\n  {experiment}\n"
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "x.yaml")
+    assert expected in str(caught.value) and "x.yaml:" in str(caught.value)
+
+
+def test_budgets_want_one_schedule() -> None:
+    with pytest.raises(ValueError, match=r"training.stages must be empty"):
+        recipe(experiment={"steps": [2, 4]}, training={"stages": [{"from_step": 2, "sequence_length": 16}]})
