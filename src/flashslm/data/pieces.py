@@ -4,6 +4,7 @@ A piece is a directory: a split's token files for each split that has documents,
 to know of every document, and, last, piece.json. Same piece and recipe, same bytes.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ class _PieceWriter:
         if is_contaminated(words, self._shared.forbidden):
             return True
         if drops_near:
-            self._bands += band_hashes(words).astype("<u8").tobytes()
+            self._bands += band_hashes(words if len(words) else _as_one_word(text)).astype("<u8").tobytes()
         return False
 
     def _encode(self) -> None:
@@ -150,3 +151,8 @@ class _PieceWriter:
                 self._directory / split, vocab_size, self._shared.end_of_document_id, self._config.shard_tokens
             )
         return self._splits[split]
+
+
+def _as_one_word(text: str) -> NDArray[np.uint64]:
+    """What stands for the words of a text that has none, so that only an equal one is like it."""
+    return np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], dtype="<u8")
