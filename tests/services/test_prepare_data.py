@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flashslm.config import RunConfig
@@ -140,6 +142,46 @@ def test_a_missing_workers_output_is_an_error_of_its_own(text: Path, tmp_path: P
     (directory / "pieces-1.json").unlink()
     with pytest.raises(ValueError, match=r"piece 1 of \d+ is not among the workers' pieces"):
         merge(config, directory)
+
+
+def test_objects_of_every_format_become_the_data_set_of_the_same_files(
+    store: ObjectStore, settings: Settings, tmp_path: Path
+) -> None:
+    directory = tmp_path / "text"
+    directory.mkdir()
+    write_formats(directory, make_texts(400, seed=50))
+    for file in directory.iterdir():
+        store.client.upload_file(str(file), settings.bucket, f"lake/{tmp_path.name}/{file.name}")
+    changes = {"data": {"paths": [f"s3://{settings.bucket}/lake/{tmp_path.name}/*"], "max_bad_rows_fraction": 0.1}}
+    there = with_changes(recipe(directory, workers=2), changes)
+    made = prepare(there, tmp_path / "there")
+    changes["data"]["paths"] = [f"{directory}/*"]
+    here = prepare_dataset(with_changes(there, changes).data, 0, tmp_path / "here")
+    facts = dict(made.metadata)
+    places = [row["place"] for row in facts.pop("bad_row_samples")]
+    assert places == [f"s3://{settings.bucket}/lake/{tmp_path.name}/a.jsonl.gz:11"]
+    expected = here.model_dump(mode="json", exclude={"bad_row_samples"})
+    assert {k: v for k, v in facts.items() if k != "source"} == {k: v for k, v in expected.items() if k != "source"}
+    assert facts["documents"] == 400 and facts["bad_rows"] == 1
+
+
+def write_formats(directory: Path, texts: list[str]) -> None:
+    """A fifth of the texts in each kind of file, the last of them in text files; one row is no JSON."""
+    parts = [texts[start::5] for start in range(5)]
+    for name, part in (("a.jsonl.gz", parts[0]), ("b.jsonl.zst", parts[1]), ("c.jsonl", parts[2])):
+        lines = [json.dumps({"text": text}) for text in part]
+        if name == "a.jsonl.gz":
+            lines.insert(10, "{")
+        with pa.output_stream(str(directory / name), compression="detect") as stream:
+            stream.write("\n".join(lines).encode())
+    pq.write_table(pa.table({"text": parts[3]}), directory / "d.parquet", row_group_size=7)
+    for number, text in enumerate(parts[4]):
+        (directory / f"e-{number:02d}.txt").write_text(text)
+
+
+def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    values = config.model_dump(mode="json")
+    return RunConfig.model_validate(values | {name: values[name] | section for name, section in changes.items()})
 
 
 def test_markers_are_records_of_the_audit() -> None:

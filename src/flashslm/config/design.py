@@ -38,8 +38,8 @@ class DataConfig(Section):
     )
     decontaminate_against: Annotated[tuple[str, ...], LocalPath()] = Field(
         default=(),
-        description="Files of evaluation sets, as in paths: documents with 12 words in a row of any of their texts are "
-        "dropped.",
+        description="Files of evaluation sets, as in paths, or directories of them: documents with 12 words in a row "
+        "of any of their texts are dropped. evaluation.task_data is added where there are lm_eval_tasks.",
     )
     max_bytes: int = Field(default=0, ge=0, description="Bytes of text to read; 0: all of it.")
     validation_fraction: float = Field(

@@ -6,9 +6,10 @@ Only the standard library and pydantic are imported here, so that every part of 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from flashslm.config import design
 from flashslm.config.platform_section import PlatformConfig
@@ -37,6 +38,19 @@ class RunConfig(Section):
     gate: GateConfig = GateConfig()
     retraining: RetrainingConfig = RetrainingConfig()
     platform: PlatformConfig = PlatformConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluation_sets_are_kept_out_of_the_text(cls, sections: Any) -> Any:
+        """What the recipe's tasks ask must not be what the model was trained on."""
+        given = sections if isinstance(sections, Mapping) else {}
+        evaluation, data = given.get("evaluation"), given.get("data", {} if cls is RunConfig else None)
+        if not isinstance(evaluation, Mapping) or not isinstance(data, Mapping):
+            return sections
+        sets, named = evaluation.get("task_data"), data.get("decontaminate_against") or ()
+        if not evaluation.get("lm_eval_tasks") or not sets or not isinstance(named, list | tuple) or sets in named:
+            return sections
+        return {**given, "data": {**data, "decontaminate_against": [*named, sets]}}
 
     def for_step(self, step: str) -> str:
         """The sections a step reads, as canonical JSON: the step's configuration and part of its cache key."""

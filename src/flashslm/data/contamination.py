@@ -16,20 +16,34 @@ from flashslm.data.ngrams import ngram_hashes, word_hashes
 from flashslm.data.source_paths import local_copy, match
 
 WORDS = 12
+TRAINING_ENDINGS = ("_train", "_train_fewshot")  # of the names of sets that few-shot examples come from
 FORBIDDEN_FILE = "forbidden.bin"  # uint64, sorted: the hashes of all runs of words
 
 
 def forbidden_ngrams(patterns: Iterable[str], s3_client: Any = None) -> NDArray[np.uint64]:
     """The sorted hashes of every 12 words in a row of any text in the files: of rows, every text at any depth.
 
-    Raises ValueError for paths that match nothing and files that cannot be read.
+    Patterns are as in `evaluation_files`. Raises ValueError for paths that match nothing and files that cannot be read.
     """
     found = [np.empty(0, dtype=np.uint64)]
     for pattern in patterns:
-        for name in match(pattern, s3_client):
+        for name in evaluation_files(pattern, s3_client):
             with local_copy(name, s3_client) as path:
                 found += [ngram_hashes(word_hashes(text), WORDS) for text in _file_texts(path, name)]
     return np.unique(np.concatenate(found))
+
+
+def evaluation_files(pattern: str, s3_client: Any = None) -> list[str]:
+    """The files of one entry of data.decontaminate_against, sorted: as of data.paths, or a directory of evaluation sets
+    (evaluation/task_data.py), of which those to train on are left out.
+    """
+    if not Path(pattern).is_dir():
+        return match(pattern, s3_client)
+    files = [file for file in sorted(Path(pattern).iterdir()) if file.is_file() and file.name.endswith(SUFFIXES)]
+    held_out = [str(file) for file in files if not file.name.partition(".")[0].endswith(TRAINING_ENDINGS)]
+    if not held_out:
+        raise ValueError(f"data.decontaminate_against: '{pattern}' has no evaluation set ({' '.join(SUFFIXES)})")
+    return held_out
 
 
 def is_contaminated(words: NDArray[np.uint64], forbidden: NDArray[np.uint64]) -> bool:

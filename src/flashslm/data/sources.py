@@ -12,6 +12,7 @@ from typing import Any
 
 from flashslm.config import DataConfig, digest
 from flashslm.data.bad_rows import BadRows
+from flashslm.data.contamination import evaluation_files
 from flashslm.data.file_formats import SUFFIXES, Document, field_document, read_file
 from flashslm.data.source_paths import file_state, local_copy, match, tree_state
 
@@ -77,7 +78,7 @@ def source_digest(config: DataConfig, s3_client: Any = None) -> str:
     states: list[Any] = [tree_state(Path(name)) for name in local_directories(config).values()]
     if config.source == "files":
         states += [file_state(name, s3_client) for pattern in config.paths for name in match(pattern, s3_client)]
-    against = [name for pattern in config.decontaminate_against for name in match(pattern, s3_client)]
+    against = [name for pattern in config.decontaminate_against for name in evaluation_files(pattern, s3_client)]
     states += [file_state(name, s3_client) for name in against]
     return digest([sys.version if config.source == "python-stdlib" else "", *states])
 

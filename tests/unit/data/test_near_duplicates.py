@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flashslm.config import DataConfig
+from flashslm.config import DataConfig, RunConfig
+from flashslm.config.recipe import from_step_json
 from flashslm.data import buckets
 from flashslm.data.contamination import WORDS, forbidden_ngrams, is_contaminated
 from flashslm.data.near_duplicates import BANDS, band_hashes, drop_near_duplicates
@@ -162,3 +163,48 @@ def test_contaminated_documents_are_dropped_and_counted(tmp_path: Path, piece_by
     before = source_digest(config)
     write_jsonl(tmp_path / "set.jsonl", [question, "more"])
     assert source_digest(config) != before
+
+
+def test_documents_without_words_are_near_duplicates_of_none(tmp_path: Path) -> None:
+    rng = random.Random(6)
+    lines = ["!!!", "???", "--- ---", ", . ;"]
+    summary = prepare(tmp_path / "d", lines + [" ".join(text_of(rng)) for _ in range(20)], near_duplicates="drop")
+    assert (summary.documents, summary.near_duplicates_dropped) == (24, 0)
+
+
+def test_a_directory_of_evaluation_sets_counts_without_what_they_have_to_train_on(tmp_path: Path) -> None:
+    rng, sets = random.Random(7), tmp_path / "sets"
+    sets.mkdir()
+    texts = {name: " ".join(text_of(rng, 20)) for name in ("piqa_validation", "piqa_train", "gsm8k_train_fewshot")}
+    for name, text in texts.items():
+        write_jsonl(sets / f"{name}.jsonl", [text])
+    (sets / "LICENSE").write_text(texts["piqa_train"])
+    forbidden = forbidden_ngrams([str(sets)])
+    found = {name: is_contaminated(word_hashes(text), forbidden) for name, text in texts.items()}
+    assert found == {"piqa_validation": True, "piqa_train": False, "gsm8k_train_fewshot": False}
+    (sets / "piqa_validation.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"data.decontaminate_against: '.*sets' has no evaluation set"):
+        forbidden_ngrams([str(sets)])
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"evaluation": {"lm_eval_tasks": ["piqa"], "task_data": "sets"}}, ("sets",)),
+        (
+            {
+                "data": {"decontaminate_against": ["a.jsonl"]},
+                "evaluation": {"lm_eval_tasks": ["piqa"], "task_data": "sets"},
+            },
+            ("a.jsonl", "sets"),
+        ),
+        ({"evaluation": {"task_data": "sets"}}, ()),
+        ({"evaluation": {"lm_eval_tasks": ["piqa"]}}, ()),
+    ],
+)
+def test_the_recipes_own_tasks_are_kept_out_of_its_text(sections: dict[str, Any], expected: tuple[str, ...]) -> None:
+    recipe = RunConfig.model_validate({"name": "x", **sections})
+    assert recipe.data.decontaminate_against == expected
+    assert RunConfig.model_validate(recipe.model_dump(mode="json")) == recipe
+    assert from_step_json("plan_data", recipe.for_step("plan_data")).data.decontaminate_against == expected
+    assert from_step_json("evaluate", recipe.for_step("evaluate")).evaluation == recipe.evaluation

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from flashslm.config import DataConfig
@@ -78,6 +79,32 @@ def test_a_hub_data_set_is_read_in_consecutive_pieces_of_its_files(tmp_path: Pat
     assert len(plan_pieces(config)) == 5
     assert texts(config) == [document.text for document in read_documents(config, 0)] == [f"text {n}" for n in range(5)]
     assert len(plan_pieces(config.model_copy(update={"max_bytes": 30, "piece_bytes": 20}))) == 2
+
+
+def test_the_plan_and_every_piece_read_the_pinned_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a data set that has moved on since: its files now are others than those of the revision."""
+    for revision, number in (("old", 3), ("new", 5)):
+        (tmp_path / revision).mkdir()
+        for part in range(number):
+            row = json.dumps({"text": f"{revision} {part}"})
+            (tmp_path / revision / f"train-{part}.jsonl").write_text(row + "\n")
+    load = datasets.load_dataset
+
+    def hub(name: str, part: str | None, revision: str = "new", **options: Any) -> Any:
+        assert name == "o/d"
+        return load(str(tmp_path / revision), part, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    config = DataConfig(source="huggingface", dataset="o/d", dataset_revision="old")
+    assert texts(config) == ["old 0", "old 1", "old 2"]
+    assert len(texts(config.model_copy(update={"dataset_revision": ""}))) == 5
+    keys = [
+        plan_pieces(config.model_copy(update={"dataset_revision": r}))[0].key(
+            config.model_copy(update={"dataset_revision": r}), 0, "tokenizer", "code"
+        )
+        for r in ("old", "new")
+    ]
+    assert keys[0] != keys[1], "a piece of another revision is other work"
 
 
 def test_workers_share_all_pieces() -> None:

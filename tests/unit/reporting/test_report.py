@@ -251,3 +251,15 @@ def test_where_a_design_comes_from_is_said_in_words() -> None:
         "version": "",
         "shots": "",
     }
+
+
+def test_rows_that_could_not_be_read_are_counted_and_named() -> None:
+    made = artifacts()
+    reason = "'text/a.jsonl:7' is not JSON: <b>Expecting</b> value"
+    row = {"place": "text/a.jsonl:7", "reason": reason}
+    made = dataclasses.replace(made, data=made.data | {"bad_rows": 1234, "bad_row_samples": [row]})
+    page = render(made, run_facts())
+    tags_of(page)
+    assert "1,234" in page and "Rows that cannot be read" in page
+    assert "&lt;b&gt;Expecting&lt;/b&gt; value</li>" in page and "a.jsonl:7" in page
+    assert "Rows that cannot be read" not in render(artifacts(), run_facts())
