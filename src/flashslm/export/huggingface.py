@@ -140,8 +140,8 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_spec
 ## Serve it
 
 The `tensorrt_llm/` directory that is exported beside this one is for TensorRT-LLM: `trtllm-serve PATH --backend
-_autodeploy --extra_llm_api_options PATH/nemotron_flash.yaml`. On one machine `flashslm generate --model PATH --prompt
-TEXT` continues a text with this project's own decoder.
+_autodeploy --extra_llm_api_options PATH/nemotron_flash.yaml`. On one machine `flashslm serve PATH` answers by OpenAI's
+API with this project's own decoder, and `flashslm generate --model PATH --prompt TEXT` continues one text.
 
 ## Notes
 

@@ -1,14 +1,14 @@
-"""A TensorRT-LLM AutoDeploy bundle made from a Hugging Face export: same weights, a serving recipe, the commands."""
+"""A TensorRT-LLM AutoDeploy bundle made from a Hugging Face export: same weights, serving recipes, the commands."""
 
 from pathlib import Path
 
 import yaml
 
+from flashslm.export.autodeploy import LATER_RECIPE_FILE, RECIPE_FILE, serving_recipes
 from flashslm.export.files import link_or_copy, read_json, whole_directory, write_json
 from flashslm.export.hf_config import CONFIG_CLASS, ConfigMismatch, architecture_from_config, config_problems
 from flashslm.export.huggingface import ExportSummary, summarize
 from flashslm.export.model_code import MODELING_FILE
-from flashslm.export.serving import RECIPE_FILE, serving_recipe
 from flashslm.models.architecture import Architecture
 
 
@@ -28,8 +28,8 @@ def export_tensorrt_llm(huggingface_dir: Path, directory: Path, max_batch_size: 
             if source.name not in written_anew:
                 link_or_copy(source, temporary / source.name)
         write_json(temporary / "config.json", config | {"auto_map": {"AutoConfig": CONFIG_CLASS}})
-        recipe = yaml.safe_dump(serving_recipe(architecture, max_batch_size), sort_keys=False)
-        (temporary / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+        for file, recipe in serving_recipes(architecture, max_batch_size).items():
+            (temporary / file).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
         readme = _readme(architecture, config["dtype"])
         (temporary / "README.md").write_text(readme, encoding="utf-8")
         return summarize(architecture, config["dtype"], temporary, directory)
@@ -55,6 +55,7 @@ def _readme(architecture: Architecture, dtype: str) -> str:
     facts = {
         "digest": a.digest,
         "recipe": RECIPE_FILE,
+        "later_recipe": LATER_RECIPE_FILE,
         "vocab_size": a.vocab_size,
         "num_meta_tokens": a.num_meta_tokens,
         "context": a.max_position_embeddings - a.num_meta_tokens,
@@ -66,15 +67,26 @@ def _readme(architecture: Architecture, dtype: str) -> str:
 
 _COMMANDS = """# TensorRT-LLM AutoDeploy bundle
 
-TensorRT-LLM (1.2 and newer) runs it with its own Nemotron-Flash class, named by `model_factory` in `{recipe}`.
-Architecture digest: `{digest}`
+TensorRT-LLM 1.2 runs it with its own Nemotron-Flash class, which the recipe's `model_factory` names; 1.2.1 is the
+release to take. Architecture digest: `{digest}`
+
+| TensorRT-LLM | recipe |
+|---|---|
+| 1.2.x | `{recipe}` |
+| pre-releases from 1.3 on that have AutoDeploy | `{later_recipe}` |
+
+The later ones read the batch sizes of CUDA graphs from `cuda_graph_config` and refuse `cuda_graph_batch_sizes`.
+AutoDeploy comes to an end: since June 2026 nothing is added to it (RFC 15638), it warns of its end since 1.3.0rc21,
+and its removal was approved in September 2026 (PR 19028). A version without it does not run this directory.
 
 **Give this directory as an absolute path**, as `$PWD` is: a relative one with a single slash is taken for a Hub id.
 Run the commands below in this directory.
 
-Tensor names, shapes and fields were checked against what that class reads when this bundle was written; the GPU runtime
-was not run. Issue 14013 of NVIDIA/TensorRT-LLM (May 2026) lists a released model of this class as broken in AutoDeploy:
-see its state for your version, and compare a few answers with the Hugging Face directory's.
+Tensor names, shapes and fields were checked against what that class reads when this bundle was written; the GPU
+runtime was not run: compare a few answers with the Hugging Face directory's. Issue 14013 of NVIDIA/TensorRT-LLM (May
+2026) lists a released model of this class as broken in AutoDeploy. Its cause: newer transformers refuse entries of
+`layer_types` that they do not know, as that model's configuration class gives them. The class in this directory gives
+them in a way that is accepted; it loads with 4.57.1, 5.0.0, 5.3.0, 5.5.4, 5.6.0 and 5.23.0.
 
 ## Serve
 
@@ -123,10 +135,11 @@ the table's rows, and neither did training.
 _MEMORY_TOKENS = """## Memory tokens: the caller prepends them
 
 The model was trained with {num_meta_tokens} learned memory tokens before every sequence. They are the token ids from
-{vocab_size} on, and they are never generated. The tokenizer in this directory does not know them, and the one that
-TensorRT-LLM builds around it prepends them under transformers 4.57 but not under 5.x. Sending token ids, `prompt_ids`
-above, is right with every version: as the `prompt` of `/v1/completions`, as `input_ids` of a benchmark's request, or to
-`LLM.generate` with `skip_tokenizer_init`.
+{vocab_size} on, and they are never generated. The tokenizer in this directory does not know them. The one that
+TensorRT-LLM builds around it is right under transformers 4.57.1; under 5.x it prepends no memory tokens, splits text
+into single characters and decodes wrongly. So send token ids, `prompt_ids` above, and take token ids: by
+`LLM.generate` with `skip_tokenizer_init`, as the `prompt` of `/v1/completions` with `"detokenize": false`, or as
+`input_ids` of a benchmark's request. Decode what comes with the tokenizer in this directory.
 
 A request costs {num_meta_tokens} more tokens of length and cache: `max_seq_len` in `{recipe}` counts them and leaves
 {context} for prompt and answer.

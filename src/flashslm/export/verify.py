@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flashslm.export.autodeploy import RECIPE_FILE, RECIPE_FILES, read_recipe, recipe_problems
 from flashslm.export.files import (
     INDEX_FILE,
     StoredTensor,
@@ -27,7 +28,6 @@ from flashslm.export.hf_config import (
 from flashslm.export.model_code import foreign_code
 from flashslm.export.names import exported_shapes
 from flashslm.export.published import ignored_fields
-from flashslm.export.serving import RECIPE_FILE, read_recipe, recipe_problems
 from flashslm.export.tokenizer import USE, beginning_problems, special_token_ids, tokenizer_problems, unknown_tokens
 from flashslm.models.architecture import Architecture
 
@@ -87,8 +87,8 @@ def verify_export(directory: Path) -> list[Problem]:
 def count_checked(directory: Path) -> dict[str, int]:
     """How much of a sound directory `verify_export` looked at: tensors, fields of config.json, files."""
     names = {*REQUIRED_FILES, README, *(path.name for path in weight_files(directory)), *_code_files(directory)}
-    recipe = [RECIPE_FILE] if (directory / RECIPE_FILE).is_file() else []
-    return {"tensors": len(stored_tensors(directory)), "fields": len(FIELDS), "files": len([*names, *recipe])}
+    recipes = [file for file in RECIPE_FILES if (directory / file).is_file()]
+    return {"tensors": len(stored_tensors(directory)), "fields": len(FIELDS), "files": len([*names, *recipes])}
 
 
 def tensor_problems(
@@ -258,12 +258,14 @@ def _tokenizer_config_problems(directory: Path, config: dict[str, Any]) -> list[
 
 
 def _recipe_problems(directory: Path, config: dict[str, Any], architecture: Architecture) -> list[Problem]:
-    if not (directory / RECIPE_FILE).is_file():
-        if "AutoModelForCausalLM" in config["auto_map"]:
-            return []
-        return [Problem(RECIPE_FILE, "file is missing: auto_map names no model, so the directory is a bundle")]
-    try:
-        messages = recipe_problems(read_recipe(directory), architecture)
-    except ValueError as error:
-        messages = [str(error)]
-    return [Problem(RECIPE_FILE, message) for message in messages]
+    """A bundle has at least the recipe for TensorRT-LLM 1.2; those of earlier exports have no other."""
+    problems = []
+    if not (directory / RECIPE_FILE).is_file() and "AutoModelForCausalLM" not in config["auto_map"]:
+        problems.append(Problem(RECIPE_FILE, "file is missing: auto_map names no model, so the directory is a bundle"))
+    for file in (file for file in RECIPE_FILES if (directory / file).is_file()):
+        try:
+            messages = recipe_problems(read_recipe(directory / file), architecture, file)
+        except ValueError as error:
+            messages = [str(error)]
+        problems += [Problem(file, message) for message in messages]
+    return problems

@@ -15,12 +15,12 @@ import torch
 from flashslm.config import PromotionHook, RunConfig, digest
 from flashslm.data.loader import TokenLoader
 from flashslm.data.prepare import prepare_dataset
+from flashslm.export.autodeploy import RECIPE_FILES
 from flashslm.export.files import INDEX_FILE, link_or_copy, weight_files
 from flashslm.export.hf_config import export_problems
 from flashslm.export.importing import load_export
 from flashslm.export.mlflow_model import write_mlflow_model
 from flashslm.export.model_code import foreign_code, own_code
-from flashslm.export.serving import RECIPE_FILE
 from flashslm.export.tokenizer import TOKENIZER_FILES, write_tokenizer
 from flashslm.export.verify import README, REQUIRED_FILES
 from flashslm.export.weights import has_unit_rows
@@ -44,7 +44,7 @@ from flashslm.steps.recipe_checks import beyond_positions
 from flashslm.training.weight_norm import weight_norms
 
 STEP = "register_imported"
-_KNOWN_FILES = {*REQUIRED_FILES, *TOKENIZER_FILES, README, RECIPE_FILE, INDEX_FILE, "LICENSE", "LICENSE.md", "NOTICE"}
+_KNOWN_FILES = {*REQUIRED_FILES, *TOKENIZER_FILES, README, *RECIPE_FILES, INDEX_FILE, "LICENSE", "LICENSE.md", "NOTICE"}
 
 
 def register_imported(

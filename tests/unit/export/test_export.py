@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from flashslm.config import ExportConfig
+from flashslm.export.autodeploy import serving_recipes
 from flashslm.export.huggingface import export_huggingface
 from flashslm.export.parity import ParityError, check_parity
-from flashslm.export.serving import serving_recipe
 from flashslm.export.tensorrt_llm import deployment_notes, export_tensorrt_llm
 from flashslm.models.architecture import InfeasibleArchitecture
 from tests.unit.export.damage import change_json
@@ -104,7 +104,10 @@ def test_bundle_links_the_weights_and_drops_the_modeling_file(exported_dir, tmp_
     weights = "model.safetensors"
     assert (tmp_path / "bundle" / weights).samefile(exported_dir / weights)
     names = {path.name for path in exported_dir.iterdir()}
-    assert set(summary.files) == names - {"modeling_nemotron_flash.py"} | {"nemotron_flash.yaml"}
+    assert set(summary.files) == names - {"modeling_nemotron_flash.py"} | {
+        "nemotron_flash.yaml",
+        "nemotron_flash_1.3.yaml",
+    }
     config = json.loads((tmp_path / "bundle" / "config.json").read_text())
     assert config["auto_map"] == {"AutoConfig": "configuration_nemotron_flash.NemotronFlashConfig"}
     readme = (tmp_path / "bundle" / "README.md").read_text()
@@ -135,7 +138,13 @@ def test_bundle_copies_where_links_fail(exported_dir, tmp_path, monkeypatch):
 
 def test_recipe_fits_the_model(exported_dir, architecture, tmp_path):
     export_tensorrt_llm(exported_dir, tmp_path / "bundle", max_batch_size=20)
-    recipe = yaml.safe_load((tmp_path / "bundle" / "nemotron_flash.yaml").read_text())
+    recipe, later = (
+        yaml.safe_load((tmp_path / "bundle" / file).read_text())
+        for file in ("nemotron_flash.yaml", "nemotron_flash_1.3.yaml")
+    )
+    assert recipe.pop("cuda_graph_batch_sizes") == [1, 2, 4, 8, 16, 20]
+    assert later.pop("cuda_graph_config") == {"batch_sizes": [1, 2, 4, 8, 16, 20]}
+    assert later == recipe
     assert recipe == {
         "model_factory": "NemotronFlashForCausalLM",
         "compile_backend": "torch-cudagraph",
@@ -143,14 +152,27 @@ def test_recipe_fits_the_model(exported_dir, architecture, tmp_path):
         "max_seq_len": 256,
         "max_num_tokens": 20 * 256,
         "enable_chunked_prefill": True,
-        "cuda_graph_batch_sizes": [1, 2, 4, 8, 16, 20],
-        "kv_cache_config": {"free_gpu_memory_fraction": 0.9, "enable_block_reuse": False},
+        "kv_cache_config": {
+            "free_gpu_memory_fraction": 0.9,
+            "enable_block_reuse": False,
+            "mamba_ssm_cache_dtype": "float32",
+        },
         "transforms": {
             "gather_logits_before_lm_head": {"enabled": True},
             "fuse_mamba_a_log": {"stage": "post_load_fusion", "enabled": True},
         },
     }
-    assert serving_recipe(architecture, 64)["max_num_tokens"] == 8192
+    assert {options["max_num_tokens"] for options in serving_recipes(architecture, 64).values()} == {8192}
+
+
+def test_the_bundles_readme_says_which_recipe_is_for_which_version(exported_dir, tmp_path):
+    export_tensorrt_llm(exported_dir, tmp_path / "bundle")
+    readme = (tmp_path / "bundle" / "README.md").read_text()
+    assert "| 1.2.x | `nemotron_flash.yaml` |" in readme
+    assert "that have AutoDeploy | `nemotron_flash_1.3.yaml` |" in readme
+    for fact in ("PR 19028", "Issue 14013", "cuda_graph_config", '"detokenize": false'):
+        assert fact in readme
+    assert all(len(line) <= 120 for line in readme.splitlines())
 
 
 def test_deployment_notes_name_what_the_kernels_refuse(architecture):

@@ -187,6 +187,11 @@ def test_what_the_format_cannot_hold_is_found(directory):
         ({"transforms": {"gather_logits_before_lm_head": True}}, "True}: expected a mapping of options for each"),
         ({"max_batch_size": 32}, "cuda_graph_batch_sizes"),
         ({"cuda_graph_batch_sizes": None}, "cuda_graph_batch_sizes is None"),
+        ({"cuda_graph_batch_sizes": []}, "cuda_graph_batch_sizes is []"),
+        (
+            {"kv_cache_config": {"enable_block_reuse": False, "mamba_ssm_cache_dtype": "fp8"}},
+            "mamba_ssm_cache_dtype is 'fp8': expected one of auto, float16, bfloat16, float32",
+        ),
         ({"kv_cache_config": {"enable_block_reuse": True}}, "enable_block_reuse must be false"),
         ({"kv_cache_config": None}, "enable_block_reuse must be false"),
         ({"kv_cache_config": ["enable_block_reuse"]}, "enable_block_reuse must be false"),
@@ -199,6 +204,35 @@ def test_a_recipe_that_does_not_fit_is_found(changes, expected, exported_dir, tm
     recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | changes))
     ((subject, message),) = verify_export(tmp_path / "bundle")
     assert subject == "nemotron_flash.yaml" and expected in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"cuda_graph_batch_sizes": [1]}, "cuda_graph_batch_sizes is refused by this file's versions"),
+        (
+            {"cuda_graph_config": None},
+            "cuda_graph_config.batch_sizes is None: expected integers from 1",
+        ),
+        ({"cuda_graph_config": {"batch_sizes": [1, 65]}}, "cuda_graph_config.batch_sizes is [1, 65]"),
+        ({"cuda_graph_config": {"max_batch_size": 64}}, "cuda_graph_config.batch_sizes is None"),
+        ({"max_seq_len": 257}, "max_seq_len is 257"),
+    ],
+    ids=str,
+)
+def test_a_later_recipe_that_does_not_fit_is_found(changes, expected, exported_dir, tmp_path):
+    export_tensorrt_llm(exported_dir, tmp_path / "bundle")
+    assert verify_export(tmp_path / "bundle") == []
+    recipe = tmp_path / "bundle" / "nemotron_flash_1.3.yaml"
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | changes))
+    ((subject, message),) = verify_export(tmp_path / "bundle")
+    assert subject == "nemotron_flash_1.3.yaml" and expected in message
+
+
+def test_a_bundle_of_an_earlier_export_has_one_recipe(exported_dir, tmp_path):
+    export_tensorrt_llm(exported_dir, tmp_path / "bundle")
+    (tmp_path / "bundle" / "nemotron_flash_1.3.yaml").unlink()
+    assert verify_export(tmp_path / "bundle") == []
 
 
 def test_a_recipe_may_be_changed_within_the_model(exported_dir, tmp_path):
