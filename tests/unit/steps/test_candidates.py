@@ -76,7 +76,7 @@ def finished(losses_by_step: tuple[tuple[int, float], ...]) -> FinishedTrial:
 def test_a_candidate_is_trained_and_logged(make_trainer, runs: Runs) -> None:
     outcome = make_trainer()(candidate())
     assert outcome.steps == 8 and outcome.validation_loss_nats < 4.5
-    assert runs.names == ["trial 3"] and runs.tags == {}
+    assert runs.names == ["trial 3 · DFDF w16"] and runs.tags == {}
     assert runs.rows[-1] == (8, {"proxy_loss_nats": outcome.validation_loss_nats, "latency_ms": 1.0})
     assert make_trainer()(candidate()).validation_loss_nats == outcome.validation_loss_nats
 
@@ -108,7 +108,7 @@ def test_memory_that_lacks_beside_others_is_no_failure(
 
     monkeypatch.setattr(module.HybridLM, "build", lacking)
     assert make_trainer()(candidate()).steps == 8
-    assert runs.names == ["trial 3", "trial 3"]
+    assert runs.names == 2 * ["trial 3 · DFDF w16"]
 
 
 def test_lack_of_memory_without_neighbours_is(make_trainer, monkeypatch: pytest.MonkeyPatch) -> None:
