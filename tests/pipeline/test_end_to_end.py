@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.storage.object_store import Manifest, ObjectStore, hash_tree
 from flashslm.steps.run import run_step
+from tests.browser import CHROMIUM, rendered
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "smoke.yaml"
@@ -261,6 +263,57 @@ def test_generate_talks_to_the_result(project: Project, runs: dict[str, Any]) ->
     ]
     answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert answer["new_tokens"] == 8 and isinstance(answer["text"], str)
+
+
+def words(html: str) -> str:
+    """The text of a page."""
+    return " ".join(unescape(re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", html, flags=re.DOTALL)).split())
+
+
+def test_a_new_users_questions_have_answers_in_the_shell(project: Project, runs: dict[str, Any]) -> None:
+    """What ran when, what came out, why it was promoted, how it differs from an earlier one, where the model is."""
+
+    def asked(*arguments: str) -> str:
+        command = [*FLASHSLM, *arguments]
+        done = subprocess.run(command, cwd=project.directory, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    promoted, held = (runs[name]["run_id"] for name in ("promoted", "held"))
+    listed = {line.split()[0]: line for line in asked("runs", "list").splitlines()}
+    assert "promote" in listed[promoted] and "hold" in listed[held]
+    assert re.match(r"20\d{6}-\d{6}-smoke", promoted), "an id says when"
+    shown = asked("runs", "show", promoted)
+    assert f"{runs['promoted']['test/perplexity']:.5g}" in shown
+    assert re.search(r"gate +success .*promote: all checks pass", shown) and "version 1 is" in shown
+    compared = asked("runs", "compare", promoted, "latest")
+    assert re.search(r"decision +promote +hold", compared)
+    asked("models", "pull", "flashslm-smoke@champion", "-o", "champion")
+    assert (project.directory / "champion/huggingface/model.safetensors").is_file()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_new_users_questions_have_answers_in_the_browser(
+    project: Project, runs: dict[str, Any], settings: Settings, tmp_path: Path
+) -> None:
+    """The report says why and what the model says; MLflow what ran, what came out, and how two runs differ."""
+    report = project.directory / "runs" / runs["promoted"]["run_id"] / "report.html"
+    page = rendered(report.as_uri(), tmp_path)
+    assert "Promoted: flashslm-smoke version 1 is champion pass: perplexity" in words(page)
+    assert page.count('<span class="given">') == 3, "three continuations"
+    held = runs["held"]["mlflow_url"]
+    opened = rendered(held, tmp_path, time_ms=30_000)
+    text = words(opened)
+    assert (
+        "Model training" in text and re.search(r"smoke \d\d:\d\d · \w+ w64", text) and "hold · test/perplexity" in text
+    )
+    links = {name: unescape(target) for target, name in re.findall(r'<a [^>]*href="([^"]+)"[^>]*>([^<]+)</a>', opened)}
+    server = held.partition("#")[0]
+    compared = words(rendered(server + links["beside the run before it"], tmp_path, time_ms=30_000))
+    assert "Comparing 2 Runs" in compared and "cfg.training.steps" in compared
+    curves = words(rendered(server + links["curves of all variants on one chart"], tmp_path, time_ms=30_000))
+    assert "pretrain · wnorm on · seed 0" in curves and "pretrain · wnorm off · seed 0" in curves
+    every = words(rendered(server + links["all runs, results first"], tmp_path, time_ms=30_000))
+    assert re.search(r"decision.*test/perplexity.*latency_ms", every) and "promote" in every
 
 
 def flip_a_bit(store: ObjectStore, key: str) -> bytes:
