@@ -4,7 +4,8 @@
 
 The text is this interpreter's own library, repeated; each document begins with its number, so that none is a
 duplicate. plan_data, the workers side by side and merge_data run as processes, on an S3 and an MLflow of their own.
-`runs` has for each size the seconds of each part, MB/s over all, and the peak memory of each part. Then a worker
+`runs` has for each size the seconds of each part, MB/s over all, the peak memory of each part, and the seconds until a
+trainer of that set has its first batch: with an empty cache, and a second time. Then a worker
 prepares a smaller text, first undisturbed, then killed (SIGKILL) at random moments; `kills` says how often, and whether
 the data set's digest is that of the undisturbed one. The record goes to
 benchmarks/results/prepare-data_<device>_<date>.json, and is the last line of stdout. Exit code 1 if the digests differ.
@@ -28,13 +29,17 @@ from typing import Any
 
 from flashslm.benchmarking.record import provenance, result_name
 from flashslm.config import DataConfig, RunConfig
+from flashslm.data.loader import TokenLoader
 from flashslm.data.sources import read_documents
+from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
-from flashslm.infra.storage.object_store import Manifest
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
+from flashslm.infra.storage.streamed_tree import StreamedTree
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 FILE_BYTES = 64_000_000
 LIBRARY_BYTES = 30_000_000
+SEQUENCE_LENGTH, BATCH_SIZE = 4096, 8
 
 
 @dataclass
@@ -137,7 +142,20 @@ def timed(directory: Path, num_bytes: int, workers: int) -> dict[str, Any]:
         "seconds": {step: round(value, 2) for step, value in seconds.items()} | {"all": round(total_s, 2)},
         "mb_per_s": round(facts["bytes"] / total_s / 1e6, 2),
         "peak_memory_bytes": preparation.peak_bytes,
+        "training_start_s": {name: start_s(directory) for name in ("first", "second")},
+        "cached_bytes": sum(file.stat().st_size for file in (directory / "cache").rglob("*") if file.is_file()),
     }
+
+
+def start_s(directory: Path) -> float:
+    """Seconds from the manifest to the first batch (8 x 4,096 tokens); the process has its imports."""
+    settings = Settings.from_env()
+    store, manifest = ObjectStore(settings), Manifest.read(directory / "dataset.json")
+    began_s = time.monotonic()
+    files = StreamedTree(store, manifest, directory / "cache", settings.data_cache_bytes)
+    TokenLoader(files, "validation", SEQUENCE_LENGTH, BATCH_SIZE, seed=0)
+    TokenLoader(files, "train", SEQUENCE_LENGTH, BATCH_SIZE, seed=0).batch(0)
+    return round(time.monotonic() - began_s, 3)
 
 
 def killed(directory: Path, num_bytes: int, kills: int) -> dict[str, Any]:
