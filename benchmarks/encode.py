@@ -13,7 +13,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,21 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.config import DataConfig
 from flashslm.data.encoding import TextEncoder
-from flashslm.data.prepare import BATCH_CHARACTERS
-from flashslm.data.sources import limit_bytes, read_files
+from flashslm.data.pieces import BATCH_CHARACTERS
+from flashslm.data.sources import read_documents
 from flashslm.data.tokenizer import train_tokenizer
 
 RESULTS = Path(__file__).parent / "results"
 VOCAB_SIZE, TRAINING_BYTES = 16_384, 6_000_000
 Encode = Callable[[list[str]], Iterable[Any]]
+
+
+def read_texts(files: Sequence[str], max_bytes: int) -> list[str]:
+    """The documents of the files, up to so many bytes."""
+    config = DataConfig(source="files", paths=tuple(files), max_bytes=max_bytes)
+    return [document.text for document in read_documents(config, seed=0)]
 
 
 def batches(texts: list[str]) -> list[list[str]]:
@@ -65,12 +72,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     facts = Provenance.model_validate(provenance("cpu")).model_dump(mode="json")
-    texts = [d.text for d in limit_bytes(read_files(given.files, "text"), int(given.megabytes * 1e6))]
-    sample = (d.text for d in limit_bytes(read_files(given.files, "text"), TRAINING_BYTES))
+    texts = read_texts(given.files, int(given.megabytes * 1e6))
     if given.tokenizer:
         tokenizer = Tokenizer.from_file(str(given.tokenizer / "tokenizer.json"))
     else:
-        tokenizer = train_tokenizer(sample, VOCAB_SIZE)
+        tokenizer = train_tokenizer(read_texts(given.files, TRAINING_BYTES), VOCAB_SIZE)
     encoder, num_bytes, parts = TextEncoder(tokenizer), sum(len(text.encode()) for text in texts), batches(texts)
 
     def peer() -> Encode:

@@ -24,6 +24,7 @@ MEASURED = {
     "gpu-tests": ("src/flashslm/ops", "src/flashslm/inference", "src/flashslm/models", "tests/gpu"),
     "training": ("src/flashslm/ops", "src/flashslm/models", "src/flashslm/training"),
     "kill": ("src/flashslm/infra", "src/flashslm/launch", "src/flashslm/steps"),
+    "encode": ("src/flashslm/data/encoding.py", "benchmarks/encode.py"),
     "prepare-data": ("src/flashslm/data", "benchmarks/prepare_data.py"),
     "proxy-pipeline": ("src/flashslm", "components", "pipelines", "configs/h200-proxy.yaml"),
     "demo": ("src/flashslm", "components", "pipelines", "configs/demo.yaml"),
