@@ -85,6 +85,7 @@ GPU_STEPS = {
     "profile_latency",
     "fit_scaling_law",
     "search_architecture",
+    "select_architecture",
     "pretrain",
     "evaluate",
     "export_model",

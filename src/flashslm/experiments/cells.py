@@ -134,7 +134,7 @@ class CellRunner(BaseModel):
             "training": self.training(cell).model_dump(mode="json"),
             "seed": cell.seed,
             "dataset": self.dataset.sha256,
-            "device": pick_device("auto"),
+            "device": pick_device(self.recipe.profiling.training_device),
         }
         return self.directory / f"{digest(json.loads(json.dumps(work)))[:24]}.json"
 
@@ -154,8 +154,9 @@ class CellRunner(BaseModel):
             seed=cell.seed,
         )
         log = partial(_log_row, tracked) if tracked else None
+        device = pick_device(self.recipe.profiling.training_device)
         try:
-            model = HybridLM.build(cell.architecture, pick_device("auto"), seed=cell.seed)
+            model = HybridLM.build(cell.architecture, device, seed=cell.seed)
             outcome = train(spec, model, lambda _: self.dataset_directory, on_metrics=log)
         except (NonFiniteLoss, torch.OutOfMemoryError) as error:
             return CellResult(cell=cell, metrics={}, failed=str(error), facts={"commit": known_commit()})

@@ -68,7 +68,7 @@ class Experiment:
 
     @cached_property
     def _provenance(self) -> dict[str, Any]:
-        return Provenance(**provenance(pick_device("auto"))).model_dump(mode="json")
+        return Provenance(**provenance(pick_device(self.recipe.profiling.training_device))).model_dump(mode="json")
 
     def _prepare(self) -> Path:
         """The data set of the recipe's text; dataset.json, written last, says that it is whole."""

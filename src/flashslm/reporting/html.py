@@ -47,6 +47,7 @@ class RunArtifacts:
     operator_ms: dict[str, float]  # of one layer of the chosen architecture, and of the head
     history: list[dict[str, Any]]
     pareto: list[dict[str, Any]]
+    winners: list[dict[str, Any]]  # designs that the table let win, measured as whole models
     best: dict[str, Any]
     ablation: dict[str, Any]
     step_time_ms: dict[str, float]  # of each variant of the ablation

@@ -69,6 +69,7 @@ def collect(context: StepContext) -> RunArtifacts:
         operator_ms=table.operator_ms(architecture, export["context"], export["batch"]),
         history=read("architecture", "history.json"),
         pareto=read("architecture", "pareto.json"),
+        winners=read("architecture", "winners.json"),
         best=read("architecture", "best.json"),
         ablation=read("ablation", "ablation.json"),
         step_time_ms=context.manifest("ablation").metadata["step_time_ms"],

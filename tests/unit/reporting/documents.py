@@ -32,6 +32,11 @@ def candidate(depth: int, latency_ms: float) -> dict[str, Any]:
     return facts | {"predicted_loss_nats": 5.0 - depth / 10, "loss_interval_nats": [4.5, 5.2], "extrapolated": outside}
 
 
+def winner(operators: str, predicted_ms: float, measured_ms: float) -> dict[str, Any]:
+    times = {"predicted_ms": predicted_ms, "measured_ms": measured_ms}
+    return {"operators": operators, "width": 64, **times, "relative_error": predicted_ms / measured_ms - 1}
+
+
 def curves(start: float) -> dict[str, list[list[float]]]:
     rows = [[step, start - step / 100] for step in (10, 20, 30)]
     return dict.fromkeys(("train/loss_nats", "validation/loss_nats", "weight_norm", "gradient_norm"), rows)
@@ -132,6 +137,7 @@ def artifacts(name: str = "small") -> RunArtifacts:
         operator_ms={"D": 0.2, "M": 0.15, "F": 0.05, LM_HEAD: 0.1},
         history=history,
         pareto=[history[0], history[2]],
+        winners=[winner("DFMFF", 0.7, 0.68), winner("AF", 0.5, 0.53)],
         best=history[2],
         ablation=ablation(),
         step_time_ms={"on": 12.0, "off": 11.5},

@@ -91,6 +91,12 @@ def test_the_law_says_what_it_extrapolates_and_how_well_it_predicts(page: str) -
         assert expected in page.replace("&#39;", "'"), expected
 
 
+def test_the_table_is_held_to_the_winners_it_chose(page: str) -> None:
+    assert "within the budget, measured after the search: worst error 5.7 %." in page
+    row = '<tr class="best"><td class="mono">DFMFF ★</td><td class="n">64</td><td class="n">0.7000</td>'
+    assert f'{row}<td class="n">0.6800</td>' in page and ">+2.9 %</td>" in page and ">-5.7 %</td>" in page
+
+
 def test_every_step_has_its_state_time_and_result(page: str) -> None:
     rows = re.findall(
         r"<tr><td>(?:<a [^>]*>)?([^<]*)(?:</a>)?</td><td class=\"state-(\w+)\">.*?data-value=.*?>(.*?)</td>", page

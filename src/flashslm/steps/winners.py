@@ -1,0 +1,33 @@
+"""The latency table against the designs that it let win: a search finds what a table promises too much for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flashslm.models.architecture import build_architecture
+from flashslm.profiling.additivity import compared
+from flashslm.profiling.latency_table import LatencyTable
+from flashslm.profiling.measure import ModelPoint, measure_models
+from flashslm.steps.context import StepContext
+
+MAX_WINNERS = 4  # the chosen design among them
+
+
+def measure_winners(
+    context: StepContext, best: dict[str, Any], front: Sequence[dict[str, Any]], budget_ms: float
+) -> list[dict[str, Any]]:
+    """Whole decode steps of the chosen trial and of the best ones of the Pareto front within the budget, in that order.
+
+    Each with the table's time and `relative_error`, the table's over the measured one, minus 1.
+    """
+    config, latency = context.config, context.config.latency
+    within = sorted((t for t in front if t["latency_ms"] <= budget_ms), key=lambda t: t["loss_nats"])
+    chosen = list({(t["operators"], t["width"]): t for t in [best, *within]})[:MAX_WINNERS]
+    vocab_size = context.manifest("dataset").metadata["vocab_size"]
+    built = [build_architecture(operators, width, config.model, vocab_size) for operators, width in chosen]
+    points = [ModelPoint(architecture, latency.context, latency.batch) for architecture in built]
+    table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
+    models = compared(points, measure_models(points, config.profiling), table, table)
+    return [
+        model.model_dump(mode="json") | {"relative_error": model.predicted_ms / model.measured_ms - 1}
+        for model in models
+    ]
