@@ -36,9 +36,12 @@ def serve(  # noqa: PLR0913 - one parameter an option
     Set FLASHSLM_API_KEY to ask clients for a key.
     """
     from flashslm.ops import kernels
-    from flashslm.serving.server import ServeOptions
-    from flashslm.serving.server import serve as serve_directory
 
+    try:
+        from flashslm.serving.server import ServeOptions
+        from flashslm.serving.server import serve as serve_directory
+    except ImportError as error:
+        raise RuntimeError(f"serving needs {error.name}: pip install 'flashslm[train,serve]'") from error
     kernels.configure(kernels.read_setting(kernel_settings))
     key = os.environ.get("FLASHSLM_API_KEY", "")
     options = ServeOptions(host, port, name, max_batch_size, max_context, max_waiting, drain_s, key)

@@ -164,7 +164,7 @@ def build_app(endpoints: Endpoints, api_key: str, *, any_host: bool) -> Starlett
 
     async def refuse(_: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            error = ApiError(error.status_code, f"{error.detail}: see docs/serving.md for what is served", "not_found")
+            error = ApiError(error.status_code, f"{error.detail}: see docs/serving.md for what is served", "not_served")
         assert isinstance(error, ApiError)
         endpoints.scheduler.metrics.refused.labels(str(error.status)).inc()
         return JSONResponse(error.body, status_code=error.status, headers=error.headers)

@@ -7,7 +7,15 @@ from threading import Condition, Thread
 from time import perf_counter
 
 from flashslm.inference.continuous import ContinuousBatch
-from flashslm.serving.generation import Failed, Finished, Generation, GenerationEvent, TextPiece, TokenScore
+from flashslm.serving.generation import (
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    GenerationEvent,
+    TextPiece,
+    TokenScore,
+)
 from flashslm.serving.metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
@@ -79,10 +87,18 @@ class BatchScheduler:
         except Exception as error:  # nothing but an end of the process can free a device's memory for certain
             logger.exception("the engine failed")
             failure = f"the engine failed: {type(error).__name__}: {error}"
+        self._fail(failure)
+
+    def _fail(self, failure: str) -> None:
+        """End every request without the engine, which may be what has failed."""
         with self._changed:
-            self.failure = failure
-            for generation in self._accepted():
-                self._end(generation, Failed(failure), "failed")
+            self.failure, accepted = failure, self._accepted()
+            self.waiting.clear()
+            self.rows, self.prefilling = [None] * len(self.rows), None
+            self._count()
+        for generation in accepted:
+            self.metrics.ended.labels("failed").inc()
+            generation.emit(Failed(failure))
 
     def _wait_for_work(self) -> bool:
         """Whether the thread is to go on."""
@@ -131,9 +147,9 @@ class BatchScheduler:
             score = None
         generation.emit(TextPiece(text, score))
         if generation.is_complete:
-            reason = "stop" if generation.stream.has_ended else "length"
+            reason: FinishReason = "stop" if generation.stream.has_ended else "length"
             with self._changed:
-                self._end(generation, Finished(reason), reason)  # type: ignore[arg-type]
+                self._end(generation, Finished(reason), reason)
 
     def _score(self, row: int, token: int, most_likely: int | None) -> TokenScore | None:
         if most_likely is None:

@@ -99,6 +99,7 @@ def test_an_error_of_the_engine_fails_every_request_and_the_next(
         raise RuntimeError("out of order")
 
     monkeypatch.setattr(scheduler.batch, "advance", fail)
+    monkeypatch.setattr(scheduler.batch, "free", fail)
     requests = [request(5) for _ in range(3)]
     for generation, _ in requests:
         scheduler.submit(generation)
