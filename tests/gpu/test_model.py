@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from flashslm.config import KernelsConfig, ModelConfig
-from flashslm.inference.engine import PREFILL_CHUNK, DecodeEngine
+from flashslm.inference.engine import DecodeEngine
+from flashslm.inference.prefill import PREFILL_CHUNK
 from flashslm.models.architecture import build_architecture
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM

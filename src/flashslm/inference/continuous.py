@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flashslm.inference.decode_graph import DecodeGraph
-from flashslm.inference.engine import PREFILL_CHUNK
+from flashslm.inference.prefill import Prefill
 from flashslm.inference.sampling import GREEDY, RowSampler, Sampler, Sampling
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
@@ -34,11 +34,9 @@ class ContinuousBatch:
         )
         self.tokens_B = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
         self.occupied_B = torch.zeros_like(self.tokens_B)
-        self.prefix = model.prefix_states()
+        self.prefill = Prefill(model, self.single, model.prefix_states())
         self.row_sampler = RowSampler(batch_size)
         self.decode_graph = DecodeGraph(model, self.cache, self.tokens_B, Sampler(GREEDY, weight.device))
-        self.prompt_chunks: deque[Tensor] = deque()  # of the prompt that is being prefilled
-        self.prompt_logits_1V = self.decode_graph.logits_BV[:1]
 
     @property
     def logits_BV(self) -> Tensor:
@@ -87,23 +85,18 @@ class ContinuousBatch:
 
     def begin_prefill(self, prompt: Sequence[int]) -> None:
         """Take a prompt in place of the one before."""
-        device = self.tokens_B.device
-        with torch.inference_mode():
-            self.single.reset_from_prefix(self.prefix, self.model.architecture.num_meta_tokens)
-            self.prompt_chunks = deque(torch.tensor([prompt]).to(device).split(PREFILL_CHUNK[device.type], dim=1))
+        self.prefill.begin(torch.tensor([prompt]))
 
-    @torch.inference_mode()
     def prefill_chunk(self) -> bool:
         """Prefill the next chunk of the prompt; whether it was the last."""
-        self.prompt_logits_1V = self.model.prefill(self.prompt_chunks.popleft(), self.single)
-        return not self.prompt_chunks
+        return self.prefill.advance()
 
     @torch.inference_mode()
     def place(self, row: int, sampling: Sampling = GREEDY) -> int:
         """Continue the prefilled prompt in a row; the first token."""
         self.cache.copy_row(row, self.single)
         self.occupied_B[row] = 1
-        self.logits_BV[row] = self.prompt_logits_1V[0]
+        self.logits_BV[row] = self.prefill.logits_BV[0]
         self.tokens_B[row] = self.logits_BV[row].argmax()
         self.row_sampler.begin(row, sampling)
         self.row_sampler(self.logits_BV, self.tokens_B, [row])

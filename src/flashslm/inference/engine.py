@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from flashslm.inference.decode_graph import DecodeGraph
+from flashslm.inference.prefill import Prefill
 from flashslm.inference.sampling import GREEDY, Sampler, Sampling
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
-
-PREFILL_CHUNK = {"cpu": 512, "cuda": 4096}  # tokens; bounds what a long prompt needs besides its cache
 
 
 class DecodeEngine:
@@ -21,7 +20,11 @@ class DecodeEngine:
     """
 
     def __init__(
-        self, model: HybridLM, batch_size: int | Sequence[int], max_context: int, sampling: Sampling = GREEDY
+        self,
+        model: HybridLM,
+        batch_size: int | Sequence[int],
+        max_context: int,
+        sampling: Sampling = GREEDY,
     ) -> None:
         weight = model.embedding.weight
         sizes = sorted({batch_size} if isinstance(batch_size, int) else set(batch_size))
@@ -31,6 +34,7 @@ class DecodeEngine:
         self.prefix = model.prefix_states()
         self.sampler = Sampler(sampling, weight.device)
         self.decode_graphs = [DecodeGraph(model, cache.first(size), tokens_B[:size], self.sampler) for size in sizes]
+        self.prefills = {size: Prefill(model, cache.first(size), self.prefix) for size in sizes}
         self.decode_graph = self.decode_graphs[-1]  # the one of the last prefill
         self.sequences = sizes[-1]  # of the last prefill
         self.context = 0  # text tokens in the cache, known without asking the device
@@ -69,11 +73,7 @@ class DecodeEngine:
         surplus = len(self.tokens_B) - batch  # rows without a sequence repeat the last one
         rows_BT = torch.cat([tokens_BT, tokens_BT[-1:].expand(surplus, -1)]) if surplus else tokens_BT
         with torch.inference_mode():
-            self.cache.reset_from_prefix(self.prefix, self.model.architecture.num_meta_tokens)
-            device = self.tokens_B.device
-            for chunk_BT in rows_BT.to(device).split(PREFILL_CHUNK[device.type], dim=1):
-                logits_BV = self.model.prefill(chunk_BT, self.cache)
-            self.tokens_B.copy_(self.sampler(logits_BV))
+            self.tokens_B.copy_(self.sampler(self.prefills[len(self.tokens_B)](rows_BT)))
             self.decode_graph.begin()
         self.context = length
         return self.tokens_B[:batch].clone()

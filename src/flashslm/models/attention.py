@@ -24,6 +24,7 @@ class Attention(Operator):
 
     window: int | None = None  # keys that a query sees, its own among them; None: all
     state_type: ClassVar[type[State]] = AttentionState
+    takes_padding: ClassVar[bool] = True  # no query sees a later key, and a decode step overwrites those of padding
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
@@ -44,8 +45,8 @@ class Attention(Operator):
 
     def mix(self, projected: Parts, state: State | None, sequence: Sequence) -> tuple[Parts, State]:
         q, k, v = attention_heads(HeadsInputs(projected[0], *sequence.angles, self.heads, self._head_norm()))
-        if state is not None:
-            keys, values = cast(AttentionState | WindowState, state)
+        keys, values = (k[:, :0], v[:, :0]) if state is None else cast(AttentionState | WindowState, state)
+        if keys.shape[1]:
             k = torch.cat([keys.to(k.dtype), k], dim=1)
             v = torch.cat([values.to(v.dtype), v], dim=1)
         return (attention(AttentionInputs(q, k, v, sequence.documents_BT, self.window)),), self._state(k, v)
@@ -73,6 +74,7 @@ class WindowAttention(Attention):
     """Attention to the last `architecture.window` tokens, the present one included; older keys are dropped."""
 
     state_type = WindowState
+    takes_padding = False
     window: int
 
     def __init__(self, architecture: Architecture) -> None:

@@ -97,7 +97,7 @@ class Cache:
         for target, source in zip(self.layers[index], state, strict=True):
             match state:
                 case AttentionState():
-                    target[:, start:stop].copy_(source[:, start:])
+                    _copy_heads(target[:, start:stop], source[:, start:])
                 case WindowState():
                     slots = _ring_slots(target, start, stop)
                     target[:, slots] = source[:, source.shape[1] - len(slots) :].to(target.dtype)
@@ -118,6 +118,19 @@ class Cache:
         if len(lengths) > 1:
             raise ValueError(f"sequences have {sorted(lengths)} tokens: prefill needs equal lengths in a batch")
         return int(lengths.pop())
+
+
+def _copy_heads(target: Tensor, source: Tensor) -> None:
+    """Copy keys or values [B, T, G, K], in words of 8 bytes where they can be: between layouts it is faster so."""
+    pair = (target, source.to(target.dtype))
+    if all(_has_words(x) for x in pair):
+        target, source = (x.view(torch.int64) for x in pair)
+    target.copy_(source)
+
+
+def _has_words(x: Tensor) -> bool:
+    sizes = (x.storage_offset(), x.shape[-1], *x.stride()[:-1])
+    return x.stride(-1) == 1 and all(size * x.element_size() % 8 == 0 for size in sizes)
 
 
 def _ring_slots(ring: Tensor, start: int, stop: int) -> Tensor:

@@ -30,6 +30,7 @@ class DeltaNet(Operator):
     """q, k, v: projection to heads_size, short convolution, SiLU; q and k of unit length; beta = sigmoid(b_proj x)."""
 
     state_type = DeltaNetState
+    takes_padding = True
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
@@ -50,8 +51,11 @@ class DeltaNet(Operator):
         conv_before, delta_before = (None, None) if state is None else cast(DeltaNetState, state)
         qkv, beta, *decay_and_gate = projected
         documents, log_decay = sequence.documents_BT, decay_and_gate[0] if decay_and_gate else None
+        beta = sequence.without_padding(beta, 0.0)  # writes nothing
+        log_decay = None if log_decay is None else sequence.without_padding(log_decay, 0.0)
         sizes = [qkv.shape[-1] // 3] * 3
-        parts, conv = causal_conv(ConvInputs(qkv, self._conv_weight(), None, conv_before, documents), sizes)
+        convolved = ConvInputs(qkv, self._conv_weight(), None, conv_before, documents, sequence.length)
+        parts, conv = causal_conv(convolved, sizes)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         inputs = DeltaRuleInputs(q, k, v, beta, delta_before, documents, log_decay)
         o, delta = delta_rule(inputs, normalise=True)

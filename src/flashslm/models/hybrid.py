@@ -198,16 +198,28 @@ class HybridLM(nn.Module):
 
         Waits for the device to learn the cache's length. ValueError if the tokens do not fit.
         """
-        start, length = cache.common_length(), tokens_BT.shape[1]
-        if start + length > cache.slots:
-            raise ValueError(f"{length} tokens after {start} exceed the cache's {cache.slots}: allocate a larger one")
-        sequence = Sequence(cache.angles_between(start, start + length))
+        return self.append(tokens_BT, cache, cache.common_length())
+
+    @torch.no_grad()
+    def append(self, tokens_BT: Tensor, cache: Cache, start: int, length: Tensor | None = None) -> Tensor:
+        """`prefill` without a wait, where the caller knows that every sequence has `start` tokens.
+
+        With `length` (int64 [1]) only so many of the tokens count, and the logits are of the last of those: the rest is
+        padding, which every operator of the model has to take (`takes_padding`).
+        """
+        stop = start + tokens_BT.shape[1]
+        if stop > cache.slots:
+            raise ValueError(
+                f"{stop - start} tokens after {start} exceed the cache's {cache.slots}: allocate a larger one"
+            )
+        sequence = Sequence(cache.angles_between(start, stop), length=length)
         x_BTD = self.embedding(tokens_BT)
         for index, layer in enumerate(self.residual_layers):
             x_BTD, state = layer.extend(x_BTD, cache.state(index, start), sequence)
-            cache.store(index, state, start, start + length)
-        cache.lengths_B += length
-        return self.logits(self.final_norm(x_BTD[:, -1]))
+            cache.store(index, state, start, stop)
+        cache.lengths_B += stop - start if length is None else length
+        last_BD = x_BTD[:, -1] if length is None else x_BTD.index_select(1, length - 1)[:, 0]
+        return self.logits(self.final_norm(last_BD))
 
     @torch.no_grad()
     def decode_step(self, tokens_B: Tensor, cache: Cache) -> Tensor:

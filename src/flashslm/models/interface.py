@@ -2,6 +2,7 @@
 
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
@@ -16,6 +17,14 @@ class Sequence(NamedTuple):
 
     angles: Rotary  # of their positions
     documents_BT: Tensor | None = None  # int, non-decreasing along T; None: one document per row
+    length: Tensor | None = None  # int64 [1]: tokens of every row that count, those behind them are padding; None: all
+
+    def without_padding(self, x: Tensor, value: float) -> Tensor:
+        """x [B, T, H] with `value` in place of what padding gives."""
+        if self.length is None:
+            return x
+        padding_T = torch.arange(x.shape[1], device=x.device) >= self.length
+        return x.masked_fill(padding_T[:, None], value)
 
 
 class Operator(nn.Module):
@@ -26,6 +35,7 @@ class Operator(nn.Module):
     """
 
     state_type: ClassVar[type[State]] = NoState
+    takes_padding: ClassVar[bool] = False  # whether tokens behind `Sequence.length` leave no trace in the state
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashslm.models.architecture import Architecture
@@ -13,7 +12,7 @@ from flashslm.models.operator_spec import CONV_SIZE
 from flashslm.models.rope import Rotary
 from flashslm.models.states import DecodePosition, Mamba2State, State
 from flashslm.ops.causal_conv import ConvInputs, causal_conv_step
-from flashslm.ops.dispatch import causal_conv, ssd, ssd_step
+from flashslm.ops.dispatch import causal_conv, gated_norm, ssd, ssd_step
 from flashslm.ops.precision import at_least_fp32
 from flashslm.ops.ssd import RawScan, SSDInputs, SSDToken
 
@@ -29,6 +28,7 @@ class BiasedConvolution(nn.Module):
 
 class Mamba2(Operator):
     state_type = Mamba2State
+    takes_padding = True
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
@@ -53,8 +53,9 @@ class Mamba2(Operator):
         conv_before, ssm_before = (None, None) if state is None else cast(Mamba2State, state)
         z, conv_in, dt = projected
         documents = sequence.documents_BT
-        taps, bias = self.conv.weight, self.conv.bias
-        (x, b, c), conv_state = causal_conv(ConvInputs(conv_in, taps, bias, conv_before, documents), self.convolved)
+        dt = sequence.without_padding(dt, -torch.inf)  # a step of size 0
+        convolved = ConvInputs(conv_in, self.conv.weight, self.conv.bias, conv_before, documents, sequence.length)
+        (x, b, c), conv_state = causal_conv(convolved, self.convolved)
         x = x.unflatten(-1, (-1, self.head_dim))
         raw = RawScan(self.dt_bias, self.D)
         y, ssm_after = ssd(SSDInputs(x, dt, self._a(), b, c, ssm_before, documents), raw)
@@ -63,7 +64,7 @@ class Mamba2(Operator):
     def output(self, mixed: Parts) -> Tensor:
         """Gate by silu(z), normalise over all channels, project."""
         y, z = mixed
-        output: Tensor = self.out_proj(self.norm(y.flatten(-2) * F.silu(at_least_fp32(z))).to(z.dtype))
+        output: Tensor = self.out_proj(gated_norm(y.flatten(-2), z, self.norm.weight, self.norm.eps))
         return output
 
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:

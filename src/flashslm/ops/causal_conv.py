@@ -24,16 +24,17 @@ class ConvInputs(NamedTuple):
     bias_D: Tensor | None = None
     initial_state_BDK1: Tensor | None = None
     documents_BT: Tensor | None = None
+    length: Tensor | None = None  # int64 [1]: inputs of every row before the state that is returned; None: all
 
 
 @without_autocast
 def causal_conv_naive(inputs: ConvInputs) -> tuple[Tensor, Tensor]:
     """Slide the window token by token: the specification. Returns y [B, T, D] and the last state [B, D, K-1]."""
-    x_BTD, weight_DK, bias_D, initial_state_BDK1, documents_BT = inputs
+    x_BTD, weight_DK, bias_D, initial_state_BDK1, documents_BT, real = inputs
     dtype = compute_dtype(x_BTD)
     initial = _initial_state(x_BTD, weight_DK, initial_state_BDK1).to(dtype)
     starts_BT = None if documents_BT is None else document_starts(documents_BT)
-    state, outputs = initial, []
+    state, outputs, last = initial, [], initial
     for t in range(x_BTD.shape[1]):
         if starts_BT is not None:
             state = torch.where(starts_BT[:, t, None, None], initial, state)
@@ -41,19 +42,20 @@ def causal_conv_naive(inputs: ConvInputs) -> tuple[Tensor, Tensor]:
         y_BD = (window_BDK * weight_DK.to(dtype)).sum(-1)
         outputs.append(F.silu(y_BD if bias_D is None else y_BD + bias_D.to(dtype)))
         state = window_BDK[..., 1:]
-    return torch.stack(outputs, dim=1).to(x_BTD.dtype), state.to(x_BTD.dtype)
+        last = state if real is None else torch.where(t < real, state, last)
+    return torch.stack(outputs, dim=1).to(x_BTD.dtype), last.to(x_BTD.dtype)
 
 
 @without_autocast
 def causal_conv_shifted(inputs: ConvInputs) -> tuple[Tensor, Tensor]:
     """Add K shifted copies of the sequence. Returns what the naive form does."""
-    x_BTD, weight_DK, bias_D, initial_state_BDK1, documents_BT = inputs
-    length, dtype = x_BTD.shape[1], compute_dtype(x_BTD)
+    x_BTD, weight_DK, bias_D, initial_state_BDK1, documents_BT, real = inputs
+    dtype = compute_dtype(x_BTD)
     initial = _initial_state(x_BTD, weight_DK, initial_state_BDK1).to(x_BTD.dtype)
     padded = torch.cat([initial.mT, x_BTD], dim=1)
     weight_KD = weight_DK.to(dtype).T.contiguous()
     if documents_BT is None:
-        state = padded[:, length:].mT
+        state = last_inputs(x_BTD, initial, real)
         y: Tensor = _ShiftedSum.apply(padded.to(dtype), weight_KD)
     else:
         shifted, state = _shift_documents(padded, initial, documents_BT)
@@ -89,6 +91,16 @@ class _ShiftedSum(torch.autograd.Function):
             grad_x[:, j : j + length].addcmul_(grad_y, tap)
         products = [(grad_y * x[:, j : j + length]).sum((0, 1)) for j in range(weight.shape[0])]
         return grad_x, torch.stack(products)
+
+
+def last_inputs(x_BTD: Tensor, initial_BDK1: Tensor, length: Tensor | None = None) -> Tensor:
+    """The state [B, D, K-1] after one document from an initial state: after its first `length` [1] tokens, or all."""
+    kept, tokens = initial_BDK1.shape[2], x_BTD.shape[1]
+    if length is None:
+        return torch.cat([initial_BDK1, x_BTD[:, max(0, tokens - kept) :].mT], dim=2)[..., -kept:]
+    place = length - kept + torch.arange(kept, device=x_BTD.device)  # below 0: in the initial state
+    recent = x_BTD.index_select(1, place.clamp(min=0)).mT
+    return torch.where(place >= 0, recent, initial_BDK1.index_select(2, (place + kept).clamp(max=kept - 1)))
 
 
 def causal_conv_step(x_BD: Tensor, weight_DK: Tensor, bias_D: Tensor | None, state_BDK1: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from flashslm.ops.attention import AttentionInputs, attention_sdpa
 from flashslm.ops.causal_conv import ConvInputs, causal_conv_shifted
 from flashslm.ops.delta_rule import DeltaRuleInputs, DeltaRuleToken, delta_rule_chunked, normalise_heads
 from flashslm.ops.delta_rule import delta_rule_step as delta_rule_step_torch
+from flashslm.ops.gates import gated_norm_naive, swiglu_naive
 from flashslm.ops.gla import GLAInputs, gla_chunked
 from flashslm.ops.kernels import MissingKernel, backend_of
 from flashslm.ops.rotary import HeadsInputs, attention_heads_naive
@@ -93,6 +94,29 @@ def attention_heads(inputs: HeadsInputs) -> tuple[Tensor, Tensor, Tensor]:
     from flashslm.ops.fused.rotary import attention_heads_triton
 
     return attention_heads_triton(inputs)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up of [..., 2F]."""
+    if not _fused_without_gradients(gate_up):
+        return swiglu_naive(gate_up)
+    from flashslm.ops.fused.gates import swiglu_triton
+
+    return swiglu_triton(gate_up)
+
+
+def gated_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm(y · silu(z)) over the last dimension."""
+    if not _fused_without_gradients(z):
+        return gated_norm_naive(y, z, weight, eps)
+    from flashslm.ops.fused.gates import gated_norm_triton
+
+    return gated_norm_triton(y, z, weight, eps)
+
+
+def _fused_without_gradients(x: Tensor) -> bool:
+    """Whether a kernel of our own runs; with gradients the compiler makes these kernels (`models.compilation`)."""
+    return x.is_cuda and not torch.is_grad_enabled() and backend_of("elementwise", x) == "inductor"
 
 
 def attention(inputs: AttentionInputs) -> Tensor:

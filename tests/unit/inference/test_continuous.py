@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from flashslm.inference.continuous import ContinuousBatch
-from flashslm.inference.engine import PREFILL_CHUNK, DecodeEngine
+from flashslm.inference.engine import DecodeEngine
+from flashslm.inference.prefill import PREFILL_CHUNK
 from flashslm.inference.sampling import GREEDY, Sampling
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM

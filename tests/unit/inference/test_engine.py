@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flashslm.inference import engine as engine_module
 from flashslm.inference.engine import DecodeEngine
+from flashslm.inference.prefill import PREFILL_CHUNK
 from flashslm.inference.sampling import Sampling
 
 
@@ -22,7 +22,7 @@ def test_greedy_is_the_argmax_of_the_full_forward(model, prompts_BT):
 
 def test_prefill_in_chunks_changes_nothing(model, prompts_BT, monkeypatch):
     expected = DecodeEngine(model, 3, 20).generate(prompts_BT, 8)
-    monkeypatch.setitem(engine_module.PREFILL_CHUNK, "cpu", 4)
+    monkeypatch.setitem(PREFILL_CHUNK, "cpu", 4)
     assert torch.equal(DecodeEngine(model, 3, 20).generate(prompts_BT, 8), expected)
 
 

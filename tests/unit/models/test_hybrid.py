@@ -41,6 +41,21 @@ def test_chunked_prefill_is_one_prefill(chunk, meta, make_model, tokens_BT):
 
 
 @META
+@pytest.mark.parametrize("operators", ["DFMFAF", "GFMFA"])
+@pytest.mark.parametrize("length", [1, 2, 3, 17, 40])
+def test_padding_leaves_no_trace(length, operators, meta, make_model, tokens_BT):
+    """Neither in the logits nor in what the steps after it read; the padding's tokens are anything."""
+    model = make_model(operators=operators, num_meta_tokens=meta)
+    padded, exact = (filled_cache(model, 2, 60) for _ in range(2))
+    logits = model.append(tokens_BT[:, :40], padded, meta, torch.tensor([length]))
+    torch.testing.assert_close(logits, model.append(tokens_BT[:, :length], exact, meta))
+    for t in range(6):
+        actual, expected = (model.decode_step(tokens_BT[:, t], cache) for cache in (padded, exact))
+        torch.testing.assert_close(actual, expected)
+    assert padded.lengths_B.tolist() == exact.lengths_B.tolist() == [meta + length + 6] * 2
+
+
+@META
 def test_a_used_cache_starts_empty_again(meta, make_model, tokens_BT):
     model = make_model(num_meta_tokens=meta)
     cache = filled_cache(model, 2, 40)

@@ -52,3 +52,16 @@ def test_bf16_sums_in_fp32():
     x, weight, bias, _ = (v.bfloat16() for v in make_inputs(20))
     expected, _ = NAIVE(x.float(), weight.float(), bias.float())
     torch.testing.assert_close(SHIFTED(x, weight, bias)[0], expected.bfloat16())
+
+
+@pytest.mark.parametrize("form", [causal_conv_naive, causal_conv_shifted])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_the_state_behind_a_number_of_inputs(length, with_state, form):
+    """Of nine inputs the first `length` count; their outputs are what they are without the others."""
+    x, weight = torch.randn(2, 9, 5), torch.randn(5, 4)
+    before = torch.randn(2, 5, 3) if with_state else None
+    y, state = form(ConvInputs(x, weight, None, before, length=torch.tensor([length])))
+    expected_y, expected = form(ConvInputs(x[:, :length], weight, None, before))
+    torch.testing.assert_close(state, expected)
+    torch.testing.assert_close(y[:, :length], expected_y)

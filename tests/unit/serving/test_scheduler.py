@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flashslm.inference.continuous import ContinuousBatch
-from flashslm.inference.engine import PREFILL_CHUNK
+from flashslm.inference.prefill import PREFILL_CHUNK
 from flashslm.inference.sampling import GREEDY
 from flashslm.inference.stops import StopStrings, TextStream
 from flashslm.serving.generation import Failed, Finished, Generation, GenerationEvent, TextPiece

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flashslm.ops.causal_conv import ConvInputs
+from flashslm.ops.causal_conv import ConvInputs, last_inputs
 from flashslm.ops.documents import positions_in_document
 from flashslm.ops.precision import without_autocast
 
@@ -321,7 +321,7 @@ def causal_conv_triton(inputs: ConvInputs, sizes: Sequence[int] = ()) -> tuple[t
 
     ValueError for another number of taps than four.
     """
-    x_BTD, weight_DK, bias_D, initial_state_BDK1, documents_BT = inputs
+    x_BTD, weight_DK, bias_D, initial_state_BDK1, documents_BT, length = inputs
     batch, _, channels = x_BTD.shape
     if weight_DK.shape[1] != TAPS:
         raise ValueError(f"the fused convolution has {TAPS} taps, the weight {weight_DK.shape[1]}: take 'shifted'")
@@ -336,14 +336,8 @@ def causal_conv_triton(inputs: ConvInputs, sizes: Sequence[int] = ()) -> tuple[t
         initial = x.new_zeros(batch, channels, TAPS - 1)
     initial = initial.to(x.dtype).expand(batch, -1, -1)
     if documents_BT is None:
-        return parts[: len(sizes)], _last_inputs(x_BTD, initial)
+        return parts[: len(sizes)], last_inputs(x_BTD, initial, length)
     return parts[: len(sizes)], _last_inputs_in_document(x_BTD, initial, documents_BT)
-
-
-def _last_inputs(x_BTD: Tensor, initial_BDK1: Tensor) -> Tensor:
-    kept = initial_BDK1.shape[2]
-    last = x_BTD[:, max(0, x_BTD.shape[1] - kept) :].mT
-    return torch.cat([initial_BDK1, last], dim=2)[..., -kept:]
 
 
 def _last_inputs_in_document(x_BTD: Tensor, initial_BDK1: Tensor, documents_BT: Tensor) -> Tensor:
@@ -351,7 +345,7 @@ def _last_inputs_in_document(x_BTD: Tensor, initial_BDK1: Tensor, documents_BT: 
     kept = initial_BDK1.shape[2]
     tokens_B = positions_in_document(documents_BT)[:, -1] + 1
     place = torch.arange(kept, device=x_BTD.device)
-    recent = _last_inputs(x_BTD, initial_BDK1)
+    recent = last_inputs(x_BTD, initial_BDK1)
     shifted = (place + tokens_B[:, None]).clamp(max=kept - 1)[:, None].expand_as(initial_BDK1)
     from_document = place >= kept - tokens_B[:, None]
     return torch.where(from_document[:, None], recent, initial_BDK1.gather(2, shifted))
