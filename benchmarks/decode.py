@@ -1,6 +1,7 @@
-"""Measure decoding on this machine: latency beside transformers, growing batches, throughput at 32k tokens.
+"""Measure decoding on this machine: latency beside a peer, growing batches, throughput at 32k tokens.
 
-    .venv/bin/python benchmarks/decode.py [--quick] [--parts latency throughput batches] [--kernels decode=torch]
+    .venv/bin/python benchmarks/decode.py [--quick] [--parts latency throughput batches] [--peer vllm|none]
+                                          [--kernels decode=torch]
 
 Writes benchmarks/results/decode_<device>_<date>.json again after every measurement, so that a run that is cut short
 leaves what it has. The last line of stdout is that record. A measurement that fails is listed in it under `failed`, and
@@ -20,7 +21,7 @@ from typing import Any
 
 from flashslm.benchmarking.case import Case
 from flashslm.benchmarking.decode import DecodeResult, compare, measure_decode
-from flashslm.benchmarking.peer import find_peer, measure_peer
+from flashslm.benchmarking.peer import DECODERS, Peer, find_peer, measure_peer
 from flashslm.benchmarking.record import Provenance, provenance, result_name
 from flashslm.benchmarking.result import BenchmarkResult
 from flashslm.benchmarking.throughput import bench_throughput, steps_ending_at
@@ -31,7 +32,6 @@ from flashslm.ops.kernels import read_setting
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("latency", "throughput", "batches")
-PEER = "hf"
 LATENCY_PRESETS = ("nemotron-flash-1b", "nemotron-flash-3b", "qwen3-0.6b", "qwen3-1.7b")
 QUICK_PRESETS = LATENCY_PRESETS[:3]  # they share a peer, which takes the longest to compile
 CONTEXTS = (1024, 8192)
@@ -79,8 +79,8 @@ def make_plan(quick: bool, setting: KernelsConfig) -> Plan:
 class Session:
     """Runs a plan and keeps its record in a file."""
 
-    def __init__(self, plan: Plan, output: Path) -> None:
-        self.plan, self.output, self.started = plan, output, time.monotonic()
+    def __init__(self, plan: Plan, output: Path, peer: str = "hf") -> None:
+        self.plan, self.output, self.peer, self.started = plan, output, peer, time.monotonic()
         self.latency: dict[Case, DecodeResult] = {}
         facts = Provenance(**provenance(plan.latency[0].device)).model_dump()
         self.record: dict[str, Any] = {"subject": "decode", **facts, "repeats": plan.latency[0].repeats}
@@ -95,8 +95,8 @@ class Session:
                 what = "the largest batch" if part == "throughput" else f"batch {case.batch}"
                 self.attempt(f"throughput of {case.preset}, {what}", self.measure_throughput, case, part)
         if "latency" in parts:
-            for peer in dict.fromkeys(find_peer(PEER, case) for case in self.latency):
-                self.attempt(f"peer {peer.preset} at {peer.context}", self.measure_peer, peer)
+            for peer in dict.fromkeys(find_peer(self.peer, case) for case in self.latency if self.peer):
+                self.attempt(f"peer {peer.case.preset} at {peer.case.context}", self.measure_peer, peer)
         return self.record
 
     def attempt(self, what: str, measure: Callable[..., None], *arguments: Any) -> None:
@@ -120,11 +120,11 @@ class Session:
         if part == "throughput" and len(rates := [r["tokens_per_s"] for r in self.record[part]]) == len(RIVALS):
             self.record["throughput_ratio"] = rates[0] / rates[1]
 
-    def measure_peer(self, peer: Case) -> None:
+    def measure_peer(self, peer: Peer) -> None:
         """Put the peer beside every case that it is the peer of."""
         found = measure_peer(peer)
         for case, result in self.latency.items():
-            if find_peer(PEER, case) == peer:
+            if find_peer(self.peer, case) == peer:
                 self.latency[case] = compare(result, found)
         self.record["latency"] = [own_fields(result) for result in self.latency.values()]
 
@@ -139,11 +139,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--kernels", action="append", metavar="OPERATION=FORM")
+    parser.add_argument("--peer", choices=(*DECODERS, "none"), default="hf")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     plan = make_plan(given.quick, read_setting(given.kernels))
     output = given.output or RESULTS / f"{result_name('decode', plan.latency[0].device)}.json"
-    record = Session(plan, output).run(tuple(given.parts))
+    record = Session(plan, output, given.peer if given.peer != "none" else "").run(tuple(given.parts))
     print(json.dumps(record))
     return 1 if record["failed"] else 0
 

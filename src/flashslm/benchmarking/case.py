@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from flashslm.hardware import DeviceKind
-from flashslm.models.accounting import decode_bytes_per_token
+from flashslm.models.accounting import decode_bytes_per_token, prefill_flops
 from flashslm.models.architecture import Architecture
 
 WARM_UP_STEPS = 5  # after them nothing is compiled, recorded or allocated any more
@@ -59,6 +59,11 @@ class Case:
     def mean_context(self) -> int:
         """Text tokens in the cache at the middle decode step."""
         return self.context + self.new_tokens // 2
+
+    @property
+    def prefill_flops(self) -> float:
+        """What the prompts take up to their first tokens; the meta tokens are not read again."""
+        return self.batch * prefill_flops(self.architecture, self.context)
 
     @property
     def bytes_per_token(self) -> float:

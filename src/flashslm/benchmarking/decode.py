@@ -1,4 +1,4 @@
-"""Latency of decoding: TTFT, TPOT, MBU, the share of each operator, and the same work in transformers beside it."""
+"""Latency of decoding: TTFT, TPOT, MBU, the share of each operator, and the same work in another library beside it."""
 
 from flashslm.benchmarking import clock, peer
 from flashslm.benchmarking.case import Case, prompts
@@ -6,19 +6,26 @@ from flashslm.benchmarking.clock import DecodeTimes
 from flashslm.benchmarking.peer import PeerResult
 from flashslm.benchmarking.result import BenchmarkResult, BenchmarkRun, measured
 from flashslm.config import KernelsConfig
+from flashslm.hardware import peak
 from flashslm.inference.engine import DecodeEngine
 from flashslm.models.random_weights import random_model
 
 
 class ComparedPeer(PeerResult):
-    """`ratio` is the peer's median TPOT over ours: above 1 ours is faster."""
+    """`ratio` is the peer's median TPOT over ours, `ttft_ratio` its TTFT over ours: above 1 ours is faster."""
 
     ratio: float
+    ttft_ratio: float
 
 
 class DecodeResult(DecodeTimes, BenchmarkResult):
-    """The last line of `flashslm bench decode`."""
+    """The last line of `flashslm bench decode`.
 
+    `ttft_floor_ms` is the time that `prefill_flops` take at the data sheet's peak; None for an unknown device.
+    """
+
+    prefill_flops: float
+    ttft_floor_ms: float | None
     peer: ComparedPeer | None = None
 
 
@@ -32,13 +39,15 @@ def bench_decode(case: Case, setting: KernelsConfig, peer_spec: str = "") -> Dec
 def measure_decode(case: Case, setting: KernelsConfig) -> DecodeResult:
     """Ours alone."""
     _, fields = measured(case, setting, _run)
-    return DecodeResult(**fields)
+    flops, known = case.prefill_flops, peak(fields["fingerprint"].gpu)
+    return DecodeResult(**fields, prefill_flops=flops, ttft_floor_ms=1e3 * flops / known.flops_per_s if known else None)
 
 
 def compare(result: DecodeResult, found: PeerResult) -> DecodeResult:
     """The result with its peer."""
-    ratio = found.tpot_ms_median / result.tpot_ms_median
-    return result.model_copy(update={"peer": ComparedPeer(**found.model_dump(), ratio=ratio)})
+    ratio, ttft_ratio = found.tpot_ms_median / result.tpot_ms_median, found.ttft_ms / result.ttft_ms
+    compared = ComparedPeer(**found.model_dump(), ratio=ratio, ttft_ratio=ttft_ratio)
+    return result.model_copy(update={"peer": compared})
 
 
 def _run(case: Case) -> BenchmarkRun[DecodeTimes]:

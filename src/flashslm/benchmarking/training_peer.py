@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flashslm.benchmarking.peer import is_qwen3, qwen3_config
+from flashslm.benchmarking.qwen3_shape import is_qwen3, qwen3_config
 from flashslm.benchmarking.training_steps import Trained, TrainingCase
 from flashslm.config import TrainingConfig
 from flashslm.data.loader import Batch

@@ -40,7 +40,11 @@ def decode(  # noqa: PLR0913 - one parameter an option
     new_tokens: Annotated[int, typer.Option(help="Decode steps after the first token.")] = 256,
     batch: Annotated[int, typer.Option(help="Sequences decoded together.")] = 1,
     peer: Annotated[
-        str, typer.Option(help="hf: the same shape in transformers, or qwen3-0.6b where it has none; hf:PRESET.")
+        str,
+        typer.Option(
+            help="hf or vllm: the same shape in transformers or in vLLM's offline engine, qwen3-0.6b where that has "
+            "none; hf:PRESET, vllm:PRESET."
+        ),
     ] = "",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -177,8 +181,10 @@ def finish(result: "DecodeResult | ThroughputResult | TrainingResult", output: P
 
 
 def show_decode(result: "DecodeResult") -> None:
+    known = result.ttft_floor_ms is not None
+    floor = f", at the data sheet's peak {result.ttft_floor_ms:.2f}" if known else ""
     lines = {
-        "TTFT": f"{result.ttft_ms:.2f} ms",
+        "TTFT": f"{result.ttft_ms:.2f} ms{floor}",
         "TPOT": f"{result.tpot_ms_median:.4f} ms median, {result.tpot_ms_p90:.4f} p90, {result.tpot_ms_mean:.4f} mean",
     }
     show_result(result, lines)
@@ -225,6 +231,7 @@ def show_result(result: "DecodeResult | ThroughputResult", times: dict[str, str]
 
 def show_peer(peer: "ComparedPeer") -> None:
     text = f"{peer.preset} in {peer.engine}: TPOT {peer.tpot_ms_median:.4f} ms, {peer.ratio:.2f} times ours"
+    text += f"; TTFT {peer.ttft_ms:.2f} ms, {peer.ttft_ratio:.2f} times ours"
     Console().print(f"{'peer':<12}  {text}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -44,6 +44,16 @@ def forward_flops_per_token(architecture: Architecture, context: int) -> float:
     return 2.0 * matrices + mixing
 
 
+def prefill_flops(architecture: Architecture, tokens: int) -> float:
+    """FLOP of reading `tokens` behind the meta tokens: a forward pass of each, but for the head, which the last meets.
+
+    On average half of them are attended to, and all meta tokens; in window attention at most `window`.
+    """
+    a = architecture
+    head = 2.0 * a.vocab_size * a.hidden_size
+    return tokens * (forward_flops_per_token(a, a.num_meta_tokens + (tokens + 1) // 2) - head) + head
+
+
 def kv_bytes_per_token(architecture: Architecture, bytes_per_value: int = 2) -> int:
     """KV-cache growth per token of context, all attention layers; window attention's ring does not grow."""
     growing = sum(OPERATOR_SPECS[operator].keys == "all" for operator in architecture.operators)

@@ -5,15 +5,17 @@ import json
 import pytest
 import torch
 
-from flashslm.benchmarking import clock, decode, memory, peer
+from flashslm.benchmarking import clock, decode, memory
 from flashslm.config import KernelsConfig
-from flashslm.models.accounting import parameters
+from flashslm.hardware import Peak
+from flashslm.models.accounting import parameters, prefill_flops
 
 # What the command promises to scripts.
 KEYS = {
     *("preset", "engine", "batch", "context", "new_tokens", "ttft_ms", "tpot_ms_median", "tpot_ms_p90", "mbu"),
     *("tokens_per_s", "device", "commit", "mbu_measured", "tpot_ms_mean", "bytes_per_token", "operator_share"),
     *("peak_memory_bytes", "versions", "dtype", "kernels", "command", "date", "peer", "repeats"),
+    *("prefill_flops", "ttft_floor_ms"),
 }
 
 
@@ -37,10 +39,19 @@ def test_every_key_and_the_arithmetic(make_case, architecture, copy_10_gb_per_s)
     assert sum(found["operator_share"].values()) == pytest.approx(1)
     assert list(found["operator_share"]) == ["deltanet", "mamba2", "attention", "ffn", "head", "residual"]
     assert found["peer"] is None
+    assert found["prefill_flops"] == case.prefill_flops and found["ttft_floor_ms"] is None
 
 
 def test_no_data_sheet_no_mbu(make_case, copy_10_gb_per_s):
     assert decode.measure_decode(make_case(), KernelsConfig()).mbu is None
+
+
+def test_the_floor_of_the_first_token(make_case, copy_10_gb_per_s, monkeypatch):
+    """Two prompts' FLOP at the data sheet's rate."""
+    monkeypatch.setattr(decode, "peak", lambda gpu: Peak(flops_per_s=1e12, bytes_per_s=1e12))
+    case = make_case()
+    found = decode.measure_decode(case, KernelsConfig())
+    assert found.ttft_floor_ms == pytest.approx(1e3 * 2 * prefill_flops(case.architecture, 20) / 1e12)
 
 
 def test_the_engine_is_what_is_timed(make_case, monkeypatch, copy_10_gb_per_s):
@@ -71,10 +82,10 @@ def test_a_peer_and_its_ratio(make_case, qwen3, copy_10_gb_per_s, monkeypatch):
     result = decode.bench_decode(case, KernelsConfig(), "hf")
     assert result.peer.preset == "tiny" and result.peer.engine.startswith("transformers ")
     assert result.peer.ratio == pytest.approx(result.peer.tpot_ms_median / result.tpot_ms_median)
+    assert result.peer.ttft_ratio == pytest.approx(result.peer.ttft_ms / result.ttft_ms)
 
 
 def test_a_wrong_peer_costs_no_measurement(make_case, monkeypatch):
     monkeypatch.setattr(decode, "measure_decode", lambda *arguments: pytest.fail("measured"))
-    with pytest.raises(ValueError, match="peer 'vllm' is unknown"):
-        decode.bench_decode(make_case(), KernelsConfig(), "vllm")
-    assert peer.DEFAULT_PRESET in peer.PRESETS
+    with pytest.raises(ValueError, match="peer 'tgi' is unknown"):
+        decode.bench_decode(make_case(), KernelsConfig(), "tgi")

@@ -6,6 +6,8 @@ from torch._dynamo.testing import CompileCounter
 
 from flashslm.benchmarking import peer
 from flashslm.benchmarking.case import prompts
+from flashslm.benchmarking.qwen3_shape import is_qwen3, qwen3_config
+from flashslm.benchmarking.transformers_peer import TransformersDecoder
 from flashslm.models.accounting import parameters
 from flashslm.models.presets import preset
 from flashslm.models.random_weights import random_model
@@ -20,7 +22,7 @@ def case(make_case, qwen3):
 def decoder(case):
     """With weights large enough for continuations that vary."""
     torch.manual_seed(3)
-    decoder = peer.TransformersDecoder(case)
+    decoder = TransformersDecoder(case)
     with torch.no_grad():
         for parameter in decoder.model.parameters():
             if parameter.dim() == 2:
@@ -69,36 +71,36 @@ def test_presets_have_all_their_parameters(name):
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(peer.qwen3_config(preset(name)))
+        model = AutoModelForCausalLM.from_config(qwen3_config(preset(name)))
     assert sum(p.numel() for p in model.parameters()) == parameters(preset(name))["total"]
 
 
 def test_times_and_tokens(case):
-    found = peer.measure_peer(case)
+    found = peer.measure_peer(peer.Peer("hf", case))
     assert found.preset == "tiny" and found.tpot_ms_median > 0 and found.ttft_ms > 0
     assert found.tokens_per_s == pytest.approx(2 * 1000 / found.tpot_ms_mean)
 
 
 def test_the_same_shape_where_there_is_one(case):
-    assert peer.find_peer("hf", case) is case
+    assert peer.find_peer("hf", case) == peer.Peer("hf", case)
 
 
 @pytest.mark.parametrize(("spec", "name"), [("hf", "qwen3-0.6b"), ("hf:qwen3-1.7b", "qwen3-1.7b")])
 def test_another_shape_on_the_same_work(spec, name, make_case):
-    found = peer.find_peer(spec, make_case(batch=3, context=33))
+    library, found = peer.find_peer(spec, make_case(batch=3, context=33))
+    assert library == "hf"
     assert (found.preset, found.architecture) == (name, preset(name))
     assert (found.batch, found.context, found.new_tokens, found.dtype) == (3, 33, 6, "float32")
 
 
-@pytest.mark.parametrize("spec", ["vllm", "hf:nemotron-flash-1b", "hf:gpt2"])
+@pytest.mark.parametrize("spec", ["tgi", "hf:nemotron-flash-1b", "vllm:gpt2"])
 def test_unknown_peers(spec, make_case):
-    with pytest.raises(
-        ValueError, match=f"peer '{spec}' is unknown: give hf, or hf:PRESET with qwen3-0.6b, qwen3-1.7b"
-    ):
+    allowed = "give hf or vllm, or one of them with :PRESET, which is qwen3-0.6b or qwen3-1.7b"
+    with pytest.raises(ValueError, match=f"peer '{spec}' is unknown: {allowed}"):
         peer.find_peer(spec, make_case())
 
 
 @pytest.mark.parametrize("change", [{"operators": "AFA"}, {"qk_norm": False}, {"num_meta_tokens": 4}])
 def test_shapes_that_qwen3_has_not(change, qwen3):
-    assert peer.is_qwen3(qwen3)
-    assert not peer.is_qwen3(qwen3.model_copy(update=change))
+    assert is_qwen3(qwen3)
+    assert not is_qwen3(qwen3.model_copy(update=change))

@@ -11,11 +11,11 @@ from flashslm.benchmarking.peer import PeerResult
 from flashslm.config import KernelsConfig
 
 
-def fake_peer(case):
+def fake_peer(peer):
     engine = "transformers (static cache, eager)"
     times = dict.fromkeys(("ttft_ms", "tpot_ms_median", "tpot_ms_p90", "tpot_ms_mean"), 1000.0)
     repeats = {"ttft_ms_repeats": (1000.0,), "tpot_ms_median_repeats": (1000.0,)}
-    return PeerResult(preset=case.preset, engine=engine, tokens_per_s=1.0, **times, **repeats)
+    return PeerResult(preset=peer.case.preset, engine=engine, tokens_per_s=1.0, **times, **repeats)
 
 
 @pytest.fixture
@@ -33,14 +33,15 @@ def plan(make_case, qwen3, monkeypatch) -> runner.Plan:
 @pytest.fixture
 def record(plan, tmp_path, monkeypatch, capsys) -> dict:
     peers = []
-    monkeypatch.setattr(runner, "measure_peer", lambda case: peers.append(case) or fake_peer(case))
+    monkeypatch.setattr(runner, "measure_peer", lambda peer: peers.append(peer) or fake_peer(peer))
     monkeypatch.setattr(runner, "make_plan", lambda quick, setting: plan)
     monkeypatch.setenv("FLASHSLM_COMMIT", "0123456789abcdef")
     output = tmp_path / "results" / "decode.json"
     assert runner.main(["--output", str(output)]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert json.loads(output.read_text(encoding="utf-8")) == found
-    assert [(p.preset, p.context) for p in peers] == [
+    assert {p.library for p in peers} == {"hf"}
+    assert [(p.case.preset, p.case.context) for p in peers] == [
         *(("qwen3-0.6b", 10), ("qwen3-0.6b", 20)),
         *(("attention", 10), ("attention", 20)),
     ]

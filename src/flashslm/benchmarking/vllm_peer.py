@@ -1,0 +1,68 @@
+"""Greedy decoding in vLLM's offline engine: Qwen3 with random weights, its CUDA graphs and its attention.
+
+The engine runs in this process and is stepped by hand, so that a step of the clock is a step of the engine. Its host
+work between steps counts: the engine's user waits for it too.
+"""
+
+import os
+import tempfile
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashslm.benchmarking.case import Case
+from flashslm.benchmarking.qwen3_shape import qwen3_config
+
+DEFAULT_ATTENTION = "FLASH_ATTN"
+
+
+class VllmDecoder:
+    """Each prefill ends the sequences of the one before. No prefix is cached, and a prompt is read in one step."""
+
+    def __init__(self, case: Case) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # both are read when vLLM is imported
+        os.environ.setdefault("VLLM_ATTENTION_BACKEND", DEFAULT_ATTENTION)
+        import vllm
+
+        with tempfile.TemporaryDirectory() as directory:
+            config = qwen3_config(case.architecture)
+            config.architectures = ["Qwen3ForCausalLM"]
+            config.save_pretrained(directory)
+            self.llm = vllm.LLM(
+                model=directory,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                dtype=case.dtype,
+                max_model_len=case.capacity + 1,
+                max_num_seqs=case.batch,
+                max_num_batched_tokens=case.batch * case.context + case.batch,
+                enable_prefix_caching=False,
+            )
+        self.sampling = vllm.SamplingParams(
+            temperature=0.0, max_tokens=case.capacity - case.context + 1, ignore_eos=True, detokenize=False
+        )
+        self.numbers = count()
+        self.requests: list[str] = []
+        self.engine = f"vllm {vllm.__version__} (offline engine in one process, random weights)"
+
+    def prefill(self, tokens_BT: Tensor) -> Tensor:
+        """Start again on prompts; the first tokens [B]."""
+        core = self.llm.llm_engine
+        core.abort_request(self.requests)
+        self.requests = [str(next(self.numbers)) for _ in tokens_BT]
+        for name, tokens in zip(self.requests, tokens_BT.tolist(), strict=True):
+            core.add_request(name, {"prompt_token_ids": tokens}, self.sampling)
+        first: dict[str, int] = {}
+        while len(first) < len(self.requests):
+            first |= {output.request_id: output.outputs[0].token_ids[0] for output in core.step() if _has_begun(output)}
+        return torch.tensor([first[name] for name in self.requests])
+
+    def advance(self) -> None:
+        """One decode step; returns when its tokens are on the host."""
+        self.llm.llm_engine.step()
+
+
+def _has_begun(output: Any) -> bool:
+    return len(output.outputs[0].token_ids) > 0
