@@ -1,7 +1,7 @@
 """Measure decoding on this machine: latency beside a peer, growing batches, throughput at 32k tokens.
 
     .venv/bin/python benchmarks/decode.py [--quick] [--parts latency throughput batches] [--peer vllm|none]
-                                          [--kernels decode=torch]
+                                          [--weights int8] [--kernels decode=torch]
 
 Writes benchmarks/results/decode_<device>_<date>.json again after every measurement, so that a run that is cut short
 leaves what it has. The last line of stdout is that record. A measurement that fails is listed in it under `failed`, and
@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +140,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--kernels", action="append", metavar="OPERATION=FORM")
     parser.add_argument("--peer", choices=(*DECODERS, "none"), default="hf")
+    parser.add_argument("--weights", choices=("full", "int8"), default="full")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     plan = make_plan(given.quick, read_setting(given.kernels))
-    output = given.output or RESULTS / f"{result_name('decode', plan.latency[0].device)}.json"
+    plan = replace(plan, latency=tuple(replace(case, weights=given.weights) for case in plan.latency))
+    subject = "decode" if given.weights == "full" else f"decode-{given.weights}"
+    output = given.output or RESULTS / f"{result_name(subject, plan.latency[0].device)}.json"
     record = Session(plan, output, given.peer if given.peer != "none" else "").run(tuple(given.parts))
     print(json.dumps(record))
     return 1 if record["failed"] else 0

@@ -1,10 +1,10 @@
 """Find the fastest tiling of each projection, in the decode steps of whole models at batch 1.
 
-    python benchmarks/tilings.py [--budget-s 200] [--output FILE]
+    python benchmarks/tilings.py [--budget-s 200] [--weights int8] [--output FILE]
 
 A tiling is tried where it counts: everything else of the step stays as it is. First depths and strips, then what waits
-in registers and what in shared memory. Writes src/flashslm/inference/fused/tilings.json, which `tilings.tiling`
-reads, and a record with the steps' times in benchmarks/results.
+in registers and what in shared memory. Writes src/flashslm/inference/fused/tilings.json (or tilings-int8.json), which
+`tilings.tiling` reads, and a record with the steps' times in benchmarks/results.
 """
 
 import argparse
@@ -23,13 +23,15 @@ from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.fused import projection
 from flashslm.inference.fused.projection import Best
 from flashslm.inference.fused.tilings import PIECE, Measured, Tiling, cut
+from flashslm.inference.int8_model import WeightFormat
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.presets import PRESETS
 from flashslm.models.random_weights import random_model
 from flashslm.ops import kernels
 
 ROOT = Path(__file__).parents[1]
-TABLE = ROOT / "src/flashslm/inference/fused/tilings.json"
+FOLDER = ROOT / "src/flashslm/inference/fused"
+TABLES = {"full": "tilings.json", "int8": "tilings-int8.json"}  # of the second the sizes are pairs of weights
 SIZES = ModelConfig(head_dim=128, kv_group=4, ffn_ratio=3, mamba_state=128, mamba_head_dim=64)
 WIDTHS = (1024, 1280, 1536, 1792, 2304, 2560, 2816)
 OPERATORS = "DFMFAFMFDFMF"
@@ -48,16 +50,17 @@ Shape = tuple[int, int, bool]  # rows, size, gated
 class Tuner:
     """One model's step, and the tilings of its projections."""
 
-    def __init__(self, architecture: Architecture, tilings: dict[Shape, Tiling]) -> None:
+    def __init__(self, architecture: Architecture, tilings: dict[Shape, Tiling], weights: WeightFormat) -> None:
         self.tilings, self.used = tilings, dict[Shape, int]()
         self.variants = dict[Shape, set[tuple[int, tuple[tuple[str, int], ...]]]]()
         self.asked: Shape = (0, 0, False)
         projection.tiling = self.tiling
-        self.engine = DecodeEngine(random_model(architecture, "cuda", torch.bfloat16), 1, CONTEXT + 2 * STEPS)
+        model = random_model(architecture, "cuda", torch.bfloat16)
+        self.engine = DecodeEngine(model, 1, CONTEXT + 2 * STEPS, weights=weights)
         self.decoder = self.engine.decode_graph.decoder
         self.pool = ThreadPoolExecutor(16, initializer=lambda: torch.zeros(1, device="cuda"))
 
-    def tiling(self, rows: int, size: int, gated: bool = False) -> Tiling:
+    def tiling(self, rows: int, size: int, gated: bool = False, int8: bool = False) -> Tiling:
         self.asked = shape = rows, size, gated
         self.used[shape] = self.used.get(shape, 0) + 1
         return self.tilings.setdefault(shape, cut(size, 2, 2, 8, 4))
@@ -88,7 +91,7 @@ class Tuner:
     def step_us(self) -> float:
         """Capture the step with the present tilings and time it."""
         assert self.decoder is not None
-        self.decoder.best = Best.allocate(1, self.decoder.model.embedding.weight)
+        self.decoder.best = Best.allocate(1, self.decoder.head)
         self._step()
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.graph(graph):
@@ -146,25 +149,27 @@ def contexts() -> Iterator[tuple[str, Architecture]]:
         yield f"width {width}", build_architecture(OPERATORS, width, SIZES, VOCAB_SIZE)
 
 
-def read_table() -> dict[Shape, Tiling]:
-    """What stands in the table: a shape that no model of this run has keeps its tiling."""
-    entries = [Measured(*entry) for entry in json.loads(TABLE.read_text(encoding="utf-8"))]
+def read_table(table: Path) -> dict[Shape, Tiling]:
+    """What stands in a table: a shape that no model of this run has keeps its tiling."""
+    entries = [Measured(*entry) for entry in json.loads(table.read_text(encoding="utf-8"))]
     return {entry[:3]: cut(entry.size, *entry[3:]) for entry in entries}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget-s", type=float, default=200)
+    parser.add_argument("--weights", choices=TABLES, default="full")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     started = time.monotonic()
     kernels.configure(KernelsConfig(delta_rule="chunked", ssd="chunked", causal_conv="shifted", attention="sdpa"))
-    tilings, known, steps, left_out = read_table(), set[Shape](), {}, []
+    table_file = FOLDER / TABLES[given.weights]
+    tilings, known, steps, left_out = read_table(table_file), set[Shape](), {}, []
     for name, architecture in contexts():
         if time.monotonic() - started > given.budget_s:
             left_out.append(name)
             continue
-        tuner = Tuner(architecture, tilings)
+        tuner = Tuner(architecture, tilings, given.weights)
         shapes = tuner.shapes()
         before = tuner.step_us()
         for shape in shapes:
@@ -178,15 +183,16 @@ def main() -> None:
         del tuner
         torch.cuda.empty_cache()
     table = sorted(Measured(*shape, t.depth, t.strips, t.in_registers, t.in_shared) for shape, t in tilings.items())
-    TABLE.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in table) + "\n]\n", encoding="utf-8")
+    table_file.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in table) + "\n]\n", encoding="utf-8")
     record = Provenance.model_validate(provenance("cuda")).model_dump(mode="json") | {
         "what": f"a decode step at batch 1 and {CONTEXT} tokens, before and after its shapes were tuned",
+        "weights": given.weights,
         "repeats": SETS * STEPS,
         "steps": steps,
         "left_out": left_out,
         "tilings": [entry._asdict() for entry in table],
     }
-    output = given.output or ROOT / "benchmarks/results" / f"{result_name('tilings', 'cuda')}.json"
+    output = given.output or ROOT / "benchmarks/results" / f"{result_name(table_file.stem, 'cuda')}.json"
     output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -220,3 +220,30 @@ def test_attention(groups, group, size, lengths, normed, splits):
     )
     assert relative_error(out, expected.flatten(1)) < TOLERANCE
     assert relative_error(keys, expected_keys) < 1e-3 and relative_error(values, expected_values) < 1e-3
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+@pytest.mark.parametrize("size, rows", [(256, 40), (1024, 301), (2064, 37), (3072, 30), (6144, 17), (9216, 9)])
+def test_weights_of_8_bits(size, rows, batch):
+    """Plain, gated behind a norm, and onto the stream behind the norm of heads, against the matrix they stand for."""
+    from flashslm.inference.fused.projection import Norm, project
+    from flashslm.inference.fused.stream import Stream
+    from flashslm.ops.int8_weights import quantise_rows
+
+    x, norm = normal(batch, size), torch.rand(size, device="cuda") + 0.5
+    x[:, 5] *= 100
+    weight = quantise_rows(normal(2 * rows, size) * size**-0.5)
+    exact = weight.dequantised().double()
+    out = torch.full((batch, 2 * rows), torch.nan, device="cuda")
+    project(x, weight, out)
+    assert relative_error(out, x.double() @ exact.T) < 1e-4
+    gated = torch.full((batch, rows), torch.nan, device="cuda", dtype=torch.bfloat16)
+    project(x, weight, gated, Norm(norm, EPS), swiglu=True)
+    gate, up = (F.rms_norm(x.double(), (size,), norm.double(), EPS) @ exact.T).chunk(2, dim=1)
+    assert relative_error(gated, F.silu(gate) * up) < TOLERANCE
+    if size % 64:
+        return
+    stream = Stream(torch.ones(batch, 2 * rows, device="cuda"), torch.empty(batch, 2 * rows, device="cuda").bfloat16())
+    project(x, weight, stream, Norm(norm[:64], EPS, 64))
+    heads = F.rms_norm(x.double().view(batch, -1, 64), (64,), norm[:64].double(), EPS).flatten(1)
+    assert relative_error(stream.exact, 1 + heads @ exact.T) < TOLERANCE

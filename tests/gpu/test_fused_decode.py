@@ -135,3 +135,23 @@ def test_sizes_without_kernels_are_an_error_that_names_the_other_form():
     model = build("DM", width=240, head_dim=48, mamba_head_dim=60)
     with pytest.raises(MissingKernel, match=r"head_dim is 48: .*mamba_head_dim is 60: .*or set it to torch"):
         FusedDecoder(model, Cache.allocate(model.architecture, 1, 8, "cuda", torch.bfloat16))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize(
+    "operators, sizes", [("DFMFAF", {}), ("AF", {"width": 384}), ("GFLFWF", {}), ("DF", {"width": 320})]
+)
+def test_weights_of_8_bits(operators, sizes, batch):
+    """The decoder is the model with rounded matrices, in fp32."""
+    from flashslm.inference.fused.decoder import FusedDecoder
+    from flashslm.inference.int8_model import round_to_int8
+
+    model = round_to_int8(build(operators, **sizes))
+    exact = in_fp32(model)
+    cache, reference = (filled(model.architecture, batch, dtype) for dtype in (torch.bfloat16, torch.float32))
+    decoder = FusedDecoder(model, cache, int8=True)
+    decoder.begin()
+    with torch.inference_mode():
+        for tokens_B in torch.randint(1003, (6, batch), device="cuda"):
+            expected = exact.decode_step(tokens_B, reference)
+            assert relative_error(decoder.decode_step(tokens_B), expected) < 2e-2

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 
 from flashslm.hardware import DeviceKind
+from flashslm.inference.fused.tilings import MAX_BATCH
+from flashslm.inference.int8_model import WeightFormat
 from flashslm.models.accounting import decode_bytes_per_token, prefill_flops
 from flashslm.models.architecture import Architecture
 
@@ -27,6 +29,7 @@ class Case:
     device: DeviceKind
     dtype: Literal["float32", "bfloat16"]
     repeats: int = 3
+    weights: WeightFormat = "full"
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("context", "new_tokens", "batch", "repeats")}
@@ -69,8 +72,13 @@ class Case:
     def bytes_per_token(self) -> float:
         """What a mean decode step must move: weights once, caches and states of every sequence."""
         a = self.architecture
-        attended = a.num_meta_tokens + self.mean_context
-        return decode_bytes_per_token(a, attended, self.batch, self.torch_dtype.itemsize)
+        attended, bytes_per_value = a.num_meta_tokens + self.mean_context, self.torch_dtype.itemsize
+        return decode_bytes_per_token(a, attended, self.batch, bytes_per_value, 1 if self.reads_int8 else None)
+
+    @property
+    def reads_int8(self) -> bool:
+        """Whether a step's weights have 8 bits where it reads them: many sequences read matrices as they are."""
+        return self.weights == "int8" and self.device == "cuda" and self.batch <= MAX_BATCH
 
 
 def prompts(case: Case) -> torch.Tensor:

@@ -52,6 +52,6 @@ def compare(result: DecodeResult, found: PeerResult) -> DecodeResult:
 
 def _run(case: Case) -> BenchmarkRun[DecodeTimes]:
     model = random_model(case.architecture, case.device, case.torch_dtype)
-    engine = DecodeEngine(model, case.batch, case.capacity)
+    engine = DecodeEngine(model, case.batch, case.capacity, weights=case.weights)
     times = clock.time_decoder(engine, prompts(case), case.new_tokens, case.repeats, case.device)
     return BenchmarkRun(case, engine.backend, times)

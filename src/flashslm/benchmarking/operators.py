@@ -26,12 +26,14 @@ def operator_times_ms(case: Case) -> dict[str, float]:
         if count:
             copies = count * _rounds(case, letter, count)
             step = build_operator_step(
-                without_head, letter, case.batch, case.mean_context, case.device, case.torch_dtype, copies
+                *(without_head, letter, case.batch, case.mean_context, case.device, case.torch_dtype),
+                copies=copies,
+                weights=case.weights,
             )
             median_ms = measure(step, WARM_UP, REPEATS, case.device).median_ms
             times[OPERATOR_SPECS[letter].name] = median_ms * count / copies
             del step
-    head = build_head_step(case.architecture, case.batch, case.device, case.torch_dtype)
+    head = build_head_step(case.architecture, case.batch, case.device, case.torch_dtype, weights=case.weights)
     return times | {LM_HEAD: measure(head, WARM_UP, REPEATS, case.device).median_ms}
 
 

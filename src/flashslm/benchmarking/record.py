@@ -34,7 +34,7 @@ class Provenance(BaseModel):
 
 
 class ModelFacts(BaseModel):
-    """What ran. `kernels` are the forms that ran, `engine` names the one of the decode step."""
+    """What ran. `kernels` are the forms that ran, `engine` names the one of the decode step, `weights` their format."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,6 +43,7 @@ class ModelFacts(BaseModel):
     parameters: int
     engine: str
     dtype: str
+    weights: str
     kernels: dict[str, str]
     batch: int
     context: int
@@ -86,6 +87,7 @@ def model_facts(case: Case, backend: str) -> dict[str, Any]:
         "parameters": parameters(case.architecture)["total"],
         "engine": f"flashslm ({backend})",
         "dtype": case.dtype,
+        "weights": case.weights,
         "kernels": kernels.decisions(),
         "batch": case.batch,
         "context": case.context,

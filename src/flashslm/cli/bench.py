@@ -1,5 +1,6 @@
 """`flashslm bench`: decoding, throughput and training of a model with random weights, on this machine."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +28,10 @@ DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="auto: bfloat16 on CUDA, float32 on a CPU.")
 ]
 RepeatsOption = Annotated[int, typer.Option(help="Runs of all steps.")]
+WeightsOption = Annotated[
+    Literal["full", "int8"],
+    typer.Option(help="int8: matrices rounded to 8 bits with a scale per row, read as such by fused steps."),
+]
 OutputOption = Annotated[Path | None, typer.Option(help="Also write the JSON object to this file.")]
 
 LARGEST = "largest"
@@ -49,6 +54,7 @@ def decode(  # noqa: PLR0913 - one parameter an option
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     kernels: KernelsOption = None,
+    weights: WeightsOption = "full",
     repeats: RepeatsOption = 3,
     output: OutputOption = None,
 ) -> None:
@@ -56,7 +62,7 @@ def decode(  # noqa: PLR0913 - one parameter an option
     from flashslm.benchmarking.decode import bench_decode
     from flashslm.ops.kernels import read_setting
 
-    case = make_case(preset, model, context, new_tokens, batch, (device, dtype), repeats)
+    case = replace(make_case(preset, model, context, new_tokens, batch, (device, dtype), repeats), weights=weights)
     warn_of_minutes(case)
     result = bench_decode(case, read_setting(kernels), peer)
     show_decode(result)

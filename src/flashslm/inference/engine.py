@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flashslm.inference.decode_graph import DecodeGraph
+from flashslm.inference.int8_model import WeightFormat, round_to_int8
 from flashslm.inference.prefill import Prefill
 from flashslm.inference.sampling import GREEDY, Sampler, Sampling
 from flashslm.models.cache import Cache
@@ -16,7 +17,8 @@ class DecodeEngine:
     """Decodes sequences of equal prompt length, up to `max_context` text tokens each.
 
     Of the batch sizes it is given the smallest that holds the prompts runs; all work on the rows of one cache. The meta
-    tokens' states are computed once, here, and copied at every prefill.
+    tokens' states are computed once, here, and copied at every prefill. With weights in `int8` the model's matrices are
+    rounded in place (`round_to_int8`), and the fused steps of few sequences read them as 8 bits.
     """
 
     def __init__(
@@ -25,7 +27,10 @@ class DecodeEngine:
         batch_size: int | Sequence[int],
         max_context: int,
         sampling: Sampling = GREEDY,
+        weights: WeightFormat = "full",
     ) -> None:
+        if weights == "int8":
+            round_to_int8(model)
         weight = model.embedding.weight
         sizes = sorted({batch_size} if isinstance(batch_size, int) else set(batch_size))
         self.model, self.max_context = model, max_context
@@ -33,7 +38,10 @@ class DecodeEngine:
         tokens_B = torch.zeros(sizes[-1], dtype=torch.int64, device=weight.device)
         self.prefix = model.prefix_states()
         self.sampler = Sampler(sampling, weight.device)
-        self.decode_graphs = [DecodeGraph(model, cache.first(size), tokens_B[:size], self.sampler) for size in sizes]
+        self.decode_graphs = [
+            DecodeGraph(model, cache.first(size), tokens_B[:size], self.sampler, int8=weights == "int8")
+            for size in sizes
+        ]
         self.prefills = {size: Prefill(model, cache.first(size), self.prefix) for size in sizes}
         self.decode_graph = self.decode_graphs[-1]  # the one of the last prefill
         self.sequences = sizes[-1]  # of the last prefill

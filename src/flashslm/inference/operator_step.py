@@ -11,6 +11,7 @@ import torch
 
 from flashslm.inference.decode_graph import WARM_UP_STEPS
 from flashslm.inference.engine import DecodeEngine
+from flashslm.inference.int8_model import WeightFormat, round_to_int8
 from flashslm.inference.sampling import GREEDY, Sampling
 from flashslm.models.architecture import Architecture
 from flashslm.models.cache import Cache
@@ -35,7 +36,7 @@ class CapturedStep:
         self.graph.replay()
 
 
-def build_operator_step(
+def build_operator_step(  # noqa: PLR0913 - the key of a measurement
     architecture: Architecture,
     operator: str,
     batch: int,
@@ -44,6 +45,7 @@ def build_operator_step(
     dtype: torch.dtype,
     copies: int = 1,
     passes: int = 1,
+    weights: WeightFormat = "full",
 ) -> StepCall:
     """A call that runs one token of `batch` sequences through layers (norm, operator, residual) at `context`.
 
@@ -52,7 +54,7 @@ def build_operator_step(
     time by both. The cache is filled with random values and the position does not advance.
     """
     model = random_model(architecture.model_copy(update={"operators": operator * copies}), device, dtype)
-    step = _layers_step(model, _filled_cache(model, batch, context))
+    step = _layers_step(model, _filled_cache(model, batch, context), weights)
     if torch.device(device).type == "cuda":
         return _captured(step, passes)
     return step
@@ -65,13 +67,16 @@ def build_head_step(
     dtype: torch.dtype,
     sampling: Sampling = GREEDY,
     copies: int = 1,
+    weights: WeightFormat = "full",
 ) -> StepCall:
     """A call that runs a decode step without its layers: embedding, positions, final norm, head, sampling.
 
     Successive calls take turns with `copies` engines, each with an embedding of its own.
     """
     headless = architecture.model_copy(update={"operators": ""})
-    engines = [build_decode_steps(headless, [0], batch, device, dtype, sampling)[0] for _ in range(copies)]
+    engines = [
+        build_decode_steps(headless, [0], batch, device, dtype, sampling, weights=weights)[0] for _ in range(copies)
+    ]
     turns = cycle(engines)
 
     def step() -> None:
@@ -88,6 +93,7 @@ def build_decode_steps(
     dtype: torch.dtype,
     sampling: Sampling = GREEDY,
     max_context: int = 0,
+    weights: WeightFormat = "full",
 ) -> list[StepCall]:
     """Calls that run the engine's whole decode step, one call per context (text tokens), on one engine.
 
@@ -98,7 +104,7 @@ def build_decode_steps(
     meta = architecture.num_meta_tokens
     model = random_model(architecture.model_copy(update={"num_meta_tokens": 0}), device, dtype)
     steps = _steps_between_resets(model)
-    engine = DecodeEngine(model, batch, meta + max(max_context, *contexts, 0) + steps, sampling)
+    engine = DecodeEngine(model, batch, meta + max(max_context, *contexts, 0) + steps, sampling, weights)
     _fill(engine.cache)
     return [_held_at(engine, meta + context, steps) for context in contexts]
 
@@ -115,13 +121,15 @@ def _held_at(engine: DecodeEngine, length: int, steps: int) -> StepCall:
     return step
 
 
-def _layers_step(model: HybridLM, cache: Cache) -> StepCall:
+def _layers_step(model: HybridLM, cache: Cache, weights: WeightFormat) -> StepCall:
     """A token through all layers, by the backend that the engine takes."""
+    if weights == "int8":
+        round_to_int8(model)
     weight = model.embedding.weight
     if backend_of("decode", weight) == "fused":
         from flashslm.inference.fused.decoder import FusedDecoder
 
-        decoder = FusedDecoder(model, cache)
+        decoder = FusedDecoder(model, cache, int8=weights == "int8")
         _embed_a_token(decoder.decode_step, cache)
         return decoder.layers_step
     x_BD = torch.randn(cache.lengths_B.shape[0], weight.shape[1], device=weight.device, dtype=weight.dtype)

@@ -75,14 +75,20 @@ def state_bytes(architecture: Architecture, state_bytes_per_value: int = 4, conv
     return recurrent * state_bytes_per_value + conv * conv_bytes_per_value
 
 
-def decode_bytes_per_token(architecture: Architecture, context: int, batch: int = 1, bytes_per_value: int = 2) -> float:
+def decode_bytes_per_token(
+    architecture: Architecture,
+    context: int,
+    batch: int = 1,
+    bytes_per_value: int = 2,
+    bytes_per_weight: int | None = None,
+) -> float:
     """Bytes a decode step must move for one token of each of `batch` sequences.
 
     Weights are read once per step (meta tokens not at all), the KV cache once, recurrent and convolution states are
-    read and written.
+    read and written. A weight has `bytes_per_weight`, like other values if that is None; scales are not counted.
     """
     a = architecture
-    weights = (parameters(a)["total"] - a.num_meta_tokens * a.hidden_size) * bytes_per_value
+    weights = (parameters(a)["total"] - a.num_meta_tokens * a.hidden_size) * (bytes_per_weight or bytes_per_value)
     per_sequence = kv_bytes_per_sequence(a, context, bytes_per_value) + 2 * state_bytes(a, 4, bytes_per_value)
     return weights + batch * per_sequence
 

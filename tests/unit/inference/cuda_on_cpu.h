@@ -26,6 +26,13 @@ struct Index { int x; };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float __int_as_float(int bits) { float v; std::memcpy(&v, &bits, 4); return v; }
+inline uint32_t __float_as_uint(float v) { uint32_t bits; std::memcpy(&bits, &v, 4); return bits; }
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selected) {
+    const uint64_t bytes = (uint64_t)high << 32 | low;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; i++) result |= (uint32_t)(bytes >> 8 * (selected >> 4 * i & 7) & 0xff) << 8 * i;
+    return result;
+}
 inline float __ldcg(const float* from) { return *from; }
 inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 inline float __expf(float v) { return std::exp(v); }
@@ -77,9 +84,17 @@ inline uint32_t rounded(float v) {
 inline float2 unpack(uint32_t pair) { return {widened(pair & 0xffff), widened(pair >> 16)}; }
 inline uint32_t pack(float low, float high) { return rounded(low) | rounded(high) << 16; }
 
+inline uint32_t product_of_pairs(uint32_t a, uint32_t b) {
+    return pack(unpack(a).x * unpack(b).x, unpack(a).y * unpack(b).y);
+}
+inline uint32_t larger_of_pairs(uint32_t a, uint32_t b) {
+    const float2 u = unpack(a), v = unpack(b);
+    return pack(std::max(std::fabs(u.x), std::fabs(v.x)), std::max(std::fabs(u.y), std::fabs(v.y)));
+}
+
 inline uint64_t read_once() { return 0; }
-inline uint4 load_weights(const uint16_t* from, bool inside, uint64_t) {
-    return inside ? *reinterpret_cast<const uint4*>(from) : uint4{};
+inline uint4 load_weights(const void* from, bool inside, uint64_t) {
+    return inside ? *static_cast<const uint4*>(from) : uint4{};
 }
 inline uint4 load_input(const uint16_t* from) { return *reinterpret_cast<const uint4*>(from); }
 
@@ -88,7 +103,7 @@ struct Copy { void* to; const void* from; };
 inline thread_local std::deque<Copy> copies;
 alignas(128) inline unsigned char shared[227 * 1024];
 inline uint32_t shared_address(const unsigned char* of) { return of - shared; }
-inline void copy_weights(uint32_t to, const uint16_t* from, bool inside, uint64_t) {
+inline void copy_weights(uint32_t to, const void* from, bool inside, uint64_t) {
     copies.push_back({shared + to, inside ? from : nullptr});
 }
 inline void wait_copies(int pending) {
@@ -106,8 +121,18 @@ inline void wait_for_inputs() {
     __syncthreads();
 }
 
-// m16n8k16: a lane's operands and sums as PTX lays them out.
-inline void multiply(float (&sum)[4], uint32_t x0, uint32_t y0, uint32_t x1, uint32_t y1, uint32_t w0, uint32_t w1) {
+inline float times(uint32_t a, uint32_t b, float) {  // pairs
+    return unpack(a).x * unpack(b).x + unpack(a).y * unpack(b).y;
+}
+inline int times(uint32_t a, uint32_t b, int) {  // four signed bytes
+    int total = 0;
+    for (int shift = 0; shift < 32; shift += 8) total += (int)(int8_t)(a >> shift) * (int8_t)(b >> shift);
+    return total;
+}
+
+// m16n8k16, or m16n8k32 of bytes: a lane's operands and sums as PTX lays them out.
+template <class Sum>
+void multiply(Sum (&sum)[4], uint32_t x0, uint32_t y0, uint32_t x1, uint32_t y1, uint32_t w0, uint32_t w1) {
     Warp& warp = *warp_of_thread;
     const int lane = threadIdx.x % 32;
     const uint32_t mine[6] = {x0, y0, x1, y1, w0, w1};
@@ -115,9 +140,9 @@ inline void multiply(float (&sum)[4], uint32_t x0, uint32_t y0, uint32_t x1, uin
     warp.together.arrive_and_wait();
     for (int i = 0; i < 4; i++) {
         const int row = lane / 4, column = lane % 4 * 2 + i % 2;
-        for (int k = 0; k < 8; k++) {  // of pairs
+        for (int k = 0; k < 8; k++) {  // of words of 32 bits
             const uint32_t a = warp.values[row * 4 + k % 4][k / 4 * 2 + i / 2], b = warp.values[column * 4 + k % 4][4 + k / 4];
-            sum[i] += unpack(a).x * unpack(b).x + unpack(a).y * unpack(b).y;
+            sum[i] += times(a, b, sum[i]);
         }
     }
     warp.together.arrive_and_wait();

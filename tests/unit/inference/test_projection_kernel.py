@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 import flashslm.inference.fused as fused
 from flashslm.inference.fused.tilings import Tiling
+from flashslm.ops.int8_weights import quantise_rows
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
 TOLERANCE = 1e-2  # bf16 outputs of fp32 sums
@@ -83,9 +84,10 @@ BATCHES = pytest.mark.parametrize("batch", [1, 2, 3, 4])
 
 @pytest.mark.parametrize("size, rows", [(264, 21), (2304, 9)])
 @BATCHES
-def test_normalised_inputs(projection, size, rows, batch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalised_inputs(projection, size, rows, batch, dtype):
     torch.manual_seed(0)
-    x, weight, norm = normal(batch, size), normal(rows, size) * size**-0.5, torch.rand(size) + 0.5
+    x, weight, norm = normal(batch, size), normal(rows, size) * size**-0.5, (torch.rand(size) + 0.5).to(dtype)
     out = unwritten(batch, rows)
     projection.project(x, weight, out, projection.Norm(norm, EPS))
     assert error(out, F.rms_norm(x.double(), (size,), norm.double(), EPS) @ weight.double().T) < TOLERANCE
@@ -166,3 +168,59 @@ def test_the_first_of_the_best(projection, rows):
     highest = best.score_BP == best.score_BP.amax(1, keepdim=True)
     assert torch.equal(best.score_BP.amax(1), logits.amax(1))
     assert torch.equal(torch.where(highest, best.row_BP, rows).amin(1), logits.argmax(1).int())
+
+
+INT8_SIZES = pytest.mark.parametrize("size, rows", [(272, 21), (1040, 37), (2304, 9)])
+
+
+@INT8_SIZES
+@BATCHES
+def test_weights_of_8_bits(projection, size, rows, batch):
+    """Inputs are taken to 16 bits, so that what remains is the rounding of the output."""
+    torch.manual_seed(0)
+    x, weight, norm = normal(batch, size), normal(rows, size) * size**-0.5, torch.rand(size) + 0.5
+    x[:, 5] *= 100  # an outlier among the inputs
+    quantised, out = quantise_rows(weight), unwritten(batch, rows, dtype=torch.float32)
+    projection.project(x, quantised, out, projection.Norm(norm, EPS))
+    normed = (x.double() * norm).bfloat16().double() * torch.rsqrt(x.double().square().mean(1, keepdim=True) + EPS)
+    assert error(out, normed @ quantised.dequantised().double().T) < 1e-4
+
+
+@INT8_SIZES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gated_with_weights_of_8_bits(projection, dtype, size, rows):
+    torch.manual_seed(0)
+    x, weight, norm = normal(2, size), normal(2 * rows, size) * size**-0.5, torch.rand(size) + 0.5
+    x, weight, norm = (tensor.to(dtype) for tensor in (x, weight, norm))
+    quantised, out = quantise_rows(weight), unwritten(2, rows, dtype=dtype)
+    projection.project(x, quantised, out, projection.Norm(norm, EPS), swiglu=True)
+    normed = F.rms_norm(x.double(), (size,), norm.double(), EPS)
+    gate, up = (normed @ quantised.dequantised().double().T).chunk(2, dim=1)
+    assert error(out, F.silu(gate) * up) < TOLERANCE
+
+
+@pytest.mark.parametrize("head", [32, 128, 256])
+def test_weights_of_8_bits_onto_the_stream_from_normalised_heads(projection, head):
+    torch.manual_seed(0)
+    x, weight, norm = normal(3, 768), normal(19, 768) / 28, (torch.rand(head) + 0.5).bfloat16()
+    before = normal(3, 19, dtype=torch.float32)
+    stream, quantised = projection.Stream(before.clone(), unwritten(3, 19)), quantise_rows(weight)
+    projection.project(x, quantised, stream, projection.Norm(norm, EPS, head))
+    heads = F.rms_norm(x.double().view(3, -1, head), (head,), norm.double(), EPS).flatten(1)
+    assert error(stream.exact, before.double() + heads @ quantised.dequantised().double().T) < TOLERANCE
+
+
+def test_whatever_part_of_the_8_bits_waits(projection, monkeypatch):
+    torch.manual_seed(0)
+    x, weight = normal(1, 2992), normal(35, 2992) / 54
+    for waiting in ((4, 0), (4, 4), (20, 4)):
+        monkeypatch.setattr(projection, "tiling", lambda *shape, waiting=waiting: Tiling(2, 2, 3, *waiting))
+        out, quantised = unwritten(1, 35, dtype=torch.float32), quantise_rows(weight)
+        projection.project(x, quantised, out)
+        assert error(out, x.double() @ quantised.dequantised().double().T) < 1e-4
+
+
+def test_a_row_and_an_input_of_zeros(projection):
+    x, weight, out = torch.zeros(1, 272).bfloat16(), torch.zeros(9, 272).bfloat16(), unwritten(1, 9)
+    projection.project(x, quantise_rows(weight), out)
+    assert torch.equal(out, torch.zeros(1, 9).bfloat16())

@@ -1,6 +1,6 @@
 """Projections of many inputs at once: a matrix product, with what comes before and after it in one kernel each.
 
-Called like `projection.project`, which is faster up to its MAX_BATCH, but for the greedy choice.
+Called like `projection.project`, which is faster up to `tilings.MAX_BATCH`, but for the greedy choice.
 """
 
 import torch

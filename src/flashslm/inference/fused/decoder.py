@@ -14,8 +14,9 @@ from torch import Tensor
 from flashslm.inference.fused.attention import Rotation, Splits, attention_decode
 from flashslm.inference.fused.batched import project_batch
 from flashslm.inference.fused.mixers import delta_rule_decode, ssd_decode
-from flashslm.inference.fused.projection import MAX_BATCH, VALUES_PER_LOAD, Best, Norm, Ring, project
+from flashslm.inference.fused.projection import VALUES_PER_LOAD, Best, Norm, Ring, project
 from flashslm.inference.fused.stream import Stream, step_unfused
+from flashslm.inference.fused.tilings import MAX_BATCH
 from flashslm.inference.fused.tokens import choose, embed
 from flashslm.inference.fused.weights import pack_rows
 from flashslm.models.architecture import Architecture
@@ -31,6 +32,7 @@ from flashslm.models.operator_spec import CONV_SIZE, OPERATOR_SPECS
 from flashslm.models.operators import layer_class
 from flashslm.models.states import AttentionState, DeltaNetState, Mamba2State, NoState, State
 from flashslm.ops.delta_rule import L2_EPS
+from flashslm.ops.int8_weights import Int8Weight, quantise_rows
 from flashslm.ops.kernels import MissingKernel, note
 
 KernelCall = Callable[[], None]
@@ -62,20 +64,22 @@ def _too_small(device: torch.device) -> list[str]:
 class FusedDecoder:
     """Steps of `batch` sequences over `cache`. The model's projections become views of packed matrices.
 
-    Raises MissingKernel, which names the other backend, for sizes that the kernels cannot take.
+    With `int8` the kernels for few sequences read copies of them in 8 bits. Raises MissingKernel, which names the other
+    backend, for sizes that the kernels cannot take.
     """
 
-    def __init__(self, model: HybridLM, cache: Cache) -> None:
+    def __init__(self, model: HybridLM, cache: Cache, int8: bool = False) -> None:
         weight = model.embedding.weight
         if found := _too_small(weight.device) + size_blockers(model.architecture):
             raise MissingKernel(f"kernels.decode: backend 'fused' cannot run: {'; '.join(found)}; or set it to torch")
-        self.model, self.cache = model, cache
+        self.model, self.cache, self.int8 = model, cache, int8
         batch, vocabulary = cache.lengths_B.shape[0], weight.shape[0]
         self.device, self.dtype, self.batch = weight.device, weight.dtype, batch
         exact_BD = torch.zeros(batch, model.architecture.hidden_size, device=self.device)
         self.stream = Stream(exact_BD, exact_BD.to(self.dtype))
         self.logits_BV = torch.empty(batch, vocabulary, device=self.device)
-        self.best = Best.allocate(batch, weight) if self._few(weight) else None
+        self.head = self._stored(weight)
+        self.best = Best.allocate(batch, self.head) if self._few(weight) else None
         self.rings: list[tuple[Tensor, Tensor]] = []  # a convolution's state in the cache, and its ring
         layers = zip(model.architecture.operators, model.residual_layers, cache.layers, strict=True)
         self.steps = [step for letter, layer, state in layers for step in self._layer(letter, layer, state)]
@@ -101,11 +105,10 @@ class FusedDecoder:
         embed(tokens_B, self.model.embedding.weight, self.stream)
         self.layers_step()
         norm = Norm(self.model.final_norm.weight, self.model.final_norm.eps)
-        weight = self.model.embedding.weight
         if self.best is not None:
-            project(self.stream.rounded, weight, self.logits_BV, norm, best=self.best)
+            project(self.stream.rounded, self.head, self.logits_BV, norm, best=self.best)
         else:
-            project_batch(self.stream.rounded, weight, self.logits_BV, norm)
+            project_batch(self.stream.rounded, self.model.embedding.weight, self.logits_BV, norm)
         self.cache.lengths_B += 1
         return self.logits_BV
 
@@ -188,8 +191,13 @@ class FusedDecoder:
         return self.batch <= MAX_BATCH and weight_RD.shape[1] % VALUES_PER_LOAD == 0
 
     def _project(self, x_BD: Tensor, weight_RD: Tensor, *arguments: Any, **options: Any) -> KernelCall:
-        product = project if self._few(weight_RD) else project_batch
-        return partial(product, x_BD, weight_RD, *arguments, **options)
+        product: Callable[..., None] = project if self._few(weight_RD) else project_batch
+        return partial(product, x_BD, self._stored(weight_RD), *arguments, **options)
+
+    def _stored(self, weight_RD: Tensor) -> Tensor | Int8Weight:
+        """A weight as the product with it reads it."""
+        fits = self._few(weight_RD) and weight_RD.shape[1] % (2 * VALUES_PER_LOAD) == 0
+        return quantise_rows(weight_RD) if self.int8 and fits else weight_RD
 
     def _ring(self, start: int, state_BCK: Tensor, taps_CK: Tensor, bias_C: Tensor | None = None) -> Ring:
         batch, channels, _ = state_BCK.shape

@@ -5,6 +5,7 @@
 //            (with SWIGLU half of them gate, half up), each of the COLUMN_WARPS warps of a strip has a part of the columns
 //   warp     TILE rows x K_TILES_PER_WARP tiles of 256 columns: LOADS_PER_WARP loads of one row and one tile each
 //   lane     8 consecutive columns (16 bytes) of each load, so that a warp reads 512 consecutive bytes
+//            With INT8 weights twice as many columns: 16 of a lane, 512 of a tile
 //
 // The tensor core as a vector unit: mma.m16n8k16 multiplies a 16x16 matrix A by a 16x8 matrix B. Its fragments give lane
 // l = 4 g + t the elements of A's rows g and g + 8 and of B's column g. Each lane puts its own 8 columns of x into A and the
@@ -18,11 +19,21 @@
 //          | lanes 28-31 .  .  .  .  .  .  .  *   |             of the row's product.
 //          +--------------------------------------+
 //
+// With INT8 the weights are whole numbers, -127 to 127, times a scale per row, and mma.m16n8k32 multiplies them as they
+// are: converting them would take longer than reading them. Rows 0 to 7 of A hold the high bytes of x, rows 8 to 15 the low
+// bytes: x as whole numbers of 16 bits times a scale per group of four lanes, which the group's diagonal element takes.
+// The largest rounding error is 2^-16 of the largest x of the group's columns.
+//
 // Phases: load (weights, norm) | wait for the kernel that computes x | prologue (x, its norm) | main loop | epilogue.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned short u16;
+#if INT8
+typedef int Sum;
+#else
+typedef float Sum;
+#endif
 
 #ifndef EMULATED  // a test compiles the rest for a CPU and has its own forms of these
 #include "ptx.cuh"
@@ -31,7 +42,9 @@ extern __shared__ __align__(128) unsigned char shared[];
 
 constexpr int WARPS = COLUMN_WARPS * ROW_WARPS;
 constexpr int THREADS = WARPS * 32;
-constexpr int K_TILE = 256;                                             // columns of a load
+constexpr int VECTORS = INT8 ? 2 : 1;                                   // of 8 inputs, which 16 bytes of weights meet
+constexpr int VALUES = 8 * VECTORS;                                     // columns of a lane
+constexpr int K_TILE = 32 * VALUES;                                     // columns of a load
 constexpr int K_TILES = (SIZE + K_TILE - 1) / K_TILE;
 constexpr int K_TILES_PER_WARP = (K_TILES + COLUMN_WARPS - 1) / COLUMN_WARPS;
 constexpr int LOADS_PER_WARP = K_TILES_PER_WARP * TILE;
@@ -40,14 +53,16 @@ constexpr int ISSUED_LOADS = LOADS_PER_WARP < PREFETCHED_LOADS ? LOADS_PER_WARP 
 constexpr int OUTPUTS_PER_WARP = SWIGLU ? TILE / 2 : TILE;
 constexpr int BLOCK_N = OUTPUTS_PER_WARP * ROW_WARPS;                   // output rows of a block
 constexpr int OUTPUTS_PER_THREAD = (BLOCK_N * BATCH + THREADS - 1) / THREADS;
-constexpr int INPUT_PAIRS = (BATCH + 1) / 2;
+constexpr int PRODUCTS = INT8 ? BATCH : (BATCH + 1) / 2;                // of the tensor core: two inputs, or bytes, each
+constexpr int INPUTS = INT8 ? BATCH : 2 * PRODUCTS;
 constexpr int CONV_SIZE = 4;                                            // taps of the convolution that reads the ring
 constexpr bool SCALED_FIRST = HALF && NORM && !HEAD_DIM;
 
 struct Arguments {
     const u16* x;
     const void* norm;
-    const u16* weight;
+    const void* weight;
+    const float* scales;
     void* out;
     u16* rounded;
     u16* ring;
@@ -77,60 +92,17 @@ __device__ __forceinline__ float summed(float (&v)[TILE], int lane) {
     return v[0];
 }
 
-struct Norms {
-#if NORM_FLOAT
-    float values[8];
-#else
-    uint4 values;
-#endif
-    __device__ __forceinline__ void load(const void* norm, int at) {
-#if NORM_FLOAT
-        const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(norm) + at);
-        const float4 a = from[0], b = from[1];
-        values[0] = a.x; values[1] = a.y; values[2] = a.z; values[3] = a.w;
-        values[4] = b.x; values[5] = b.y; values[6] = b.z; values[7] = b.w;
-#else
-        values = *reinterpret_cast<const uint4*>(static_cast<const u16*>(norm) + at);
-#endif
-    }
-    __device__ __forceinline__ float2 pair(int i) const {
-#if NORM_FLOAT
-        return make_float2(values[2 * i], values[2 * i + 1]);
-#else
-        return unpack(i == 0 ? values.x : i == 1 ? values.y : i == 2 ? values.z : values.w);
-#endif
-    }
-};
-
-__device__ __forceinline__ float squares_in(uint4 x) {
-    const float2 v[4] = {unpack(x.x), unpack(x.y), unpack(x.z), unpack(x.w)};
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < 4; i++) sum += v[i].x * v[i].x + v[i].y * v[i].y;
-    return sum;
+// The element of a product that is a lane's group's own; 0 for lanes that do not hold it. `second`: of rows 8 to 15.
+template <class T>
+__device__ __forceinline__ T diagonal(const T (&sum)[4], int lane, bool second = false) {
+    const T even = second ? sum[2] : sum[0], odd = second ? sum[3] : sum[1];
+    return lane % 4 == lane / 8 ? (lane / 4 % 2 ? odd : even) : 0;
 }
 
-// Sixteen bytes of an input times the norm's weight. Without HEAD_DIM the squares are summed as well, and the epilogue
-// scales; float16 cannot hold values that are not scaled yet, so there the scale is known before (SCALED_FIRST).
-__device__ __forceinline__ uint4 normalised(uint4 x, const Norms& norms, float eps, float& squares, float scale = 1) {
-    float2 v[4] = {unpack(x.x), unpack(x.y), unpack(x.z), unpack(x.w)};
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < 4; i++) sum += v[i].x * v[i].x + v[i].y * v[i].y;
-    if (HEAD_DIM) {
-#pragma unroll
-        for (int lanes = HEAD_DIM / 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-        scale = rsqrtf(sum * (1.0f / (HEAD_DIM ? HEAD_DIM : 1)) + eps);
-    }
-    squares += sum;
-    u32 out[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float2 n = norms.pair(i);
-        out[i] = pack(v[i].x * n.x * scale, v[i].y * n.y * scale);
-    }
-    return make_uint4(out[0], out[1], out[2], out[3]);
-}
+#include "norm.cuh"
+#if INT8
+#include "int8.cuh"
+#endif
 
 // The scale that normalises input b.
 __device__ __forceinline__ float scale_of(const float (&squares_of)[COLUMN_WARPS][BATCH], float eps, int b) {
@@ -140,9 +112,10 @@ __device__ __forceinline__ float scale_of(const float (&squares_of)[COLUMN_WARPS
     return rsqrtf(total * (1.0f / SIZE) + eps);
 }
 
-// A row's product with input b: the sum of all warps' parts, scaled and gated.
+// A row's product with input b: the sum of all warps' parts, scaled and gated. `row` has the scales of INT8 weights.
 __device__ __forceinline__ float product(
-    const float (&sums)[COLUMN_WARPS][BATCH][TILE], const float (&squares_of)[COLUMN_WARPS][BATCH], float eps, int b, int r) {
+    const float (&sums)[COLUMN_WARPS][BATCH][TILE], const float (&squares_of)[COLUMN_WARPS][BATCH], float eps, float2 row,
+    int b, int r) {
     float y = 0, up = 0, scale = 1;
 #pragma unroll
     for (int w = 0; w < COLUMN_WARPS; w++) {
@@ -150,6 +123,7 @@ __device__ __forceinline__ float product(
         if (SWIGLU) up += sums[w][b][OUTPUTS_PER_WARP + r];
     }
     if (NORM && !HEAD_DIM && !SCALED_FIRST) scale = scale_of(squares_of, eps, b);
+    if (INT8) y *= row.x, up *= row.y;
     y *= scale;
     return SWIGLU ? __fdividef(y, 1.0f + __expf(-y)) * (up * scale) : y;
 }
@@ -185,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
     __shared__ float squares_of[ROW_WARPS][COLUMN_WARPS][BATCH];
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int strip = warp / COLUMN_WARPS, part = warp % COLUMN_WARPS;
-    const int first = blockIdx.x * BLOCK_N, mine = first + strip * OUTPUTS_PER_WARP, column = part * K_TILE + lane * 8;
+    const int first = blockIdx.x * BLOCK_N, mine = first + strip * OUTPUTS_PER_WARP, column = part * K_TILE + lane * VALUES;
     const u64 policy = read_once();
     auto row_of = [&](int r) { return mine + (SWIGLU && r >= OUTPUTS_PER_WARP ? r - OUTPUTS_PER_WARP : r); };
     auto inside = [&](int i) {
@@ -194,7 +168,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
     auto place = [&](int i) {
         const int r = i / K_TILES_PER_WARP;
         const size_t row = row_of(r) + (SWIGLU && r >= OUTPUTS_PER_WARP ? a.rows : 0);
-        return a.weight + row * SIZE + column + i % K_TILES_PER_WARP * COLUMN_WARPS * K_TILE;
+        const size_t value = row * SIZE + column + i % K_TILES_PER_WARP * COLUMN_WARPS * K_TILE;
+        return static_cast<const unsigned char*>(a.weight) + value * (INT8 ? 1 : 2);
     };
 
     // Load: the first IN_REGISTERS loads of weights go to registers, the next IN_SHARED to shared memory, before the wait.
@@ -207,12 +182,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
 #pragma unroll
     for (int i = IN_REGISTERS; i < ISSUED_LOADS; i++)
         copy_weights(slot + (i - IN_REGISTERS) * THREADS * 16, place(i), inside(i), policy);
-    Norms norms[NORM ? K_TILES_PER_WARP : 1];
+    Norms norms[NORM ? K_TILES_PER_WARP : 1][VECTORS];
     if (NORM) {
 #pragma unroll
-        for (int p = 0; p < K_TILES_PER_WARP; p++) {
-            const int at = column + p * COLUMN_WARPS * K_TILE;
-            norms[p].load(a.norm, at < SIZE ? (HEAD_DIM ? at % (HEAD_DIM ? HEAD_DIM : 1) : at) : 0);
+        for (int p = 0; p < K_TILES_PER_WARP; p++)
+#pragma unroll
+            for (int v = 0; v < VECTORS; v++) {
+                const int at = column + p * COLUMN_WARPS * K_TILE + v * 8;
+                norms[p][v].load(a.norm, at < SIZE ? (HEAD_DIM ? at % (HEAD_DIM ? HEAD_DIM : 1) : at) : 0);
+            }
+    }
+    float2 row_scales[OUTPUTS_PER_THREAD];  // of INT8 weights: a row's, with SWIGLU the gate's and the one above it
+    if (INT8) {
+#pragma unroll
+        for (int f = 0; f < OUTPUTS_PER_THREAD; f++) {
+            const int at = first + (f * THREADS + thread) % BLOCK_N, row = at < a.rows ? at : 0;
+            row_scales[f] = make_float2(a.scales[row], SWIGLU ? a.scales[a.rows + row] : 1.0f);
         }
     }
     int turn[OUTPUTS_PER_THREAD];  // where a sequence's ring takes the present token
@@ -226,14 +211,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
     wait_for_inputs();
 
     // Prologue: x, the stream that the outputs are added to, and the norm of x.
-    uint4 x[2 * INPUT_PAIRS][K_TILES_PER_WARP];
+    uint4 x[INPUTS][K_TILES_PER_WARP][VECTORS];
 #pragma unroll
-    for (int b = 0; b < 2 * INPUT_PAIRS; b++)
+    for (int b = 0; b < INPUTS; b++)
 #pragma unroll
-        for (int p = 0; p < K_TILES_PER_WARP; p++) {
-            const int at = column + p * COLUMN_WARPS * K_TILE;
-            x[b][p] = b < BATCH && at < SIZE ? load_input(a.x + b * SIZE + at) : make_uint4(0, 0, 0, 0);
-        }
+        for (int p = 0; p < K_TILES_PER_WARP; p++)
+#pragma unroll
+            for (int v = 0; v < VECTORS; v++) {
+                const int at = column + p * COLUMN_WARPS * K_TILE + v * 8;
+                x[b][p][v] = b < BATCH && at < SIZE ? load_input(a.x + b * SIZE + at) : make_uint4(0, 0, 0, 0);
+            }
     float old[OUTPUTS_PER_THREAD];
     if (RESIDUAL) {
 #pragma unroll
@@ -248,13 +235,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
             float squares = 0;
+#if PACKED_NORM
+            squares = normalise_packed(x[b], norms, lane);
+#else
 #pragma unroll
             for (int p = 0; p < K_TILES_PER_WARP; p++) {
-                if (SCALED_FIRST)
-                    squares += squares_in(x[b][p]);
-                else
-                    x[b][p] = normalised(x[b][p], norms[p], a.eps, squares);
+                if (SCALED_FIRST) {
+#pragma unroll
+                    for (int v = 0; v < VECTORS; v++) squares += squares_in(x[b][p][v]);
+                } else {
+                    normalise(x[b][p], norms[p], a.eps, squares);
+                }
             }
+#endif
             if (!HEAD_DIM) {
 #pragma unroll
                 for (int lanes = 16; lanes > 0; lanes /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, lanes);
@@ -270,16 +263,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
             const float scale = scale_of(squares_of[strip], a.eps, b);
             float squares = 0;
 #pragma unroll
-            for (int p = 0; p < K_TILES_PER_WARP; p++) x[b][p] = normalised(x[b][p], norms[p], a.eps, squares, scale);
+            for (int p = 0; p < K_TILES_PER_WARP; p++) normalise(x[b][p], norms[p], a.eps, squares, scale);
         }
     }
+#if INT8
+    float unit[BATCH];
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) unit[b] = quantise(x[b]);
+#endif
 
     // Main loop over the weights: those that wait in registers and in shared memory, then the others, which are loaded as
     // registers become free.
     float products[BATCH][TILE];
 #pragma unroll
     for (int r = 0; r < TILE; r++) {
-        float sum[INPUT_PAIRS][4] = {};
+        Sum sum[PRODUCTS][4] = {};
 #pragma unroll
         for (int p = 0; p < K_TILES_PER_WARP; p++) {
             const int i = r * K_TILES_PER_WARP + p;
@@ -295,17 +293,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
                 if (next < LOADS_PER_WARP) held[s] = load_weights(place(next), inside(next), policy);
             }
 #pragma unroll
-            for (int q = 0; q < INPUT_PAIRS; q++) {
-                const uint4 u = x[2 * q][p], v = x[2 * q + 1][p];
+            for (int q = 0; q < PRODUCTS; q++) {
+                const uint4 u = INT8 ? x[q][p][0] : x[2 * q][p][0], v = INT8 ? x[q][p][VECTORS - 1] : x[2 * q + 1][p][0];
                 multiply(sum[q], u.x, v.x, u.y, v.y, w.x, w.y);
                 multiply(sum[q], u.z, v.z, u.w, v.w, w.z, w.w);
             }
         }
-        const bool diagonal = lane % 4 == lane / 8, second = lane / 4 % 2;
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
-            const float* d = sum[b / 2] + b % 2 * 2;
-            products[b][r] = diagonal ? (second ? d[1] : d[0]) : 0.0f;
+#if INT8
+            const float high = diagonal(sum[b], lane), low = diagonal(sum[b], lane, true);
+            products[b][r] = fmaf(high, 256.0f, low) * unit[b];
+#else
+            products[b][r] = diagonal(sum[b / 2], lane, b % 2);
+#endif
         }
     }
 #pragma unroll
@@ -323,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) project(const __gr
         const bool finished = at < BLOCK_N * BATCH && row < a.rows;
         float y = 0;
         if (finished) {
-            y = product(sums[from], squares_of[from], a.eps, b, r % OUTPUTS_PER_WARP);
+            y = product(sums[from], squares_of[from], a.eps, row_scales[f], b, r % OUTPUTS_PER_WARP);
             if (RESIDUAL) y += old[f];
             store(a, y, b, row, RING ? turn[f] : 0);
         }

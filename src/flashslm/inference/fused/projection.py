@@ -14,8 +14,8 @@ from torch import Tensor
 from flashslm.inference.fused.cuda_kernel import Kernel, load
 from flashslm.inference.fused.stream import Stream
 from flashslm.inference.fused.tilings import TILE, Tiling, tiling
+from flashslm.ops.int8_weights import Int8Weight
 
-MAX_BATCH = 4  # above it a matrix product is faster
 VALUES_PER_LOAD = 8  # 16 bytes, to which rows are aligned
 REGISTERS, MIN_REGISTERS = 65_536, 40  # per SM; per thread, besides the weights that it holds
 MAX_BLOCKS = 16  # per SM
@@ -38,9 +38,10 @@ class Best(NamedTuple):
     row_BP: Tensor
 
     @classmethod
-    def allocate(cls, batch: int, weight_VD: Tensor) -> "Best":
-        rows, size = weight_VD.shape
-        score_BP = torch.empty(batch, -(-rows // tiling(rows, size).rows), device=weight_VD.device)
+    def allocate(cls, batch: int, weight_VD: Tensor | Int8Weight) -> "Best":
+        values_VD = weight_VD.values_RD if isinstance(weight_VD, Int8Weight) else weight_VD
+        blocks = -(-len(values_VD) // _tiling(weight_VD).rows)
+        score_BP = torch.empty(batch, blocks, device=values_VD.device)
         return cls(score_BP, torch.empty_like(score_BP, dtype=torch.int32))
 
 
@@ -54,7 +55,7 @@ class Norm(NamedTuple):
 
 def project(
     x_BD: Tensor,
-    weight_RD: Tensor,
+    weight_RD: Tensor | Int8Weight,
     out_BR: Tensor | Stream,
     norm: Norm | None = None,
     *,
@@ -62,15 +63,16 @@ def project(
     ring: Ring | None = None,
     best: Best | None = None,
 ) -> None:
-    """out = weight norm(x), for at most MAX_BATCH inputs; a stream is added to.
+    """out = weight norm(x), for at most `tilings.MAX_BATCH` inputs; a stream is added to.
 
     `swiglu`: the weight is [2R, D], gate over up, and out is silu(gate x) · up x. `ring`: the rows that a convolution
-    follows go there instead. D is a multiple of VALUES_PER_LOAD.
+    follows go there instead. D is a multiple of VALUES_PER_LOAD, of twice that with weights of 8 bits.
     """
     batch, size = x_BD.shape
     rows = weight_RD.shape[0] // (2 if swiglu else 1)
     out, rounded = out_BR if isinstance(out_BR, Stream) else (out_BR, out_BR)
-    tile = tiling(rows, size, swiglu).for_inputs(batch)
+    tile = _tiling(weight_RD, swiglu).for_inputs(batch)
+    weight, scales = weight_RD if isinstance(weight_RD, Int8Weight) else (weight_RD, None)
     macros = {
         "SIZE": size,
         "BATCH": batch,
@@ -83,9 +85,10 @@ def project(
         "RING": ring is not None,
         "BEST": best is not None,
         "OUT_FLOAT": out.dtype == torch.float32,
+        "INT8": scales is not None,
     }
     arguments = _Arguments(
-        *(_address(t) for t in (x_BD, norm.weight if norm else None, weight_RD, out, rounded)),
+        *(_address(t) for t in (x_BD, norm.weight if norm else None, weight, scales, out, rounded)),
         *(_address(t) for t in (*((ring.inputs, ring.lengths_B) if ring else (None, None)), *(best or (None, None)))),
         rows,
         norm.eps if norm else 0.0,
@@ -96,9 +99,16 @@ def project(
     kernel.launch(-(-rows // (tile.rows // (2 if swiglu else 1))), arguments)
 
 
+def _tiling(weight: Tensor | Int8Weight, swiglu: bool = False) -> Tiling:
+    """A row of bytes is shared as one of half as many values of two bytes."""
+    rows, size = weight.shape[0] // (2 if swiglu else 1), weight.shape[1]
+    int8 = isinstance(weight, Int8Weight)
+    return tiling(rows, -(-size // 2) if int8 else size, swiglu, int8)
+
+
 class _Arguments(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "norm", "weight", "out", "rounded")),
+        *((name, ctypes.c_void_p) for name in ("x", "norm", "weight", "scales", "out", "rounded")),
         *((name, ctypes.c_void_p) for name in ("ring", "lengths", "best", "best_row")),
         ("rows", ctypes.c_int),
         ("eps", ctypes.c_float),

@@ -26,6 +26,24 @@ __device__ __forceinline__ u32 pack(float low, float high) {
     return pair;
 }
 
+// Both products, and the larger absolute values, of two packed pairs.
+#if HALF
+#define PAIR "f16x2"
+#else
+#define PAIR "bf16x2"
+#endif
+__device__ __forceinline__ u32 product_of_pairs(u32 a, u32 b) {
+    u32 pair;
+    asm("mul.rn." PAIR " %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+    return pair;
+}
+
+__device__ __forceinline__ u32 larger_of_pairs(u32 a, u32 b) {
+    u32 pair;
+    asm("{.reg .b32 u, v; abs." PAIR " u, %1; abs." PAIR " v, %2; max." PAIR " %0, u, v;}" : "=r"(pair) : "r"(a), "r"(b));
+    return pair;
+}
+
 // An L2 policy for weights, which are read once per step: the cache is for what is read again.
 __device__ __forceinline__ u64 read_once() {
     u64 policy;
@@ -33,7 +51,7 @@ __device__ __forceinline__ u64 read_once() {
     return policy;
 }
 
-__device__ __forceinline__ uint4 load_weights(const u16* from, bool inside, u64 policy) {
+__device__ __forceinline__ uint4 load_weights(const void* from, bool inside, u64 policy) {
     uint4 v;
     asm volatile(
         "{.reg .pred p; setp.ne.b32 p, %6, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
@@ -42,7 +60,7 @@ __device__ __forceinline__ uint4 load_weights(const u16* from, bool inside, u64 
     return v;
 }
 
-__device__ __forceinline__ void copy_weights(u32 to, const u16* from, bool inside, u64 policy) {
+__device__ __forceinline__ void copy_weights(u32 to, const void* from, bool inside, u64 policy) {
     asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3; cp.async.commit_group;"
                  :: "r"(to), "l"(from), "r"(inside ? 16 : 0), "l"(policy) : "memory");
 }
@@ -76,6 +94,12 @@ __device__ __forceinline__ void multiply(float (&sum)[4], u32 x0, u32 y0, u32 x1
 #endif
     asm("mma.sync.aligned.m16n8k16.row.col." OPERANDS " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) : "r"(x0), "r"(y0), "r"(x1), "r"(y1), "r"(w0), "r"(w1));
+}
+
+// The same of signed bytes, twice as many.
+__device__ __forceinline__ void multiply(int (&sum)[4], u32 x0, u32 y0, u32 x1, u32 y1, u32 w0, u32 w1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3]) : "r"(x0), "r"(y0), "r"(x1), "r"(y1), "r"(w0), "r"(w1));
 }
 
 // Let the next kernel begin, then wait for the previous one, which writes x.

@@ -6,6 +6,7 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
+MAX_BATCH = 4  # inputs of a projection: above it a matrix product is faster
 PIECE = 256  # values of a row that a warp takes at once, 512 bytes: a step
 TILE = 8  # rows of a warp
 MOST_WARPS = 16  # of a block
@@ -64,17 +65,20 @@ def cut(size: int, depth: int, strips: int, in_registers: int, in_shared: int) -
 
 
 @cache
-def tiling(rows: int, size: int, gated: bool = False) -> Tiling:
-    """How blocks share a weight [rows, size], or [2 rows, size] if `gated`: as the nearest shape that was measured."""
+def tiling(rows: int, size: int, gated: bool = False, int8: bool = False) -> Tiling:
+    """How blocks share a weight [rows, size], or [2 rows, size] if `gated`: as the nearest shape that was measured.
+
+    `size` counts values of two bytes, or with `int8` pairs of weights.
+    """
 
     def distance(m: Measured) -> float:
         return abs(math.log(m.rows / rows)) + 2 * abs(math.log(m.size / size)) + (m.gated != gated)
 
-    nearest = min(_measured(), key=distance)
+    nearest = min(_measured("tilings-int8.json" if int8 else "tilings.json"), key=distance)
     return cut(size, *nearest[3:])
 
 
 @cache
-def _measured() -> list[Measured]:
-    text = files(__package__).joinpath("tilings.json").read_text()
+def _measured(file: str) -> list[Measured]:
+    text = files(__package__).joinpath(file).read_text()
     return [Measured(*entry) for entry in json.loads(text)]
