@@ -29,6 +29,7 @@ from flashslm.infra.state_files import write_whole
 from flashslm.launch.local.run_records import RunRecord, all_runs
 from flashslm.search.study import SearchStudy
 from flashslm.search.trial import FinishedTrial
+from flashslm.steps.search_architecture import FINALISTS
 
 ROOT = Path(__file__).parents[1]
 SUBJECT = "proxy-pipeline"
@@ -77,7 +78,7 @@ def begin(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
     there: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     if there.get("subject") != SUBJECT or there["device"] != facts["device"]:
         raise ValueError(f"'{output}' is no record of this benchmark on {facts['device']}: give another --output")
-    if there["calls"][-1]["ended"] != "cut off":
+    if there["result"].get("state") == "SUCCESS":
         raise ValueError(f"'{output}' is the record of a run that has ended: give another --output")
     parts = {name: dict.fromkeys([*there[name].split("; "), facts[name]]) for name in ("commit", "command")}
     return there | {name: "; ".join(part) for name, part in parts.items()}
@@ -142,12 +143,14 @@ def search_facts(database: Path) -> dict[str, Any]:
         return {"candidates": 0}
     url = f"sqlite:///{database}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    names = optuna.get_all_study_names(url)
+    names = [name for name in optuna.get_all_study_names(url) if not name.startswith(FINALISTS)]
     trials: list[FinishedTrial] = SearchStudy.open(url, names[-1]).finished() if names else []
     scored = [trial for trial in trials if trial.succeeded]
     best = min(scored, key=lambda trial: trial.loss_nats, default=None)
     winner = {key: value for key, value in best.record().items() if key in WINNER} if best else None
-    return {"candidates": len(trials), "failed": len(trials) - len(scored), "winner": winner}
+    pruned = sum(trial.pruned_at_step is not None for trial in trials)
+    failed = len(trials) - len(scored) - pruned
+    return {"candidates": len(trials), "pruned": pruned, "failed": failed, "winner": winner}
 
 
 if __name__ == "__main__":

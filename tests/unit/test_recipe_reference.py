@@ -104,6 +104,7 @@ def test_editors_accept_every_spelling_that_a_recipe_may_have() -> None:
         ({"model": {"window": 64}}, "model.window"),
         ({"profiling": {"device": "cuda", "threads": 2}}, "profiling.threads"),
         ({"search": {"strategy": "random", "sample": 4}}, "search.sample"),
+        ({"search": {"finalist_seeds": 2}}, "search.finalist_seeds"),
         ({"search": {"halving_factor": 2}}, "search.halving_factor"),
         ({"search": {"seeding": "law", "seed_designs": ["DF"]}}, "search.seed_designs"),
         ({"profiling": {"device": "cpu", "compile_processes": 2}}, "profiling.compile_processes"),

@@ -301,6 +301,14 @@ class SearchConfig(Section):
         description="One in so many of the candidates that were trained for a budget goes on, to the next budget: so "
         "many times as many steps.",
     )
+    finalists: int = Field(
+        default=0,
+        ge=0,
+        description="Best trials that are trained again with finalist_seeds seeds each; the one of the lowest mean "
+        "validation loss wins, and the test split judges. 0: the lowest proxy loss wins.",
+    )
+    finalist_seeds: int = Field(default=3, ge=1, description="Seeds of each finalist, all of them new ones.")
+    finalist_steps: int = Field(default=0, ge=0, description="Optimizer steps of a finalist's training; 0: `steps`.")
     batch_size: int = Field(default=32, ge=1, description="Sequences per optimizer step.")
     sequence_length: int = Field(default=1024, ge=8, description="Tokens per sequence.")
     learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")

@@ -1,6 +1,6 @@
 """The run's report as one HTML file that needs no network: charts are SVG, a short script shows tips and sorts."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -58,6 +58,7 @@ class RunArtifacts:
     latency_batch: int
     device_name: str
     lineage: list[dict[str, Any]]  # name, uri, sha256, bytes of every artifact
+    finalists: list[dict[str, Any]] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
         """As JSON: `document.render` makes the page of it again when the run is over."""

@@ -20,7 +20,16 @@ class SearchResult(BaseModel):
 
 
 def search_result(trials: Sequence[FinishedTrial], budget_ms: float) -> SearchResult:
-    """The lowest proxy loss among trials within the budget; equal losses go to the faster one.
+    """The best of `ranked`, the whole history and the Pareto front."""
+    return SearchResult(
+        best=ranked(trials, budget_ms)[0].record(),
+        history=[t.record() for t in sorted(trials, key=lambda t: t.slot)],
+        pareto=[t.record() for t in pareto_front([t for t in trials if t.succeeded])],
+    )
+
+
+def ranked(trials: Sequence[FinishedTrial], budget_ms: float) -> list[FinishedTrial]:
+    """Trials within the budget by proxy loss, the lowest first; of equal losses the faster one.
 
     Every trial ever trained counts, not only the last population. RuntimeError when none qualifies.
     """
@@ -31,11 +40,7 @@ def search_result(trials: Sequence[FinishedTrial], budget_ms: float) -> SearchRe
             f"none of {len(trials)} trials was trained within {budget_ms:.4g} ms per token "
             f"({len(trials) - len(succeeded)} failed): look at the trials' reasons in the study"
         )
-    return SearchResult(
-        best=min(feasible, key=lambda t: (t.loss_nats, t.latency_ms)).record(),
-        history=[t.record() for t in sorted(trials, key=lambda t: t.slot)],
-        pareto=[t.record() for t in pareto_front(succeeded)],
-    )
+    return sorted(feasible, key=lambda t: (t.loss_nats, t.latency_ms))
 
 
 def pruned_by_step(history: Sequence[dict[str, Any]]) -> dict[int, int]:

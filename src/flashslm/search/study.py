@@ -115,7 +115,8 @@ class SearchStudy:
         """Record a finished training; False when the claim had been taken over, or its record lost, meanwhile."""
         if not self._is_ours(claim):
             return False
-        self._set_attribute(claim.trial_id, "train_time_s", outcome.train_time_s)
+        for key, value in outcome.model_dump(include={"train_time_s", "test_loss_nats"}).items():
+            self._set_attribute(claim.trial_id, key, value)
         self._report(claim, outcome.validation_losses_nats())
         return self._finish(claim.trial_id, TrialState.COMPLETE, _values(claim.candidate, outcome.validation_loss_nats))
 
@@ -287,6 +288,7 @@ def _finished(trial: FrozenTrial) -> FinishedTrial:
         loss_nats=float(trial.values[0]),
         losses_by_step=losses,
         pruned_at_step=losses[-1][0] if trial.state == TrialState.PRUNED else None,
+        test_loss_nats=trial.user_attrs.get("test_loss_nats"),
         **{name: trial.user_attrs[name] for name in CANDIDATE_FIELDS},
     )
 

@@ -7,6 +7,8 @@ from typing import Any
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import Architecture
 
+FINALIST = "finalist"  # the `mutation` of a trial that is trained again
+
 
 class TrialFailed(RuntimeError):
     """One candidate's training failed for a reason that lies in the candidate, such as divergence or lack of memory."""
@@ -22,7 +24,7 @@ class Candidate:
     architecture: Architecture
     latency_ms: float  # predicted by the table, per decoded token
     parent: int | None  # slot
-    mutation: str  # seed, random, or the kind of mutation
+    mutation: str  # seed, random, the kind of mutation, or finalist
 
     @property
     def operators(self) -> str:
@@ -61,6 +63,7 @@ class FinishedTrial:
     loss_nats: float
     losses_by_step: tuple[tuple[int, float], ...] = ()  # validation losses in mid-training, in nats
     pruned_at_step: int | None = None
+    test_loss_nats: float | None = None  # of a finalist
 
     @property
     def succeeded(self) -> bool:
@@ -73,6 +76,5 @@ class FinishedTrial:
 
 
 # What a finished trial has of its candidate.
-CANDIDATE_FIELDS = tuple(
-    field.name for field in fields(FinishedTrial) if field.name not in ("loss_nats", "losses_by_step", "pruned_at_step")
-)
+_OUTCOME = {"loss_nats", "losses_by_step", "pruned_at_step", "test_loss_nats"}
+CANDIDATE_FIELDS = tuple(field.name for field in fields(FinishedTrial) if field.name not in _OUTCOME)

@@ -7,10 +7,10 @@ as Optuna demands of the trials of one study.
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, OPERATOR_SPECS
-from flashslm.search.trial import Candidate
+from flashslm.search.trial import FINALIST, Candidate
 
 OBJECTIVES = ("proxy_loss_nats", "latency_ms")  # both are minimised
-ORIGINS = ("seed", "random", "mutation")
+ORIGINS = ("seed", "random", "mutation", FINALIST)
 _MOST_OPERATORS, _LARGEST_WIDTH = 1024, 65_536
 _COUNTS = {letter: f"num_{OPERATOR_SPECS[letter].name}" for letter in EXPORTABLE_OPERATORS}
 
@@ -24,7 +24,7 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
 
 
 def trial_parameters(candidate: Candidate) -> dict[str, int | str]:
-    """Width, counts of operators, the first one, and whether the design is a seed, random or a mutation."""
+    """Width, counts of operators, the first one, and where the design comes from."""
     operators = candidate.operators
     return {
         "width": candidate.architecture.hidden_size,

@@ -2,19 +2,25 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
-from flashslm.search.evolution import Proposer
 from flashslm.search.halving import CandidatePruned
 from flashslm.search.study import Claim, SearchStudy
-from flashslm.search.trial import Candidate, TrialFailed
+from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed
 from flashslm.training.spec import TrainOutcome
 
 POLL_S = (0.05, 5.0)  # first and longest pause while other workers hold all open slots
 
 Train = Callable[[Candidate], TrainOutcome]
 OnTrial = Callable[[Candidate, TrainOutcome], None]
+
+
+class Proposes(Protocol):
+    """Fills slots with candidates: those that can be filled once the trials of a history are finished."""
+
+    def propose(self, history: Iterable[FinishedTrial]) -> list[Candidate]: ...
 
 
 @dataclass
@@ -28,7 +34,7 @@ class WorkerSummary:
     waited_s: float = 0.0
 
 
-def run_worker(study: SearchStudy, proposer: Proposer, train: Train, on_trial: OnTrial | None = None) -> WorkerSummary:
+def run_worker(study: SearchStudy, proposer: Proposes, train: Train, on_trial: OnTrial | None = None) -> WorkerSummary:
     """Work until no slot is left. `train` may raise TrialFailed and CandidatePruned; any other exception frees the slot
     and propagates.
 
@@ -42,7 +48,7 @@ def run_worker(study: SearchStudy, proposer: Proposer, train: Train, on_trial: O
 
 
 def _is_finished(
-    study: SearchStudy, proposer: Proposer, train: Train, on_trial: OnTrial | None, summary: WorkerSummary
+    study: SearchStudy, proposer: Proposes, train: Train, on_trial: OnTrial | None, summary: WorkerSummary
 ) -> bool:
     """Work off all slots, by this worker or others; False as soon as the study may have lost trials."""
     pause_s = POLL_S[0]
@@ -62,7 +68,7 @@ def _is_finished(
     return not _open_candidates(study, proposer) and not study.may_have_changed
 
 
-def _open_candidates(study: SearchStudy, proposer: Proposer) -> list[Candidate]:
+def _open_candidates(study: SearchStudy, proposer: Proposes) -> list[Candidate]:
     """Proposed by now and not finished."""
     history = study.finished()
     finished = {trial.slot for trial in history}

@@ -1,15 +1,21 @@
 """Short training of the search's candidates: each in its own nested MLflow run, beside other workers of the GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from flashslm.hardware import pick_device
+import torch
+
+from flashslm.config import SearchConfig
+from flashslm.data.shards import SplitReader
+from flashslm.evaluation.perplexity import Reading, evaluate_perplexity, sample_documents
+from flashslm.hardware import pick_device, pick_dtype
 from flashslm.infra.tracking.mlflow_runs import TrackedRun, end_lost
 from flashslm.models.hybrid import HybridLM
 from flashslm.search.evolution import Proposer
+from flashslm.search.finalists import Finalists, JudgedOutcome
 from flashslm.search.halving import CandidatePruned, Halving
 from flashslm.search.study import SearchStudy
-from flashslm.search.trial import Candidate, TrialFailed
+from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed
 from flashslm.steps.context import StepContext
 from flashslm.steps.run_names import trial_run_name
 from flashslm.training.proxy import proxy_training
@@ -28,47 +34,62 @@ from flashslm.training.trainer import train
 class CandidateTrainer:
     """Called with a candidate; raises TrialFailed, or CandidatePruned where successive halving ends it."""
 
-    def __init__(self, context: StepContext, study: SearchStudy, proposer: Proposer) -> None:
-        self.context, self.study, self.proposer = context, study, proposer
+    def __init__(self, context: StepContext, study: SearchStudy, section: SearchConfig) -> None:
+        self.context, self.study, self.section = context, study, section
         self.device = pick_device(context.config.profiling.training_device)
-        self.training = proxy_training(context.config.search, context.config.profiling.threads, decay=True)
-        self.halving, self.gpu = Halving(context.config.search), SharedGpu.of(self.device)
+        self.training = proxy_training(section, context.config.profiling.threads, decay=True)
+        self.halving, self.gpu = Halving(section), SharedGpu.of(self.device)
 
     def __call__(self, candidate: Candidate) -> TrainOutcome:
-        end_lost(self.context.settings, trial_run_name(candidate), self.study.lost_workers(candidate.slot))
+        name = trial_run_name(candidate)
+        end_lost(self.context.settings, name, self.study.lost_workers(candidate.slot))
         try:
-            ended = self.gpu.run(partial(self._train, candidate))
+            ended = self.gpu.run(partial(self._train, candidate, name))
         except (NonFiniteLoss, OutOfMemory) as error:
             raise TrialFailed(str(error)) from error
         if isinstance(ended, CandidatePruned):
             raise ended
         return ended
 
-    def _train(self, candidate: Candidate) -> TrainOutcome | CandidatePruned:
-        config = self.context.config
+    def seed_of(self, candidate: Candidate) -> int:
+        """Of weights and data order: the same for all trials."""
+        return self.context.config.seed
+
+    def known(self, candidate: Candidate) -> Sequence[FinishedTrial]:
+        """The earlier trials that the candidate is compared with at each budget."""
+        return ()
+
+    def judged(self, model: HybridLM, outcome: TrainOutcome) -> TrainOutcome:
+        """The outcome, with what the trained model is measured on besides."""
+        return outcome
+
+    def _train(self, candidate: Candidate, name: str) -> TrainOutcome | CandidatePruned:
+        seed = self.seed_of(candidate)
         spec = TrainSpec(
             start=FromArchitecture(architecture=candidate.architecture),
             dataset=self.context.manifest("dataset"),
             training=self.training,
             weight_norm=False,  # as in the paper's search
-            seed=config.seed,
+            seed=seed,
             validate_at=self.halving.budgets,
         )
-        with self.context.mlflow_run.nested(trial_run_name(candidate), params=candidate.attributes()) as run:
-            model = HybridLM.build(candidate.architecture, self.device, seed=config.seed, init_on_device=True)
+        with self.context.mlflow_run.nested(name, params=candidate.attributes() | {"seed": seed}) as run:
+            model = HybridLM.build(candidate.architecture, self.device, seed=seed, init_on_device=True)
             on_metrics = self._pruning(candidate, partial(_log_row, run))
             try:
                 outcome = train(spec, model, self.context.stream, on_metrics=on_metrics)
             except CandidatePruned as pruned:
                 run.set_tags({"pruned_at_step": str(pruned.step)})
                 return pruned
+            outcome = self.judged(model, outcome)
             final = {"proxy_loss_nats": outcome.validation_loss_nats, "latency_ms": candidate.latency_ms}
-            run.log_metrics(final, step=config.search.steps)
+            final |= outcome.model_dump(include={"test_loss_nats"})
+            run.log_metrics(final, step=self.section.steps)
         return outcome
 
     def _pruning(self, candidate: Candidate, log: Callable[[int, dict[str, float]], None]) -> OnMetrics:
         """Log each row, and raise CandidatePruned at a budget beyond which the candidate is not trained."""
-        earlier = self.proposer.known(candidate.slot, self.study.finished())
+        earlier = self.known(candidate)
         losses_nats: dict[int, float] = {}
 
         def on_metrics(step: int, values: dict[str, float]) -> None:
@@ -79,6 +100,39 @@ class CandidateTrainer:
                     raise CandidatePruned(losses_nats)
 
         return on_metrics
+
+
+class TrialTrainer(CandidateTrainer):
+    """Of the search itself."""
+
+    def __init__(self, context: StepContext, study: SearchStudy, proposer: Proposer) -> None:
+        super().__init__(context, study, context.config.search)
+        self.proposer = proposer
+
+    def known(self, candidate: Candidate) -> Sequence[FinishedTrial]:
+        return self.proposer.known(candidate.slot, self.study.finished())
+
+
+class FinalistTrainer(CandidateTrainer):
+    """Of the best trials, with several seeds and to the end."""
+
+    def __init__(self, context: StepContext, study: SearchStudy, finalists: Finalists) -> None:
+        search = context.config.search
+        longer = {"steps": search.finalist_steps or search.steps, "halving_from_steps": 0}
+        super().__init__(context, study, search.model_copy(update=longer))
+        self.finalists = finalists
+
+    def seed_of(self, candidate: Candidate) -> int:
+        return self.finalists.seed_of(candidate)
+
+    def judged(self, model: HybridLM, outcome: TrainOutcome) -> TrainOutcome:
+        """With the loss on the test split, of which as many tokens are read as of the validation split."""
+        dtype = pick_dtype("auto", self.device)
+        dataset, section = self.context.stream(self.context.manifest("dataset")), self.section
+        documents = sample_documents(SplitReader(dataset, "test"), section.validation_tokens, self.context.config.seed)
+        reading = Reading(section.sequence_length, section.sequence_length, section.batch_size)
+        _, found = evaluate_perplexity(model.cast(getattr(torch, dtype)).eval(), documents, reading)
+        return JudgedOutcome(**dict(outcome), test_loss_nats=found["loss_nats"].mean)
 
 
 def _log_row(run: TrackedRun, step: int, values: dict[str, float]) -> None:

@@ -2,7 +2,7 @@
 
 import re
 
-from flashslm.search.trial import Candidate
+from flashslm.search.trial import FINALIST, Candidate
 
 _SHORT = {"weight_norm": "wnorm"}
 _ORDER = ("weight_norm", "seed")  # other arguments come after these
@@ -17,5 +17,6 @@ def step_run_name(label: str) -> str:
 
 
 def trial_run_name(candidate: Candidate) -> str:
-    """`trial 7 · AFFAFAFF w160`."""
-    return f"trial {candidate.slot} · {candidate.operators} w{candidate.architecture.hidden_size}"
+    """`trial 7 · AFFAFAFF w160`, or `finalist 2 · …` of a trial that is trained again."""
+    kind = FINALIST if candidate.mutation == FINALIST else "trial"
+    return f"{kind} {candidate.slot} · {candidate.operators} w{candidate.architecture.hidden_size}"

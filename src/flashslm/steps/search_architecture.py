@@ -4,17 +4,27 @@ import json
 from typing import Any
 
 from flashslm.config import digest
-from flashslm.models.architecture import InfeasibleArchitecture, parse_operators, repeat_block
+from flashslm.models.architecture import (
+    Architecture,
+    InfeasibleArchitecture,
+    build_architecture,
+    parse_operators,
+    repeat_block,
+)
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.search.evolution import Proposer
+from flashslm.search.finalists import Finalists
 from flashslm.search.fit import WidthFitter
 from flashslm.search.space import SearchSpace
 from flashslm.search.study import SearchStudy
-from flashslm.search.trial import Candidate
+from flashslm.search.trial import Candidate, FinishedTrial
 from flashslm.search.worker import run_worker
-from flashslm.steps.candidates import CandidateTrainer
+from flashslm.steps.candidates import FinalistTrainer, TrialTrainer
 from flashslm.steps.context import StepContext
 from flashslm.training.spec import TrainOutcome
+
+FINALISTS = "finalists of "  # begins the name of their study; the search's follows
+_OF_FINALISTS = ("finalists", "finalist_seeds", "finalist_steps")
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -28,31 +38,62 @@ def run(context: StepContext) -> dict[str, Any]:
         context.events.emit("progress", f"{design}, {measured}", **count)
 
     proposer = make_proposer(context)
-    summary = run_worker(study, proposer, CandidateTrainer(context, study, proposer), on_trial)
+    summary = run_worker(study, proposer, TrialTrainer(context, study, proposer), on_trial)
+    retrained = _retrain_finalists(context, study.finished()) if context.config.search.finalists else 0
     return {
         "trained_trials": summary.trained,
         "pruned_trials": summary.pruned,
+        "retrained_finalists": retrained,
         "waited_s": summary.waited_s,
         "worker": study.name,
-        "summary": f"{summary.trained + summary.pruned} trials by this worker, {summary.completed} in the study",
+        "summary": f"{summary.trained + summary.pruned} trials by this worker, {summary.completed} in the study"
+        + (f"; {retrained} trainings of finalists" if retrained else ""),
     }
+
+
+def _retrain_finalists(context: StepContext, trials: list[FinishedTrial]) -> int:
+    """Work on the second study, with the other workers; returns how many trainings this worker did."""
+    config, vocab_size = context.config, context.manifest("dataset").metadata["vocab_size"]
+
+    def build(operators: str, width: int) -> Architecture:
+        return build_architecture(operators, width, config.model, vocab_size)
+
+    study = open_finalists(context)
+    finalists = Finalists(config.search, config.seed, trials, budget_ms(context), build)
+
+    def on_finalist(candidate: Candidate, outcome: TrainOutcome) -> None:
+        text = f"finalist {candidate.operators}, seed {finalists.seed_of(candidate)}: "
+        context.events.emit("progress", f"{text}loss {outcome.validation_loss_nats:.3f}")
+
+    return run_worker(study, finalists, FinalistTrainer(context, study, finalists), on_finalist).trained
 
 
 def open_study(context: StepContext) -> SearchStudy:
     """The study is named by the work: same configuration, inputs and code = same study."""
+    return _open(context, study_name(context))
+
+
+def open_finalists(context: StepContext) -> SearchStudy:
+    """That of the finalists: other finalists of the same search make another one."""
+    search = context.config.search
+    again = {name: getattr(search, name) for name in _OF_FINALISTS}
+    return _open(context, f"{FINALISTS}{study_name(context)} ({digest(again)[:16]})")
+
+
+def _open(context: StepContext, name: str) -> SearchStudy:
     if not context.settings.study_url:
         raise ValueError("FLASHSLM_STUDY_URL is not set: give an Optuna storage such as sqlite:///study.db")
-    settings = context.settings
-    return SearchStudy.open(settings.study_url, study_name(context), patience_s=settings.patience_s)
+    return SearchStudy.open(context.settings.study_url, name, patience_s=context.settings.patience_s)
 
 
 def study_name(context: StepContext) -> str:
     """The study's identity: all that decides what is proposed and which loss it gets. It is the same in every worker
-    and in select_architecture; the number of workers is not part of it, so a search continues with more or fewer.
-    Optuna's dashboard lists studies by it.
+    and in select_architecture; the number of workers is not part of it, so a search continues with more or fewer, and
+    neither are finalists. Optuna's dashboard lists studies by it.
     """
     sections = json.loads(context.config.for_step("search_architecture"))
-    del sections["search"]["workers"]
+    for name in ("workers", *_OF_FINALISTS):
+        del sections["search"][name]
     inputs = {name: context.manifest(name).sha256 for name in ("dataset", "latency_table", "scaling_law")}
     work = {"config": sections, "inputs": inputs, "code": context.parameters["code_digest"]}
     search = context.config.search

@@ -1,18 +1,22 @@
 """select_architecture: read the finished study: the winner, the whole history, the Pareto front; time the winners."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from flashslm.models.architecture import build_architecture
-from flashslm.search.result import pruned_by_step, search_result, trained_share
+from flashslm.search.finalists import Finalist, judge_finalists
+from flashslm.search.result import SearchResult, pruned_by_step, search_result, trained_share
 from flashslm.steps.context import StepContext
-from flashslm.steps.search_architecture import budget_ms, open_study
+from flashslm.steps.search_architecture import budget_ms, open_finalists, open_study
 from flashslm.steps.winners import measure_winners
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `architecture`: architecture.json, history.json, pareto.json, best.json, winners.json."""
+    """Outputs `architecture`: JSON documents architecture, history, pareto, best, finalists and winners."""
     found = search_result(open_study(context).finished(), budget_ms(context))
-    best, history = found.best, found.history
+    history = found.history
+    finalists = judge_finalists(open_finalists(context).finished()) if context.config.search.finalists else []
+    best = chosen_trial(found, finalists)
     pruned = pruned_by_step(history)
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
     architecture = build_architecture(best["operators"], best["width"], context.config.model, vocab_size)
@@ -21,10 +25,13 @@ def run(context: StepContext) -> dict[str, Any]:
         "history.json": history,
         "pareto.json": found.pareto,
         "best.json": best,
+        "finalists.json": [finalist.model_dump(mode="json") for finalist in finalists],
     }
     winners = files["winners.json"] = measure_winners(context, best, found.pareto, budget_ms(context))
     facts = {"operators": architecture.operators, "width": architecture.hidden_size, "digest": architecture.digest}
     context.publish_json("architecture", files, facts)
+    judged = bool(finalists) and finalists[0].test_loss_nats is not None
+    seeds = context.config.search.finalist_seeds
     return {
         "trials": len(history),
         "pruned_trials": sum(pruned.values()),
@@ -36,5 +43,14 @@ def run(context: StepContext) -> dict[str, Any]:
         "worst_winner_error": max(abs(winner["relative_error"]) for winner in winners),
         "summary": f"{architecture.operators} at width {architecture.hidden_size}: proxy loss {best['loss_nats']:.3f} "
         f"nats, {best['latency_ms']:.3f} ms/token by the table, {winners[0]['measured_ms']:.3f} measured, best of "
-        f"{len(history)} trials" + "".join(f"; {count} pruned after {step} steps" for step, count in pruned.items()),
+        f"{len(history)} trials"
+        + "".join(f"; {count} pruned after {step} steps" for step, count in pruned.items())
+        + (f"; test loss {finalists[0].test_loss_nats:.3f} nats over {seeds} new seeds" if judged else ""),
     }
+
+
+def chosen_trial(found: SearchResult, finalists: Sequence[Finalist]) -> dict[str, Any]:
+    """The first finalist's record in the history; the best trial's where no finalist was trained with every seed."""
+    if not finalists or finalists[0].validation_loss_nats is None:
+        return found.best
+    return next(trial for trial in found.history if trial["slot"] == finalists[0].slot)

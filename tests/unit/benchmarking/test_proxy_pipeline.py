@@ -81,7 +81,8 @@ def test_candidates_and_winner_come_from_the_study(tmp_path: Path) -> None:
     study = SearchStudy.open(f"sqlite:///{tmp_path / 'study.db'}", "search")
     proposer = make_proposer(trials=6, population=4, sample=2, candidates_per_cycle=3)
     run_worker(study, proposer, lambda candidate: outcome(loss_nats(candidate.operators)))
+    SearchStudy.open(f"sqlite:///{tmp_path / 'study.db'}", "finalists of search")
     found = proxy_pipeline.search_facts(tmp_path / "study.db")
     best = min(study.finished(), key=lambda trial: trial.loss_nats)
-    assert found["candidates"] == 6 and found["failed"] == 0
+    assert found["candidates"] == 6 and found["failed"] == found["pruned"] == 0
     assert found["winner"]["operators"] == best.operators and found["winner"]["loss_nats"] == best.loss_nats

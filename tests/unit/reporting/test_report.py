@@ -127,6 +127,22 @@ def test_what_was_pruned_says_after_how_many_steps() -> None:
     assert '<td class="n" data-value="">pruned after 40 steps</td>' in page
 
 
+def test_finalists_stand_beside_the_winner_with_their_seeds() -> None:
+    winner = {"slot": 2, "operators": "DFMFF", "width": 64, "latency_ms": 0.7}
+    winner |= {"validation_losses_nats": [4.5, 4.6], "test_losses_nats": [4.7, 4.8]}
+    winner |= {"validation_loss_nats": 4.55, "test_loss_nats": 4.75}
+    winner |= {"difference_nats": None, "difference_interval_nats": None}
+    other = winner | {"slot": 0, "test_loss_nats": 4.85, "difference_nats": 0.1}
+    other |= {"difference_interval_nats": [-0.2, 0.4]}
+    failed = other | {"slot": 1, "validation_loss_nats": None, "test_loss_nats": None, "test_losses_nats": [None, 4.9]}
+    failed |= {"difference_nats": None}
+    page = render(dataclasses.replace(artifacts(), finalists=[winner, other, failed]), run_facts())
+    tags_of(page)
+    assert "with 2 new seeds" in page and "<td>4.7000, 4.8000</td><td></td>" in page
+    assert "<td>+0.1000 (-0.2000 to +0.4000)</td>" in page and "<td>failed, 4.9000</td>" in page
+    assert "Finalists" not in render(artifacts(), run_facts())
+
+
 def test_the_architecture_is_drawn_block_by_block(page: str) -> None:
     assert re.findall(r"block (\d): ([\d.]+) ms", page) == [("1", "0.2500"), ("2", "0.2500")]
     assert page.count('<div class="operator"') == 5

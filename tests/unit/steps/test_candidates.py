@@ -1,19 +1,23 @@
 """The search's short trainings for real, on a tiny data set: results, pruning, memory that a neighbour took."""
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from flashslm.config import RunConfig, from_step_json
+from flashslm.search.finalists import Finalists, judge_finalists
 from flashslm.search.halving import CandidatePruned
 from flashslm.search.study import SearchStudy
 from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed
+from flashslm.search.worker import run_worker
 from flashslm.steps import candidates as module
-from flashslm.steps.candidates import CandidateTrainer
+from flashslm.steps.candidates import FinalistTrainer, TrialTrainer
+from flashslm.steps.context import StepContext
 from flashslm.training.shared_gpu import SharedGpu
 from tests.unit.steps.test_search_architecture import make_context
 from tests.unit.training import tiny
@@ -47,20 +51,27 @@ def runs() -> Runs:
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch):
+def make_search(tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    """A context of the step over a tiny data set, and a new study."""
     dataset = tiny.write_dataset(tmp_path / "data")
     monkeypatch.setattr(module, "end_lost", lambda *_: None)
     monkeypatch.setattr(SharedGpu, "of", lambda device: SharedGpu(tmp_path / "locks"))
 
-    def make(earlier: list[FinishedTrial] = [], **search: Any) -> CandidateTrainer:  # noqa: B006
+    def make(**search: Any) -> tuple[StepContext, SearchStudy]:
         recipe = RunConfig.model_validate({"name": "x", "search": SEARCH | search, "profiling": {"device": "cpu"}})
-        step = "search_architecture"
-        anything: Any = runs
+        step, anything = "search_architecture", cast(Any, runs)
         context = replace(make_context(), config=from_step_json(step, recipe.for_step(step)), mlflow_run=anything)
         monkeypatch.setattr(context, "stream", tiny.fetching(dataset))
-        study = SearchStudy.open(f"sqlite:///{tmp_path}/study.db", "search")
+        return context, SearchStudy.open(f"sqlite:///{tmp_path}/study.db", "search")
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_search):
+    def make(earlier: Sequence[FinishedTrial] = (), **search: Any) -> TrialTrainer:
         proposer: Any = type("Known", (), {"known": lambda self, slot, history: earlier})()
-        return CandidateTrainer(context, study, proposer)
+        return TrialTrainer(*make_search(**search), proposer)
 
     return make
 
@@ -118,3 +129,29 @@ def test_lack_of_memory_without_neighbours_is(make_trainer, monkeypatch: pytest.
     monkeypatch.setattr(module.HybridLM, "build", lacking)
     with pytest.raises(TrialFailed, match="without neighbours too: CUDA out of memory"):
         make_trainer()(candidate())
+
+
+def test_finalists_are_trained_with_new_seeds_and_judged_on_the_test_split(make_search, runs: Runs) -> None:
+    """Two workers' worth of work: every run is in the study, with both losses."""
+    context, study = make_search(finalists=2, finalist_seeds=2, finalist_steps=12)
+    trials = [
+        FinishedTrial(
+            loss_nats=float(slot), **replace(candidate(slot), architecture=tiny.architecture(operators)).attributes()
+        )
+        for slot, operators in enumerate(("DFDF", "MF", "AF"))
+    ]
+    search, seed = context.config.search, context.config.seed
+    finalists = Finalists(search, seed, trials, budget_ms=1.0, build=tiny.architecture)
+    summary = run_worker(study, finalists, FinalistTrainer(context, study, finalists))
+    assert summary.trained == 4 and [name.partition(" ·")[0] for name in runs.names] == [
+        f"finalist {slot}" for slot in range(4)
+    ]
+    done = study.finished()
+    assert [(t.parent, t.operators) for t in done] == [(0, "DFDF"), (0, "DFDF"), (1, "MF"), (1, "MF")]
+    assert len({t.loss_nats for t in done}) == 4, "another seed, another loss"
+    assert all(t.test_loss_nats is not None and abs(t.test_loss_nats - t.loss_nats) < 1.0 for t in done)
+    assert all(t.test_loss_nats != t.loss_nats for t in done)
+    logged = [values for step, values in runs.rows if "test_loss_nats" in values]
+    assert [values["test_loss_nats"] for values in logged] == [t.test_loss_nats for t in done]
+    first, second = judge_finalists(done)
+    assert first.validation_loss_nats < second.validation_loss_nats and second.difference_nats is not None

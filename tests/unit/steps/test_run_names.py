@@ -1,5 +1,7 @@
 """Names of runs in MLflow."""
 
+from dataclasses import replace
+
 import pytest
 
 from flashslm.steps.run_names import step_run_name, trial_run_name
@@ -20,6 +22,8 @@ def test_a_step_is_named_by_what_distinguishes_it(label: str, name: str) -> None
 
 
 def test_a_trial_is_named_by_its_design() -> None:
-    candidate = make_proposer(trials=1).propose(0, [])[0]
+    candidate = make_proposer(trials=1).propose([])[0]
     width = candidate.architecture.hidden_size
     assert trial_run_name(candidate) == f"trial {candidate.slot} · {candidate.operators} w{width}"
+    again = replace(candidate, mutation="finalist")
+    assert trial_run_name(again) == f"finalist {candidate.slot} · {candidate.operators} w{width}"

@@ -72,6 +72,7 @@ def test_other_code_makes_another_study() -> None:
         {"gate": {"max_perplexity": 3}},
         {"platform": {"retries": 0}},
         {"search": {"workers": 9}},
+        {"search": {"finalists": 3, "finalist_seeds": 4, "finalist_steps": 5}},
     ],
     ids=json.dumps,
 )
