@@ -28,4 +28,6 @@ def test_a_stored_data_set_is_found_in_every_way(
         assert result.exit_code == 0, (source, result.exception)
         (found,) = json.loads(result.stdout)["datasets"]
         assert found["splits"]["train"]["tokens"] == summary.train_tokens
-    assert [path.name for path in (tmp_path / "home/trees").iterdir()] == [manifest.sha256]
+    fetched = {path.name for path in (tmp_path / "home/trees/files").rglob("*") if path.is_file()}
+    assert {"dataset.json", "index.json", "documents.bin"} <= fetched
+    assert not [name for name in fetched if name.startswith("shard")], "what is not read is not fetched"

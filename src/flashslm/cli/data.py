@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from flashslm.cli.common import HOME, HomeOption, JsonOption, show
 
 if TYPE_CHECKING:
+    from flashslm.data.files import Files
     from flashslm.infra.storage.object_store import Manifest
 
 SourceArgument = Annotated[
@@ -39,9 +40,9 @@ def data_stats(
 
     found = []
     for source in sources:
-        directory = dataset_directory(source, runs, home)
-        numbers = {split: split_numbers(directory, split)._asdict() for split in splits(directory)}
-        found.append({"name": source, **summary(directory), "splits": numbers})
+        dataset = opened_dataset(source, runs, home)
+        numbers = {split: split_numbers(dataset, split)._asdict() for split in splits(dataset)}
+        found.append({"name": source, **summary(dataset), "splits": numbers})
     if as_json:
         print(json.dumps({"datasets": found}))
         return
@@ -69,8 +70,8 @@ def data_sample(
     """Show documents of a split, chosen at random."""
     from flashslm.data.inspection import sample_documents
 
-    directory = dataset_directory(source, runs, home, split)
-    found = [d._replace(text=d.text[:characters]) for d in sample_documents(directory, split, count, seed)]
+    dataset = opened_dataset(source, runs, home, split)
+    found = [d._replace(text=d.text[:characters]) for d in sample_documents(dataset, split, count, seed)]
     if as_json:
         print(json.dumps({"documents": [document._asdict() for document in found]}))
         return
@@ -95,9 +96,9 @@ def data_tokens(  # noqa: PLR0913 - one parameter an option
     from flashslm.data.inspection import tokenizer_of, windows
     from flashslm.data.loader import TokenLoader
 
-    directory = dataset_directory(source, runs, home, split)
-    loader = TokenLoader(directory, split, sequence_length, batch_size, seed)
-    rows = windows(loader, tokenizer_of(directory), step)
+    dataset = opened_dataset(source, runs, home, split)
+    loader = TokenLoader(dataset, split, sequence_length, batch_size, seed)
+    rows = windows(loader, tokenizer_of(dataset), step)
     if as_json:
         print(json.dumps({"rows": [[part._asdict() for part in row] for row in rows]}))
         return
@@ -107,23 +108,26 @@ def data_tokens(  # noqa: PLR0913 - one parameter an option
             _show_part(f"row {number}, document {part.document:,} {where}, {part.tokens:,} tokens", part.text)
 
 
-def dataset_directory(source: str, runs: Path, home: Path, split: str = "") -> Path:
-    """The directory of a prepared data set; one in the store is fetched into the home's cache first.
+def opened_dataset(source: str, runs: Path, home: Path, split: str = "") -> "Files":
+    """The files of a prepared data set; of one in the store they are fetched into the home's cache when they are read.
 
     Raises ValueError for what is no data set, or one without that split.
     """
+    from flashslm.data.files import LocalFiles
     from flashslm.data.inspection import splits, summary
     from flashslm.infra.stack.services import existing_settings
     from flashslm.infra.storage.object_store import ObjectStore
+    from flashslm.infra.storage.streamed_tree import StreamedTree
 
-    directory = Path(source)
-    if not directory.is_dir() or (directory / "artifacts").is_dir():
-        tree = _manifest(source, runs)
-        directory = ObjectStore(existing_settings(home)).get_tree(tree, home / "trees" / tree.sha256)
-    summary(directory)
-    if split and split not in splits(directory):
-        raise ValueError(f"'{source}' has no split '{split}': it has {', '.join(splits(directory))}")
-    return directory
+    files: Files = LocalFiles(Path(source))
+    if not Path(source).is_dir() or (Path(source) / "artifacts").is_dir():
+        manifest, settings = _manifest(source, runs), existing_settings(home)
+        cache = home / "trees" / "files"
+        files = StreamedTree(ObjectStore(settings), manifest, cache, settings.data_cache_bytes)
+    summary(files)
+    if split and split not in splits(files):
+        raise ValueError(f"'{source}' has no split '{split}': it has {', '.join(splits(files))}")
+    return files
 
 
 def _manifest(source: str, runs: Path) -> "Manifest":

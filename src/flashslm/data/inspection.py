@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from flashslm.data.documents import SPLITS
+from flashslm.data.files import Files, content_of
 from flashslm.data.loader import TokenLoader
 from flashslm.data.order import epoch_keys, permute
-from flashslm.data.shards import SplitReader
+from flashslm.data.shards import INDEX_FILE, SplitReader
 
 SUMMARY_FILE = "dataset.json"
 
@@ -45,24 +46,23 @@ class DocumentPart(NamedTuple):
     text: str
 
 
-def summary(directory: Path) -> dict[str, Any]:
+def summary(dataset: Files) -> dict[str, Any]:
     """dataset.json, less the numbers that `split_numbers` takes from the splits themselves."""
-    file = directory / SUMMARY_FILE
-    if not file.is_file():
-        raise ValueError(f"'{directory}' is not a prepared data set (no {SUMMARY_FILE}): give what prepare_data made")
-    facts = json.loads(file.read_text(encoding="utf-8"))
-    return {key: value for key, value in facts.items() if key.partition("_")[0] not in splits(directory)}
+    content = content_of(dataset, SUMMARY_FILE)
+    if content is None:
+        raise ValueError(f"'{dataset}' is not a prepared data set (no {SUMMARY_FILE}): give what prepare_data made")
+    facts = json.loads(content)
+    return {key: value for key, value in facts.items() if key.partition("_")[0] not in splits(dataset)}
 
 
-def splits(directory: Path) -> list[str]:
+def splits(dataset: Files) -> list[str]:
     """Names of the splits, train first."""
-    found = sorted(index.parent.name for index in directory.glob("*/index.json"))
-    return sorted(found, key=lambda name: (name != "train", name == "test", name))
+    return [split for split in SPLITS if dataset.size(f"{split}/{INDEX_FILE}") >= 0]
 
 
-def split_numbers(directory: Path, split: str) -> Split:
+def split_numbers(dataset: Files, split: str) -> Split:
     """Counts of a split, from its index and its documents' places."""
-    reader = SplitReader(directory, split)
+    reader = SplitReader(dataset, split)
     index, (predicted, _) = reader.index, reader.document_sizes()
     text_tokens = predicted - 1  # each document's end is predicted too
     return Split(
@@ -76,9 +76,9 @@ def split_numbers(directory: Path, split: str) -> Split:
     )
 
 
-def sample_documents(directory: Path, split: str, count: int, seed: int) -> Iterator[SampledDocument]:
+def sample_documents(dataset: Files, split: str, count: int, seed: int) -> Iterator[SampledDocument]:
     """`count` documents at random, or all of them; the same for the same seed."""
-    reader, tokenizer = SplitReader(directory, split), tokenizer_of(directory)
+    reader, tokenizer = SplitReader(dataset, split), tokenizer_of(dataset)
     predicted, sizes = reader.document_sizes()
     keys = epoch_keys(seed, 0)
     for place in range(min(count, len(sizes))):
@@ -97,9 +97,10 @@ def windows(loader: TokenLoader, tokenizer: Tokenizer, step: int) -> list[list[D
     ]
 
 
-def tokenizer_of(directory: Path) -> Tokenizer:
+def tokenizer_of(dataset: Files) -> Tokenizer:
     """The tokenizer that the data set's ids are of."""
-    return Tokenizer.from_file(str(directory / "tokenizer" / "tokenizer.json"))
+    with dataset.open("tokenizer/tokenizer.json") as opened:
+        return Tokenizer.from_str(opened.read().decode())
 
 
 def _document_parts(tokens: Any, documents: Any, end_id: int, tokenizer: Tokenizer) -> Iterator[DocumentPart]:
