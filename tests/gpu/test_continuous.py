@@ -1,6 +1,7 @@
 """Rows of a continuous batch on the device: sampling after the captured step, and the logits that it reads."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -73,3 +74,11 @@ def test_logits_are_those_that_the_tokens_were_chosen_from(batch: ContinuousBatc
         are_the_best([row], [batch.place(row)])
     for _ in range(5):
         are_the_best([0, 2], batch.advance([0, 2]))
+
+
+def test_another_thread_may_own_the_batch(batch: ContinuousBatch) -> None:
+    """A server builds the batch in its main thread and decodes in another."""
+    samplings = {0: GREEDY, 1: SAMPLED}
+    here = texts(batch, samplings)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(texts, batch, samplings).result() == here
