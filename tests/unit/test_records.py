@@ -15,6 +15,8 @@ PAGES.remove(ROOT / "docs" / "log.md")  # a diary: its entries are as old as the
 RECORDS = sorted(RESULTS.glob("*.json"))
 
 _DECODING = ("src/flashslm/inference", "src/flashslm/models", "src/flashslm/benchmarking")
+_TRAINING = ("src/flashslm/ops", "src/flashslm/models", "src/flashslm/training")
+EXPERIMENTS = [path.stem for path in (ROOT / "configs" / "experiments").glob("*.yaml")]
 # What a record of each subject measures: paths from the root.
 MEASURED = {
     "decode": (*_DECODING, "benchmarks/decode.py"),
@@ -22,10 +24,11 @@ MEASURED = {
     "latency_table": (*_DECODING, "src/flashslm/profiling", "benchmarks/latency_table.py"),
     "tilings": ("src/flashslm/inference/fused", "benchmarks/tilings.py"),
     "gpu-tests": ("src/flashslm/ops", "src/flashslm/inference", "src/flashslm/models", "tests/gpu"),
-    "training": ("src/flashslm/ops", "src/flashslm/models", "src/flashslm/training"),
+    "training": _TRAINING,
     "kill": ("src/flashslm/infra", "src/flashslm/launch", "src/flashslm/steps"),
     "encode": ("src/flashslm/data/encoding.py", "benchmarks/encode.py"),
     "prepare-data": ("src/flashslm/data", "benchmarks/prepare_data.py"),
+    **{name: ("src/flashslm/experiments", *_TRAINING, f"configs/experiments/{name}.yaml") for name in EXPERIMENTS},
     "proxy-pipeline": ("src/flashslm", "components", "pipelines", "configs/h200-proxy.yaml"),
     "demo": ("src/flashslm", "components", "pipelines", "configs/demo.yaml"),
     "images": ("images", "constraints.txt", "tests/containers"),

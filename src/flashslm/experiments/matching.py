@@ -44,13 +44,14 @@ def match_models(recipe: ExperimentRecipe, vocab_size: int) -> list[MatchedModel
     """Every model of the recipe at the width or depth that its match chooses, timed if the recipe asks for it.
 
     What the table chose is corrected once by what was measured, so that it is the measured times that are near the
-    budget. Raises InfeasibleArchitecture for a model that no size makes equal to the others.
+    budget: `target_ms`, or the measured time of the reference. Raises InfeasibleArchitecture for a model that no size
+    makes equal to the others.
     """
     experiment, plan = recipe.experiment, ProfilingPlan(recipe.profiling, recipe.model, vocab_size)
     if experiment.match.startswith("latency"):
         matcher = _LatencyMatcher(recipe, plan)
         found = [matcher.nearest(name, matcher.budget_ms) for name in experiment.models]
-        return matcher.corrected(_measured(found, recipe)) if experiment.measure_latency else found
+        return matcher.corrected(found) if experiment.measure_latency else found
     found = []
     for name, model in experiment.models.items():
         if experiment.match == "parameters":
@@ -83,10 +84,22 @@ class _LatencyMatcher:
 
     def corrected(self, models: list[MatchedModel]) -> list[MatchedModel]:
         """Aim again by each model's own error of prediction; the size whose measured time is nearer is kept."""
+        models = self._measured_with_reference(models)
         aimed = [self.nearest(model.name, self.budget_ms * model.predicted_over_measured) for model in models]
         changed = [new for new, old in zip(aimed, models, strict=True) if new.architecture != old.architecture]
         again = {model.name: model for model in (_measured(changed, self.recipe) if changed else [])}
         return [min((model, again.get(model.name, model)), key=self._miss) for model in models]
+
+    def _measured_with_reference(self, models: list[MatchedModel]) -> list[MatchedModel]:
+        """The models' times; where the budget is a reference's, its measured time takes the place of the table's."""
+        latency = self.recipe.latency
+        if latency.target_ms:
+            return _measured(models, self.recipe)
+        reference = self.plan.architecture(latency.reference_operators, latency.reference_width)
+        *timed, last = _measured([*models, _matched("reference", reference)], self.recipe)
+        assert last.measured_ms
+        self.budget_ms = last.measured_ms * latency.reference_factor
+        return timed
 
     def _miss(self, model: MatchedModel) -> float:
         assert model.measured_ms

@@ -33,7 +33,7 @@ def recipe(match: str, target_ms: float, **experiment: Any) -> ExperimentRecipe:
     table = make_table()
     models = {"deltanet": {"operators": "DF"}, "mamba2": {"operators": "MF"}, "mixed": {"operators": "DFMF"}}
     values = {"question": "Which?", "match": match, "width": 64, "models": models} | experiment
-    latency = {"context": 1024, "target_ms": target_ms}
+    latency = {"context": 1024, "target_ms": target_ms, "reference_operators": "MFMF", "reference_width": 64}
     profiling = {"widths": table.widths}
     return ExperimentRecipe.model_validate(
         {"name": "x", "experiment": values, "latency": latency, "profiling": profiling, "model": table.sizes}
@@ -68,6 +68,14 @@ def test_what_was_measured_corrects_the_choice(known_times: dict[str, float]) ->
     corrected = found[1]
     assert (corrected.predicted_ms, corrected.measured_ms) == (6.0, 9.0)
     assert corrected.predicted_over_measured == pytest.approx(2 / 3)
+
+
+def test_the_budget_of_a_reference_is_its_measured_time(known_times: dict[str, float]) -> None:
+    """The table says 6 ms of the reference MFMF, which takes 9: it stays itself, and DF is given the 9 ms."""
+    known_times["M"] = 1.5
+    found = match_models(recipe("latency_by_depth", 0.0), 512)
+    assert operators(found) == {"deltanet": "DF" * 5, "mamba2": "MFMF", "mixed": "DFMFDFMF"}
+    assert [model.measured_ms for model in found] == [9.5, 9.0, 9.0]
 
 
 def test_parameters_are_made_equal_by_width() -> None:
