@@ -9,7 +9,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= auto
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test lint format test-portable test-unit test-gpu test-containers images pin-images golden golden-losses recipe-reference clean
+.PHONY: setup demo test lint format test-oldest lowest-versions test-unit test-gpu test-containers images pin-images golden golden-losses recipe-reference clean
 
 setup: $(INSTALLED)
 
@@ -20,14 +20,17 @@ $(BIN)/python:
 	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq python3-venv; }
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	@if [ "$(TORCH_INDEX)" != auto ]; then index="$(TORCH_INDEX)"; why="TORCH_INDEX says so"; \
+define CHOOSE_INDEX
+if [ "$(TORCH_INDEX)" != auto ]; then index="$(TORCH_INDEX)"; why="TORCH_INDEX says so"; \
 	elif command -v nvidia-smi >/dev/null; then index=; why="this machine has an NVIDIA driver"; \
 	elif $(BIN)/python -c 'import urllib.request; urllib.request.urlopen("$(CPU_INDEX)/torch/", timeout=10)' 2>/dev/null; \
 	  then index=$(CPU_INDEX); why="no NVIDIA driver here, so the CPU build"; \
 	else index=; why="$(CPU_INDEX) does not answer"; fi; \
-	echo "PyTorch comes from $${index:-pip's own index}: $$why (set TORCH_INDEX to choose another)"; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	echo "PyTorch comes from $${index:-the usual index}: $$why (set TORCH_INDEX to choose another)"
+endef
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@$(CHOOSE_INDEX); $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  $${index:+--extra-index-url $$index} --editable ".[$(EXTRAS)]"
 	@$(BIN)/python -c 'import torch; print(f"installed PyTorch {torch.__version__}, built for", \
 	  f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs")'
@@ -48,11 +51,27 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The numerics once more under the instruction set that every x86-64 processor has.
+# The numerics, training and tracking once more on the oldest versions that pyproject.toml allows, in an environment of
+# their own, and under the instruction set that every x86-64 processor has.
+LOWEST := .venv-lowest
+LOWEST_EXTRAS := platform,train,evaluation,local,dev
+COMMA := ,
+$(LOWEST)/.installed: constraints-lowest.txt pyproject.toml $(INSTALLED)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	@$(CHOOSE_INDEX); $(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --constraint constraints-lowest.txt \
+	  $${index:+--extra-index-url $$index --index-strategy unsafe-best-match} --editable ".[$(LOWEST_EXTRAS)]"
+	touch $@
+
+# Resolves them again, after a change of a range in pyproject.toml.
+lowest-versions: $(INSTALLED)
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct --python-version 3.11 \
+	  $(addprefix --extra=,$(subst $(COMMA), ,$(LOWEST_EXTRAS))) --output-file constraints-lowest.txt pyproject.toml
+
 NUMERICS := $(addprefix tests/unit/,ops models training inference export evaluation)
+TRACKING := tests/unit/infra/tracking tests/services/test_tracking.py
 PORTABLE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OMP_NUM_THREADS=1
-test-portable: $(INSTALLED)
-	$(PORTABLE) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(NUMERICS)
+test-oldest: $(LOWEST)/.installed
+	$(PORTABLE) $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile $(NUMERICS) $(TRACKING)
 
 test-unit: $(INSTALLED)
 	$(BIN)/python -m pytest -q tests/unit
@@ -93,4 +112,4 @@ recipe-reference: $(INSTALLED)
 	$(BIN)/flashslm config schema > configs/recipe.schema.json
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist .pytest_cache .mypy_cache .ruff_cache
