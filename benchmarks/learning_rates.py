@@ -1,0 +1,154 @@
+"""Where the best learning rate of each width is: one design at several widths and rates, weight-normalised or not.
+
+    .venv/bin/python benchmarks/learning_rates.py --directory DIR [--config configs/h200-proxy.yaml]
+        [--operators "DFMF AFMF DFMF"] [--widths 256 512 1024] [--rates 0.0005 0.001 0.002 0.004 0.008]
+        [--weight-norm off on] [--max-minutes M] [--output FILE] [--set OVERRIDE ...]
+
+A search ranks candidates of different widths at one rate, which is fair only as far as the optimum stays where it is.
+The text, the sizes and the short training (`search`) are the recipe's. DIR keeps the prepared text. The record is
+written after every training and a training that it holds is not repeated, so a call that was cut off goes on.
+
+For each width, `best` has the rate of lowest validation loss, the optimum of a parabola through it and its neighbours
+over the rate's logarithm (null at an edge: give further rates), and what the recipe's own rate costs there. The last
+line of stdout is the record without its trainings.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flashslm.benchmarking.record import provenance, result_name
+from flashslm.config import RunConfig
+from flashslm.config.file import load
+from flashslm.data.prepare import prepare_dataset
+from flashslm.hardware import pick_device
+from flashslm.infra.state_files import write_whole
+from flashslm.infra.storage.object_store import Manifest
+from flashslm.models.architecture import build_architecture
+from flashslm.models.hybrid import HybridLM
+from flashslm.ops import kernels
+from flashslm.training.proxy import proxy_training
+from flashslm.training.spec import FromArchitecture, NonFiniteLoss, TrainSpec
+from flashslm.training.trainer import train
+
+ROOT = Path(__file__).parents[1]
+SUBJECT = "learning-rates"
+DATASET = Manifest(kind="dataset", uri="s3://none/prepared", sha256="0" * 64, bytes=1)  # the directory itself is read
+
+
+class Point(NamedTuple):
+    """One training of the sweep."""
+
+    weight_norm: str  # on or off
+    width: int
+    rate: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parse(arguments)
+    recipe = load(given.config, given.overrides)
+    device = pick_device(recipe.profiling.training_device)
+    kernels.configure(recipe.kernels)
+    output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, device)}.json"
+    facts = provenance(device)
+    record = begin(output, facts | {"fingerprint": facts["fingerprint"].model_dump()}, recipe, given.operators)
+    until_s = time.monotonic() + 60 * given.max_minutes
+    dataset = given.directory / "dataset"
+    if not (dataset / "dataset.json").is_file():
+        prepare_dataset(recipe.data, recipe.seed, dataset)
+    done = {Point(row["weight_norm"], row["width"], row["rate"]) for row in record["trainings"]}
+    points = [Point(*values) for values in product(given.weight_norm, given.widths, sorted(given.rates))]
+    for point in (point for point in points if point not in done):
+        if time.monotonic() > until_s:
+            break
+        record["trainings"].append(point._asdict() | trained(point, recipe, given.operators, dataset, device))
+        record["best"] = list(best_rates(record["trainings"], recipe.search.learning_rate))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(output, json.dumps(record) + "\n")
+    print(json.dumps({key: value for key, value in record.items() if key != "trainings"}))
+    return 0 if len(record["trainings"]) >= len(points) else 3
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, required=True, help="where the prepared text is kept")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "h200-proxy.yaml")
+    parser.add_argument("--operators", default="DFMF AFMF DFMF")
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 512, 1024])
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3])
+    parser.add_argument("--weight-norm", nargs="+", choices=["on", "off"], default=["off", "on"])
+    parser.add_argument("--max-minutes", type=float, default=math.inf, help="no training begins later")
+    parser.add_argument("--output", type=Path, default=None, help=f"default: benchmarks/results/{SUBJECT}_….json")
+    parser.add_argument("--set", dest="overrides", nargs="+", default=[], help="of the recipe, such as search.steps=50")
+    return parser.parse_args(arguments)
+
+
+def begin(output: Path, facts: dict[str, Any], recipe: RunConfig, operators: str) -> dict[str, Any]:
+    """The record of a file, to be continued, or a new one."""
+    sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "model", "search")}
+    work = {"operators": operators, "recipe": sections, "seed": recipe.seed}
+    if not output.is_file():
+        return {"subject": SUBJECT} | facts | work | {"trainings": [], "best": []}
+    there: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    same = work | {"subject": SUBJECT, "device": facts["device"], "commit": facts["commit"]}
+    if different := [name for name, value in same.items() if there.get(name) != value]:
+        raise ValueError(f"'{output}' is the record of another sweep ({', '.join(different)}): give another --output")
+    return there
+
+
+def trained(point: Point, recipe: RunConfig, operators: str, dataset: Path, device: str) -> dict[str, Any]:
+    """The losses of one training; null where it diverged."""
+    vocab_size = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))["vocab_size"]
+    architecture = build_architecture(operators, point.width, recipe.model, vocab_size)
+    section = recipe.search.model_copy(update={"learning_rate": point.rate})
+    spec = TrainSpec(
+        start=FromArchitecture(architecture=architecture),
+        dataset=DATASET,
+        training=proxy_training(section, recipe.profiling.threads, decay=True),
+        weight_norm=point.weight_norm == "on",
+        seed=recipe.seed,
+    )
+    try:
+        model = HybridLM.build(architecture, device, seed=recipe.seed, init_on_device=True)
+        outcome = train(spec, model, lambda _: dataset)
+    except NonFiniteLoss as error:
+        return {"validation_loss_nats": None, "error": str(error)}
+    known = {"validation_loss_nats", "train_loss_nats", "train_time_s", "tokens_per_s", "tokens_seen"}
+    return outcome.model_dump(include=known)
+
+
+def best_rates(trainings: Sequence[dict[str, Any]], recipes_rate: float) -> Iterator[dict[str, Any]]:
+    """For each variant and width that have a finite loss: see the top of the page."""
+    for variant, width in dict.fromkeys((row["weight_norm"], row["width"]) for row in trainings):
+        losses = {
+            row["rate"]: row["validation_loss_nats"]
+            for row in sorted(trainings, key=lambda row: row["rate"])
+            if (row["weight_norm"], row["width"]) == (variant, width) and row["validation_loss_nats"] is not None
+        }
+        if losses:
+            best = min(losses, key=lambda rate: losses[rate])
+            excess = losses[recipes_rate] - losses[best] if recipes_rate in losses else None
+            facts = {"weight_norm": variant, "width": width, "best_rate": best, "best_loss_nats": losses[best]}
+            yield facts | {"optimum_rate": optimum(losses), "excess_nats_at_the_recipes_rate": excess}
+
+
+def optimum(losses_nats: dict[float, float]) -> float | None:
+    """The lowest point of the parabola through the best rate and its neighbours; None where it lacks one."""
+    rates = sorted(losses_nats)
+    place = min(range(len(rates)), key=lambda index: losses_nats[rates[index]])
+    if place in (0, len(rates) - 1):
+        return None
+    (x0, y0), (x1, y1), (x2, y2) = ((math.log(r), losses_nats[r]) for r in rates[place - 1 : place + 2])
+    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    curvature = (right - left) / (x2 - x0)
+    return math.exp((x0 + x1) / 2 - left / (2 * curvature)) if curvature > 0 else rates[place]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
