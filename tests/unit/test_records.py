@@ -23,6 +23,7 @@ MEASURED = {
     "decode-variants": _DECODING,
     "latency_table": (*_DECODING, "src/flashslm/profiling", "benchmarks/latency_table.py"),
     "tilings": ("src/flashslm/inference/fused", "benchmarks/tilings.py"),
+    "evaluation": ("src/flashslm/evaluation", "src/flashslm/models", "benchmarks/evaluation.py"),
     "gpu-tests": ("src/flashslm/ops", "src/flashslm/inference", "src/flashslm/models", "tests/gpu"),
     "training": _TRAINING,
     "kill": ("src/flashslm/infra", "src/flashslm/launch", "src/flashslm/steps"),
