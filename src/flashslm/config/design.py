@@ -128,7 +128,7 @@ class KernelsConfig(Section):
     attention: Literal["auto", "sdpa", "flash"] = Field(default="auto", description="Softmax attention.")
     cross_entropy: Literal["auto", "chunked", "triton"] = Field(default="auto", description="The head with its loss.")
     elementwise: Literal["auto", "torch", "inductor"] = Field(
-        default="auto", description="Norms, gates and residual additions of a model in training."
+        default="auto", description="Norms, gates and residual additions in training; the gates of a prefill."
     )
     decode: Literal["auto", "torch", "fused"] = Field(default="auto", description="The decode step of a model in use.")
 

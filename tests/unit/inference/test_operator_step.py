@@ -133,8 +133,8 @@ def fused(monkeypatch):
     """A stand-in for the fused decoder, which needs Triton; the form is chosen as on CUDA."""
 
     class FusedDecoder:
-        def __init__(self, model, cache):
-            self.model, self.cache, self.calls = model, cache, []
+        def __init__(self, model, cache, int8):
+            self.model, self.cache, self.int8, self.calls = model, cache, int8, []
 
         def decode_step(self, tokens_B):
             self.calls.append("decode")
@@ -150,10 +150,13 @@ def fused(monkeypatch):
     return FusedDecoder
 
 
-def test_the_fused_form_is_the_engines_decoder_over_the_copies(architecture, fused):
-    step = build_operator_step(architecture, "M", 2, context=5, device="cpu", dtype=torch.float32, copies=3)
+@pytest.mark.parametrize("weights", ["full", "int8"])
+def test_the_fused_form_is_the_engines_decoder_over_the_copies(architecture, fused, weights):
+    sizes = {"context": 5, "device": "cpu", "dtype": torch.float32, "copies": 3, "weights": weights}
+    step = build_operator_step(architecture, "M", 2, **sizes)
     decoder = step.__self__
     assert isinstance(decoder, fused) and decoder.model.architecture.operators == "MMM"
+    assert decoder.int8 == (weights == "int8")
     step()
     assert decoder.calls == ["decode", [11, 11]], "a token is embedded first, and does not count"
 
