@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from flashslm.config.experiment import ExperimentConfig
 from flashslm.config.recipe import RunConfig
 from flashslm.config.steps import STEP_SECTIONS
 
@@ -96,6 +97,8 @@ def page() -> str:
             steps = ", ".join(f"`{step}`" for step in read_by(name)) or "no step: the launchers take it"
             parts += [f"\n## {name}\n\n{inspect.getdoc(section)}\n\nRead by {steps}.\n"]
             parts += [_table([s for s in every if s.section == name])]
+    parts += [f"\n## experiment\n\n{inspect.getdoc(ExperimentConfig)}\n\nIn recipes of `flashslm experiment` alone.\n"]
+    parts += [_table(list(settings(ExperimentConfig, "experiment.")))]
     return "\n".join(parts)
 
 
