@@ -2,13 +2,15 @@
 
 Triton keeps timings in memory: every process compiles and times every configuration of every kernel again, one after
 the other. Here the winner of each kernel and tuning key is a small JSON file. It holds for configurations with a
-`pre_hook` too, which Triton's own disk cache leaves out. Of a kernel without a winner all configurations are compiled
-together before they are timed.
+`pre_hook` too, which Triton's own disk cache leaves out. A number of heads without a winner takes that of the nearest
+one, up to twice or half as many: a model of another width starts without tuning. Of a kernel without either all
+configurations are compiled together before they are timed.
 """
 
 import hashlib
 import json
 import logging
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -20,6 +22,8 @@ from flashslm.ops.kernel_cache import cache_directory
 logger = logging.getLogger(__name__)
 
 WARM_UP_MS, TIMED_MS = 5, 25  # of each configuration; Triton's 25 and 100 choose the same ones
+HEAD_COUNTS = {"H", "HV", "nheads"}  # in tuning keys of fla and mamba-ssm: how often a kernel's work is repeated
+NEAR = 2.0  # the largest ratio of two numbers of heads that share a winner
 
 
 @cache
@@ -44,7 +48,7 @@ def install() -> None:
 def _look_up_or_tune(tuner: Any, tuning_key: Any, configs: list[Any], bench_fn: Any) -> bool:
     """In place of Autotuner.check_disk_cache. Returns whether the winner was known."""
     file = _winner_file(tuner, tuning_key, configs)
-    winner = _read_winner(file, configs)
+    winner = next((w for f in (file, *_near(file)) if (w := _read_winner(f, configs)) is not None), None)
     if winner is not None:
         tuner.cache[tuning_key] = winner
         tuner.configs_timings = {winner: 0.0}
@@ -56,13 +60,32 @@ def _look_up_or_tune(tuner: Any, tuning_key: Any, configs: list[Any], bench_fn: 
 
 
 def _winner_file(tuner: Any, tuning_key: Any, configs: list[Any]) -> Path:
-    """By what decides: the kernel's source with that of all it calls, the tuning key, the configurations."""
+    """A directory by what decides (the kernel's source with that of all it calls, the tuning key, the configurations),
+    in it a file by the numbers of heads, such as 8-8.json.
+    """
     kernel = tuner.fn
     while not hasattr(kernel, "cache_key"):
         kernel = kernel.fn
-    parts = [kernel.cache_key, str(tuning_key), *map(str, configs)]
+    heads = [i for i, name in enumerate(tuner.keys) if name in HEAD_COUNTS]
+    others = tuple(value for i, value in enumerate(tuning_key) if i not in heads)
+    parts = [kernel.cache_key, str(others), *map(str, configs)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    return cache_directory() / "winners" / f"{tuner.base_fn.__name__}.{digest}.json"
+    name = "-".join(str(tuning_key[i]) for i in heads) or "any"
+    return cache_directory() / "winners" / f"{tuner.base_fn.__name__}.{digest}" / f"{name}.json"
+
+
+def _near(file: Path) -> list[Path]:
+    """Winners for other numbers of heads, the nearest first."""
+    distances = {other: _distance(file.stem, other.stem) for other in file.parent.glob("*.json")}
+    return sorted((other for other in distances if distances[other] <= math.log(NEAR)), key=lambda o: (distances[o], o))
+
+
+def _distance(heads: str, others: str) -> float:
+    """The largest logarithm of a ratio of two numbers of heads."""
+    if heads == "any" or others == "any":
+        return 0.0 if heads == others else math.inf
+    pairs = zip(map(int, heads.split("-")), map(int, others.split("-")), strict=True)
+    return max(abs(math.log(a / b)) for a, b in pairs)
 
 
 def _read_winner(file: Path, configs: list[Any]) -> Any | None:
