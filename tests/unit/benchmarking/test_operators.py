@@ -13,12 +13,12 @@ def built(monkeypatch):
     """What was built; a layer takes 2 ms, the head 5."""
     calls = []
 
-    def build_operator_step(architecture, operator, batch, context, device, dtype, copies):
-        calls.append((operator, copies, batch, context, architecture.vocab_size))
+    def build_operator_step(architecture, operator, batch, context, device, dtype, *, copies, weights):
+        calls.append((operator, copies, batch, context, architecture.vocab_size, weights))
         return 2.0 * copies
 
     monkeypatch.setattr(operators, "build_operator_step", build_operator_step)
-    monkeypatch.setattr(operators, "build_head_step", lambda *arguments: 5.0)
+    monkeypatch.setattr(operators, "build_head_step", lambda *arguments, weights: {"full": 5.0, "int8": 3.0}[weights])
     monkeypatch.setattr(operators, "measure", lambda step, *arguments: SimpleNamespace(median_ms=step))
     return calls
 
@@ -26,7 +26,12 @@ def built(monkeypatch):
 def test_all_layers_of_a_kind_together(built, make_case):
     times = operators.operator_times_ms(make_case())
     assert times == {"deltanet": 2.0, "mamba2": 2.0, "attention": 2.0, "ffn": 6.0, "head": 5.0}
-    assert ("F", 3, 2, 23, 2) in built and ("D", 1, 2, 23, 2) in built
+    assert ("F", 3, 2, 23, 2, "full") in built and ("D", 1, 2, 23, 2, "full") in built
+
+
+def test_weights_of_8_bits_in_every_part(built, make_case):
+    assert operators.operator_times_ms(make_case(weights="int8"))["head"] == 3.0
+    assert {weights for *_, weights in built} == {"int8"}
 
 
 def test_a_gpu_s_cache_is_outgrown_without_counting_more_layers(built, make_case, monkeypatch):
