@@ -4,6 +4,7 @@ A prompt is padded behind its end to one of a few lengths. Padding changes neith
 DeltaNet's writes get the strength 0, Mamba-2's steps the size 0, a convolution's state is read where the prompt ends.
 """
 
+import logging
 from collections import deque
 
 import torch
@@ -15,6 +16,7 @@ from flashslm.models.operators import layer_class
 from flashslm.models.states import State
 from flashslm.ops.kernels import BACKENDS, backend_of
 
+logger = logging.getLogger(__name__)
 PREFILL_CHUNK = {"cpu": 512, "cuda": 8192}  # tokens; bounds what a long prompt needs besides its cache
 GRAPH_TOKENS = 16_384  # of all rows, padding included: what is longer keeps the device busy without a graph
 SMALLEST_STEP = 64  # tokens between two padded lengths
@@ -37,7 +39,8 @@ class Prefill:
     """Starts the sequences of a cache again behind the meta tokens and reads prompts of one length into it.
 
     Short prompts are read at once, long ones in chunks (`begin`, then `advance` until it says that all is read). The
-    first prompt of a padded length runs without a graph, which compiles what it needs, and records the graph.
+    first prompt of a padded length runs without a graph, which compiles what it needs, and records the graph. Where
+    that fails (graphs need memory of their own) a warning says so, and no more of them are recorded.
     """
 
     def __init__(self, model: HybridLM, cache: Cache, prefix: list[State]) -> None:
@@ -73,31 +76,56 @@ class Prefill:
     def advance(self) -> bool:
         """Read the next chunk; whether it was the last. Then `logits_BV` is what comes after the prompts."""
         chunk_BT = self.chunks.popleft()
-        if self.padded:
-            self._by_graph(chunk_BT, self.padded)
-        else:
-            if self.position == self.start:
-                self.cache.reset_from_prefix(self.prefix, self.start)
-            self.logits_BV.copy_(self.model.append(chunk_BT, self.cache, self.position))
-        self.position += chunk_BT.shape[1]
+        if not self.padded:
+            self._read_chunk(chunk_BT)
+        elif not self._by_graph(chunk_BT, self.padded):
+            self.begin(chunk_BT)  # again, in chunks
         return not self.chunks
 
     def _padded(self, tokens_BT: Tensor) -> int:
-        """The padded length of prompts that a graph reads; 0 for others."""
+        """The padded length of prompts that a graph reads, or is to be recorded for; 0 for others."""
         padded = min(padded_length(tokens_BT.shape[1]), self.cache.slots - self.start)
-        return padded if self.uses_graphs and self.batch * padded <= GRAPH_TOKENS else 0
+        is_wanted = self.uses_graphs and self.batch * padded <= GRAPH_TOKENS
+        return padded if is_wanted or padded in self.graphs else 0
 
-    def _by_graph(self, tokens_BT: Tensor, padded: int) -> None:
+    def _read_chunk(self, tokens_BT: Tensor) -> None:
+        if self.position == self.start:
+            self.cache.reset_from_prefix(self.prefix, self.start)
+        self.logits_BV.copy_(self.model.append(tokens_BT, self.cache, self.position))
+        self.position += tokens_BT.shape[1]
+
+    def _by_graph(self, tokens_BT: Tensor, padded: int) -> bool:
+        """Whether the prompts are read: without a graph of their length memory may not suffice for all at once."""
         self._padded_tokens(padded)[:, : tokens_BT.shape[1]].copy_(tokens_BT)
         self.length.fill_(tokens_BT.shape[1])
         if padded in self.graphs:
             self.graphs[padded].replay()
-            return
-        self._read_padded(padded)
-        self.graphs[padded] = torch.cuda.CUDAGraph()
-        # Recording runs nothing. All graphs share the memory of what they compute on the way: one runs at a time.
-        with torch.cuda.graph(self.graphs[padded], pool=self.pool):
+            return True
+        try:
             self._read_padded(padded)
+        except torch.OutOfMemoryError as error:
+            self._record_no_more(padded, error)
+            return False
+        self._record(padded)
+        return True
+
+    def _record(self, padded: int) -> None:
+        """The graph of a padded length. Recording runs nothing."""
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # All graphs share the memory of what they compute on the way: one runs at a time.
+            with torch.cuda.graph(graph, pool=self.pool):
+                self._read_padded(padded)
+        except RuntimeError as error:  # torch.OutOfMemoryError and errors of CUDA are such
+            torch.cuda.set_stream(stream)  # a recording that fails at its end leaves its own
+            self._record_no_more(padded, error)
+        else:
+            self.graphs[padded] = graph
+
+    def _record_no_more(self, padded: int, error: RuntimeError) -> None:
+        self.uses_graphs = False
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("no graph for prompts of %d tokens, nor any more: %s", padded, reason)
 
     def _read_padded(self, padded: int) -> None:
         self.cache.reset_from_prefix(self.prefix, self.start)
