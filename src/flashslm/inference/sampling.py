@@ -74,7 +74,10 @@ class RowSampler:
 
     def begin(self, row: int, sampling: Sampling) -> None:
         """A new text in a row."""
-        self.samplings[row], self.randoms[row] = sampling, Random(sampling.seed)
+        self.samplings[row], self.randoms[row] = (
+            sampling,
+            Random(sampling.seed % 2**64),
+        )  # Random takes a seed's size alone
 
     def __call__(self, logits_BV: Tensor, tokens_B: Tensor, rows: Sequence[int]) -> None:
         """Draw the tokens of those of `rows` that sample."""
@@ -83,7 +86,7 @@ class RowSampler:
             return
         vocabulary = logits_BV.shape[-1]
         settings = [
-            (s.temperature, s.top_k or vocabulary, s.top_p, self.randoms[row].random())
+            (s.temperature, min(s.top_k or vocabulary, vocabulary), s.top_p, self.randoms[row].random())
             for row, s in ((row, self.samplings[row]) for row in drawing)
         ]
         chosen = torch.tensor(settings, dtype=torch.float64).to(logits_BV.device)

@@ -75,5 +75,8 @@ class TextStream:
 
     def _beginning_of_a_stop(self) -> int:
         """Characters at the end of the held text with which a stop begins."""
-        begun = (n for stop in self.stops.stops for n in range(1, len(stop)) if self._held.endswith(stop[:n]))
+        most = len(self._held)  # a stop may be as long as a request's body
+        begun = (
+            n for stop in self.stops.stops for n in range(1, min(len(stop), most + 1)) if self._held.endswith(stop[:n])
+        )
         return max(begun, default=0)

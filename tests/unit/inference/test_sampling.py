@@ -84,3 +84,17 @@ def test_rows_keep_exactly_k_of_equals_and_settings_of_their_own() -> None:
         for row in (0, 1):
             found[row].add(int(tokens_B[row]))
     assert (len(found[0]), len(found[1])) == (3, 5)
+
+
+def test_a_row_takes_any_whole_number() -> None:
+    """More tokens to keep than a float can count, and seeds that differ in their sign."""
+    scores_BV = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
+    sampler, tokens_B = RowSampler(2), torch.zeros(2, dtype=torch.int64)
+    sampler.begin(0, Sampling(temperature=1.0, top_k=10**400, seed=5))
+    sampler.begin(1, Sampling(temperature=1.0, seed=-5))
+    drawn = []
+    for _ in range(20):
+        sampler(scores_BV[:1].expand(2, -1), tokens_B, range(2))
+        drawn.append(tokens_B.tolist())
+    first, second = zip(*drawn, strict=True)
+    assert first != second and len(set(first)) > 5

@@ -1,4 +1,5 @@
 import random
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -88,3 +89,18 @@ def test_a_piece_comes_with_each_word(tokenizer: Tokenizer) -> None:
     stream = TextStream(StopStrings(tokenizer, ["catalogue"], END))
     pieces = [stream.push(token) for token in ids_of(tokenizer, "the cat sleeps")]
     assert "".join(pieces) == "the cat sleeps" and sum(map(bool, pieces)) > 2
+
+
+def test_a_stop_that_is_longer_than_the_text_costs_no_more_than_the_text(tokenizer: Tokenizer) -> None:
+    class Counting(str):
+        slices = 0
+
+        def __getitem__(self, key: Any) -> str:
+            self.slices += 1
+            return super().__getitem__(key)
+
+    stop = Counting("catalogue " * 1000)
+    stream = TextStream(StopStrings(tokenizer, [stop], END))
+    ids = ids_of(tokenizer, "the cat sleeps")
+    assert "".join([*map(stream.push, ids), stream.rest()]) == "the cat sleeps"
+    assert 0 < stop.slices <= len(ids) * len("the cat sleeps")
