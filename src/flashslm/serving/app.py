@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -31,7 +31,7 @@ from flashslm.serving.scheduler import BatchScheduler, EngineFailed, QueueFull
 MAX_BODY_BYTES = 16 * 2**20
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]", "[")  # the last is what Starlette 1.0 reads of "[::1]:8000"
-CLIENT_CLOSED = 499  # for the log; its client does not read it
+CLIENT_CLOSED = 499  # for the metrics; its client does not read it
 Handler = Callable[[Request], Awaitable[Response]]
 EventQueue = asyncio.Queue[GenerationEvent]
 
@@ -156,7 +156,7 @@ def build_app(endpoints: Endpoints, api_key: str, *, any_host: bool) -> Starlett
     def guarded(path: str, handler: Handler, method: str = "GET") -> Route:
         async def checked(request: Request) -> Response:
             given = request.headers.get("authorization", "")
-            if api_key and not hmac.compare_digest(given.encode(), f"Bearer {api_key}".encode()):
+            if api_key and not hmac.compare_digest(given.encode("latin-1"), f"Bearer {api_key}".encode()):
                 raise ApiError(401, "the header `Authorization: Bearer KEY` lacks the server's key", "invalid_api_key")
             return await handler(request)
 
@@ -189,10 +189,13 @@ async def _read(request: Request) -> bytes:
     if kind != "application/json":
         raise ApiError(415, f"Content-Type is '{kind}': expected application/json", "invalid_content_type")
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", "body_too_large")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", "body_too_large")
+    except ClientDisconnect as error:
+        raise ApiError(CLIENT_CLOSED, "the client went away before the end of its body", "client_closed") from error
     return bytes(body)
 
 

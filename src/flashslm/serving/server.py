@@ -58,9 +58,10 @@ def serve(directory: Path, options: ServeOptions, on_ready: Callable[[str, Batch
         )
         host = f"[{options.host}]" if ":" in options.host else options.host
         url = f"http://{host}:{bound.getsockname()[1]}/v1"
-        for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more when it has stopped
-            signal.signal(number, lambda *_: None)
-        _Server(config, lambda: on_ready(f"{name} at {url}", scheduler)).run(sockets=[bound])
+        server = _Server(config, lambda: on_ready(f"{name} at {url}", scheduler))
+        for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn takes them; it raises them again at its end
+            signal.signal(number, server.handle_exit)
+        server.run(sockets=[bound])
 
 
 class _Server(uvicorn.Server):
@@ -106,10 +107,10 @@ def _batch(text_model: TextModel, options: ServeOptions) -> ContinuousBatch:
         )
     try:
         batch = ContinuousBatch(text_model.load(), options.max_batch_size, max_context)
+        batch.generate([[text_model.bos_id]], min(2, max_context - 1), lambda _: False)
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"{options.max_batch_size} rows of {max_context} tokens do not fit into the device's memory: lower "
             f"--max-batch-size or --max-context ({error})"
         ) from error
-    batch.generate([[text_model.bos_id]], min(2, max_context - 1), lambda _: False)
     return batch

@@ -1,16 +1,23 @@
 """Requests, and options of the command, that are refused: what the answer says."""
 
+import asyncio
 import json
+import signal
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import uvicorn
+from starlette.requests import Request
 from typer.testing import CliRunner
 
 from flashslm.cli.app import app
-from flashslm.serving.app import MAX_BODY_BYTES
+from flashslm.inference.continuous import ContinuousBatch
+from flashslm.serving.app import MAX_BODY_BYTES, _read
+from flashslm.serving.protocol import ApiError
 from tests.unit.serving.client import Client
 
 BAD = [
@@ -133,3 +140,43 @@ def test_a_missing_package_is_named(directory: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_no_model_and_what_does_not_fit(directory: Path, tmp_path: Path) -> None:
     assert "is not an exported model" in refused(tmp_path, "--port", 0)
     assert "--max-context is 8188: allowed are 2 to 8187" in refused(directory, "--port", 0, "--max-context", 8188)
+
+
+def test_a_server_that_has_no_memory_for_its_first_step(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ContinuousBatch, "generate", lack)
+    assert "8 rows of 8187 tokens do not fit" in refused(directory, "--port", 0)
+
+
+def test_a_signal_that_comes_before_the_server_listens(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stops = []
+
+    def run(server: uvicorn.Server, sockets: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        stops.append(server.should_exit)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    try:
+        assert CliRunner().invoke(app, ["serve", str(directory), "--port", "0"]).exit_code == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert stops == [True]
+
+
+def test_a_client_that_goes_away_within_its_body() -> None:
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    request = Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
+    with pytest.raises(ApiError, match="went away before the end of its body") as refusal:
+        asyncio.run(_read(request))
+    assert refusal.value.status == 499
+
+
+def test_a_number_that_no_float_holds_does_not_stop_the_engine(client: Client) -> None:
+    assert client.complete("a", max_tokens=2, temperature=1, top_k=10**400).status == 200
+    assert client.get("/health").status == 200
