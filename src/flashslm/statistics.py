@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 CONFIDENCE = 0.95
 RESAMPLES = 4000
 FEW_ITEMS = 20
+FEW_RANKED = 5  # of four items even the same order comes by chance with p = 2 / 4! = 0.08
 Judgement = Literal["better", "worse", "cannot tell"]
 
 
@@ -114,7 +115,7 @@ def rank_correlation(
     """Spearman's correlation of two rankings of the same items; ties share their mean rank.
 
     The interval is the percentiles of a bootstrap over items. Draws in which one side is all the same have no ranks and
-    are left out.
+    are left out. Fewer than five items say nothing: their interval is -1 to 1. That of two equal orders has no width.
     """
     from scipy.stats import rankdata
 
@@ -124,7 +125,7 @@ def rank_correlation(
         found = _correlations(rankdata(a[drawn], axis=1), rankdata(b[drawn], axis=1))
         value = float(_correlations(rankdata(a)[None], rankdata(b)[None])[0])
     tail = (1 - confidence) / 2
-    low, high = np.nanquantile(found, [tail, 1 - tail])
+    low, high = np.nanquantile(found, [tail, 1 - tail]) if len(a) >= FEW_RANKED else (-1.0, 1.0)
     return Correlation(value, float(low), float(high), len(a))
 
 

@@ -108,6 +108,11 @@ def test_rank_correlation_interval_narrows_with_the_items_and_covers_none() -> N
     assert few.low < 0 < few.high and many.high - many.low < 0.5 * (few.high - few.low)
 
 
+def test_an_order_of_four_items_says_nothing() -> None:
+    found = rank_correlation([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
+    assert (found.value, found.low, found.high) == (pytest.approx(1.0), -1.0, 1.0)
+
+
 def test_items_must_be_the_same() -> None:
     with pytest.raises(ValueError, match="3 and 2 items"):
         mcnemar([1, 0, 1], [1, 0])

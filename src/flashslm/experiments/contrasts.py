@@ -3,6 +3,7 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 from flashslm.experiments.cells import CellResult
@@ -90,23 +91,29 @@ def _differences_from(
 
 
 def rankings(groups: Groups) -> list[dict[str, Any]]:
-    """How each shorter budget ranks models for the longest one: Spearman's correlation with its bootstrap interval.
+    """How each budget ranks models for each longer one: Spearman's correlation with its bootstrap interval.
 
-    Over models and variants that both budgets have; of every metric that differs between them.
+    Over models and variants that both budgets have, by the means over those seeds that all of these have (a record in
+    the midst of a seed has it of some models only); of every metric that differs between them.
     """
-    longest = max((group.steps for group in groups), default=0)
-    shorter = sorted({group.steps for group in groups} - {longest})
-    return [found for steps in shorter for found in _rankings(groups, steps, longest)]
+    budgets = sorted({group.steps for group in groups})
+    return [found for steps, longer in combinations(budgets, 2) for found in _rankings(groups, steps, longer)]
 
 
-def _rankings(groups: Groups, steps: int, longest: int) -> Iterator[dict[str, Any]]:
+def _rankings(groups: Groups, steps: int, longer: int) -> Iterator[dict[str, Any]]:
     pairs = [
-        (_means(seeds), _means(groups[group._replace(steps=longest)]))
+        (seeds, groups[group._replace(steps=longer)])
         for group, seeds in groups.items()
-        if group.steps == steps and group._replace(steps=longest) in groups
+        if group.steps == steps and group._replace(steps=longer) in groups
     ]
-    for metric in pairs[0][0] if len(pairs) >= MIN_RANKED else ():
-        short, long = ([either[metric]["mean"] for either in side] for side in zip(*pairs, strict=True))
+    if len(pairs) < MIN_RANKED:
+        return
+    common = sorted(set.intersection(*(set(seeds) for pair in pairs for seeds in pair)))
+    for metric in pairs[0][0][common[0]] if common else ():
+        short, long = (
+            [statistics.fmean(seeds[seed][metric] for seed in common) for seeds in side]
+            for side in zip(*pairs, strict=True)
+        )
         if len(set(short)) > 1 and len(set(long)) > 1:
             found = rank_correlation(short, long)
-            yield {"steps": steps, "longest": longest, "metric": metric, **found._asdict()}
+            yield {"steps": steps, "longer": longer, "seeds": common, "metric": metric, **found._asdict()}

@@ -74,9 +74,10 @@ def _differences(found: Sequence[Run], label: Callable[[Run], str]) -> str:
 def _rankings(found: Sequence[Run]) -> str:
     def row(of: Run) -> list[str]:
         interval = f"{of['low']:.2f} to {of['high']:.2f}"
-        return [str(of["steps"]), str(of["longest"]), of["metric"], f"{of['value']:.3f}", interval, str(of["items"])]
+        budgets = [str(of["steps"]), str(of["longer"]), of["metric"]]
+        return [*budgets, f"{of['value']:.3f}", interval, str(of["items"]), str(len(of["seeds"]))]
 
-    return _table(("steps", "longest", "metric", "Spearman", "95 % interval", "models"), map(row, found))
+    return _table(("steps", "longer", "metric", "Spearman", "95 % interval", "models", "seeds"), map(row, found))
 
 
 def _shown(found: Sequence[Run]) -> list[Run]:

@@ -60,7 +60,7 @@ def test_a_failed_run_is_in_no_mean_and_no_pair() -> None:
     assert of(differences(groups, "a"), metric="perplexity")["by_seed"] == {0: -1.0}
 
 
-def test_short_budgets_are_ranked_against_the_longest() -> None:
+def test_each_budget_is_ranked_against_the_longer_ones() -> None:
     """100 steps swap the best two of five models, 200 steps none."""
     orders = {100: [2, 1, 3, 4, 5], 200: [1, 2, 3, 4, 5], 400: [10, 20, 30, 40, 50]}
     results = [
@@ -69,8 +69,8 @@ def test_short_budgets_are_ranked_against_the_longest() -> None:
         for number, perplexity in enumerate(order)
     ]
     found = rankings(grouped(results))
-    assert {(each["steps"], each["longest"]) for each in found} == {(100, 400), (200, 400)}
-    swapped, same = (of(found, steps=steps, metric="perplexity") for steps in (100, 200))
+    assert {(each["steps"], each["longer"]) for each in found} == {(100, 200), (100, 400), (200, 400)}
+    swapped, same = (of(found, steps=steps, longer=400, metric="perplexity") for steps in (100, 200))
     assert swapped["value"] == pytest.approx(0.9) and swapped["low"] < 0.9 <= swapped["high"]
     assert (same["value"], same["items"]) == (pytest.approx(1.0), 5)
 
@@ -78,3 +78,22 @@ def test_short_budgets_are_ranked_against_the_longest() -> None:
 def test_two_models_are_not_ranked() -> None:
     results = [result(name, 20.0 + steps, steps=steps) for name in "ab" for steps in (1, 2)]
     assert rankings(grouped(results)) == []
+
+
+def test_a_record_cut_off_in_a_long_budget_still_ranks_the_shorter_ones() -> None:
+    """Only four of six models have the longest budget: they say nothing, the two shorter budgets of all six do."""
+    done = {100: 6, 200: 6, 400: 4}
+    results = [result(f"m{n}", 10.0 + n, steps=steps) for steps, models in done.items() for n in range(models)]
+    found = rankings(grouped(results))
+    shorter = of(found, steps=100, longer=200, metric="perplexity")
+    assert (shorter["items"], shorter["value"]) == (6, pytest.approx(1.0))
+    few = of(found, steps=100, longer=400, metric="perplexity")
+    assert (few["items"], few["low"], few["high"]) == (4, -1.0, 1.0)
+
+
+def test_models_are_ranked_by_the_seeds_that_all_of_them_have() -> None:
+    """The second seed, which is worse by far, has reached the first two models only."""
+    results = [result(f"m{n}", 10.0 + n, steps=steps) for steps in (100, 200) for n in range(5)]
+    results += [result(f"m{n}", 90.0, seed=1, steps=100) for n in range(2)]
+    found = of(rankings(grouped(results)), metric="perplexity")
+    assert found["value"] == pytest.approx(1.0) and found["seeds"] == [0]
