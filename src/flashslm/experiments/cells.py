@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from flashslm.config import RunConfig, TrainingConfig, digest
@@ -24,6 +23,7 @@ from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
 from flashslm.steps.evaluate import evaluate_on_test_split, for_evaluation
+from flashslm.training.shared_gpu import OutOfMemory, SharedGpu
 from flashslm.training.spec import FromArchitecture, NonFiniteLoss, TrainSpec
 from flashslm.training.trainer import train
 
@@ -102,19 +102,22 @@ class CellRunner(BaseModel):
     settings: Settings | None = None  # of MLflow; None: nothing is tracked
 
     def finished(self, cell: Cell) -> CellResult | None:
+        """What an earlier run left of it, also of the same model under another name; the result has this cell's."""
         file = self._file(cell)
-        return CellResult.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not file.is_file():
+            return None
+        found = CellResult.model_validate_json(file.read_text(encoding="utf-8"))
+        return found.model_copy(update={"cell": cell})
 
     def run(self, cell: Cell) -> CellResult:
-        """Train and judge, or read what was done before."""
+        """Train and judge, or read what was done before; without memory beside other cells, once more alone."""
         if done := self.finished(cell):
             return done
         kernels.configure(self.recipe.kernels)
-        with ExitStack() as tracking:
-            tracked = self._tracked(cell, tracking)
-            result = self._trained(cell, tracked)
-            if tracked:
-                tracked.log_metrics(result.metrics, cell.steps)
+        try:
+            result = SharedGpu.of(self._device).run(partial(self._trained, cell))
+        except (NonFiniteLoss, OutOfMemory) as error:
+            result = CellResult(cell=cell, metrics={}, failed=str(error), facts={"commit": known_commit()})
         self.directory.mkdir(parents=True, exist_ok=True)
         write_whole(self._file(cell), result.model_dump_json(indent=1))
         return result
@@ -127,6 +130,10 @@ class CellRunner(BaseModel):
         values = given.model_dump() | changed | {"deploy": "best", "deploy_seed": None}
         return TrainingConfig.model_validate(values)
 
+    @property
+    def _device(self) -> str:
+        return pick_device(self.recipe.profiling.training_device)
+
     def _file(self, cell: Cell) -> Path:
         recipe = self.recipe.model_dump(mode="json", include={"kernels", "evaluation", "seed"})
         work = recipe | {
@@ -134,7 +141,7 @@ class CellRunner(BaseModel):
             "training": self.training(cell).model_dump(mode="json"),
             "seed": cell.seed,
             "dataset": self.dataset.sha256,
-            "device": pick_device(self.recipe.profiling.training_device),
+            "device": self._device,
         }
         return self.directory / f"{digest(json.loads(json.dumps(work)))[:24]}.json"
 
@@ -145,7 +152,7 @@ class CellRunner(BaseModel):
         operators = {"operators": cell.architecture.operators, "width": cell.architecture.hidden_size}
         return tracking.enter_context(open_run(settings, cell.label, params=cell.variant | operators))
 
-    def _trained(self, cell: Cell, tracked: TrackedRun | None) -> CellResult:
+    def _trained(self, cell: Cell) -> CellResult:
         spec = TrainSpec(
             start=FromArchitecture(architecture=cell.architecture),
             dataset=self.dataset,
@@ -153,15 +160,15 @@ class CellRunner(BaseModel):
             weight_norm=cell.weight_norm == "on",
             seed=cell.seed,
         )
-        log = partial(_log_row, tracked) if tracked else None
-        device = pick_device(self.recipe.profiling.training_device)
-        try:
-            model = HybridLM.build(cell.architecture, device, seed=cell.seed)
+        with ExitStack() as tracking:
+            tracked = self._tracked(cell, tracking)
+            log = partial(_log_row, tracked) if tracked else None
+            model = HybridLM.build(cell.architecture, self._device, seed=cell.seed)
             outcome = train(spec, model, lambda _: self.dataset_directory, on_metrics=log)
-        except (NonFiniteLoss, torch.OutOfMemoryError) as error:
-            return CellResult(cell=cell, metrics={}, failed=str(error), facts={"commit": known_commit()})
+            metrics = judge(model, self.dataset_directory, self.recipe)
+            if tracked:
+                tracked.log_metrics(metrics, cell.steps)
         facts = outcome.measured() | {"tokens_seen": outcome.tokens_seen, "commit": known_commit()}
-        metrics = judge(model, self.dataset_directory, self.recipe)
         losses = outcome.validation_losses_nats()
         return CellResult(cell=cell, metrics=metrics, validation_losses_nats=losses, facts=facts)
 

@@ -27,6 +27,10 @@ from flashslm.infra.storage.object_store import Manifest, hash_tree, tree_digest
 from flashslm.ops import kernels
 
 RECORD_FILE, TABLE_FILE = "record.json", "table.md"
+# Of a recipe; budgets, meta tokens, the baseline and the question change no model's size.
+_DECIDES_SIZES: dict[str, Any] = dict.fromkeys(("model", "kernels", "profiling", "latency"), True) | {
+    "experiment": {"models", "match", "width", "parameters", "measure_latency"}
+}
 Say = Callable[[str], None]
 
 
@@ -80,7 +84,7 @@ class Experiment:
 
     def _models(self, dataset: Manifest) -> list[MatchedModel]:
         """Matched and timed once: measured again, another size might be chosen, and every cell would be another."""
-        recipe = self.recipe.model_dump(mode="json", include={"model", "kernels", "profiling", "latency", "experiment"})
+        recipe = self.recipe.model_dump(mode="json", include=_DECIDES_SIZES)
         vocab_size = dataset.metadata["vocab_size"]
         work = digest(recipe | {"vocab_size": vocab_size, "device": pick_device(self.recipe.profiling.device)})
         file = self.directory / f"models-{work[:12]}.json"

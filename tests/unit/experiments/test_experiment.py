@@ -4,16 +4,21 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flashslm.config.experiment import ExperimentRecipe
+from flashslm.experiments import cells
+from flashslm.experiments import experiment as experiments
 from flashslm.experiments.cells import CellRunner, plan_cells
 from flashslm.experiments.experiment import RECORD_FILE, TABLE_FILE, Experiment, manifest_of
 from flashslm.experiments.matching import match_models
+from flashslm.training import trainer
 from tests.unit.experiments.tiny import recipe, write
 
 
@@ -66,7 +71,7 @@ def test_budgets_are_ranked_and_models_timed(tmp_path: Path, dataset: Path) -> N
     assert all(0 <= cell["metrics"]["needle_48"] <= 1 for cell in record["cells"])
     assert [cell["steps"] for cell in record["cells"]] == [2] * 4 + [6] * 4, "the short budget comes first"
     (found,) = [r for r in record["rankings"] if r["metric"] == "perplexity"]
-    assert (found["steps"], found["longest"], found["items"]) == (2, 6, 4) and -1 <= found["value"] <= 1
+    assert (found["steps"], found["longer"], found["items"]) == (2, 6, 4) and -1 <= found["value"] <= 1
     for model in record["models"]:
         assert model["measured_ms"] > 0 and abs(model["prediction_error"]) < 5
     assert record["fingerprint"]["kind"] == "cpu" and record["versions"]["torch"]
@@ -95,6 +100,52 @@ def test_what_is_finished_is_not_trained_again_and_what_changed_is(tmp_path: Pat
     longer = runner.model_copy(update={"recipe": recipe(training={"learning_rate": 1e-2})})
     assert longer.finished(first) is None
     assert runner.finished(first.model_copy(update={"seed": 5})) is None
+
+
+def test_the_same_model_under_two_names_is_trained_once_and_recorded_twice(tmp_path: Path, dataset: Path) -> None:
+    models = {"attention": {"operators": "AF"}, "renamed": {"operators": "(AF)x1"}}
+    record, said = run(recipe(experiment={"models": models}, training={"seeds": [0]}), tmp_path, dataset)
+    assert [cell["model"] for cell in record["cells"]] == list(models) and said[-1].startswith("2 of 2: renamed")
+    assert len(list((tmp_path / "cells").iterdir())) == 1
+    assert len({cell["metrics"]["loss_nats"] for cell in record["cells"]}) == 1
+
+
+@pytest.mark.parametrize("lacks", [1, 2])
+def test_lack_of_memory_beside_others_is_no_result(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, lacks: int
+) -> None:
+    """The second try is alone: what runs out of memory there too has failed."""
+    tries = []
+
+    def train(*arguments: Any, **options: Any) -> Any:
+        tries.append(arguments)
+        if len(tries) <= lacks:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return trainer.train(*arguments, **options)
+
+    monkeypatch.setattr(cells, "train", train)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # locks of its own
+    of, manifest = recipe(), manifest_of(dataset)
+    runner = CellRunner(recipe=of, dataset=manifest, dataset_directory=dataset, directory=tmp_path)
+    found = runner.run(plan_cells(of, match_models(of, manifest.metadata["vocab_size"]))[0])
+    assert len(tries) == 2 and ("without neighbours" in found.failed) == (lacks == 2)
+    assert bool(found.metrics) == (lacks == 1)
+
+
+def test_models_are_matched_again_only_where_their_sizes_may_change(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matched = []
+    monkeypatch.setattr(experiments, "match_models", lambda of, size: matched.append(of) or match_models(of, size))
+
+    def match(**experiment: Any) -> int:
+        of = recipe(experiment=experiment, training={"seeds": [0]})
+        Experiment(of, tmp_path, say=lambda _: None)._models(manifest_of(dataset))
+        return len(matched)
+
+    assert match() == 1
+    assert match(question="Another?", steps=[2, 4], meta_tokens=[0, 4], baseline="") == 1
+    assert match(width=32) == 2
 
 
 def test_a_shorter_budget_warms_up_for_a_tenth_of_it_at_most(tmp_path: Path, dataset: Path) -> None:
