@@ -1,6 +1,7 @@
 """What one measurement gives: where it was made, what ran, its times, the memory's part and each operator's."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from flashslm.benchmarking import memory, operators
@@ -31,6 +32,11 @@ class BenchmarkRun(NamedTuple, Generic[T]):
     times: T
 
 
+def moved_bytes(case: Case, backend: str) -> float:
+    """What a mean decode step of a backend must move: only fused steps read weights of 8 bits as such."""
+    return (case if backend == "fused" else replace(case, weights="full")).bytes_per_token
+
+
 def measured(
     case: Case, setting: KernelsConfig, run: Callable[[Case], BenchmarkRun[T]]
 ) -> tuple[BenchmarkRun[T], dict[str, Any]]:
@@ -50,7 +56,7 @@ def measured(
         **provenance(case.device),
         **model_facts(done.case, done.backend),
         **done.times.model_dump(),
-        **memory_bandwidth_use(done.case.bytes_per_token, step_ms, gpu, copied_bytes_per_s).model_dump(),
+        **memory_bandwidth_use(moved_bytes(done.case, done.backend), step_ms, gpu, copied_bytes_per_s).model_dump(),
         "tokens_per_s": 1e3 * done.case.batch / done.times.tpot_ms_mean,
         "operator_ms": operator_ms,
         "operator_share": operators.shares(operator_ms, step_ms),

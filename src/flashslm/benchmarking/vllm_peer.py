@@ -22,8 +22,8 @@ class VllmDecoder:
     """Each prefill ends the sequences of the one before. No prefix is cached, and a prompt is read in one step."""
 
     def __init__(self, case: Case) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # both are read when vLLM is imported
-        os.environ.setdefault("VLLM_ATTENTION_BACKEND", DEFAULT_ATTENTION)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vLLM is imported
+        attention = os.environ.get("VLLM_ATTENTION_BACKEND", DEFAULT_ATTENTION)  # vLLM itself reads it only up to 0.13
         import vllm
 
         with tempfile.TemporaryDirectory() as directory:
@@ -39,13 +39,14 @@ class VllmDecoder:
                 max_num_seqs=case.batch,
                 max_num_batched_tokens=case.batch * case.context + case.batch,
                 enable_prefix_caching=False,
+                attention_config={"backend": attention},
             )
         self.sampling = vllm.SamplingParams(
             temperature=0.0, max_tokens=case.capacity - case.context + 1, ignore_eos=True, detokenize=False
         )
         self.numbers = count()
         self.requests: list[str] = []
-        self.engine = f"vllm {vllm.__version__} (offline engine in one process, random weights)"
+        self.engine = f"vllm {vllm.__version__} (offline engine in one process, {attention}, random weights)"
 
     def prefill(self, tokens_BT: Tensor) -> Tensor:
         """Start again on prompts; the first tokens [B]."""

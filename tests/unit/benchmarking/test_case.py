@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flashslm.benchmarking.case import prompts
+from flashslm.benchmarking.result import moved_bytes
 from flashslm.config import KernelsConfig
 from flashslm.models.accounting import kv_bytes_per_sequence, parameters, state_bytes
 from flashslm.ops.kernels import read_setting
@@ -21,6 +22,18 @@ def test_bytes_of_a_mean_step(make_case, architecture, dtype, value_bytes):
     weights = (parameters(architecture)["total"] - 8 * 32) * value_bytes
     sequence = kv_bytes_per_sequence(architecture, 8 + 23, value_bytes) + 2 * state_bytes(architecture, 4, value_bytes)
     assert case.bytes_per_token == weights + 3 * sequence
+
+
+def test_bytes_of_weights_of_8_bits(make_case):
+    """They count where a step reads them: in fused steps of few sequences."""
+    cases = {
+        (weights, batch): make_case(device="cuda", dtype="bfloat16", weights=weights, batch=batch)
+        for weights in ("full", "int8")
+        for batch in (1, 64)
+    }
+    assert moved_bytes(cases["int8", 1], "fused") < 0.7 * moved_bytes(cases["full", 1], "fused")
+    assert moved_bytes(cases["int8", 1], "torch") == moved_bytes(cases["full", 1], "torch")
+    assert moved_bytes(cases["int8", 64], "fused") == moved_bytes(cases["full", 64], "fused")
 
 
 def test_prompts_are_random_tokens_on_the_host(make_case):

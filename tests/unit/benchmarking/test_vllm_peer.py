@@ -61,8 +61,8 @@ def vllm(monkeypatch) -> ModuleType:
     module.SamplingParams = lambda **given: SimpleNamespace(**given)
     monkeypatch.setitem(sys.modules, "vllm", module)
     MADE.clear()
-    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_ATTENTION_BACKEND"):
-        monkeypatch.setenv(name, "else")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "else")
+    monkeypatch.delenv("VLLM_ATTENTION_BACKEND", raising=False)
     return module
 
 
@@ -81,7 +81,16 @@ def test_the_engine_has_the_case_s_sizes(vllm, case):
     assert llm.settings["max_num_batched_tokens"] >= 2 * 20 and llm.settings["dtype"] == "float32"
     assert not llm.settings["enable_prefix_caching"]  # else the second prefill would be free
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"  # else a step of the engine is not one of the clock
-    assert os.environ["VLLM_ATTENTION_BACKEND"] == "else"  # what the user has chosen
+
+
+@pytest.mark.parametrize("chosen", ["", "FLASHINFER"])
+def test_its_attention(vllm, case, monkeypatch, chosen):
+    """As an option: vLLM 0.22 does not read the variable."""
+    if chosen:
+        monkeypatch.setenv("VLLM_ATTENTION_BACKEND", chosen)
+    decoder = VllmDecoder(case)
+    assert MADE[0].settings["attention_config"] == {"backend": chosen or "FLASH_ATTN"}
+    assert (chosen or "FLASH_ATTN") in decoder.engine
 
 
 def test_a_prefill_gives_each_prompt_s_first_token_and_ends_earlier_sequences(vllm, case):
@@ -99,7 +108,7 @@ def test_a_prefill_gives_each_prompt_s_first_token_and_ends_earlier_sequences(vl
 
 def test_its_record(vllm, case, monkeypatch):
     found = peer.measure_peer(peer.Peer("vllm", case))
-    assert found.engine == "vllm 0.22.0 (offline engine in one process, random weights)"
+    assert found.engine == "vllm 0.22.0 (offline engine in one process, FLASH_ATTN, random weights)"
     assert found.preset == "tiny" and len(found.ttft_ms_repeats) == 3 and found.tpot_ms_median > 0
     monkeypatch.setattr(decode.peer, "_require_vllm", lambda case: None)
     result = decode.bench_decode(case, KernelsConfig(), "vllm")
