@@ -142,9 +142,9 @@ class GenerationStream(StreamingResponse):
             self.generation.cancel()
 
 
-def build_app(endpoints: Endpoints, api_key: str, *, any_host: bool) -> Starlette:
-    """`api_key` guards everything but /health, where one is given; without `any_host` only names of this machine are
-    answered, so that no web page can reach the server under a name of its own.
+def build_app(endpoints: Endpoints, api_key: str, host: str) -> Starlette:
+    """`api_key` guards everything but /health, where one is given; without it only names of this machine, and `host`,
+    are answered, so that no web page can reach the server under a name of its own.
     """
 
     @asynccontextmanager
@@ -177,7 +177,7 @@ def build_app(endpoints: Endpoints, api_key: str, *, any_host: bool) -> Starlett
         guarded("/v1/completions", endpoints.completions, "POST"),
         guarded("/v1/chat/completions", endpoints.chat_completions, "POST"),
     ]
-    hosts = ["*"] if any_host else list(LOOPBACK_NAMES)
+    hosts = ["*"] if api_key else [*LOOPBACK_NAMES, host]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)]
     handlers = {ApiError: refuse, HTTPException: refuse}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)

@@ -52,7 +52,7 @@ def serve(directory: Path, options: ServeOptions, on_ready: Callable[[str, Batch
         scheduler = BatchScheduler(_batch(text_model, options), options.max_waiting, ServerMetrics())
         name = options.name or directory.resolve().name
         endpoints = Endpoints(text_model, scheduler, ChatTemplate(text_model), name, int(time.time()))
-        app = build_app(endpoints, options.api_key, any_host=bool(options.api_key))
+        app = build_app(endpoints, options.api_key, options.host)
         config = uvicorn.Config(
             app, lifespan="on", log_level="warning", access_log=False, timeout_graceful_shutdown=options.drain_s
         )

@@ -19,6 +19,7 @@ from flashslm.inference.continuous import ContinuousBatch
 from flashslm.serving.app import MAX_BODY_BYTES, _read
 from flashslm.serving.protocol import ApiError
 from tests.unit.serving.client import Client
+from tests.unit.serving.conftest import served
 
 BAD = [
     ({"prompt": None}, "prompt: Field required", "prompt"),
@@ -77,6 +78,12 @@ def test_a_page_of_another_site_cannot_use_the_server(client: Client) -> None:
     assert client.call("GET", "/v1/models", None, Host="rebound.example").status == 400
     for host in ("localhost:80", "127.0.0.1", "[::1]:80"):
         assert client.call("GET", "/v1/models", None, Host=host).status == 200
+
+
+def test_another_address_of_this_machine_is_answered(directory: Path) -> None:
+    with served(directory, "--host", "127.0.0.2") as (there, _):
+        assert there.get("/v1/models").status == 200
+        assert there.call("GET", "/v1/models", None, Host="rebound.example").status == 400
 
 
 def test_too_large_a_body_is_refused(client: Client) -> None:
