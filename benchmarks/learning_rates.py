@@ -6,7 +6,7 @@
 
 A search ranks candidates of different widths at one rate, which is fair only as far as the optimum stays where it is.
 The text, the sizes and the short training (`search`) are the recipe's. DIR keeps the prepared text. The record is
-written after every training and a training that it holds is not repeated, so a call that was cut off goes on.
+written after every training and a training that it holds is not repeated. Exit code 3: cut off, call again.
 
 For each width, `best` has the rate of lowest validation loss, the optimum of a parabola through it and its neighbours
 over the rate's logarithm (null at an edge: give further rates), and what the recipe's own rate costs there. The last
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from flashslm.benchmarking.record import provenance, result_name
 from flashslm.config import RunConfig
 from flashslm.config.file import load
-from flashslm.data.prepare import prepare_dataset
+from flashslm.data.prepare import prepare_once
 from flashslm.hardware import pick_device
 from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage.object_store import Manifest
@@ -39,6 +39,7 @@ from flashslm.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 SUBJECT = "learning-rates"
+CUT_OFF = 3
 DATASET = Manifest(kind="dataset", uri="s3://none/prepared", sha256="0" * 64, bytes=1)  # the directory itself is read
 
 
@@ -59,20 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = provenance(device)
     record = begin(output, facts | {"fingerprint": facts["fingerprint"].model_dump()}, recipe, given.operators)
     until_s = time.monotonic() + 60 * given.max_minutes
-    dataset = given.directory / "dataset"
-    if not (dataset / "dataset.json").is_file():
-        prepare_dataset(recipe.data, recipe.seed, dataset)
+    dataset = prepare_once(recipe.data, recipe.seed, given.directory)
     done = {Point(row["weight_norm"], row["width"], row["rate"]) for row in record["trainings"]}
     points = [Point(*values) for values in product(given.weight_norm, given.widths, sorted(given.rates))]
-    for point in (point for point in points if point not in done):
-        if time.monotonic() > until_s:
-            break
+    missing = [point for point in points if point not in done]
+    while missing and time.monotonic() <= until_s:
+        point = missing.pop(0)
         record["trainings"].append(point._asdict() | trained(point, recipe, given.operators, dataset, device))
         record["best"] = list(best_rates(record["trainings"], recipe.search.learning_rate))
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, json.dumps(record) + "\n")
     print(json.dumps({key: value for key, value in record.items() if key != "trainings"}))
-    return 0 if len(record["trainings"]) >= len(points) else 3
+    return CUT_OFF if missing else 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from flashslm.config import DataConfig
+from flashslm.config import DataConfig, digest
 from flashslm.data.bad_rows import BadRows
 from flashslm.data.contamination import forbidden_ngrams
 from flashslm.data.documents import SPLITS
@@ -16,10 +16,19 @@ from flashslm.data.merge import PieceFiles, merge_pieces
 from flashslm.data.pieces import PieceSettings, prepare_piece
 from flashslm.data.plan import Piece, plan_pieces, read_piece
 from flashslm.data.sample import sample_texts
-from flashslm.data.summary import DatasetSummary
+from flashslm.data.summary import DATASET_FILE, DatasetSummary
 from flashslm.data.tokenizer import copy_tokenizer, read_tokenizer, save_tokenizer, train_tokenizer
 
 log = logging.getLogger(__name__)
+
+
+def prepare_once(config: DataConfig, seed: int, directory: Path, on_progress: Callable[[str], None] = log.info) -> Path:
+    """The data set of this text and seed below `directory`, which keeps one for each; made unless it is there whole."""
+    text = {"data": config.model_dump(mode="json"), "seed": seed}
+    prepared = directory / f"data-{digest(text)[:12]}"
+    if not (prepared / DATASET_FILE).is_file():  # it is written last
+        prepare_dataset(config, seed, prepared, on_progress=on_progress)
+    return prepared
 
 
 def prepare_dataset(

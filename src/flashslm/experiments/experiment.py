@@ -13,7 +13,7 @@ from typing import Any
 from flashslm.benchmarking.record import Provenance, provenance
 from flashslm.config import digest
 from flashslm.config.experiment import ExperimentRecipe
-from flashslm.data.prepare import prepare_dataset
+from flashslm.data.prepare import prepare_once
 from flashslm.data.summary import DATASET_FILE
 from flashslm.experiments.cells import Cell, CellResult, CellRunner, plan_cells
 from flashslm.experiments.contrasts import differences, grouped, means, rankings
@@ -51,7 +51,7 @@ class Experiment:
         """Train what is not yet trained; returns the record. `dataset`: one that is prepared already."""
         kernels.configure(self.recipe.kernels)
         self.directory.mkdir(parents=True, exist_ok=True)
-        prepared = dataset or self._prepare()
+        prepared = dataset or prepare_once(self.recipe.data, self.recipe.seed, self.directory, self.say)
         manifest = manifest_of(prepared)
         models = self._models(manifest)
         runner = CellRunner(
@@ -73,14 +73,6 @@ class Experiment:
     @cached_property
     def _provenance(self) -> dict[str, Any]:
         return Provenance(**provenance(pick_device(self.recipe.profiling.training_device))).model_dump(mode="json")
-
-    def _prepare(self) -> Path:
-        """The data set of the recipe's text; dataset.json, written last, says that it is whole."""
-        text = {"data": self.recipe.data.model_dump(mode="json"), "seed": self.recipe.seed}
-        directory = self.directory / f"data-{digest(text)[:12]}"
-        if not (directory / DATASET_FILE).is_file():
-            prepare_dataset(self.recipe.data, self.recipe.seed, directory, on_progress=self.say)
-        return directory
 
     def _models(self, dataset: Manifest) -> list[MatchedModel]:
         """Matched and timed once: measured again, another size might be chosen, and every cell would be another."""

@@ -69,3 +69,26 @@ def test_a_sweep_goes_on_where_it_was_cut_off(
     assert "trainings" not in json.loads(capsys.readouterr().out.splitlines()[-1])
     with pytest.raises(ValueError, match=r"the record of another sweep \(operators\)"):
         learning_rates.main([*sweep[:-1], "MF", "--widths", "16"])
+
+
+def test_a_sweep_that_was_cut_off_says_so_although_its_record_has_other_trainings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, output = tmp_path / "sweep.yaml", tmp_path / "record.json"
+    recipe.write_text(RECIPE)
+    sweep = ["--directory", str(tmp_path), "--config", str(recipe), "--output", str(output), "--operators", "DF"]
+    sweep += ["--widths", "16", "--weight-norm", "off"]
+    assert learning_rates.main([*sweep, "--rates", "0.001"]) == 0
+    assert learning_rates.main([*sweep, "--rates", "0.002", "--max-minutes", "-1"]) == learning_rates.CUT_OFF
+    assert len(json.loads(output.read_text())["trainings"]) == 1
+
+
+def test_another_recipe_in_the_directory_has_its_own_text(tmp_path: Path) -> None:
+    recipe = tmp_path / "sweep.yaml"
+    recipe.write_text(RECIPE)
+    sweep = ["--directory", str(tmp_path), "--config", str(recipe), "--widths", "16", "--weight-norm", "off"]
+    for size in (300, 310):
+        again = [*sweep, "--output", str(tmp_path / f"{size}.json"), "--rates", "0.001", "--operators", "DF"]
+        assert learning_rates.main([*again, "--set", f"data.vocab_size={size}"]) == 0
+    prepared = [json.loads(file.read_text())["vocab_size"] for file in tmp_path.glob("data-*/dataset.json")]
+    assert sorted(prepared) == [300, 310]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from flashslm.config.experiment import ExperimentRecipe
+from flashslm.data.prepare import prepare_once
 from flashslm.experiments import cells
 from flashslm.experiments import experiment as experiments
 from flashslm.experiments.cells import CellRunner, plan_cells
@@ -24,8 +25,7 @@ from tests.unit.experiments.tiny import recipe, write
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("data")
-    return Experiment(recipe(), directory, say=lambda _: None)._prepare()
+    return prepare_once(recipe().data, recipe().seed, tmp_path_factory.mktemp("data"))
 
 
 def run(of: ExperimentRecipe, directory: Path, dataset: Path, workers: int = 1) -> tuple[dict[str, Any], list[str]]:
