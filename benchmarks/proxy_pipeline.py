@@ -36,7 +36,8 @@ SUBJECT = "proxy-pipeline"
 CUT_OFF = 3
 GRACE_S = 60.0  # in which steps finish what they are at, and save
 KEPT = ("state", "decision", "failed_step", "error", "test/perplexity", "test/bits_per_byte", "latency_ms")
-WINNER = ("operators", "width", "parameters", "latency_ms", "loss_nats", "mutation", "slot")
+DESIGN = ("operators", "width", "parameters")  # of the exported model: what won
+OF_TRIAL = ("operators", "width", "parameters", "latency_ms", "loss_nats", "mutation", "slot")
 
 
 def main() -> int:
@@ -118,7 +119,7 @@ def add_call(record: dict[str, Any], call: dict[str, Any], samples: list[GpuSamp
     record["wall_s"] = round(sum(c["wall_s"] for c in record["calls"]), 1)
     record["sampled_every_s"] = EVERY_S
     record["gpu_busy_share"] = busy_share(everything, 0.0, math.inf)
-    record["result"] = {key: facts[key] for key in KEPT if key in facts}
+    record["result"] = {key: facts[key] for key in (*KEPT, *DESIGN) if key in facts}
     record["search"] = search_facts(directory / ".flashslm" / embedded_stack.STUDIES)
 
 
@@ -138,7 +139,10 @@ def _steps(run: RunRecord, ends_s: float, samples: list[GpuSample]) -> list[dict
 
 
 def search_facts(database: Path) -> dict[str, Any]:
-    """The candidates scored so far, in the newest study of the database, and the best of them."""
+    """The candidates scored so far, in the newest study of the database, and the one of lowest proxy loss.
+
+    It need not be the one that wins: finalists are judged by other seeds.
+    """
     if not database.is_file():
         return {"candidates": 0}
     url = f"sqlite:///{database}"
@@ -147,10 +151,10 @@ def search_facts(database: Path) -> dict[str, Any]:
     trials: list[FinishedTrial] = SearchStudy.open(url, names[-1]).finished() if names else []
     scored = [trial for trial in trials if trial.succeeded]
     best = min(scored, key=lambda trial: trial.loss_nats, default=None)
-    winner = {key: value for key, value in best.record().items() if key in WINNER} if best else None
+    of_best = {key: value for key, value in best.record().items() if key in OF_TRIAL} if best else None
     pruned = sum(trial.pruned_at_step is not None for trial in trials)
     failed = len(trials) - len(scored) - pruned
-    return {"candidates": len(trials), "pruned": pruned, "failed": failed, "winner": winner}
+    return {"candidates": len(trials), "pruned": pruned, "failed": failed, "best_trial": of_best}
 
 
 if __name__ == "__main__":

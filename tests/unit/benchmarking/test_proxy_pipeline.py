@@ -62,7 +62,7 @@ def test_a_run_that_was_cut_off_goes_on_in_its_record(tmp_path: Path) -> None:
     call(again, tmp_path, 2, seconds=0, limit_s=60)
     assert [c["ended"] for c in again["calls"]] == ["cut off", "by itself"]
     assert [s["cached"] for s in again["calls"][1]["steps"]] == [True, False]
-    assert again["result"] == {"state": "SUCCESS", "decision": "promote"}
+    assert again["result"] == {"state": "SUCCESS", "decision": "promote", "operators": "DF"}, "what won"
     assert again["gpu_busy_share"] == pytest.approx(0.75) and len(again["samples"]) == 4
     assert again["wall_s"] == pytest.approx(sum(c["wall_s"] for c in again["calls"]), abs=0.1)
     output.write_text(json.dumps(again))
@@ -76,7 +76,7 @@ def test_a_record_of_another_device_is_not_continued(tmp_path: Path) -> None:
         proxy_pipeline.begin(tmp_path / "record.json", FACTS | {"device": "A100"})
 
 
-def test_candidates_and_winner_come_from_the_study(tmp_path: Path) -> None:
+def test_candidates_and_the_best_of_them_come_from_the_study(tmp_path: Path) -> None:
     assert proxy_pipeline.search_facts(tmp_path / "study.db") == {"candidates": 0}
     study = SearchStudy.open(f"sqlite:///{tmp_path / 'study.db'}", "search")
     proposer = make_proposer(trials=6, population=4, sample=2, candidates_per_cycle=3)
@@ -85,4 +85,4 @@ def test_candidates_and_winner_come_from_the_study(tmp_path: Path) -> None:
     found = proxy_pipeline.search_facts(tmp_path / "study.db")
     best = min(study.finished(), key=lambda trial: trial.loss_nats)
     assert found["candidates"] == 6 and found["failed"] == found["pruned"] == 0
-    assert found["winner"]["operators"] == best.operators and found["winner"]["loss_nats"] == best.loss_nats
+    assert found["best_trial"]["operators"] == best.operators and found["best_trial"]["loss_nats"] == best.loss_nats
