@@ -104,6 +104,7 @@ def test_editors_accept_every_spelling_that_a_recipe_may_have() -> None:
         ({"model": {"window": 64}}, "model.window"),
         ({"profiling": {"device": "cuda", "threads": 2}}, "profiling.threads"),
         ({"search": {"strategy": "random", "sample": 4}}, "search.sample"),
+        ({"search": {"strategy": "random", "seeding": "none", "population": 4, "sample": 2}}, "search.population"),
         ({"search": {"finalist_seeds": 2}}, "search.finalist_seeds"),
         ({"search": {"halving_factor": 2}}, "search.halving_factor"),
         ({"search": {"seeding": "law", "seed_designs": ["DF"]}}, "search.seed_designs"),
@@ -137,6 +138,7 @@ def test_what_has_no_effect_is_named(sections: dict[str, Any], where: str) -> No
 def test_defaults_are_not_warned_of() -> None:
     assert given() == [] and given(training={"steps": 10}, latency={"target_ms": 1.0}) == []
     assert given(data={"source": "files", "paths": ["a"], "text_field": "body"}) == []
+    assert given(search={"strategy": "random", "population": 9}) == [], "half as many known designs are tried first"
 
 
 def test_a_warning_comes_before_the_work_and_does_not_stop_it(tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ def _design(config: RunConfig) -> Found:
 def _search(config: RunConfig) -> Found:
     search = config.search
     if search.strategy == "random":
-        yield from _given(search, "search", ("population", "sample"), "strategy is 'random'")
+        seeds_known_designs = search.seeding == "designs" and not search.seed_designs  # half a population of them
+        unused = ("sample",) if seeds_known_designs else ("population", "sample")
+        yield from _given(search, "search", unused, "strategy is 'random'")
     elif search.trials <= search.population:
         why = f"no trial descends from another: {search.trials} trials are at most population ({search.population})"
         yield from _given(search, "search", ("sample",), why)
