@@ -8,22 +8,42 @@ from flashslm.models.architecture import InfeasibleArchitecture, build_architect
 
 def problems(recipe: ExperimentRecipe) -> list[str]:
     """Every inconsistency, each as: where, what was given, what is allowed."""
-    return [*_models(recipe), *_lengths(recipe)]
+    return [*_models(recipe), *_reference(recipe), *_lengths(recipe)]
 
 
 def _models(recipe: ExperimentRecipe) -> Iterator[str]:
-    experiment, measured = recipe.experiment, recipe.profiling.operators
+    experiment = recipe.experiment
     for name, model in experiment.models.items():
-        where = f"experiment.models.{name}.operators"
-        try:
-            operators = parse_operators(model.operators)
-            build_architecture(operators, model.width or experiment.width or 1024, recipe.model, recipe.data.vocab_size)
-        except InfeasibleArchitecture as error:
-            yield f"{where}: {error}"
-            continue
-        missing = sorted(set(operators) - set(measured))
-        if experiment.match.startswith("latency") and missing:
-            yield f"{where}: {', '.join(missing)} not in profiling.operators '{measured}': the table must measure them"
+        width = model.width or experiment.width or 1024
+        yield from _operators(recipe, f"experiment.models.{name}.operators", model.operators, width)
+
+
+def _reference(recipe: ExperimentRecipe) -> Iterator[str]:
+    """Its time is the budget where no target is given."""
+    latency, widths = recipe.latency, recipe.profiling.widths
+    if latency.target_ms or not _reads_table(recipe):
+        return
+    yield from _operators(recipe, "latency.reference_operators", latency.reference_operators, latency.reference_width)
+    if recipe.experiment.match == "latency_by_width" and latency.reference_width not in widths:
+        missing = f"{latency.reference_width} not in profiling.widths {list(widths)}"
+        yield f"latency.reference_width: {missing}: the table must measure it"
+
+
+def _operators(recipe: ExperimentRecipe, where: str, text: str, width: int) -> Iterator[str]:
+    measured = recipe.profiling.operators
+    try:
+        operators = parse_operators(text)
+        build_architecture(operators, width, recipe.model, recipe.data.vocab_size)
+    except InfeasibleArchitecture as error:
+        yield f"{where}: {error}"
+        return
+    missing = sorted(set(operators) - set(measured))
+    if _reads_table(recipe) and missing:
+        yield f"{where}: {', '.join(missing)} not in profiling.operators '{measured}': the table must measure them"
+
+
+def _reads_table(recipe: ExperimentRecipe) -> bool:
+    return recipe.experiment.match.startswith("latency")
 
 
 def _lengths(recipe: ExperimentRecipe) -> Iterator[str]:
@@ -36,7 +56,7 @@ def _lengths(recipe: ExperimentRecipe) -> Iterator[str]:
         "evaluation.sequence_length": evaluation.sequence_length,
         "evaluation.needle_lengths": max(evaluation.needle_lengths, default=0),
         "evaluation.recall_lengths": max(recall, default=0),
-        "latency.context": recipe.latency.context if recipe.experiment.measure_latency else 0,
+        "latency.context": recipe.latency.context if recipe.experiment.measure_latency or _reads_table(recipe) else 0,
     }
     for where, length in longest.items():
         if length + meta_tokens > limit:

@@ -50,6 +50,20 @@ def test_the_seeds_experiments_are_there() -> None:
             "experiment.models.x.operators: G not in profiling.operators",
         ),
         (
+            {
+                "experiment": {"match": "latency_by_depth"},
+                "latency": {"reference_operators": "GF", "reference_width": 16},
+            },
+            "latency.reference_operators: G not in profiling.operators",
+        ),
+        (
+            {
+                "experiment": {"match": "latency_by_width"},
+                "latency": {"reference_width": 32, "reference_operators": "AF"},
+            },
+            "latency.reference_width: 32 not in profiling.widths [16]: the table must measure it",
+        ),
+        (
             {"experiment": {"meta_tokens": [0, 220]}, "training": {"sequence_length": 40}},
             "training.sequence_length: 40 and 220 meta tokens exceed",
         ),
