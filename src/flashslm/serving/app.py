@@ -65,14 +65,14 @@ class Endpoints:
         return JSONResponse(self._model())
 
     async def completions(self, request: Request) -> Response:
-        body = parse(CompletionRequest, await _read(request))
+        body = await run_in_threadpool(parse, CompletionRequest, await _read(request))
         self._check_model(body.model)
         prompt_ids = await run_in_threadpool(self._prompt_ids, body)
         wanted = body.wanted_tokens or min(DEFAULT_COMPLETION_TOKENS, max(1, self.max_context - len(prompt_ids)))
         return await self._answer(request, body, prompt_ids, wanted, CompletionReply(self.name, self._tokenizer))
 
     async def chat_completions(self, request: Request) -> Response:
-        body = parse(ChatRequest, await _read(request))
+        body = await run_in_threadpool(parse, ChatRequest, await _read(request))
         self._check_model(body.model)
         prompt_ids = await run_in_threadpool(self.chat.encode, body.messages)
         wanted = body.wanted_tokens or max(1, self.max_context - len(prompt_ids))

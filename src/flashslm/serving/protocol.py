@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator, model_validator
 
 from flashslm.inference.sampling import Sampling
 
@@ -25,6 +25,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 # Parameters that say nothing about the text.
 IGNORED = ("user", "metadata", "store", "service_tier", "parallel_tool_calls")
 
+MOST_FIELDS = 64  # of an object: a body could have a million, each with an error
 Stop = Annotated[str, Field(min_length=1)]
 
 
@@ -46,16 +47,25 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Strict(BaseModel):
+    """Takes nothing that it does not know."""
 
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MOST_FIELDS:
+            raise ValueError(f"has {len(given)} fields: at most {MOST_FIELDS} are read")
+        return given
+
+
+class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class TextRequest(BaseModel):
+class TextRequest(_Strict):
     """What both endpoints take. A null is the default, as in OpenAI's API."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
@@ -119,18 +129,14 @@ class CompletionRequest(TextRequest):
         return self.logprobs
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class TextPart(_Strict):
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[TextPart]
+    content: Annotated[list[TextPart], FailFast()]
     name: str | None = None
 
     @field_validator("content", mode="before")
@@ -144,7 +150,7 @@ class Message(BaseModel):
 
 
 class ChatRequest(TextRequest):
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
@@ -168,7 +174,7 @@ AnyRequest = TypeVar("AnyRequest", bound=TextRequest)
 
 
 def parse(kind: type[AnyRequest], body: bytes) -> AnyRequest:
-    """Raises ApiError 400 that names every problem."""
+    """Raises ApiError 400 that names every problem, of a list's items the first."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from flashslm.cli.app import app
 from flashslm.inference.continuous import ContinuousBatch
 from flashslm.serving.app import MAX_BODY_BYTES, _read
-from flashslm.serving.protocol import ApiError
+from flashslm.serving.protocol import ApiError, ChatRequest, parse
 from tests.unit.serving.client import Client
 from tests.unit.serving.conftest import served
 
@@ -90,6 +90,23 @@ def test_too_large_a_body_is_refused(client: Client) -> None:
     body = b'{"prompt": "' + b"a" * MAX_BODY_BYTES + b'"}'
     assert client.call("POST", "/v1/completions", body).status == 413
     assert client.get("/health").status == 200
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"messages": [1] * 100_000},
+        {"messages": [{"role": "user", "content": [1] * 100_000}]},
+        {"messages": [{"role": "user", "content": "a"} | {f"x{number}": 0 for number in range(100_000)}]},
+        {f"x{number}": 0 for number in range(100_000)},
+    ],
+    ids=["messages", "parts", "fields of a message", "fields"],
+)
+def test_many_problems_get_a_short_answer(settings: Any) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "a"}]} | settings
+    with pytest.raises(ApiError) as refusal:
+        parse(ChatRequest, json.dumps(body).encode())
+    assert refusal.value.status == 400 and 20 < len(str(refusal.value)) < 500
 
 
 def test_a_model_of_another_name(client: Client) -> None:
