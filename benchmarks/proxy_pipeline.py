@@ -78,7 +78,7 @@ def begin(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
         return new
     there: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     if there.get("subject") != SUBJECT or there["device"] != facts["device"]:
-        raise ValueError(f"'{output}' is no record of this benchmark on {facts['device']}: give another --output")
+        raise ValueError(f"'{output}' is not a record of this benchmark on {facts['device']}: give another --output")
     if there["result"].get("state") == "SUCCESS":
         raise ValueError(f"'{output}' is the record of a run that has ended: give another --output")
     parts = {name: dict.fromkeys([*there[name].split("; "), facts[name]]) for name in ("commit", "command")}

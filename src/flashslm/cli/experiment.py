@@ -19,14 +19,17 @@ def experiment(
     config: ConfigOption,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option(help="Cells, record and table; not given: experiments/NAME. What lies there goes on.")
+        Path | None,
+        typer.Option(
+            help="Cells, record and table; not given: experiments/NAME. An experiment that is there is continued."
+        ),
     ] = None,
     dataset: Annotated[Path | None, typer.Option(help="A prepared data set, in place of the recipe's text.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side on this device.")] = 1,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Train models x variants x seeds, and compare them with intervals; started again it goes on.
+    """Train models x variants x seeds, and compare them with intervals; a second start continues.
 
     The runs go to MLflow if the environment or a running stack names one.
     """

@@ -1,4 +1,4 @@
-"""What a trial's design is in Optuna's terms: parameters by which its plots tell what matters.
+"""What a trial's design is in Optuna's terms: parameters by which its plots show what matters.
 
 The search proposes designs itself; these parameters describe them. Their distributions are the same in every search,
 as Optuna demands of the trials of one study.

@@ -72,7 +72,7 @@ def test_a_run_that_was_cut_off_goes_on_in_its_record(tmp_path: Path) -> None:
 
 def test_a_record_of_another_device_is_not_continued(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(json.dumps({"subject": "proxy-pipeline"} | FACTS))
-    with pytest.raises(ValueError, match="no record of this benchmark on A100"):
+    with pytest.raises(ValueError, match="not a record of this benchmark on A100"):
         proxy_pipeline.begin(tmp_path / "record.json", FACTS | {"device": "A100"})
 
 
