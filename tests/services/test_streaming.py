@@ -1,12 +1,16 @@
 """Training that reads its data set out of the real object store, through a cache that is smaller than the data set."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ import torch
 from flashslm.data import order
 from flashslm.data.loader import TokenLoader
 from flashslm.infra.settings import Settings
+from flashslm.infra.storage import streamed_tree
 from flashslm.infra.storage import tree as trees
 from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectMissing, ObjectStore, StoreError
 from flashslm.infra.storage.streamed_tree import StreamedTree
@@ -98,7 +103,8 @@ def test_the_cache_stays_within_its_bound_while_a_model_trains_and_changes_no_bi
     sizes: list[int] = []
 
     def look(_step: int, _metrics: dict[str, float]) -> None:
-        sizes.append(cached_bytes(tmp_path / "cache"))
+        with trees.locked(tmp_path / "cache"):  # what is removed or fetched meanwhile would be counted in part
+            sizes.append(cached_bytes(tmp_path / "cache"))
 
     streamed = opened()
     outcome = train(spec, tiny.model(), lambda _: streamed, on_metrics=look)
@@ -184,12 +190,14 @@ def test_a_file_that_is_torn_in_the_cache_is_fetched_again(
     first, files = read_all(opened()), opened()
     torn = next((tmp_path / "cache").rglob("shard-00019.bin"))
     torn.write_bytes(content)
-    (tmp_path / "cache" / ".killed").mkdir()
-    (tmp_path / "cache" / ".killed" / "part").write_bytes(b"x" * CACHE_BYTES)
+    left = tmp_path / "cache" / f".{torn.parents[1].name}"  # by a process that was killed while it removed this file
+    left.mkdir()
+    (left / "part").write_bytes(b"x" * CACHE_BYTES)
     fetched.clear()
-    assert read_all(files) == first
-    assert fetched.count("train/shard-00019.bin") == 1
-    assert not (tmp_path / "cache" / ".killed").exists(), "what a killed process left does not fill the cache"
+    with files.open("train/shard-00019.bin") as again:
+        assert again.read() == first[19]
+    assert fetched == ["train/shard-00019.bin"]
+    assert not left.exists(), "what a killed process left does not fill the cache"
 
 
 def test_a_download_that_is_torn_is_repeated(
@@ -223,6 +231,90 @@ def test_what_is_open_stays_readable_and_what_is_used_stays_in_the_cache(
     assert fetched.count("train/shard-00001.bin") == 1
     with pytest.raises(StoreError, match=r"has 8,192 bytes, and the cache of data sets may hold 8,000: raise platform"):
         opened("other", max_bytes=8000).open("train/shard-00000.bin")
+
+
+def test_a_file_that_another_process_removes_while_it_is_looked_at_is_fetched(
+    opened: Callable[..., StreamedTree], fetched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened().open("train/shard-00000.bin").close()
+    look = trees._marked
+    removed: list[Path] = []
+
+    def removed_meanwhile(directory: Path) -> list[str]:
+        marked = look(directory)
+        if not removed:
+            removed.append(directory)
+            shutil.rmtree(directory)
+        return marked
+
+    monkeypatch.setattr(trees, "_marked", removed_meanwhile)
+    with opened().open("train/shard-00000.bin") as again:
+        assert len(again.read()) == 8192
+    assert removed and fetched == ["train/shard-00000.bin"] * 2
+
+
+def test_a_file_that_was_removed_after_its_use_is_fetched_ahead_too(
+    opened: Callable[..., StreamedTree], fetched: list[str]
+) -> None:
+    files = opened(max_bytes=2 * 8192)
+    for number in range(3):
+        files.open(f"train/shard-{number:05d}.bin").close()
+    fetched.clear()
+    files.fetch_ahead("train/shard-00000.bin")
+    wait_for("train/shard-00000.bin", fetched)
+    assert fetched == ["train/shard-00000.bin"]
+
+
+def wait_for(name: str, fetched: list[str]) -> None:
+    ends_s = time.monotonic() + 60
+    while name not in fetched and time.monotonic() < ends_s:
+        time.sleep(0.01)
+
+
+def test_a_file_that_is_opened_before_its_turn_comes_is_not_fetched_ahead(
+    opened: Callable[..., StreamedTree], fetched: list[str], tmp_path: Path
+) -> None:
+    first, late, last = (f"train/shard-{number:05d}.bin" for number in range(3))
+    opened().open(late).close()
+    files = opened()
+    with trees.locked(tmp_path / "cache"):  # another process fetches something
+        files.fetch_ahead(first)
+        files.fetch_ahead(late)
+        files.open(late).close()
+        shutil.rmtree(next((tmp_path / "cache").rglob("shard-00001.bin")).parents[1])
+        files.fetch_ahead(last)
+        fetched.clear()
+    wait_for(last, fetched)
+    assert fetched == [first, last]
+
+
+def test_the_cache_leaves_a_small_disk_the_room_that_a_file_needs(
+    opened: Callable[..., StreamedTree], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, disk_bytes = tmp_path / "cache", 4 * 8192
+    free = lambda _: SimpleNamespace(free=disk_bytes - cached_bytes(cache))  # noqa: E731
+    monkeypatch.setattr(shutil, "disk_usage", free)
+    assert len(read_all(opened())) == 20
+    assert disk_bytes - 8192 < cached_bytes(cache) <= disk_bytes
+
+
+def test_a_full_disk_and_a_cache_that_may_only_be_read(
+    opened: Callable[..., StreamedTree], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_with(code: int) -> Callable[..., None]:
+        def fail(*_arguments: Any) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return fail
+
+    with monkeypatch.context() as patched:
+        patched.setattr(streamed_tree, "mark_verified", fails_with(errno.ENOSPC))
+        with pytest.raises(StoreError, match="disk full while writing"):
+            opened().open("train/shard-00000.bin")
+    opened().open("train/shard-00000.bin").close()
+    monkeypatch.setattr(os, "utime", fails_with(errno.EACCES))
+    with opened().open("train/shard-00000.bin") as found:
+        assert len(found.read()) == 8192
 
 
 def test_a_shard_that_is_damaged_in_the_store_is_named(store: ObjectStore, tmp_path: Path) -> None:

@@ -4,24 +4,33 @@ import os
 import shutil
 import tempfile
 import threading
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
 from flashslm.infra.storage.object_store import ObjectStore, StoreError
-from flashslm.infra.storage.tree import MARKER, Manifest, holds_verified, locked, mark_verified, tree_digest
+from flashslm.infra.storage.tree import (
+    MARKER,
+    Manifest,
+    disk_errors,
+    holds_verified,
+    locked,
+    mark_verified,
+    tree_digest,
+)
 
-_BEGINNING_OF_TEMPORARY = "."
+_TEMPORARY = "."  # beginning of the names of what is not a whole file's directory
 _State = tuple[int, int, int, int]
 
 
 class StreamedTree:
     """One tree, by the paths of its files. Processes of a machine, and trees, may share the cache.
 
-    The cache never holds more than `max_bytes`, what is being fetched included: the files that were not used for
-    longest are removed first. One that is open stays readable. A file is verified when it comes, and again only where
-    its size, inode or times have changed since.
+    The cache never holds more than `max_bytes`, or than the disk has room for, what is being fetched included: the
+    files that were not used for longest are removed first. One that is open stays readable. A file is verified when it
+    comes, and again only where its size, inode or times have changed since.
     """
 
     def __init__(self, store: ObjectStore, manifest: Manifest, cache: Path, max_bytes: int):
@@ -30,6 +39,7 @@ class StreamedTree:
         self._index = store.index(manifest)
         self._verified: dict[str, _State] = {}  # in which state this process saw the file verified
         self._wanted: SimpleQueue[str] = SimpleQueue()
+        self._awaited: set[str] = set()  # of the wanted ones, those that were not opened since
         self._fetcher: threading.Thread | None = None
 
     def __str__(self) -> str:
@@ -48,26 +58,27 @@ class StreamedTree:
             with suppress(FileNotFoundError):  # not there yet, or removed by another process meanwhile
                 opened = (target / name).open("rb")
                 if self._verified.get(name) == _state(opened.fileno()):
-                    with suppress(FileNotFoundError):
+                    with suppress(OSError):  # removed meanwhile, or of a cache that may only be read
                         os.utime(target / MARKER)  # the time of its last use
+                    self._awaited.discard(name)
                     return opened
                 opened.close()
             self._fetch(name)
 
     def fetch_ahead(self, name: str) -> None:
-        """Have a file fetched meanwhile, unless this process has used it. If that fails, `open` tries again."""
-        if name in self._verified:
-            return
+        """Have a file fetched meanwhile, unless it is there or is opened first. If that fails, `open` tries again."""
         if self._fetcher is None:
             self._fetcher = threading.Thread(target=self._fetch_wanted, name="fetch-ahead", daemon=True)
             self._fetcher.start()
+        self._awaited.add(name)
         self._wanted.put(name)
 
     def _fetch_wanted(self) -> None:
         while True:
             name = self._wanted.get()
-            with suppress(Exception):  # whoever opens the file meets the same, and reports it
-                self._fetch(name)
+            if name in self._awaited:
+                with suppress(Exception):  # whoever opens the file meets the same, and reports it
+                    self._fetch(name)
 
     def _target(self, name: str) -> Path:
         """A directory that holds this file alone, as a tree of its own."""
@@ -75,10 +86,10 @@ class StreamedTree:
 
     def _fetch(self, name: str) -> None:
         target = self._target(name)
-        if not holds_verified(target, target.name):
+        if not _is_there(target):
             self._cache.mkdir(parents=True, exist_ok=True)
             with locked(self._cache):  # another process may have fetched it meanwhile
-                if not holds_verified(target, target.name):
+                if not _is_there(target):
                     _remove(target)
                     self._make_room(name)
                     self._download(name, target)
@@ -86,7 +97,7 @@ class StreamedTree:
             self._verified[name] = _state(target / name)
 
     def _download(self, name: str, target: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix=_BEGINNING_OF_TEMPORARY, dir=self._cache) as temporary:
+        with disk_errors(target), tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=self._cache) as temporary:
             tree = Path(temporary) / "tree"
             self._store.get_part(self._manifest, (name,), tree, {name: self._index[name]})
             mark_verified(tree, target.name)
@@ -102,21 +113,29 @@ class StreamedTree:
             )
         found = []
         for entry in self._cache.iterdir():
-            if entry.name.startswith(_BEGINNING_OF_TEMPORARY):  # its owner was killed
+            if entry.name.startswith(_TEMPORARY):  # its owner was killed
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 found.append((_last_use_s(entry), entry, _bytes_below(entry)))
         total = sum(size for _, _, size in found)
+        allowed = min(self._max_bytes, total + shutil.disk_usage(self._cache).free)
         for _, entry, size in sorted(found):
-            if total + needed <= self._max_bytes:
+            if total + needed <= allowed:
                 return
             _remove(entry)
             total -= size
 
 
+def _is_there(target: Path) -> bool:
+    try:
+        return holds_verified(target, target.name)
+    except FileNotFoundError:  # another process removed it while it was looked at
+        return False
+
+
 def _remove(directory: Path) -> None:
     """Take a file's directory out of the cache at once, and then delete it."""
-    removed = directory.with_name(f"{_BEGINNING_OF_TEMPORARY}{directory.name}")
+    removed = directory.with_name(f"{_TEMPORARY}{directory.name}.{uuid.uuid4().hex}")
     with suppress(FileNotFoundError):
         directory.rename(removed)
         shutil.rmtree(removed, ignore_errors=True)
