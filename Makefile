@@ -52,14 +52,25 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 # The numerics, training and tracking once more on the oldest versions that pyproject.toml allows, in an environment of
-# their own, and under the instruction set that every x86-64 processor has.
+# their own, and under the instruction set that every x86-64 processor has. It is pip that installs them, as it does in
+# .venv: uv reads nothing of pip's configuration. Where .venv has a CPU build of PyTorch and none of the oldest version is
+# found, .venv's version is taken in place of 4 GB of CUDA libraries, unless TORCH_INDEX is given.
 LOWEST := .venv-lowest
 LOWEST_EXTRAS := platform,train,evaluation,local,dev
 COMMA := ,
 $(LOWEST)/.installed: constraints-lowest.txt pyproject.toml $(INSTALLED)
-	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	@$(CHOOSE_INDEX); $(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --constraint constraints-lowest.txt \
-	  $${index:+--extra-index-url $$index --index-strategy unsafe-best-match} --editable ".[$(LOWEST_EXTRAS)]"
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "test-oldest needs Python 3.11," \
+	  "for which constraints-lowest.txt is resolved: make clean, then make test-oldest PYTHON=/path/to/python3.11"; exit 1; }
+	$(BIN)/python -m venv --clear $(LOWEST)
+	@$(CHOOSE_INDEX); torch=$$(sed -n 's/^torch==//p' constraints-lowest.txt); libraries='^$$'; \
+	present=$$($(BIN)/python -c 'import torch; print(torch.__version__)'); \
+	install() { $(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps \
+	  $${index:+--extra-index-url $$index} "$$@"; }; \
+	case "$(TORCH_INDEX) $$present" in "auto "*+cpu) libraries='^nvidia\|^cuda\|^triton'; \
+	  install "torch==$$torch+cpu" 2>/dev/null && torch=$$torch+cpu || torch=$$present;; esac; \
+	echo "the oldest versions are installed, with PyTorch $$torch"; \
+	sed "s/^torch==.*/torch==$$torch/; /$$libraries/d" constraints-lowest.txt > $(LOWEST)/requirements.txt; \
+	install --requirement $(LOWEST)/requirements.txt && install --editable .
 	touch $@
 
 # Resolves them again, after a change of a range in pyproject.toml.

