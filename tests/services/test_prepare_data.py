@@ -12,9 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
 
 from flashslm.config import RunConfig
 from flashslm.data.documents import SPLITS
+from flashslm.data.encoding import TextEncoder
 from flashslm.data.prepare import prepare_dataset
 from flashslm.data.shards import SplitReader
 from flashslm.infra.settings import Settings
@@ -87,6 +89,22 @@ def test_any_number_of_workers_makes_the_data_set_of_one_process(
         there, here = SplitReader(stored, split), SplitReader(tmp_path / "here", split)
         assert there.read(0, there.index.tokens).tolist() == here.read(0, here.index.tokens).tolist()
         assert there.index == here.index
+
+
+def test_a_worker_makes_one_encoder_for_all_its_pieces(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fastokens gives back none of an encoder's memory: one per piece makes a worker grow with the text."""
+    make, made = TextEncoder.__init__, []
+
+    def counted(encoder: TextEncoder, tokenizer: Tokenizer) -> None:
+        made.append(encoder)
+        make(encoder, tokenizer)
+
+    run_step(**call("plan_data", recipe(text), tmp_path, "plan"))
+    monkeypatch.setattr(TextEncoder, "__init__", counted)
+    assert run_step(**call("prepare_data", recipe(text), tmp_path, "pieces-0", worker="0"))["pieces"] == 12
+    assert len(made) == 1
 
 
 def test_a_killed_worker_goes_on_and_the_result_is_the_same_to_the_bit(text: Path, tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ class TextEncoder:
         self._fast = self._reproducing()
         self.name = "fastokens" if self._fast else "tokenizers"
 
+    @property
+    def vocab_size(self) -> int:
+        """Added tokens included."""
+        return int(self._tokenizer.get_vocab_size())
+
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """The ids of each text."""
         is_fast = [self._fast is not None and not _holds_folding_letters(text) for text in texts]

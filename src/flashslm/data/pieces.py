@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from tokenizers import Tokenizer
 
 from flashslm.config import DataConfig
 from flashslm.data.bad_rows import BadRow, BadRows
@@ -38,10 +37,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PieceSettings:
-    """What all pieces have in common. `forbidden` are the sorted hashes of runs of words that no document may hold."""
+    """What all pieces have in common. `forbidden` are the sorted hashes of runs of words that no document may hold.
+
+    A process makes one encoder for all its pieces: fastokens gives back none of its memory.
+    """
 
     config: DataConfig
-    tokenizer: Tokenizer
+    encoder: TextEncoder
     end_of_document_id: int
     forbidden: NDArray[np.uint64]
 
@@ -82,8 +84,7 @@ def prepare_piece(
 
 class _PieceWriter:
     def __init__(self, shared: PieceSettings, directory: Path):
-        self._shared, self._config, self._tokenizer = shared, shared.config, shared.tokenizer
-        self._directory, self._encoder = directory, TextEncoder(shared.tokenizer)
+        self._shared, self._config, self._directory = shared, shared.config, directory
         self._splits: dict[str, ShardWriter] = {}
         self._texts: dict[str, list[str]] = {split: [] for split in SPLITS}
         self._characters = 0
@@ -140,15 +141,15 @@ class _PieceWriter:
 
     def _encode(self) -> None:
         for split, texts in self._texts.items():
-            for text, ids in zip(texts, self._encoder.encode(texts), strict=True):
+            for text, ids in zip(texts, self._shared.encoder.encode(texts), strict=True):
                 self._writer(split).add(ids, len(text.encode()))
         self._texts, self._characters = {split: [] for split in SPLITS}, 0
 
     def _writer(self, split: str) -> ShardWriter:
         if split not in self._splits:
-            vocab_size = self._tokenizer.get_vocab_size()
+            shared = self._shared
             self._splits[split] = ShardWriter(
-                self._directory / split, vocab_size, self._shared.end_of_document_id, self._config.shard_tokens
+                self._directory / split, shared.encoder.vocab_size, shared.end_of_document_id, self._config.shard_tokens
             )
         return self._splits[split]
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from flashslm.data.bad_rows import BadRows
 from flashslm.data.contamination import FORBIDDEN_FILE
+from flashslm.data.encoding import TextEncoder
 from flashslm.data.pieces import PieceSettings, prepare_piece
 from flashslm.data.plan import PLAN_FILE, DataPlan, Piece, read_piece
 from flashslm.data.tokenizer import read_tokenizer
@@ -22,12 +23,13 @@ def run(context: StepContext) -> dict[str, Any]:
     planned = context.fetch("plan")
     plan = DataPlan.model_validate_json((planned / PLAN_FILE).read_text(encoding="utf-8"))
     mine = plan.of_worker(int(context.parameters["worker"]), context.config.data.workers)
+    shared = _shared_settings(context, plan, planned)
     made, found = {}, 0
     for done, piece in enumerate(mine, start=1):
         key = _marker(context, plan, piece)
         finished = _finished(context, key)
         found += finished is not None
-        made[str(piece.number)] = (finished or _prepare(context, plan, planned, piece, key)).model_dump(mode="json")
+        made[str(piece.number)] = (finished or _prepare(context, shared, piece, key)).model_dump(mode="json")
         context.events.emit("progress", f"{done} of {len(mine)} pieces, {found} of them made before")
     # As metadata too: the trees are kept as long as this output, and missed with it.
     context.publish_json("pieces", {"pieces.json": made}, {"parts": list(made.values())})
@@ -46,16 +48,20 @@ def _finished(context: StepContext, key: str) -> Manifest | None:
     return manifest if manifest and context.store.list(context.store.index_key(manifest)) else None
 
 
-def _prepare(context: StepContext, plan: DataPlan, planned: Path, piece: Piece, key: str) -> Manifest:
+def _shared_settings(context: StepContext, plan: DataPlan, planned: Path) -> PieceSettings:
+    forbidden = np.fromfile(planned / FORBIDDEN_FILE, dtype="<u8").astype(np.uint64)
+    encoder = TextEncoder(read_tokenizer(planned / "tokenizer"))
+    return PieceSettings(context.config.data, encoder, plan.end_of_document_id, forbidden)
+
+
+def _prepare(context: StepContext, shared: PieceSettings, piece: Piece, key: str) -> Manifest:
     config = context.config
 
     def say(sentence: str) -> None:
         context.events.emit("progress", f"piece {piece.number}: {sentence}")
 
     with context.scratch() as directory:
-        bad_rows, tokenizer = BadRows(config.data.max_bad_rows_fraction), read_tokenizer(planned / "tokenizer")
-        forbidden = np.fromfile(planned / FORBIDDEN_FILE, dtype="<u8").astype(np.uint64)
-        shared = PieceSettings(config.data, tokenizer, plan.end_of_document_id, forbidden)
+        bad_rows = BadRows(config.data.max_bad_rows_fraction)
         text = read_piece(config.data, piece, config.seed, bad_rows, context.store.client)
         prepare_piece(shared, text, bad_rows, directory / KIND, say)
         manifest = context.store.put_tree(directory / KIND, KIND)
