@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -163,3 +163,12 @@ def _describe(error: object) -> str:
     silent = field in ("secret_key", "study_url") or "@" in str(error["input"])
     given = "" if silent else f" (given: {error['input']!r})"
     return f"{VARIABLES[field]}: {error['msg'].removeprefix('Value error, ')}{given}"
+
+
+def pod_variables(platform: Any) -> list[dict[str, str]]:
+    """What a recipe's platform section sets in its pods. Defaults of `Settings` are left out, since Argo records every
+    pod's environment several times.
+    """
+    values = {field: getattr(platform, field) for field in FROM_PLATFORM}
+    changed = {field: value for field, value in values.items() if value != Settings.model_fields[field].default}
+    return [{"name": VARIABLES[field], "value": str(value)} for field, value in changed.items()]

@@ -2,7 +2,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flashslm.cli.app import app
-from flashslm.infra.settings import Settings, SettingsError, experiment_name
+from flashslm.config import PlatformConfig
+from flashslm.infra.settings import Settings, SettingsError, experiment_name, pod_variables
 
 ENV = {
     "AWS_ACCESS_KEY_ID": "key",
@@ -107,3 +108,9 @@ def test_an_address_holds_no_credentials_and_the_message_does_not_quote_them(var
         Settings.from_env(ENV | {variable: f"https://{login}@host:5000/path"})
     assert "hunter2" not in str(error.value)
     assert Settings.from_env(ENV | {variable: "https://host:5000/a@b"})
+
+
+def test_pods_are_given_what_differs_from_the_settings_own_defaults():
+    assert pod_variables(PlatformConfig()) == [{"name": "FLASHSLM_PATIENCE_S", "value": "900"}]
+    changed = PlatformConfig(patience_s=Settings.model_fields["patience_s"].default, data_cache_bytes=10**9)
+    assert pod_variables(changed) == [{"name": "FLASHSLM_DATA_CACHE_BYTES", "value": "1000000000"}]

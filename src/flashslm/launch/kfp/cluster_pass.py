@@ -17,7 +17,7 @@ from flashslm.config import MULTI_NODE_STEPS, GpuType, PlatformConfig, StepResou
 from flashslm.config.platform_section import SHARED_MEMORY
 from flashslm.infra.kubernetes.train_job import VARIABLE as TRAIN_JOB
 from flashslm.infra.mounted_environment import mount_path
-from flashslm.infra.settings import FROM_PLATFORM, VARIABLES
+from flashslm.infra.settings import VARIABLES, pod_variables
 from flashslm.launch.compiling import code_digest, compile_pipeline, project_root
 from flashslm.launch.kfp import exit_task
 from flashslm.launch.kfp.train_job_template import step_labels, train_job_template
@@ -99,7 +99,7 @@ def for_cluster(pipeline: str, platform: PlatformConfig, root: Path | None = Non
             executor["container"]["image"] = image
         executor["container"]["env"] = [
             {"name": STEP_RETRIES, "value": str(platform.retries)},
-            *({"name": VARIABLES[field], "value": str(getattr(platform, field))} for field in FROM_PLATFORM),
+            *pod_variables(platform),
         ]
         if platform.has_train_job(step):
             objects = {"secret": _secrets(platform, step), "configMap": _config_maps(platform)}

@@ -5,7 +5,7 @@ from flashslm.config.platform_section import SHARED_MEMORY
 from flashslm.infra.kubernetes.train_job import API_VERSION, NODE, QUEUE_LABEL, KubernetesObject
 from flashslm.infra.mounted_environment import mount_path
 from flashslm.infra.process.owners import POD_UID
-from flashslm.infra.settings import FROM_PLATFORM, VARIABLES
+from flashslm.infra.settings import pod_variables
 
 MANAGER = "flashslm.dev/pretrain"  # of our entry in runtimePatches, beside those of Kueue and others
 
@@ -44,7 +44,7 @@ def train_job_template(
         "resourcesPerNode": {"requests": amounts, "limits": dict(amounts)},
         "env": [
             {"name": POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
-            *({"name": VARIABLES[field], "value": str(getattr(platform, field))} for field in FROM_PLATFORM),
+            *pod_variables(platform),
         ],
     }
     pods = {"metadata": {"labels": labels}, "spec": {key: value for key, value in pod.items() if value}}
