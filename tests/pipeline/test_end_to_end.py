@@ -337,16 +337,21 @@ def artifacts_of(project: Project, run: dict[str, Any]) -> dict[str, Manifest]:
 def test_flipped_bits_in_objects_of_all_kinds_are_healed_by_the_next_run(
     project: Project, runs: dict[str, Any], settings: Settings
 ) -> None:
-    """In the largest file of each tree, and in an index; what a step of this run makes again is damaged as well."""
+    """In the largest file of each tree, and in an index; what a step of this run makes again is damaged as well.
+
+    Of the data set the next run reads the test split alone; what other steps stream is damaged in test_streaming.py.
+    """
     store = ObjectStore(settings)
     artifacts = artifacts_of(project, runs["held"])
     assert {"dataset", "architecture", "chosen", "evaluation", "exported", "verdict", "report"} <= set(artifacts)
     for kind, manifest in artifacts.items():
         files = store.entries(manifest.uri.removeprefix(f"s3://{store.bucket}/") + "/")
-        flip_a_bit(store, max(files, key=lambda key: files[key].bytes))
+        read = [key for key in files if kind != "dataset" or "/test/" in key]
+        flip_a_bit(store, max(read, key=lambda key: files[key].bytes))
         shutil.rmtree(project.home / "trees" / manifest.sha256, ignore_errors=True)
         if kind == "evaluation":
             flip_a_bit(store, store.index_key(manifest))
+    shutil.rmtree(project.home / "trees" / "files")
     for key in store.list("checkpoints/"):
         flip_a_bit(store, key)
     healed = project.finish()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,9 +223,11 @@ def test_champions_numbers_are_those_it_was_registered_with(
     assert results["first data"]["champion"]["test/perplexity"] == pytest.approx(champion.facts["perplexity"], rel=1e-6)
 
 
-def test_only_unseen_documents_were_trained_on(project: Project, champion: ModelVersion, runs: dict[str, Any]) -> None:
+def test_only_unseen_documents_were_trained_on(
+    champion: ModelVersion, runs: dict[str, Any], settings: Settings, tmp_path: Path
+) -> None:
     def digests(manifest: Manifest) -> set[bytes]:
-        content = (project.home / "trees" / manifest.sha256 / DIGESTS_FILE).read_bytes()
+        content = (ObjectStore(settings).get_tree(manifest, tmp_path / manifest.sha256) / DIGESTS_FILE).read_bytes()
         return {content[i : i + 16] for i in range(0, len(content), 16)}
 
     new = Manifest.read(runs["promoted"]["directory"] / "artifacts" / "dataset.json")

@@ -65,7 +65,7 @@ def test_only_attention_is_measured_at_every_context(table):
 
 def test_cost_grows_with_the_context():
     architecture = build_architecture("AAAA", 32, SIZES, VOCAB_SIZE)
-    near, far = measure_models([ModelPoint(architecture, 8, 1), ModelPoint(architecture, 20_000, 1)], CONFIG)
+    near, far = measure_models([ModelPoint(architecture, 8, 1), ModelPoint(architecture, 80_000, 1)], CONFIG)
     assert far.median_ms > 2 * near.median_ms
 
 
