@@ -24,7 +24,7 @@ from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.storage.object_store import Manifest, ObjectStore, hash_tree
 from flashslm.steps.run import run_step
-from tests.browser import CHROMIUM, rendered
+from tests.browser import CHROMIUM, rendered, rendered_with
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "smoke.yaml"
@@ -301,18 +301,19 @@ def test_a_new_users_questions_have_answers_in_the_browser(
     assert "Promoted: flashslm-smoke version 1 is champion pass: perplexity" in words(page)
     assert page.count('<span class="given">') == 3, "three continuations"
     held = runs["held"]["mlflow_url"]
-    opened = rendered(held, tmp_path, time_ms=30_000)
+    opened = rendered_with("hold · test/perplexity", held, tmp_path)
     text = words(opened)
     assert (
         "Model training" in text and re.search(r"smoke \d\d:\d\d · \w+ w64", text) and "hold · test/perplexity" in text
     )
     links = {name: unescape(target) for target, name in re.findall(r'<a [^>]*href="([^"]+)"[^>]*>([^<]+)</a>', opened)}
     server = held.partition("#")[0]
-    compared = words(rendered(server + links["beside the run before it"], tmp_path, time_ms=30_000))
+    compared = words(rendered_with("cfg.training.steps", server + links["beside the run before it"], tmp_path))
     assert "Comparing 2 Runs" in compared and "cfg.training.steps" in compared
-    curves = words(rendered(server + links["curves of all variants on one chart"], tmp_path, time_ms=30_000))
+    chart = server + links["curves of all variants on one chart"]
+    curves = words(rendered_with("pretrain · wnorm off · seed 0", chart, tmp_path))
     assert "pretrain · wnorm on · seed 0" in curves and "pretrain · wnorm off · seed 0" in curves
-    every = words(rendered(server + links["all runs, results first"], tmp_path, time_ms=30_000))
+    every = words(rendered_with("decision.*test/perplexity", server + links["all runs, results first"], tmp_path))
     assert re.search(r"decision.*test/perplexity.*latency_ms", every) and "promote" in every
 
 
