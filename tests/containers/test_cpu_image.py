@@ -103,11 +103,11 @@ def test_the_image_is_what_the_docs_say(containers: Engine, runtime: str) -> Non
 
 
 def test_the_last_layer_is_the_project_alone(containers: Engine, runtime: str) -> None:
-    """So a new version of the project is a download of about a megabyte."""
+    """So a new version of the project is a download of about a megabyte: unpacked 6 MB, of which 3.5 are bytecode."""
     sizes = containers.output("history", "--no-trunc", "--format", "{{.Size}} {{.CreatedBy}}", "--human=false", runtime)
     layers = [line for line in sizes.splitlines() if not line.startswith("0 ")]
     size_bytes = int(layers[0].split()[0])
-    assert "/opt/flashslm/" in layers[0] and 100_000 < size_bytes < 5_000_000
+    assert "/opt/flashslm/" in layers[0] and 100_000 < size_bytes < 10_000_000
 
 
 @dataclass
