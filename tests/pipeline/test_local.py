@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from flashslm.launch.local import launcher
 from flashslm.launch.local.launcher import LocalResult
 from flashslm.launch.processes import LaunchError
 from flashslm.launch.progress import StepRecord
+from tests.waiting import wait_until
 
 FakeRuns = Callable[..., Any]
 
@@ -27,13 +27,6 @@ FIRST_STEPS = ["check_recipe", "plan_data", "prepare_data"]
 
 def by_label(result: Any) -> dict[str, Any]:
     return {step.label: step for step in result.steps}
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the awaited state never came"
-        time.sleep(0.02)
 
 
 def test_whole_pipeline_promotes_then_is_cached_and_holds(fake_runs: FakeRuns) -> None:

@@ -184,7 +184,7 @@ def test_objects_of_every_format_become_the_data_set_of_the_same_files(
 
 
 def write_formats(directory: Path, texts: list[str]) -> None:
-    """A fifth of the texts in each kind of file, the last of them in text files; one row is no JSON."""
+    """A fifth of the texts in each kind of file, the last of them in text files; one row is not JSON."""
     parts = [texts[start::5] for start in range(5)]
     for name, part in (("a.jsonl.gz", parts[0]), ("b.jsonl.zst", parts[1]), ("c.jsonl", parts[2])):
         lines = [json.dumps({"text": text}) for text in part]

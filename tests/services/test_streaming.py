@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +25,7 @@ from flashslm.infra.storage.streamed_tree import StreamedTree
 from flashslm.infra.storage.tree import MARKER
 from flashslm.training.trainer import train
 from tests.unit.training import tiny
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.services
 ROOT = Path(__file__).parents[2]
@@ -261,14 +261,8 @@ def test_a_file_that_was_removed_after_its_use_is_fetched_ahead_too(
         files.open(f"train/shard-{number:05d}.bin").close()
     fetched.clear()
     files.fetch_ahead("train/shard-00000.bin")
-    wait_for("train/shard-00000.bin", fetched)
+    wait_until(lambda: "train/shard-00000.bin" in fetched)
     assert fetched == ["train/shard-00000.bin"]
-
-
-def wait_for(name: str, fetched: list[str]) -> None:
-    ends_s = time.monotonic() + 60
-    while name not in fetched and time.monotonic() < ends_s:
-        time.sleep(0.01)
 
 
 def test_a_file_that_is_opened_before_its_turn_comes_is_not_fetched_ahead(
@@ -284,7 +278,7 @@ def test_a_file_that_is_opened_before_its_turn_comes_is_not_fetched_ahead(
         shutil.rmtree(next((tmp_path / "cache").rglob("shard-00001.bin")).parents[1])
         files.fetch_ahead(last)
         fetched.clear()
-    wait_for(last, fetched)
+    wait_until(lambda: last in fetched)
     assert fetched == [first, last]
 
 

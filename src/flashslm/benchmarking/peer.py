@@ -29,9 +29,9 @@ DECODERS: dict[str, Callable[[Case], PeerDecoder]] = {"hf": TransformersDecoder,
 
 
 class Peer(NamedTuple):
-    """What is measured beside ours, and in which library."""
+    """What is measured beside ours: a name of DECODERS and the case."""
 
-    library: str
+    name: str
     case: Case
 
 
@@ -78,7 +78,7 @@ def _require_vllm(case: Case) -> None:
 def measure_peer(peer: Peer) -> PeerResult:
     """Time it as ours is timed; compiling is part of the warm-up."""
     try:
-        return _measure(DECODERS[peer.library], peer.case)
+        return _measure(DECODERS[peer.name], peer.case)
     finally:
         if peer.case.device == "cuda":
             torch._dynamo.reset()  # its graphs hold memory, and a second shape would be compiled as a dynamic one

@@ -82,7 +82,7 @@ class WindowOrder:
 
 
 def _blocks(shard_borders: Sequence[int]) -> list[Stretch]:
-    """Stretches of whole shards, of BLOCK_TOKENS at least; all in one where they are no more than the heads read."""
+    """Stretches of whole shards, of BLOCK_TOKENS at least; all in one up to HEADS * BLOCK_TOKENS tokens."""
     end, starts = shard_borders[-1], [0]
     if end > HEADS * BLOCK_TOKENS:
         for border in shard_borders[1:-1]:

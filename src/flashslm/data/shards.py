@@ -122,7 +122,7 @@ class ShardWriter:
 class SplitReader:
     """A split as one stream, whose files are mapped into memory while they are read.
 
-    Raises ValueError when there is no split or a file's size is not what the index says.
+    Raises ValueError when the split is missing or a file's size is not what the index says.
     """
 
     def __init__(self, dataset: Path | Files, split: str = ""):

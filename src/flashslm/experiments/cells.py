@@ -165,7 +165,7 @@ class CellRunner(BaseModel):
             log = partial(_log_row, tracked) if tracked else None
             model = HybridLM.build(cell.architecture, self._device, seed=cell.seed)
             outcome = train(spec, model, lambda _: self.dataset_directory, on_metrics=log)
-            metrics = judge(model, self.dataset_directory, self.recipe)
+            metrics = test_metrics(model, self.dataset_directory, self.recipe)
             if tracked:
                 tracked.log_metrics(metrics, cell.steps)
         facts = outcome.measured() | {"tokens_seen": outcome.tokens_seen, "commit": known_commit()}
@@ -173,7 +173,7 @@ class CellRunner(BaseModel):
         return CellResult(cell=cell, metrics=metrics, validation_losses_nats=losses, facts=facts)
 
 
-def judge(model: HybridLM, dataset: Path, recipe: RunConfig) -> dict[str, float]:
+def test_metrics(model: HybridLM, dataset: Path, recipe: RunConfig) -> dict[str, float]:
     """The numbers of the test split: perplexity and bits per byte, and shares of needles and facts by length."""
     results = evaluate_on_test_split(for_evaluation(model, recipe), dataset, recipe).results
     return dict(_headline(results))

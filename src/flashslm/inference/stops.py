@@ -34,7 +34,7 @@ class StopStrings:
 class TextStream:
     """The text of one generation in pieces, which joined are `StopStrings.text` of its tokens.
 
-    A piece ends before bytes that are no whole character yet and before what may be the beginning of a stop.
+    A piece ends before bytes of an incomplete character and before what may be the beginning of a stop.
     """
 
     def __init__(self, stops: StopStrings):

@@ -19,7 +19,7 @@ class ChatTemplate:
         self.tokenizer = _tokenizer_with_template(text_model.directory)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt's ids. Raises ApiError 400 where there is no template, or where it refuses the messages."""
+        """The prompt's ids. Raises ApiError 400 where the tokenizer lacks a template or its template refuses them."""
         if self.tokenizer is None:
             raise ApiError(
                 400,

@@ -40,7 +40,7 @@ def record(plan, tmp_path, monkeypatch, capsys) -> dict:
     assert runner.main(["--output", str(output)]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert json.loads(output.read_text(encoding="utf-8")) == found
-    assert {p.library for p in peers} == {"hf"}
+    assert {p.name for p in peers} == {"hf"}
     assert [(p.case.preset, p.case.context) for p in peers] == [
         *(("qwen3-0.6b", 10), ("qwen3-0.6b", 20)),
         *(("attention", 10), ("attention", 20)),

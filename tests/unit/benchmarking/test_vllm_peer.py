@@ -126,4 +126,4 @@ def test_it_needs_a_gpu_and_the_package(case, monkeypatch):
 
 def test_another_shape(vllm, make_case):
     found = peer.find_peer("vllm:qwen3-1.7b", make_case(device="cuda"))
-    assert (found.library, found.case.preset, found.case.context) == ("vllm", "qwen3-1.7b", 20)
+    assert (found.name, found.case.preset, found.case.context) == ("vllm", "qwen3-1.7b", 20)

@@ -25,6 +25,7 @@ from flashslm.search.worker import run_worker
 from tests.unit.search.synthetic import loss_nats, run_serially
 from tests.unit.search.worker_process import TRIALS, make_search
 from tests.unit.training.tiny import outcome
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 60.0
@@ -48,13 +49,6 @@ def train(candidate):
 def start_process(url: str, seconds_a_trial: float) -> subprocess.Popen:
     command = [sys.executable, "-m", "tests.unit.search.worker_process", url, str(seconds_a_trial)]
     return subprocess.Popen(command, cwd=ROOT)
-
-
-def wait_until(condition):
-    limit = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < limit, "timed out"
-        time.sleep(0.02)
 
 
 def trials_in(url: str, state: TrialState):

@@ -1,7 +1,6 @@
 """A real server: what it answers, also to several clients at once, and to those who go away."""
 
 import json
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
@@ -15,16 +14,10 @@ from flashslm.export.text_model import TextModel
 from flashslm.inference.engine import DecodeEngine
 from tests.unit.serving.client import JSON, Client, chunks, text_of
 from tests.unit.serving.conftest import served
+from tests.waiting import wait_until
 
 Greedy = Callable[..., str]
 PROMPTS = ["the cat", "a", "", "and the hat and the bat and the cat and", "bat", "the hat and the", "x", "the cat the"]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_models_and_health(client: Client) -> None:
@@ -131,13 +124,13 @@ def test_a_client_that_goes_away_frees_its_row(directory: Path, endless: str) ->
             leaving = [HTTPConnection(client.address) for _ in range(2)]
             for connection in leaving:
                 connection.request("POST", "/v1/completions", json.dumps(request), JSON)
-            wait_for(lambda: client.metric("flashslm_requests_waiting") == 2)
+            wait_until(lambda: client.metric("flashslm_requests_waiting") == 2)
             leaving[0].close()
-            wait_for(lambda: cancelled(client) == 1)
-        wait_for(lambda: cancelled(client) == 2 and client.metric("flashslm_requests_waiting") == 0)
+            wait_until(lambda: cancelled(client) == 1)
+        wait_until(lambda: cancelled(client) == 2 and client.metric("flashslm_requests_waiting") == 0)
         assert client.metric("flashslm_requests_running") == 1
         leaving[1].close()
-        wait_for(lambda: cancelled(client) == 3)
+        wait_until(lambda: cancelled(client) == 3)
         assert client.metric("flashslm_requests_running") == 0
         assert client.complete(endless, max_tokens=4).status == 200
 
@@ -149,7 +142,7 @@ def test_more_than_may_wait_are_refused_with_a_time(directory: Path, endless: st
             assert running.readline().startswith(b"data: ")
             with ThreadPoolExecutor(4) as pool:
                 answers = pool.map(lambda _: client.complete(endless, max_tokens=2), range(4))
-                wait_for(lambda: client.metric('flashslm_requests_refused_total{status="429"}') == 3)
+                wait_until(lambda: client.metric('flashslm_requests_refused_total{status="429"}') == 3)
                 running.close()
                 statuses = sorted(answers, key=lambda answer: answer.status)
         assert [answer.status for answer in statuses] == [200, 429, 429, 429]
@@ -163,9 +156,9 @@ def test_sigterm_finishes_what_runs_and_takes_no_more(directory: Path, endless: 
         body = client.request(endless, max_tokens=400, stream=True)
         with client.open("POST", "/v1/completions", body) as running, ThreadPoolExecutor(1) as pool:
             queued = pool.submit(client.complete, endless, max_tokens=3)
-            wait_for(lambda: client.metric("flashslm_requests_waiting") == 1)
+            wait_until(lambda: client.metric("flashslm_requests_waiting") == 1)
             process.terminate()
-            wait_for(lambda: refuses(client))
+            wait_until(lambda: refuses(client))
             assert text_of(chunks(running)) == greedy(endless, 400)
             assert queued.result().body["choices"][0]["text"] == greedy(endless, 3)
         assert process.wait(60) == 0

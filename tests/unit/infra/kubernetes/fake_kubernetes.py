@@ -6,7 +6,6 @@ A test plays the controller: `on_create` is called with the server and the job.
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -281,11 +280,3 @@ def client_of(address: str, account: Path, retries: urllib3.Retry = client._RETR
     configuration = Configuration(host=address)
     configuration.api_key["authorization"] = f"Bearer {(account / 'token').read_text()}"
     return Kubernetes(configuration, NAMESPACE, retries)
-
-
-def soon(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    """Wait until a condition holds."""
-    give_up_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < give_up_s, "it did not happen"
-        time.sleep(0.01)

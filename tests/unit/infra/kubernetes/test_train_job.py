@@ -12,8 +12,9 @@ import pytest
 
 from flashslm.infra.kubernetes.client import Kubernetes, KubernetesError
 from flashslm.infra.kubernetes.train_job import TrainJobFailed
-from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes, soon
+from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes
 from tests.unit.infra.kubernetes.jobs import NAME, PLATFORM, Document, Watched, template_of, trains
+from tests.waiting import wait_until
 
 LINES = tuple(f"line {number}" for number in range(25))
 
@@ -82,7 +83,7 @@ def test_a_cut_log_goes_on_where_it_was(server: FakeKubernetes, watched: Watched
     def script(server: FakeKubernetes, job: Document) -> None:
         pod = server.add_pod(NAME)
         server.log(pod, *LINES)
-        soon(lambda: not server.cuts)
+        wait_until(lambda: not server.cuts)
         server.end_pod(pod)
         server.end_job(NAME, "Complete")
 
@@ -95,7 +96,7 @@ def test_a_restart_gives_the_log_of_the_new_pod_too(server: FakeKubernetes, watc
     def script(server: FakeKubernetes, job: Document) -> None:
         first = server.add_pod(NAME, attempt=0)
         server.log(first, "first attempt")
-        soon(lambda: watched.lines == ["first attempt"])
+        wait_until(lambda: watched.lines == ["first attempt"])
         server.end_pod(first, 137, "OOMKilled")
         second = server.add_pod(NAME, attempt=1)
         server.log(second, "second attempt")
@@ -143,7 +144,7 @@ def test_a_job_deleted_by_hand_is_an_error(server: FakeKubernetes, watched: Watc
     def script(server: FakeKubernetes, job: Document) -> None:
         pod = server.add_pod(NAME)
         server.log(pod, "a line")
-        soon(lambda: watched.lines == ["a line"])
+        wait_until(lambda: watched.lines == ["a line"])
         with server.changed:
             del server.jobs[NAME], server.pods[pod]
             server.changed.notify_all()
@@ -159,7 +160,7 @@ def test_pods_that_wait_say_why(server: FakeKubernetes, watched: Watched) -> Non
     def script(server: FakeKubernetes, job: Document) -> None:
         server.add_pod(NAME, 0, phase="Pending", conditions=[waiting])
         server.add_pod(NAME, 1, phase="Pending")
-        soon(lambda: any("insufficient" in status for status in watched.statuses))
+        wait_until(lambda: any("insufficient" in status for status in watched.statuses))
         trains("at last")(server, job)
 
     server.on_create = script
@@ -176,7 +177,7 @@ def test_a_job_that_holds_a_part_says_who_holds_the_rest(server: FakeKubernetes,
     def script(server: FakeKubernetes, job: Document) -> None:
         server.add_pod(NAME, 0, phase="Pending", conditions=[waiting])
         server.add_pod(NAME, 1)
-        soon(lambda: any("meanwhile" in status for status in watched.statuses))
+        wait_until(lambda: any("meanwhile" in status for status in watched.statuses))
         trains()(server, job)
 
     server.on_create = script
@@ -197,7 +198,7 @@ def test_with_a_queue_the_whole_job_waits(server: FakeKubernetes, api: Kubernete
     def script(server: FakeKubernetes, job: Document) -> None:
         job["spec"]["suspend"] = True  # as Kueue's webhook does
         server.jobs[NAME] = job
-        soon(lambda: len(watched.statuses) > 1)
+        wait_until(lambda: len(watched.statuses) > 1)
         job["spec"]["suspend"] = False
         trains("at last")(server, job)
 

@@ -2,7 +2,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -10,6 +9,7 @@ import pytest
 
 from flashslm.infra.stack import daemons
 from flashslm.infra.stack.daemons import StackError
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -21,13 +21,6 @@ def mark(tmp_path):
 
 def start(code: str, mark: str, directory: Path) -> daemons.Daemon:
     return daemons.start([sys.executable, "-c", code], {}, mark, directory / "log")
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_daemon_lives_in_a_session_of_its_own_and_is_stopped(tmp_path, mark):
@@ -56,9 +49,9 @@ def test_a_port_of_a_process_that_is_just_ending_counts_as_free():
 def test_orphaned_workers_of_a_killed_daemon_are_found(tmp_path, mark):
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     daemon = start(code, mark, tmp_path)
-    wait_for(lambda: len(daemons.marked(mark)) == 2)
+    wait_until(lambda: len(daemons.marked(mark)) == 2)
     psutil.Process(daemon.pid).kill()
-    wait_for(lambda: not daemon.is_alive())
+    wait_until(lambda: not daemon.is_alive())
     assert [p.pid for p in daemons.marked(mark) if p.status() != psutil.STATUS_ZOMBIE] != []
     daemons.stop(mark, timeout_s=5)
     assert daemons.marked(mark) == []
@@ -67,7 +60,7 @@ def test_orphaned_workers_of_a_killed_daemon_are_found(tmp_path, mark):
 def test_one_that_ignores_term_is_killed(tmp_path, mark):
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
     daemon = start(code, mark, tmp_path)
-    wait_for(lambda: "on" in daemon.log_tail())
+    wait_until(lambda: "on" in daemon.log_tail())
     daemons.stop(mark, timeout_s=0.3)
     assert not daemon.is_alive()
 
@@ -80,7 +73,7 @@ def test_an_early_end_shows_the_log(tmp_path, mark):
 
 def test_a_hanging_start_shows_the_log(tmp_path, mark):
     daemon = start("import time; print('thinking', flush=True); time.sleep(60)", mark, tmp_path)
-    wait_for(lambda: "thinking" in daemon.log_tail())
+    wait_until(lambda: "thinking" in daemon.log_tail())
     with pytest.raises(StackError, match=r"not healthy after 0 s[\s\S]*thinking"):
         daemons.wait_until(lambda: False, daemon, "s3", timeout_s=0.2)
 
