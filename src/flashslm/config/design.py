@@ -142,7 +142,7 @@ class ProfilingConfig(Section):
     proxy_device: Literal["profiled", "auto", "cpu", "cuda"] = Field(
         default="profiled",
         description="Where proxies of scaling law and search are trained; profiled: on `device`; auto: CUDA if any. "
-        "A loss hardly depends on it, so a GPU may train what is made for a CPU's latency.",
+        "So a GPU may train what is made for a CPU's latency.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of weights and caches; auto: bfloat16 on CUDA, float32 on a CPU."

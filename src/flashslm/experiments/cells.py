@@ -1,6 +1,5 @@
 """A cell: one model trained once, with a seed and a variant, and judged on the test split."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
@@ -143,7 +142,7 @@ class CellRunner(BaseModel):
             "dataset": self.dataset.sha256,
             "device": self._device,
         }
-        return self.directory / f"{digest(json.loads(json.dumps(work)))[:24]}.json"
+        return self.directory / f"{digest(work)[:24]}.json"
 
     def _tracked(self, cell: Cell, tracking: ExitStack) -> TrackedRun | None:
         if self.settings is None:
@@ -162,7 +161,7 @@ class CellRunner(BaseModel):
         )
         with ExitStack() as tracking:
             tracked = self._tracked(cell, tracking)
-            log = partial(_log_row, tracked) if tracked else None
+            log = tracked.log_row if tracked else None
             model = HybridLM.build(cell.architecture, self._device, seed=cell.seed)
             outcome = train(spec, model, lambda _: self.dataset_directory, on_metrics=log)
             metrics = test_metrics(model, self.dataset_directory, self.recipe)
@@ -187,7 +186,3 @@ def _headline(results: dict[str, Any]) -> Iterator[tuple[str, float]]:
         yield f"needle_margin_nats_{needle['length']}", needle["margin_nats"]
     for found in results["recall"]:
         yield f"recall_{found['task']}_{found['length']}", found["accuracy"]
-
-
-def _log_row(run: TrackedRun, step: int, values: dict[str, float]) -> None:
-    run.log_metrics(values, step)

@@ -74,10 +74,8 @@ class RowSampler:
 
     def begin(self, row: int, sampling: Sampling) -> None:
         """A new text in a row."""
-        self.samplings[row], self.randoms[row] = (
-            sampling,
-            Random(sampling.seed % 2**64),
-        )  # Random takes a seed's size alone
+        self.samplings[row] = sampling
+        self.randoms[row] = Random(sampling.seed % 2**64)  # Random drops a seed's sign
 
     def __call__(self, logits_BV: Tensor, tokens_B: Tensor, rows: Sequence[int]) -> None:
         """Draw the tokens of those of `rows` that sample."""

@@ -9,7 +9,7 @@ from flashslm.config import SearchConfig
 from flashslm.data.shards import SplitReader
 from flashslm.evaluation.perplexity import Reading, evaluate_perplexity, sample_documents
 from flashslm.hardware import pick_device, pick_dtype
-from flashslm.infra.tracking.mlflow_runs import TrackedRun, end_lost
+from flashslm.infra.tracking.mlflow_runs import end_lost
 from flashslm.models.hybrid import HybridLM
 from flashslm.search.evolution import Proposer
 from flashslm.search.finalists import Finalists, JudgedOutcome
@@ -75,7 +75,7 @@ class CandidateTrainer:
         )
         with self.context.mlflow_run.nested(name, params=candidate.attributes() | {"seed": seed}) as run:
             model = HybridLM.build(candidate.architecture, self.device, seed=seed, init_on_device=True)
-            on_metrics = self._pruning(candidate, partial(_log_row, run))
+            on_metrics = self._pruning(candidate, run.log_row)
             try:
                 outcome = train(spec, model, self.context.stream, on_metrics=on_metrics)
             except CandidatePruned as pruned:
@@ -133,7 +133,3 @@ class FinalistTrainer(CandidateTrainer):
         reading = Reading(section.sequence_length, section.sequence_length, section.batch_size)
         _, found = evaluate_perplexity(model.cast(getattr(torch, dtype)).eval(), documents, reading)
         return JudgedOutcome(**dict(outcome), test_loss_nats=found["loss_nats"].mean)
-
-
-def _log_row(run: TrackedRun, step: int, values: dict[str, float]) -> None:
-    run.log_metrics(values, step)

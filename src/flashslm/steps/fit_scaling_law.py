@@ -22,7 +22,7 @@ def run(context: StepContext) -> dict[str, Any]:
     config = context.config
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
     table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
-    family = train(context)
+    family = trained_family(context)
     law = fit_law(family.points, bootstrap=config.scaling.bootstrap, seed=config.seed)
     error = law.perplexity_error(family.holdout)
     left_out = leave_out_sizes(family.points, config.seed)
@@ -54,7 +54,7 @@ def run(context: StepContext) -> dict[str, Any]:
     }
 
 
-def train(context: StepContext) -> Family:
+def trained_family(context: StepContext) -> Family:
     """The family's points, each model reported as it is trained."""
     config = context.config
     done, total = itertools.count(1), len(config.scaling.depths) * len(config.scaling.widths) + 1

@@ -44,6 +44,9 @@ class Runs:
     def log_metrics(self, values: dict[str, float], step: int) -> None:
         self.rows.append((step, values))
 
+    def log_row(self, step: int, values: dict[str, float]) -> None:
+        self.log_metrics(values, step)
+
 
 @pytest.fixture
 def runs() -> Runs:

@@ -41,7 +41,7 @@ def fit(**scaling: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     recipe = {"block": "DF", "choice_depths": (2, 4, 24), "bootstrap": 10} | scaling
     context: Any = Context(recipe, {"context": 1024, "target_ms": BUDGET_MS})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_scaling_law, "train", lambda context: family)
+        patch.setattr(fit_scaling_law, "trained_family", lambda context: family)
         return fit_scaling_law.run(context), context.published
 
 

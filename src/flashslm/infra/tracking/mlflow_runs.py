@@ -71,6 +71,10 @@ class TrackedRun:
         self._curves |= metrics.keys()
         self._note(Entry(metrics=[MetricPoint(key, float(value), now_ms, step) for key, value in metrics.items()]))
 
+    def log_row(self, step: int, metrics: Mapping[str, float]) -> None:
+        """`log_metrics` in the order in which training reports its rows."""
+        self.log_metrics(metrics, step)
+
     def log_result(self, result: Mapping[str, float]) -> None:
         """Log what came out in the end; a metric that has a curve keeps it as it is."""
         self.log_metrics({key: value for key, value in result.items() if key not in self._curves}, step=0)
