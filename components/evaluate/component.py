@@ -9,6 +9,7 @@ from components.images import image_of
 @dsl.component(base_image=image_of("evaluate"), install_kfp_package=False)
 def evaluate(
     evaluation_config: dict,
+    export: dict,
     code_digest: str,
     chosen: Input[Model],
     evaluation: Output[Artifact],

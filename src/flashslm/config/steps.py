@@ -29,7 +29,7 @@ DESIGN_STEPS: dict[str, tuple[str, ...]] = {
     "select_architecture": ("seed", "model", "kernels", "profiling", "latency", "scaling", "search"),
     "pretrain": ("model", "kernels", "training"),
     "compare_weight_norm": ("training",),
-    "evaluate": ("seed", "kernels", "training", "evaluation"),
+    "evaluate": ("seed", "kernels", "training", "evaluation", "export"),
     "export_model": ("kernels", "profiling", "latency", "export"),
     "gate": ("gate",),
     "register_model": ("name", "gate"),
@@ -41,7 +41,7 @@ RETRAINING_STEPS: dict[str, tuple[str, ...]] = {
     "fetch_champion": ("training", "evaluation", "latency", "gate"),
     "prepare_new_data": ("seed", "data", "training", "evaluation", "retraining"),
     "continue_pretraining": ("seed", "kernels", "training", "retraining"),
-    "compare_with_champion": ("seed", "kernels", "training", "evaluation", "retraining"),
+    "compare_with_champion": ("seed", "kernels", "training", "evaluation", "export", "retraining"),
     "gate_challenger": ("gate",),
     "report_retraining": ("name",),
 }

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flashslm.config import RunConfig
+from flashslm.config import RunConfig, from_step_json
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.steps.evaluate import evaluate_model, for_evaluation, precision
@@ -18,6 +18,14 @@ from tests.unit.training.tiny import SIZES, VOCAB
 def test_precision_is_the_export_s_on_a_gpu(device: str, exported: str, expected: str) -> None:
     recipe = RunConfig.model_validate({"name": "x", "export": {"dtype": exported}})
     assert precision(device, recipe) == expected
+
+
+@pytest.mark.parametrize("step", ["evaluate", "compare_with_champion"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_step_that_evaluates_declares_what_decides_its_precision(step: str, device: str) -> None:
+    recipe = RunConfig.model_validate({"name": "x", "export": {"dtype": "bfloat16"}})
+    declared = from_step_json(step, recipe.for_step(step))
+    assert precision(device, declared) == precision(device, recipe)
 
 
 def test_an_export_in_bf16_is_evaluated_in_fp32_on_a_cpu() -> None:
