@@ -1,13 +1,17 @@
 """Check on real sets that the harness gets the same digits from this project's adapter as from its own hf model.
 
-    python benchmarks/harness_equality.py --task-data DIR [--tasks piqa arc_easy ...] [--limit 50] [--width 256]
-                                          [--operators DFMFAF] [--output FILE]
+    python benchmarks/harness_equality.py --task-data DIR [--export DIR] [--tasks piqa arc_easy ...] [--limit 50]
+                                          [--limits hellaswag=2000 ...] [--output FILE]
 
-A small model with random weights is exported in fp32 and evaluated by both on the first `limit` documents of each task,
-whose sets are read from DIR (docs/evaluation.md: its layout). Rolling tasks are run with hf's `add_bos_token=False`:
-else hf also predicts the token that the tokenizer puts before a page and which does not belong to it. Writes
-benchmarks/results/harness-equality_<device>_<date>.json, whose rows hold every metric twice; the last line of stdout is
-that record. The exit code is 1 where an accuracy differs, or another metric by more than 1e-5 of itself.
+The model is an export's (`runs/latest/export` after `make demo`: a trained one), without --export a small one with
+random weights. Both evaluate it in fp32 on the first `limit` items of each task (0: all; --limits says otherwise for
+single tasks), whose sets are read from DIR (docs/evaluation.md: its layout). Rolling tasks are run with hf's
+`add_bos_token=False`: else hf also predicts the token that the tokenizer puts before a page, which is not part of it.
+
+Compared are every metric, every item's decision (the choice with the highest log-likelihood, whether a continuation is
+the greedy one, what was generated, the item's accuracies) and every log-likelihood. Writes after each task
+benchmarks/results/harness-equality_<device>_<date>.json; the last line of stdout is that record. The exit code is 1
+where a decision differs, or a number by more than its tolerance.
 """
 
 import argparse
@@ -22,13 +26,15 @@ import torch
 from flashslm.benchmarking.record import Provenance, provenance, result_name
 from flashslm.config import ExportConfig, ModelConfig
 from flashslm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from flashslm.evaluation.harness import Asked, run_tasks
+from flashslm.evaluation.harness import Asked, harness_outcome
+from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter
 from flashslm.evaluation.task_data import SUFFIXES, read_rows
 from flashslm.evaluation.task_metrics import is_metric
 from flashslm.evaluation.task_results import task_results
-from flashslm.evaluation.tasks import find_tasks
 from flashslm.export.huggingface import export_huggingface
+from flashslm.export.importing import load_export
 from flashslm.hardware import pick_device
+from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
 
@@ -36,50 +42,116 @@ RESULTS = Path(__file__).parent / "results"
 TASKS = ("piqa", "arc_easy", "winogrande", "hellaswag", "openbookqa", "social_iqa", "lambada_openai")
 VOCABULARY = 2048
 SPREAD = 20.0  # of the embedding, so that choices differ by more than rounding
-RELATIVE_TOLERANCE = 1e-5  # of metrics that are sums of nats
+RELATIVE_TOLERANCE = 1e-5  # of log-likelihoods, and of metrics that are not shares of items
+ROLLING = "loglikelihood_rolling"
+
+Outcome = dict[str, Any]
+Samples = list[dict[str, Any]]
 
 
 def main() -> int:
     given = _arguments()
-    facts = Provenance(**provenance(pick_device("auto"))).model_dump(mode="json")
-    with tempfile.TemporaryDirectory() as directory:
-        model = export_random_model(given, Path(directory))
-        ours, _ = run_tasks(
-            model,
-            load_tokenizer(Path(directory) / "tokenizer"),
-            Asked(given.tasks, given.limit, task_data=given.task_data),
-        )
-        theirs = hf_results(given, Path(directory) / "huggingface")
-    rows = [
-        {
-            "task": task,
-            "metric": metric,
-            "samples": ours[task]["samples"],
-            "ours": value,
-            "hf": theirs[task].get(metric),
-        }
-        for task in ours
-        for metric, value in ours[task].items()
-        if is_metric(metric)
-    ]
-    differing = [row for row in rows if not is_same(row)]
-    record = {"subject": "harness equality", **facts, "limit": given.limit, "rows": rows, "differing": differing}
-    output = given.output or RESULTS / f"{result_name('harness-equality', pick_device('auto'))}.json"
+    device = pick_device("auto")
+    facts = Provenance(**provenance(device)).model_dump(mode="json")
+    output = given.output or RESULTS / f"{result_name('harness-equality', device)}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record: dict[str, Any] = {"subject": "harness equality", **facts, "dtype": "float32"}
+    with tempfile.TemporaryDirectory() as directory:
+        exported = given.export / "huggingface" if given.export else export_random_model(given, Path(directory))
+        model = load_export(exported).to(torch.float32).to(device).eval()
+        ours, hf = HybridLMAdapter(model, load_tokenizer(exported)), hf_model(exported, given.hf_batch)
+        record["model"] = model_facts(model, given.export)
+        record["tasks"] = []
+        for task in given.tasks:
+            limit = given.limits.get(task, given.limit) or None
+            record["tasks"].append(compare_task(ours, hf, Asked([task], limit, task_data=given.task_data)))
+            output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record))
-    return 1 if differing else 0
+    return 0 if all(task["is_equal"] for task in record["tasks"]) else 1
 
 
-def is_same(row: dict[str, Any]) -> bool:
-    """Accuracies to the last digit, sums of nats to rounding."""
-    ours, hf = row["ours"], row["hf"]
-    exact = row["metric"].startswith(("acc", "exact_match", "contains"))
-    return hf is not None and (ours == hf if exact else math.isclose(ours, hf, rel_tol=RELATIVE_TOLERANCE))
+def compare_task(ours: HybridLMAdapter, hf: Any, asked: Asked) -> dict[str, Any]:
+    """One task by both models."""
+    mine = harness_outcome(ours, asked)
+    hf.add_bos_token = False if _is_rolling(mine) else None
+    found = compare_outcomes(mine, harness_outcome(hf, asked))
+    return {"task": asked.tasks[0], "limit": asked.limit, **found}
 
 
-def export_random_model(given: argparse.Namespace, directory: Path) -> HybridLM:
-    """The model, its export in `huggingface` and its tokenizer, trained on the sets, in `tokenizer`."""
+def compare_outcomes(mine: Outcome, theirs: Outcome) -> dict[str, Any]:
+    """What the harness returned for the same task twice: items, metrics, and whether all of it `is_equal`."""
+    (task,) = mine["samples"]
+    shares = _share_names(mine["samples"][task])
+    items = compare_items(mine["samples"][task], theirs["samples"][task], shares)
+    metrics = compare_metrics(task_results(mine)[task], task_results(theirs)[task], shares)
+    is_equal = items["same_decisions"] == items["items"] and items["nats_within_tolerance"]
+    is_equal = is_equal and all(metric["is_same"] for metric in metrics.values())
+    return {**items, "metrics": metrics, "is_equal": is_equal}
+
+
+def compare_metrics(ours: dict[str, float], hf: dict[str, float], shares: set[str]) -> dict[str, dict[str, Any]]:
+    """Shares of items to the last digit, other metrics to rounding."""
+    found = {}
+    for name, value in ours.items():
+        if is_metric(name):
+            other, tolerance = hf.get(name, math.nan), 0.0 if name in shares else RELATIVE_TOLERANCE
+            is_same = math.isclose(value, other, rel_tol=tolerance)
+            found[name] = {"ours": value, "hf": other, "is_same": is_same}
+    return found
+
+
+def compare_items(mine: Samples, theirs: Samples, shares: set[str]) -> dict[str, Any]:
+    """Decisions and log-likelihoods item by item."""
+    pairs = list(zip(*(sorted(s, key=lambda x: (x["doc_id"], x["filter"])) for s in (mine, theirs)), strict=True))
+    if any(a["doc_hash"] != b["doc_hash"] for a, b in pairs):
+        raise RuntimeError("the two models were given different items")
+    nats = [found for a, b in pairs for found in zip(_nats(a), _nats(b), strict=True)]
+    relative = [abs(a - b) / max(abs(b), 1.0) for a, b in nats]
+    return {
+        "items": len(pairs),
+        "same_decisions": sum(_decisions(a, shares) == _decisions(b, shares) for a, b in pairs),
+        "log_likelihoods": len(nats),
+        "largest_difference_nats": max((abs(a - b) for a, b in nats), default=0.0),
+        "largest_relative_difference": max(relative, default=0.0),
+        "nats_within_tolerance": all(difference <= RELATIVE_TOLERANCE for difference in relative),
+    }
+
+
+def _is_rolling(outcome: Outcome) -> bool:
+    return any(config["output_type"] == ROLLING for config in outcome["configs"].values())
+
+
+def _nats(sample: dict[str, Any]) -> list[float]:
+    """The log-likelihoods of an item's continuations, or of its whole text; none of a generated text."""
+    answers = (answer[0] if isinstance(answer, tuple | list) else answer for answer in sample["filtered_resps"])
+    return [float(answer) for answer in answers if not isinstance(answer, str)]
+
+
+def _decisions(sample: dict[str, Any], shares: set[str]) -> tuple[Any, ...]:
+    """All of an item that is not a number of nats."""
+    nats, answers = _nats(sample), sample["filtered_resps"]
+    greedy = [bool(answer[1]) for answer in answers if isinstance(answer, tuple | list)]
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    return nats.index(max(nats)) if nats else None, greedy, texts, [sample.get(name) for name in sorted(shares)]
+
+
+def _share_names(samples: Samples) -> set[str]:
+    """Metrics that count each item as right (1) or not (0)."""
+    names = {name for sample in samples for name in sample["metrics"]}
+    return {name for name in names if all(sample.get(name, 0) in (0, 1) for sample in samples)}
+
+
+def model_facts(model: HybridLM, export: Path | None) -> dict[str, Any]:
+    """`weights` says whether the model was trained."""
+    a = model.architecture
+    shape = {"operators": a.operators, "width": a.hidden_size, "vocabulary": a.vocab_size}
+    positions = {"max_position_embeddings": a.max_position_embeddings, "num_meta_tokens": a.num_meta_tokens}
+    total = parameters(a)["total"]
+    return {**shape, **positions, "parameters": total, "weights": "an export's" if export else "random"}
+
+
+def export_random_model(given: argparse.Namespace, directory: Path) -> Path:
+    """Where its export lies, with a tokenizer that was trained on the sets."""
     files = sorted(f for f in Path(given.task_data).iterdir() if f.name.endswith(SUFFIXES))
     texts = (json.dumps(row, ensure_ascii=False) for file in files for row in read_rows(file)[:200])
     save_tokenizer(train_tokenizer(texts, VOCABULARY), directory / "tokenizer")
@@ -88,38 +160,36 @@ def export_random_model(given: argparse.Namespace, directory: Path) -> HybridLM:
     with torch.no_grad():
         model.embedding.weight *= SPREAD
     export_huggingface(model, directory / "tokenizer", directory / "huggingface", ExportConfig(dtype="float32"))
-    return model.to(pick_device("auto"))
+    return directory / "huggingface"
 
 
-def hf_results(given: argparse.Namespace, exported: Path) -> dict[str, dict[str, float]]:
-    """What the harness's own model gets."""
-    import lm_eval
+def hf_model(exported: Path, batch_size: int) -> Any:
+    """The harness's own model of the export, which runs the code that the export carries."""
     from lm_eval.models.huggingface import HFLM
 
-    options = {"device": pick_device("auto"), "dtype": "float32", "batch_size": 8, "trust_remote_code": True}
-    hf = HFLM(pretrained=str(exported), **options)
-    found: dict[str, dict[str, float]] = {}
-    for task in given.tasks:
-        manager = find_tasks([task], task_data=given.task_data)
-        loaded = manager.load([task])["tasks"]
-        is_rolling = any(of.OUTPUT_TYPE == "loglikelihood_rolling" for of in loaded.values())
-        hf.add_bos_token = False if is_rolling else None
-        outcome = lm_eval.simple_evaluate(
-            hf, tasks=[task], limit=given.limit, task_manager=manager, bootstrap_iters=1000
-        )
-        found |= task_results(outcome)
-    return found
+    options = {"device": pick_device("auto"), "dtype": "float32", "batch_size": batch_size, "trust_remote_code": True}
+    return HFLM(pretrained=str(exported), **options)
+
+
+def _limits(text: str) -> tuple[str, int]:
+    task, _, limit = text.partition("=")
+    return task, int(limit)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task-data", required=True)
+    parser.add_argument("--export", type=Path, help="an export's directory; empty: random weights")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--limit", type=int, default=50)
+    parser.add_argument("--limit", type=int, default=50, help="first items of each task; 0: all")
+    parser.add_argument("--limits", nargs="+", type=_limits, default=[], metavar="TASK=ITEMS")
+    parser.add_argument("--hf-batch", type=int, default=8)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--operators", default="DFMFAF")
     parser.add_argument("--output", type=Path)
-    return parser.parse_args()
+    given = parser.parse_args()
+    given.limits = dict(given.limits)
+    return given
 
 
 if __name__ == "__main__":

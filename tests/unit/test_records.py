@@ -24,6 +24,7 @@ MEASURED = {
     "latency_table": (*_DECODING, "src/flashslm/profiling", "benchmarks/latency_table.py"),
     "tilings": ("src/flashslm/inference/fused", "benchmarks/tilings.py"),
     "evaluation": ("src/flashslm/evaluation", "src/flashslm/models", "benchmarks/evaluation.py"),
+    "harness-equality": ("src/flashslm/evaluation", "src/flashslm/models", "benchmarks/harness_equality.py"),
     "gpu-tests": ("src/flashslm/ops", "src/flashslm/inference", "src/flashslm/models", "tests/gpu"),
     "training": _TRAINING,
     "kill": ("src/flashslm/infra", "src/flashslm/launch", "src/flashslm/steps"),

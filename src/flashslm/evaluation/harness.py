@@ -37,29 +37,37 @@ def run_tasks(
     name is appended to its metrics. Raises ValueError for a task that lm_eval does not know or cannot load. lm_eval
     seeds the global generators of random, numpy and torch.
     """
-    import lm_eval
-
     from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter
 
     adapter = HybridLMAdapter(model, tokenizer)
     facts = {"tokenizer": tokenizer.name_or_path, "max_seq_lengths": task_presets.ruler_lengths(adapter.max_length)}
-    manager = find_tasks(asked.tasks, asked.include_path, asked.task_data, facts)
-    if asked.run_generated_code:
-        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # else the metric refuses
-    outcome = lm_eval.simple_evaluate(
-        adapter,
-        tasks=specifications(asked.tasks),
-        limit=asked.limit,
-        task_manager=manager,
-        bootstrap_iters=BOOTSTRAPS,
-        log_samples=True,
-        confirm_run_unsafe_code=asked.run_generated_code,
-    )
+    outcome = harness_outcome(adapter, asked, facts)
     items = {task: task_items(outcome, task) for task in outcome["samples"]}
     results = task_results(outcome)
     for task, by_metric in items.items():
         _add_missing_errors(results[task], by_metric)
     return results | task_presets.averages(asked.tasks, results), items
+
+
+def harness_outcome(lm: Any, asked: Asked, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What lm_eval returns for `lm`, which may be any of its models, samples included.
+
+    `facts` are for tasks that make their own text. Raises as `run_tasks`.
+    """
+    import lm_eval
+
+    if asked.run_generated_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # else the metric refuses
+    outcome: dict[str, Any] = lm_eval.simple_evaluate(
+        lm,
+        tasks=specifications(asked.tasks),
+        limit=asked.limit,
+        task_manager=find_tasks(asked.tasks, asked.include_path, asked.task_data, facts),
+        bootstrap_iters=BOOTSTRAPS,
+        log_samples=True,
+        confirm_run_unsafe_code=asked.run_generated_code,
+    )
+    return outcome
 
 
 def _add_missing_errors(results: dict[str, float], items: dict[str, MetricItems]) -> None:
