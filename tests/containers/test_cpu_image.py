@@ -17,7 +17,7 @@ from flashslm.config.file import load
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.launch.compiling import arguments_for, compile_pipeline, pipeline_arguments
-from flashslm.launch.kfp.cluster_pass import step_of
+from flashslm.launch.labels import step_of
 from flashslm.launch.local.runner import Job
 from tests.containers.build import ROOT, call
 from tests.containers.container import hardened

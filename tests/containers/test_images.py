@@ -9,7 +9,8 @@ import pytest
 
 from components import images
 from flashslm.config import GPU_STEPS, STEP_SECTIONS, PlatformConfig
-from flashslm.launch.kfp.cluster_pass import for_cluster, step_of
+from flashslm.launch.kfp.cluster_pass import for_cluster
+from flashslm.launch.labels import step_of
 from tests.containers.build import ROOT
 
 # An engine that writes down how it was called; what it pushed has a digest.

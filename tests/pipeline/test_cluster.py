@@ -25,10 +25,10 @@ from flashslm.launch.kfp.cluster_pass import (
     ClusterPackage,
     for_cluster,
     short_command,
-    step_of,
 )
 from flashslm.launch.kfp.definition import defined_tasks
 from flashslm.launch.kfp.exit_task import BODY, TASK
+from flashslm.launch.labels import step_of
 from flashslm.launch.parity_lint import Compiled, lint
 from flashslm.launch.processes import LaunchError
 from tests.pipeline.recorded_kfp import recorded_nodes

@@ -26,7 +26,7 @@ from flashslm.launch.compiling import (
     project_root,
     tree_digest,
 )
-from flashslm.launch.kfp.cluster_pass import step_of
+from flashslm.launch.labels import step_of
 from flashslm.launch.parity_lint import Compiled
 from flashslm.launch.processes import LaunchError
 

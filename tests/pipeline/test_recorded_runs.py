@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flashslm.cli.app import app
+from flashslm.launch.kfp.run_steps import _one_of_each
+from flashslm.launch.progress import StepRecord
 from tests.pipeline.fake_kfp import FakeKfp, read
 from tests.pipeline.recorded_kfp import add_recorded_run, recorded
 
@@ -109,6 +111,23 @@ def test_a_scheduled_retraining_is_complete(fake: FakeKfp) -> None:
     facts = shown(fake, "succeeded_retraining")
     done = [step for step, state in states(facts).items() if state == "SUCCESS"]
     assert done[:3] == ["fetch_champion", "prepare_new_data", "continue_pretraining"] and len(done) == 8
+    listed = [step["step"] for step in facts["steps"]]
+    assert listed == done and done[-1].startswith("report_retraining "), "one row for its three branches"
+
+
+@pytest.mark.parametrize(
+    ("states", "shown"),
+    [
+        (["SKIPPED", "SUCCESS", "SKIPPED"], ["SUCCESS"]),
+        (["SKIPPED", "WAITING", "RUNNING"], ["RUNNING"]),
+        (["WAITING", "WAITING", "SKIPPED"], ["WAITING"]),
+        (["SUCCESS", "SUCCESS", "FAILURE"], ["SUCCESS", "SUCCESS", "FAILURE"]),
+    ],
+)
+def test_a_step_of_several_branches_is_one_row(states: list[str], shown: list[str]) -> None:
+    steps = [StepRecord("report", "report", state=state) for state in states]
+    other = StepRecord("gate", "gate", state="SKIPPED")
+    assert [step.state for step in _one_of_each([*steps, other])] == [*shown, "SKIPPED"]
 
 
 def test_logs_are_those_of_the_step_without_the_launcher(fake: FakeKfp) -> None:

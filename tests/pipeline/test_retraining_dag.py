@@ -30,6 +30,10 @@ def test_each_decision_takes_its_branch(
     decisions = {"prepare_new_data": new, "continue_pretraining": training, "gate_challenger": gate}
     result = runs.run(decisions=decisions)
     assert result.state == "SUCCESS" and sorted(runs.ran()) == sorted(["check_recipe", *expected])
+    labels = [step.label for step in result.steps]
+    assert sorted(labels) == sorted(runs.ran()), "a component's second use has the name of its step"
+    report = result.steps[labels.index("report_retraining")]
+    assert (report.summary, report.log and report.log.name) == ("report_retraining is done", "report_retraining.log")
     calls = {call["step"]: call for call in runs.calls()}
     sources = {
         "champion": "fetch_champion",

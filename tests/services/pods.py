@@ -16,7 +16,8 @@ import pytest
 from flashslm.config import PlatformConfig
 from flashslm.infra.kubernetes import train_job
 from flashslm.infra.kubernetes.client import Kubernetes
-from flashslm.launch.kfp.cluster_pass import for_cluster, step_of
+from flashslm.launch.kfp.cluster_pass import for_cluster
+from flashslm.launch.labels import step_of
 from flashslm.ops import kernel_cache
 from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes, client_of, serving
 

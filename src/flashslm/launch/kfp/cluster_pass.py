@@ -21,6 +21,7 @@ from flashslm.infra.settings import VARIABLES, pod_variables
 from flashslm.launch.compiling import code_digest, compile_pipeline, project_root
 from flashslm.launch.kfp import exit_task
 from flashslm.launch.kfp.train_job_template import step_labels, train_job_template
+from flashslm.launch.labels import step_of
 from flashslm.launch.parity_lint import lint
 from flashslm.launch.processes import LaunchError
 
@@ -135,12 +136,6 @@ def short_command(command: str) -> str:
     """
     command = re.sub(' {2,}(?=--|")', " ", command)
     return command.replace('"$program_path/ephemeral_component.py"', "$p/c.py").replace("program_path=", "p=")
-
-
-def step_of(container: dict[str, Any]) -> str:
-    """The step whose component a container runs; a step that occurs twice has two executors."""
-    arguments = container["args"]
-    return str(arguments[arguments.index("--function_to_execute") + 1])
 
 
 def _resources(resources: StepResources, platform: PlatformConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flashslm.config import RunConfig
 from flashslm.launch.kfp.exit_task import is_exit_task
-from flashslm.launch.labels import step_label
+from flashslm.launch.labels import step_label, step_of
 
 _FIELD_OF_ITEM = re.compile(r'parseJson\(string_value\)\["(.+)"\]')
 ITERATION = re.compile(r"\d+")
@@ -53,17 +53,16 @@ class _Walk:
             component = self.specification["components"][task["componentRef"]["name"]]
             inputs = self._inputs_of(task, values)
             if "dag" not in component:
-                step = component["executorLabel"].removeprefix("exec-").replace("-", "_")
-                label = step_label(step, inputs)
-                yield DefinedTask((*path, name), step, label, self._memory_limit(component), is_exit_task(task))
+                container = self._container(component)
+                step = step_of(container)
+                memory = _memory_limit(container)
+                yield DefinedTask((*path, name), step, step_label(step, inputs), memory, is_exit_task(task))
                 continue
             for index, item in _iterations(task, inputs):
                 yield from self.tasks(component["dag"], (*path, name, *index), inputs | item)
 
-    def _memory_limit(self, component: dict[str, Any]) -> str:
-        executor = self.specification["deploymentSpec"]["executors"][component["executorLabel"]]
-        resources = executor.get("container", {}).get("resources", {})
-        return str(resources.get("resourceMemoryLimit") or resources.get("memoryLimit") or "")
+    def _container(self, component: dict[str, Any]) -> dict[str, Any]:
+        return dict(self.specification["deploymentSpec"]["executors"][component["executorLabel"]]["container"])
 
     def _inputs_of(self, task: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         """The parameters of a task that the run's arguments determine; what other tasks find out is left out."""
@@ -78,6 +77,11 @@ class _Walk:
             elif output in self.outputs:
                 found[name] = self.outputs[output]
         return found
+
+
+def _memory_limit(container: dict[str, Any]) -> str:
+    resources = container.get("resources", {})
+    return str(resources.get("resourceMemoryLimit") or resources.get("memoryLimit") or "")
 
 
 def _in_order(tasks: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from flashslm.launch.kfp.definition import DefinedTask, defined_tasks
 from flashslm.launch.kfp.nodes import DetailNodes, TaskNode, WorkflowNodes
 from flashslm.launch.progress import StepRecord
 
+NOT_STARTED = ("WAITING", "SKIPPED")
 ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 _OUT_OF_MEMORY = re.compile(r"OOMKilled( \(exit code \d+\))?")
 _RUN_DEADLINE = "exceeded workflow deadline"
@@ -29,7 +30,8 @@ def state_of(run: Any) -> str:
 def steps_of(client: KfpClient, run: Any) -> list[StepRecord]:
     """Every task of the pipeline of a V2beta1Run, those that wait too, in the definition's order.
 
-    The exit task is shown only where it failed: the local run has none.
+    The exit task is shown only where it failed: the local run has none. A step that several branches end with is one
+    row, of the branch that was taken.
     """
     arguments = (run.runtime_config.parameters if run.runtime_config else None) or {}
     workflow = client.workflow(run.run_id)
@@ -37,7 +39,14 @@ def steps_of(client: KfpClient, run: Any) -> list[StepRecord]:
     nodes = WorkflowNodes(workflow) if workflow else DetailNodes(details)
     found = [(task, nodes.find(task.path)) for task in defined_tasks(client.specification(run), arguments)]
     shown = [(task, node) for task, node in found if not task.is_exit_task or node.state == "FAILURE"]
-    return [_record(run, task, node) for task, node in shown]
+    return _one_of_each([_record(run, task, node) for task, node in shown])
+
+
+def _one_of_each(steps: list[StepRecord]) -> list[StepRecord]:
+    """Of tasks with one label those that were started; the first while none was."""
+    started = {step.label for step in steps if step.state not in NOT_STARTED}
+    first = {step.label: step for step in reversed(steps)}
+    return [s for s in steps if s.state not in NOT_STARTED or (s.label not in started and s is first[s.label])]
 
 
 def cached_tasks(steps: list[StepRecord]) -> int:

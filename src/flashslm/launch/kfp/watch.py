@@ -12,12 +12,11 @@ from flashslm.launch.display import Display
 from flashslm.launch.kfp.api import Unavailable
 from flashslm.launch.kfp.client import KfpClient
 from flashslm.launch.kfp.logs import TAIL_LINES, result_in, step_log
-from flashslm.launch.kfp.run_steps import ENDED, state_of, steps_of
+from flashslm.launch.kfp.run_steps import ENDED, NOT_STARTED, state_of, steps_of
 from flashslm.launch.processes import LaunchError
 from flashslm.launch.progress import Change, StepRecord
 
 _POLL_S = 5.0
-_NOT_STARTED = ("WAITING", "SKIPPED")
 
 
 def follow(
@@ -59,9 +58,9 @@ def with_results(
 def _changes(known: dict[str, StepRecord], steps: list[StepRecord]) -> Iterator[Change]:
     for step in steps:
         before = known.get(step.label)
-        if step.state in _NOT_STARTED:
+        if step.state in NOT_STARTED:
             continue
-        new = before is None or before.state in _NOT_STARTED
+        new = before is None or before.state in NOT_STARTED
         if not step.cached and (new or (before and before.attempt != step.attempt and step.attempt > 1)):
             yield Change(replace(step), "started")
         if step.state != "RUNNING" and (new or (before and before.state == "RUNNING")):

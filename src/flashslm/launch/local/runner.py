@@ -22,7 +22,7 @@ from typing import Any
 from flashslm.infra.events import Events
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
 from flashslm.infra.state_files import write_whole
-from flashslm.launch.labels import step_label
+from flashslm.launch.labels import step_label, step_of
 from flashslm.launch.local.kept_summaries import task_key
 
 _EXECUTOR = "kfp.dsl.executor_main"
@@ -105,7 +105,9 @@ def observe_tasks(logs: Path) -> None:
 
     def execute_observed(**call: Any) -> Any:
         arguments = orchestrator_utils.OrchestratorUtils.make_task_arguments(call["task_spec"].inputs, call["io_store"])
-        task = current.task = make_task(call["task_name"], arguments, logs)
+        component = call["components"][call["task_spec"].component_ref.name]
+        executor = call["executors"][component.executor_label]
+        task = current.task = make_task(step_of({"args": list(executor.container.args)}), arguments, logs)
         task.emit("task_start", log=str(task.log), key=task_key(task.step, arguments))
         outputs, state = execute(**call)
         artifacts = {k: v for k, v in outputs.items() if isinstance(v, dsl.Artifact)}
@@ -131,9 +133,8 @@ _names = threading.Lock()
 _taken: set[str] = set()
 
 
-def make_task(task_name: str, arguments: dict[str, Any], logs: Path) -> Task:
+def make_task(step: str, arguments: dict[str, Any], logs: Path) -> Task:
     """Name a task after its step and the short text arguments that tell iterations of a loop apart."""
-    step = task_name.replace("-", "_")
     label = step_label(step, arguments)
     name = re.sub(r"[^\w.=-]+", "-", label)
     with _names:

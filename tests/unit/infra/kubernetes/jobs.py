@@ -8,7 +8,8 @@ from flashslm.config import PlatformConfig
 from flashslm.infra.kubernetes import train_job
 from flashslm.infra.kubernetes.client import Kubernetes
 from flashslm.infra.kubernetes.train_job import TrainJob
-from flashslm.launch.kfp.cluster_pass import for_cluster, step_of
+from flashslm.launch.kfp.cluster_pass import for_cluster
+from flashslm.launch.labels import step_of
 from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes
 
 Document = dict[str, Any]

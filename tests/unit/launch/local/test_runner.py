@@ -24,7 +24,7 @@ def test_task_is_named_after_its_step_and_its_variant(tmp_path: Path) -> None:
         "note": "x" * 99,
         "image": "",
     }
-    task = make_task("pre-train", arguments, tmp_path)
+    task = make_task("pre_train", arguments, tmp_path)
     assert (task.step, task.label) == ("pre_train", "pre_train seed=0 weight_norm=on")
     assert task.log == tmp_path / "pre_train-seed=0-weight_norm=on.log"
 
