@@ -181,9 +181,10 @@ def test_killed_launcher_leaves_no_orphan(fake_runs: FakeRuns) -> None:
     (scratch,) = runs.directory.glob("flashslm-*")
     (scratch / "half-made").touch()
     launcher = runs.start(fail={"search_architecture": "no trial"})
-    launcher.communicate(timeout=60)
+    printed, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 1
     assert runs.ran().count("fit_scaling_law") == 1, "what the killed run finished is cached"
+    assert "fit_scaling_law: cached: fit_scaling_law is done" in printed, "and so is what it came to"
     assert not scratch.exists(), "the next run removes what the killed one left"
 
 

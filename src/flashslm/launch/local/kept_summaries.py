@@ -5,16 +5,16 @@ all that it was given, so the same task of a later run has the same.
 """
 
 import json
-from collections.abc import Iterable
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flashslm.config import digest
 from flashslm.infra.state_files import read_state, write_whole
-from flashslm.launch.progress import StepRecord
 
 MOST = 2000  # of the newest
+_adding = threading.Lock()  # steps of a run end in threads of one process, which holds the home
 
 
 def task_key(step: str, arguments: dict[str, Any]) -> str:
@@ -32,14 +32,12 @@ def read(home: Path) -> dict[str, str]:
     return read_state(_file(home), _parse) or {}
 
 
-def add(home: Path, steps: Iterable[StepRecord]) -> None:
-    """Keep what the steps that ran came to. Whoever calls holds the home's lock."""
-    new = {s.key: s.summary for s in steps if s.key and s.state == "SUCCESS" and not s.cached and s.summary}
-    if new:
-        kept = {key: text for key, text in read(home).items() if key not in new} | new
-        with suppress(OSError):  # only for display
-            _file(home).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(_file(home), json.dumps(dict(list(kept.items())[-MOST:])))
+def add(home: Path, key: str, summary: str) -> None:
+    """Keep what the task of this key came to, as the newest. Whoever calls holds the home's lock."""
+    with _adding, suppress(OSError):  # only for display
+        kept = {known: text for known, text in read(home).items() if known != key} | {key: summary}
+        _file(home).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(_file(home), json.dumps(dict(list(kept.items())[-MOST:])))
 
 
 def _parse(content: bytes) -> dict[str, str]:

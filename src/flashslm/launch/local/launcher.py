@@ -96,7 +96,6 @@ def run_job(job: Job, env: Mapping[str, str], console: Console) -> LocalResult:
         finally:
             if runner.poll() is None:
                 stop_tree(runner.pid, grace_s=0.0)
-            kept_summaries.add(job.home, progress.steps)
     if stop.received:
         return LocalResult("CANCELLED", progress.steps, log, stop.received[0])
     result = LocalResult("FAILURE" if runner.returncode else "SUCCESS", progress.steps, log)

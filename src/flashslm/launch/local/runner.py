@@ -23,7 +23,7 @@ from flashslm.infra.events import Events
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
 from flashslm.infra.state_files import write_whole
 from flashslm.launch.labels import step_label, step_of
-from flashslm.launch.local.kept_summaries import task_key
+from flashslm.launch.local import kept_summaries
 
 _EXECUTOR = "kfp.dsl.executor_main"
 
@@ -54,6 +54,7 @@ class Task:
     step: str
     label: str
     log: Path
+    key: str = ""  # equal for the same task of another run
     attempts: int = 0
     is_hopeless: bool = False  # the last attempt failed in a way that would come again
     events: Events = field(init=False)
@@ -80,7 +81,7 @@ def run(job: Job) -> None:
     from kfp import components, local
 
     warnings.filterwarnings("ignore", message=r"Task .* have no effect in the current local runner")
-    observe_tasks(job.run_dir / "logs")
+    observe_tasks(job.run_dir / "logs", job.home)
     cache = job.home / "kfp" / "cache"
     local.init(
         local.SubprocessRunner(use_venv=False),
@@ -94,8 +95,11 @@ def run(job: Job) -> None:
         sys.exit(str(error))
 
 
-def observe_tasks(logs: Path) -> None:
-    """Extend kfp.local: every task has a label, its own log, and events for its attempts and its end."""
+def observe_tasks(logs: Path, home: Path) -> None:
+    """Extend kfp.local: every task has a label, its own log, and events for its attempts and its end.
+
+    What a step came to is kept before kfp caches it: whenever this process is killed, a cached step has a result.
+    """
     from kfp import dsl
     from kfp.local import status, subprocess_task_handler
     from kfp.local.orchestrator import orchestrator_utils, task_executor
@@ -108,7 +112,7 @@ def observe_tasks(logs: Path) -> None:
         component = call["components"][call["task_spec"].component_ref.name]
         executor = call["executors"][component.executor_label]
         task = current.task = make_task(step_of({"args": list(executor.container.args)}), arguments, logs)
-        task.emit("task_start", log=str(task.log), key=task_key(task.step, arguments))
+        task.emit("task_start", log=str(task.log), key=task.key)
         outputs, state = execute(**call)
         artifacts = {k: v for k, v in outputs.items() if isinstance(v, dsl.Artifact)}
         made = {k: v.uri for k, v in artifacts.items() if not isinstance(v, dsl.Metrics | dsl.HTML)}
@@ -120,10 +124,16 @@ def observe_tasks(logs: Path) -> None:
             """Every image runs in this interpreter."""
 
         def run(self) -> Any:
-            if current.task.is_hopeless:  # kfp retries whatever failed
+            task: Task = current.task
+            if task.is_hopeless:  # kfp retries whatever failed
                 return status.Status.FAILURE
-            exit_code = run_attempt(current.task, self.full_command, self.env_vars)
-            return status.Status.FAILURE if exit_code else status.Status.SUCCESS
+            events_before = _size(task.events.path)
+            failed = run_attempt(task, self.full_command, self.env_vars) != 0
+            said = last_event(task, "fail" if failed else "end", events_before)
+            task.is_hopeless = said.get("may_pass") is False
+            if not failed and said.get("summary"):
+                kept_summaries.add(home, task.key, said["summary"])
+            return status.Status.FAILURE if failed else status.Status.SUCCESS
 
     task_executor.execute_single_task = execute_observed
     subprocess_task_handler.SubprocessTaskHandler = Handler
@@ -142,13 +152,12 @@ def make_task(step: str, arguments: dict[str, Any], logs: Path) -> Task:
         while unique in _taken:
             unique = f"{name}-{sum(taken.startswith(name) for taken in _taken) + 1}"
         _taken.add(unique)
-    return Task(step, label, logs / f"{unique}.log")
+    return Task(step, label, logs / f"{unique}.log", kept_summaries.task_key(step, arguments))
 
 
 def run_attempt(task: Task, command: list[str], env: dict[str, str]) -> int:
     """Run the task's command once, its output into the task's log; return the exit code."""
     task.attempts += 1
-    events_before = _size(task.events.path)
     task.emit("task_attempt", attempt=task.attempts)
     with task.log.open("ab") as log:
         exit_code = subprocess.call(
@@ -159,24 +168,23 @@ def run_attempt(task: Task, command: list[str], env: dict[str, str]) -> int:
             env=os.environ | env | {PARENT_PID: str(os.getpid())},
         )
     if exit_code:
-        task.is_hopeless = would_recur(task, events_before)
         task.emit("task_exit", describe_exit(exit_code), attempt=task.attempts)
     return exit_code
 
 
-def would_recur(task: Task, offset: int) -> bool:
-    """Whether the step itself said so of its error; a process that was killed says nothing."""
+def last_event(task: Task, kind: str, offset: int) -> dict[str, Any]:
+    """What the step itself said of its result (`end`) or its error (`fail`); a process that was killed says nothing."""
     if task.events.path is None or not task.events.path.is_file():
-        return False
+        return {}
     with task.events.path.open("rb") as stream:
         stream.seek(offset)
         lines = stream.read().splitlines()
     for line in reversed(lines):
         with suppress(ValueError):  # half a line of another step
             event = json.loads(line)
-            if event.get("event") == "fail" and event.get("label") == task.label:
-                return event.get("may_pass") is False
-    return False
+            if event.get("event") == kind and event.get("label") == task.label:
+                return dict(event)
+    return {}
 
 
 def _size(path: Path | None) -> int:

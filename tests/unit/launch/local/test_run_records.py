@@ -15,7 +15,7 @@ from flashslm.config.file import dump
 from flashslm.infra.process import owners
 from flashslm.launch.local import kept_summaries, run_records
 from flashslm.launch.processes import LaunchError
-from flashslm.launch.progress import Progress, StepRecord
+from flashslm.launch.progress import Progress
 
 
 def make_run(runs: Path, run_id: str, age_s: float = 0.0, steps: int = 200, **facts: Any) -> Path:
@@ -160,13 +160,8 @@ def test_a_tasks_key_is_that_of_its_step_and_all_it_is_given() -> None:
 
 
 def test_a_cached_step_has_the_result_of_the_run_that_made_it(tmp_path: Path) -> None:
-    ran = [
-        StepRecord("evaluate", "evaluate", state="SUCCESS", key="k1", summary="perplexity 60"),
-        StepRecord("gate", "gate", state="FAILURE", key="k2", summary="no"),
-        StepRecord("report", "report", state="SUCCESS", cached=True, key="k3", summary="of another run"),
-    ]
-    kept_summaries.add(tmp_path, ran)
-    kept_summaries.add(tmp_path, [StepRecord("evaluate", "evaluate", state="SUCCESS", key="k4", summary="new")])
+    kept_summaries.add(tmp_path, "k1", "perplexity 60")
+    kept_summaries.add(tmp_path, "k4", "new")
     assert kept_summaries.read(tmp_path) == {"k1": "perplexity 60", "k4": "new"}
     task = {"step": "evaluate", "label": "evaluate", "task": "a", "time_s": 1.0, "summary": ""}
     events = [
@@ -182,7 +177,7 @@ def test_a_cached_step_has_the_result_of_the_run_that_made_it(tmp_path: Path) ->
 def test_what_is_kept_has_a_bound_and_survives_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_summaries, "MOST", 2)
     for key in ("a", "b", "c"):
-        kept_summaries.add(tmp_path, [StepRecord("s", "s", state="SUCCESS", key=key, summary=key)])
+        kept_summaries.add(tmp_path, key, key)
     assert list(kept_summaries.read(tmp_path)) == ["b", "c"]
     (tmp_path / "kfp" / "summaries.json").write_text("{half")
     assert kept_summaries.read(tmp_path) == {}
