@@ -223,9 +223,17 @@ def test_runs_that_ended_without_their_exit_task_are_ended_by_the_next(
         ids[kfp_run.joined(other.settings, ObjectStore(other.settings)).parent_run_id] = state
     deleted = platform_env.model_copy(update={"kfp_run_id": str(uuid.uuid4())})
     ids[kfp_run.parent_run(deleted, ObjectStore(deleted)).run_id] = "KILLED"
+    ids[made_by_an_earlier_version(platform_env, "flashslm.pipeline_run")] = "KILLED"
     run_end.end_run("COMPLETE")
     api = TrackingClient(platform_env)
     assert {run: api.get_run(run).info.status for run in ids} == ids
+
+
+def made_by_an_earlier_version(settings: Settings, ours: str) -> str:
+    """The parent of a KFP run that is deleted meanwhile, whose mark is a visible tag."""
+    api = TrackingClient(settings)
+    tags = {kfp_facts.RUN_TAG: str(uuid.uuid4()), ours: "true"}
+    return str(api.create_run(api.experiment_id, tags=tags, run_name="earlier").info.run_id)
 
 
 def test_the_component_leaves_the_address_for_kfps_page(cluster: Cluster, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import mlflow
 import psutil
 import pytest
 
+from flashslm.infra.process import owners
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.tracking import mlflow_runs, spool
@@ -259,6 +260,42 @@ def test_what_a_lost_process_had_finished_counts_no_more(platform_env: Settings)
     found = TrackingClient(platform_env).find_runs("attributes.run_name LIKE 'lost trial %'")
     ends = sorted((r.info.run_name, r.info.status) for r in found)
     assert ends == [("lost trial 3", "KILLED"), ("lost trial 3", "KILLED"), ("lost trial 4", "FINISHED")]
+
+
+def visible(run: Any) -> set[str]:
+    """The tags that MLflow's pages show."""
+    return {tag for tag in run.data.tags if not tag.startswith("mlflow.")}
+
+
+def test_tags_that_only_the_package_reads_are_hidden(platform_env: Settings) -> None:
+    with mlflow_runs.open_run(platform_env, "step", tags={"step": "pretrain"}) as run:
+        pass
+    made = run_of(platform_env, run.run_id)
+    assert visible(made) == {"step"} and made.data.tags[mlflow_runs.OWNER_TAG].startswith(owners.machine())
+
+
+def made_by_an_earlier_version(settings: Settings, name: str, tags: dict[str, str]) -> str:
+    """A run whose tags are all visible."""
+    client = TrackingClient(settings)
+    run = client.create_run(client.experiment_id, tags=tags, run_name=name)
+    assert visible(client.get_run(run.info.run_id)) == set(tags)
+    return str(run.info.run_id)
+
+
+def test_runs_of_earlier_versions_are_found_by_their_visible_tags(platform_env: Settings) -> None:
+    gone, now = f"{owners.machine()} 4194305 1.0", owners.owner()
+    dead = made_by_an_earlier_version(platform_env, "dead", {"flashslm.owner": gone})
+    alive = made_by_an_earlier_version(platform_env, "alive", {"flashslm.owner": now})
+    swept = mlflow_runs.sweep(platform_env)
+    assert dead in swept and alive not in swept
+    mlflow_runs.finish_run(platform_env, alive, "FINISHED")
+    mlflow_runs.end_lost(platform_env, "alive", [now])
+    assert run_of(platform_env, alive).info.status == "KILLED"
+    known = made_by_an_earlier_version(
+        platform_env, "sent in part", {"flashslm.spool_key": "new-of-an-earlier-version"}
+    )
+    reference = spool.RunRef(key="new-of-an-earlier-version", experiment=platform_env.experiment, create={"tags": {}})
+    assert reference.resolve(TrackingClient(platform_env)) == known, "it is not made twice"
 
 
 def spooled_run(settings: Settings, name: str, losses: int) -> tuple[str, Path]:

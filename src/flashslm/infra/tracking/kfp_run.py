@@ -14,11 +14,11 @@ from flashslm.infra.settings import Settings
 from flashslm.infra.storage.lease import hold
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.tracking import mlflow_runs
-from flashslm.infra.tracking.mlflow_client import MlflowUnavailable, TrackingClient
+from flashslm.infra.tracking.mlflow_client import HIDDEN, MlflowUnavailable, TrackingClient, hidden_tag
 from flashslm.infra.tracking.spool import NOTE_TAG, PARENT_TAG
 
-OURS_TAG = "flashslm.pipeline_run"  # of a parent that a pod made
-STEP_TAG = "flashslm.kfp_run_id"  # of each step, so that one without a parent (MLflow was away) gets it in the end
+OURS_TAG = f"{HIDDEN}pipeline_run"  # of a parent that a pod made
+STEP_TAG = f"{HIDDEN}kfp_run_id"  # of each step, so that one without a parent (MLflow was away) gets it in the end
 _LEASE_S = 120.0
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _known_parent(settings: Settings) -> ParentRun | None:
     if not roots:
         return None
     oldest = roots[-1]
-    return ParentRun(oldest.info.run_id, experiments[oldest.info.experiment_id], OURS_TAG in oldest.data.tags)
+    return ParentRun(oldest.info.run_id, experiments[oldest.info.experiment_id], bool(hidden_tag(oldest, OURS_TAG)))
 
 
 def _new_parent(settings: Settings, facts: KfpFacts) -> ParentRun:

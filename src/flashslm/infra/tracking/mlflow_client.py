@@ -15,6 +15,10 @@ from typing import Any
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.s3 import is_outage, translated
 
+# Begins the tags that only this package reads: MLflow's pages hide what begins with `mlflow.`. Runs of earlier versions
+# have the same tags without that, and are found and read as well.
+HIDDEN = "mlflow.flashslm."
+_SHOWN = HIDDEN.removeprefix("mlflow.")
 MLFLOW_URL = "FLASHSLM_MLFLOW_URL"  # optional: where people see MLflow
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 # MLflow's own defaults are 7 retries and 120 s, which would stop a step for a quarter of an hour.
@@ -86,7 +90,10 @@ class TrackingClient:
     def find_runs(self, condition: str, experiment_ids: list[str] | None = None) -> list[Any]:
         """All runs that meet a condition in MLflow's search syntax, newest first: of the experiment, or of others."""
         ids = [self.experiment_id] if experiment_ids is None else experiment_ids
-        return self.all_pages("search_runs", experiment_ids=ids, filter_string=condition)
+        conditions = {condition: None, condition.replace(f"tags.{HIDDEN}", f"tags.{_SHOWN}"): None}
+        pages = (self.all_pages("search_runs", experiment_ids=ids, filter_string=each) for each in conditions)
+        found = {run.info.run_id: run for page in pages for run in page}
+        return sorted(found.values(), key=lambda run: run.info.start_time, reverse=True)
 
     def run_url(self, run_id: str) -> str:
         """The run's page where people see MLflow, which would open for generative AI by itself."""
@@ -102,6 +109,11 @@ class TrackingClient:
             found += page
             if not (token := page.token):
                 return found
+
+
+def hidden_tag(run: Any, tag: str) -> str:
+    """The value of a run's hidden tag; empty for a run without it."""
+    return str(run.data.tags.get(tag) or run.data.tags.get(tag.replace(HIDDEN, _SHOWN), ""))
 
 
 def _mlflow_client(uri: str) -> Any:

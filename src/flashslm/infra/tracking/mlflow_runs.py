@@ -30,12 +30,12 @@ from flashslm.infra.process.interrupts import Terminated, deferred_signals, term
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
 from flashslm.infra.tracking import spool
-from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable, TrackingClient
+from flashslm.infra.tracking.mlflow_client import HIDDEN, MlflowError, MlflowUnavailable, TrackingClient, hidden_tag
 from flashslm.infra.tracking.spool import Entry, MetricPoint, RunRef
 from flashslm.infra.tracking.system_metrics import SystemMetrics
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-OWNER_TAG = "flashslm.owner"
+OWNER_TAG = f"{HIDDEN}owner"
 PARAM_PREFIX = "cfg."  # the KFP launcher logs a component's inputs itself, and MLflow refuses a changed value
 _SEND_EVERY_S = 1.0
 _RETRY_AFTER_S = 5.0  # between two tries of an absent MLflow
@@ -229,7 +229,7 @@ def sweep(settings: Settings) -> list[str]:
     condition = f"attributes.status = 'RUNNING' and tags.{OWNER_TAG} LIKE '{owners.machine()} %'"
     client = TrackingClient(settings)
     running = client.find_runs(condition, client.experiment_ids())
-    dead = [str(run.info.run_id) for run in running if owners.is_gone(run.data.tags[OWNER_TAG])]
+    dead = [str(run.info.run_id) for run in running if owners.is_gone(hidden_tag(run, OWNER_TAG))]
     for run_id in dead:
         finish_run(settings, run_id, "KILLED")
     return dead

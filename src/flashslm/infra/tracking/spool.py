@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict
 from flashslm.infra.settings import Settings
 from flashslm.infra.state_files import append_line, locked_file, set_aside, write_whole
 from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
-from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable, TrackingClient
+from flashslm.infra.tracking.mlflow_client import HIDDEN, MlflowError, MlflowUnavailable, TrackingClient
 
 PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
-KEY_TAG = "flashslm.spool_key"
+KEY_TAG = f"{HIDDEN}spool_key"
 _MAX_DIGEST_CHARACTERS = 36
 _log = logging.getLogger(__name__)
 
