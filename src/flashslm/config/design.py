@@ -301,6 +301,21 @@ class SearchConfig(Section):
         description="One in so many of the candidates that were trained for a budget goes on, to the next budget: so "
         "many times as many steps.",
     )
+    recall_steps: int = Field(
+        default=0,
+        ge=0,
+        description="Optimizer steps in which a small model of a candidate's blocks learns to recall and copy, before "
+        "the candidate's proxy training; its accuracy is the candidate's recall. 0: recall is not measured.",
+    )
+    recall_length: int = Field(
+        default=64, ge=16, multiple_of=2, description="Tokens of a sequence of those two synthetic tasks."
+    )
+    recall_min_accuracy: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="A candidate whose recall is lower is rejected without a proxy training; guessing reaches 0.125.",
+    )
     finalists: int = Field(
         default=0,
         ge=0,

@@ -65,6 +65,8 @@ def _search(config: RunConfig) -> Found:
         yield from _given(search, "search", ("seed_designs",), f"seeding is '{search.seeding}'")
     if not search.halving_from_steps:
         yield from _given(search, "search", ("halving_factor",), "halving_from_steps is 0")
+    if not search.recall_steps:
+        yield from _given(search, "search", ("recall_length", "recall_min_accuracy"), "recall_steps is 0")
     if not search.finalists:
         yield from _given(search, "search", ("finalist_seeds", "finalist_steps"), "finalists is 0")
     if search.workers > search.trials:

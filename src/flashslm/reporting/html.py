@@ -168,10 +168,8 @@ def _shares(run: RunArtifacts) -> list[dict[str, Any]]:
 
 def _trials(run: RunArtifacts) -> list[dict[str, Any]]:
     front = {trial["slot"] for trial in run.pareto}
-    return [
-        t | {"origin": charts.origin(t), "is_on_front": t["slot"] in front, "pruned_at_step": t.get("pruned_at_step")}
-        for t in run.history
-    ]
+    later = {"pruned_at_step": None, "recall_accuracy": None}  # columns that earlier runs' histories do not have
+    return [later | t | {"origin": charts.origin(t), "is_on_front": t["slot"] in front} for t in run.history]
 
 
 def needle_heat(needles: list[dict[str, Any]]) -> dict[str, Any] | None:

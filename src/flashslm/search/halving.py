@@ -15,11 +15,15 @@ from flashslm.search.trial import FinishedTrial
 
 
 class CandidatePruned(Exception):
-    """A candidate's training ended at a budget: `losses_nats` by step, the last of them the one that decided."""
+    """A candidate's training ended at a budget: `losses_nats` by step, the last of them the one that decided.
 
-    def __init__(self, losses_nats: Mapping[int, float]) -> None:
-        self.losses_nats = dict(losses_nats)
-        self.step = max(losses_nats)
+    Without any, the candidate was rejected by its recall, before the first step. `attributes` is what else the study
+    keeps of it.
+    """
+
+    def __init__(self, losses_nats: Mapping[int, float], attributes: Mapping[str, float] | None = None) -> None:
+        self.losses_nats, self.attributes = dict(losses_nats), dict(attributes or {})
+        self.step = max(losses_nats, default=0)
         super().__init__(f"pruned after {self.step} steps")
 
 

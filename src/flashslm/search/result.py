@@ -1,7 +1,7 @@
 """What a search found: the best trial, every trial in slot order, and the latency-loss Pareto front."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -36,21 +36,31 @@ def ranked(trials: Sequence[FinishedTrial], budget_ms: float) -> list[FinishedTr
     succeeded = [t for t in trials if t.succeeded]
     feasible = [t for t in succeeded if t.latency_ms <= budget_ms]
     if not feasible:
+        pruned = sum(t.pruned_at_step is not None for t in trials)
         raise RuntimeError(
             f"none of {len(trials)} trials was trained within {budget_ms:.4g} ms per token "
-            f"({len(trials) - len(succeeded)} failed): look at the trials' reasons in the study"
+            f"({len(trials) - len(succeeded) - pruned} failed, {pruned} ended early): "
+            "look at the trials' reasons in the study"
         )
     return sorted(feasible, key=lambda t: (t.loss_nats, t.latency_ms))
 
 
 def pruned_by_step(history: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """How many trials successive halving ended, by the number of steps after which it did."""
+    """How many trials ended early, by the number of steps after which they did; 0: their recall rejected them."""
     return dict(sorted(Counter(t["pruned_at_step"] for t in history if t["pruned_at_step"] is not None).items()))
+
+
+def pruning_in_words(pruned: Mapping[int, int]) -> list[str]:
+    """What `pruned_by_step` says, in words."""
+    return [
+        f"{count} " + (f"pruned after {step} steps" if step else "rejected by recall") for step, count in pruned.items()
+    ]
 
 
 def trained_share(history: Sequence[dict[str, Any]], steps: int) -> float:
     """Optimizer steps of all trials over those without pruning."""
-    return sum(trial["pruned_at_step"] or steps for trial in history) / (steps * len(history))
+    trained = (steps if trial["pruned_at_step"] is None else trial["pruned_at_step"] for trial in history)
+    return sum(trained) / (steps * len(history))
 
 
 def pareto_front(trials: Sequence[FinishedTrial]) -> list[FinishedTrial]:

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from flashslm.infra.process import owners
 from flashslm.search.database import DatabaseRefused, DatabaseUnavailable, RecordGone, StudyDatabase
+from flashslm.search.halving import CandidatePruned
 from flashslm.search.trial import CANDIDATE_FIELDS, Candidate, FinishedTrial
 from flashslm.search.trial_parameters import DISTRIBUTIONS, OBJECTIVES, trial_parameters
 from flashslm.training.spec import TrainOutcome
@@ -29,6 +30,7 @@ from flashslm.training.spec import TrainOutcome
 HEARTBEAT_S = 20.0
 HEARTBEAT_TTL_S = 300.0  # silence after which a claim on another host counts as abandoned; allows for clock skew
 ATTEMPTS = 3  # a candidate that failed, or took its worker down with it, this often gets a loss of infinity
+OF_OUTCOME = {"train_time_s", "test_loss_nats", "recall_accuracy", "recall_time_s"}  # those that a training has
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # a slot with such a trial is finished
 LOST, FAILED, YIELDED = "lost", "failed", "yielded"  # why a trial is FAIL; a yielded one says nothing of its candidate
 
@@ -115,15 +117,17 @@ class SearchStudy:
         """Record a finished training; False when the claim had been taken over, or its record lost, meanwhile."""
         if not self._is_ours(claim):
             return False
-        for key, value in outcome.model_dump(include={"train_time_s", "test_loss_nats"}).items():
+        for key, value in outcome.model_dump(include=OF_OUTCOME).items():
             self._set_attribute(claim.trial_id, key, value)
         self._report(claim, outcome.validation_losses_nats())
         return self._finish(claim.trial_id, TrialState.COMPLETE, _values(claim.candidate, outcome.validation_loss_nats))
 
-    def prune(self, claim: Claim, losses_nats: Mapping[int, float]) -> None:
-        """Record a training that ended at the last of these steps because of its losses."""
+    def prune(self, claim: Claim, pruned: CandidatePruned) -> None:
+        """Record a candidate that was trained no further, or not at all."""
         if self._is_ours(claim):
-            self._report(claim, losses_nats)
+            for key, value in pruned.attributes.items():
+                self._set_attribute(claim.trial_id, key, value)
+            self._report(claim, pruned.losses_nats)
             self._finish(claim.trial_id, TrialState.PRUNED, _values(claim.candidate, float("inf")))
 
     def fail(self, claim: Claim, reason: str) -> None:
@@ -284,11 +288,12 @@ def _values(candidate: Candidate, loss_nats: float) -> list[float]:
 
 def _finished(trial: FrozenTrial) -> FinishedTrial:
     losses = tuple(sorted(trial.intermediate_values.items()))
+    last_step = losses[-1][0] if losses else 0
     return FinishedTrial(
         loss_nats=float(trial.values[0]),
         losses_by_step=losses,
-        pruned_at_step=losses[-1][0] if trial.state == TrialState.PRUNED else None,
-        test_loss_nats=trial.user_attrs.get("test_loss_nats"),
+        pruned_at_step=last_step if trial.state == TrialState.PRUNED else None,
+        **{name: trial.user_attrs.get(name) for name in ("test_loss_nats", "recall_accuracy")},
         **{name: trial.user_attrs[name] for name in CANDIDATE_FIELDS},
     )
 

@@ -62,8 +62,9 @@ class FinishedTrial:
     mutation: str
     loss_nats: float
     losses_by_step: tuple[tuple[int, float], ...] = ()  # validation losses in mid-training, in nats
-    pruned_at_step: int | None = None
+    pruned_at_step: int | None = None  # 0: rejected by its recall
     test_loss_nats: float | None = None  # of a finalist
+    recall_accuracy: float | None = None  # on synthetic tasks, where the recipe measures it
 
     @property
     def succeeded(self) -> bool:
@@ -76,5 +77,5 @@ class FinishedTrial:
 
 
 # What a finished trial has of its candidate.
-_OUTCOME = {"loss_nats", "losses_by_step", "pruned_at_step", "test_loss_nats"}
+_OUTCOME = {"loss_nats", "losses_by_step", "pruned_at_step", "test_loss_nats", "recall_accuracy"}
 CANDIDATE_FIELDS = tuple(field.name for field in fields(FinishedTrial) if field.name not in _OUTCOME)

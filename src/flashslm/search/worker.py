@@ -83,7 +83,7 @@ def _work_off(study: SearchStudy, claim: Claim, train: Train, on_trial: OnTrial 
         if not math.isfinite(outcome.validation_loss_nats):
             raise TrialFailed(f"the proxy loss is {outcome.validation_loss_nats}")
     except CandidatePruned as pruned:
-        study.prune(claim, pruned.losses_nats)
+        study.prune(claim, pruned)
         summary.pruned += 1
     except (TrialFailed, MemoryError) as error:
         study.fail(claim, str(error))

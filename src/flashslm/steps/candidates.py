@@ -1,6 +1,6 @@
 """Short training of the search's candidates: each in its own nested MLflow run, beside other workers of the GPU."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,6 +14,7 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.search.evolution import Proposer
 from flashslm.search.finalists import Finalists, JudgedOutcome
 from flashslm.search.halving import CandidatePruned, Halving
+from flashslm.search.recall_score import RecalledOutcome, RecallScore, RecallTest
 from flashslm.search.study import SearchStudy
 from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed
 from flashslm.steps.context import StepContext
@@ -32,7 +33,7 @@ from flashslm.training.trainer import train
 
 
 class CandidateTrainer:
-    """Called with a candidate; raises TrialFailed, or CandidatePruned where successive halving ends it."""
+    """Called with a candidate; raises TrialFailed, or CandidatePruned where recall or successive halving ends it."""
 
     def __init__(self, context: StepContext, study: SearchStudy, section: SearchConfig) -> None:
         self.context, self.study, self.section = context, study, section
@@ -59,6 +60,10 @@ class CandidateTrainer:
         """The earlier trials that the candidate is compared with at each budget."""
         return ()
 
+    def recall(self, candidate: Candidate, log: OnMetrics) -> RecallScore | None:
+        """The candidate's recall, if it is measured; raises CandidatePruned where that rejects it."""
+        return None
+
     def judged(self, model: HybridLM, outcome: TrainOutcome) -> TrainOutcome:
         """The outcome, with what the trained model is measured on besides."""
         return outcome
@@ -74,20 +79,23 @@ class CandidateTrainer:
             validate_at=self.halving.budgets,
         )
         with self.context.mlflow_run.nested(name, params=candidate.attributes() | {"seed": seed}) as run:
-            model = HybridLM.build(candidate.architecture, self.device, seed=seed, init_on_device=True)
-            on_metrics = self._pruning(candidate, run.log_row)
             try:
+                recall = self.recall(candidate, run.log_row)
+                model = HybridLM.build(candidate.architecture, self.device, seed=seed, init_on_device=True)
+                on_metrics = self._pruning(candidate, recall, run.log_row)
                 outcome = train(spec, model, self.context.stream, on_metrics=on_metrics)
             except CandidatePruned as pruned:
                 run.set_tags({"pruned_at_step": str(pruned.step)})
                 return pruned
             outcome = self.judged(model, outcome)
+            if recall is not None:
+                outcome = RecalledOutcome(**(dict(outcome) | recall.attributes()))
             final = {"proxy_loss_nats": outcome.validation_loss_nats, "latency_ms": candidate.latency_ms}
             final |= outcome.model_dump(include={"test_loss_nats"})
             run.log_metrics(final, step=self.section.steps)
         return outcome
 
-    def _pruning(self, candidate: Candidate, log: Callable[[int, dict[str, float]], None]) -> OnMetrics:
+    def _pruning(self, candidate: Candidate, recall: RecallScore | None, log: OnMetrics) -> OnMetrics:
         """Log each row, and raise CandidatePruned at a budget beyond which the candidate is not trained."""
         earlier = self.known(candidate)
         losses_nats: dict[int, float] = {}
@@ -97,7 +105,7 @@ class CandidateTrainer:
             if step in self.halving.budgets:
                 losses_nats[step] = values[VALIDATION_LOSS]
                 if self.halving.ends(earlier, losses_nats):
-                    raise CandidatePruned(losses_nats)
+                    raise CandidatePruned(losses_nats, recall.attributes() if recall else None)
 
         return on_metrics
 
@@ -108,9 +116,20 @@ class TrialTrainer(CandidateTrainer):
     def __init__(self, context: StepContext, study: SearchStudy, proposer: Proposer) -> None:
         super().__init__(context, study, context.config.search)
         self.proposer = proposer
+        threads, seed = context.config.profiling.threads, context.config.seed
+        self.recall_test = RecallTest(self.section.recall_steps, self.section.recall_length, self.device, threads, seed)
 
     def known(self, candidate: Candidate) -> Sequence[FinishedTrial]:
         return self.proposer.known(candidate.slot, self.study.finished())
+
+    def recall(self, candidate: Candidate, log: OnMetrics) -> RecallScore | None:
+        if not self.section.recall_steps:
+            return None
+        score = self.recall_test.score(candidate.notation)
+        log(0, score.by_task | {"recall_accuracy": score.accuracy})
+        if score.accuracy < self.section.recall_min_accuracy:
+            raise CandidatePruned({}, score.attributes())
+        return score
 
 
 class FinalistTrainer(CandidateTrainer):

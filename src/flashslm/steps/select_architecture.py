@@ -5,7 +5,7 @@ from typing import Any
 
 from flashslm.models.architecture import build_architecture
 from flashslm.search.finalists import Finalist, judge_finalists
-from flashslm.search.result import SearchResult, pruned_by_step, search_result, trained_share
+from flashslm.search.result import SearchResult, pruned_by_step, pruning_in_words, search_result, trained_share
 from flashslm.steps.context import StepContext
 from flashslm.steps.search_architecture import budget_ms, open_finalists, open_study
 from flashslm.steps.winners import measure_winners
@@ -44,7 +44,7 @@ def run(context: StepContext) -> dict[str, Any]:
         "summary": f"{architecture.operators} at width {architecture.hidden_size}: proxy loss {best['loss_nats']:.3f} "
         f"nats, {best['latency_ms']:.3f} ms/token by the table, {winners[0]['measured_ms']:.3f} measured, best of "
         f"{len(history)} trials"
-        + "".join(f"; {count} pruned after {step} steps" for step, count in pruned.items())
+        + "".join(f"; {text}" for text in pruning_in_words(pruned))
         + (f"; test loss {finalists[0].test_loss_nats:.3f} nats over {seeds} new seeds" if judged else ""),
     }
 

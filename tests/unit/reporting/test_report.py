@@ -127,6 +127,16 @@ def test_what_was_pruned_says_after_how_many_steps() -> None:
     assert '<td class="n" data-value="">pruned after 40 steps</td>' in page
 
 
+def test_recall_has_a_column_where_it_was_measured_and_says_whom_it_rejected() -> None:
+    run = artifacts()
+    scored = [trial | {"recall_accuracy": 0.75} for trial in run.history]
+    scored[-1] |= {"recall_accuracy": 0.125, "pruned_at_step": 0}
+    page = render(dataclasses.replace(run, history=scored), run_facts())
+    assert ", 1 rejected by recall." in page and page.count('<td class="n" data-value="0.75">0.750</td>') == 3
+    assert '<td class="n" data-value="">rejected by recall</td><td class="n" data-value="0.125">0.125</td>' in page
+    assert '<th class="n">recall</th>' in page and '<th class="n">recall</th>' not in render(run, run_facts())
+
+
 def test_finalists_stand_beside_the_winner_with_their_seeds() -> None:
     winner = {"slot": 2, "operators": "DFMFF", "width": 64, "latency_ms": 0.7}
     winner |= {"validation_losses_nats": [4.5, 4.6], "test_losses_nats": [4.7, 4.8]}

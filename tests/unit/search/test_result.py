@@ -38,5 +38,7 @@ def test_failed_trials_stay_in_the_history_only():
 
 
 def test_no_feasible_trial_is_an_error():
-    with pytest.raises(RuntimeError, match=r"none of 2 trials was trained within 0.5 ms per token \(1 failed\)"):
+    with pytest.raises(
+        RuntimeError, match=r"none of 2 trials was trained within 0.5 ms per token \(1 failed, 0 ended early\)"
+    ):
         search_result(trials((1.0, math.inf), (2.0, 2.5)), budget_ms=0.5)

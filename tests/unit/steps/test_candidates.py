@@ -12,6 +12,7 @@ import torch
 from flashslm.config import RunConfig, from_step_json
 from flashslm.search.finalists import Finalists, judge_finalists
 from flashslm.search.halving import CandidatePruned
+from flashslm.search.result import pruned_by_step, pruning_in_words, trained_share
 from flashslm.search.study import SearchStudy
 from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed
 from flashslm.search.worker import run_worker
@@ -107,6 +108,39 @@ def test_one_that_leads_is_trained_to_the_end_with_its_losses(make_trainer) -> N
     worse = [finished(((2, 9.0), (4, 9.0)))]
     outcome = make_trainer(worse, halving_from_steps=2, halving_factor=2)(candidate())
     assert set(outcome.validation_losses_nats()) == {2, 4, 8}
+
+
+RECALL = {"recall_steps": 2, "recall_length": 16}
+
+
+def test_recall_is_measured_before_training_where_the_recipe_asks_for_it(make_trainer, runs: Runs) -> None:
+    trainer = make_trainer(**RECALL)
+    first, again = trainer(candidate()), trainer(candidate())
+    step, values = runs.rows[0]
+    assert step == 0 and values["recall_accuracy"] == (values["noisy_recall"] + values["selective_copying"]) / 2
+    assert first.recall_accuracy == again.recall_accuracy == values["recall_accuracy"]
+    assert first.validation_loss_nats == make_trainer()(candidate()).validation_loss_nats, "the same training follows"
+
+
+def test_one_whose_recall_is_too_low_is_not_trained(make_search, runs: Runs) -> None:
+    context, study = make_search(**RECALL, recall_min_accuracy=1.0)
+    waiting: Any = type("One", (), {"propose": lambda self, history: [candidate()], "known": lambda *_: []})()
+    summary = run_worker(study, waiting, TrialTrainer(context, study, waiting))
+    assert summary.pruned == 1 and runs.tags == {"pruned_at_step": "0"} and len(runs.rows) == 1
+    (trial,) = study.finished()
+    assert trial.pruned_at_step == 0 and not trial.succeeded and trial.losses_by_step == ()
+    assert trial.recall_accuracy == runs.rows[0][1]["recall_accuracy"]
+    history = [trial.record()]
+    assert pruning_in_words(pruned_by_step(history)) == ["1 rejected by recall"] and trained_share(history, 8) == 0.0
+
+
+def test_one_that_halving_ends_keeps_its_recall(make_search, runs: Runs) -> None:
+    context, study = make_search(**RECALL, halving_from_steps=2, halving_factor=2)
+    better = [finished(((2, 0.1),)), finished(((2, 0.2),))]
+    waiting: Any = type("One", (), {"propose": lambda self, history: [candidate()], "known": lambda *_: better})()
+    run_worker(study, waiting, TrialTrainer(context, study, waiting))
+    (trial,) = study.finished()
+    assert trial.pruned_at_step == 2 and trial.recall_accuracy == runs.rows[0][1]["recall_accuracy"]
 
 
 def test_memory_that_lacks_beside_others_is_no_failure(
