@@ -59,7 +59,7 @@ def test_the_estimate_of_the_whole_is_what_was_recorded(estimated: Record) -> No
     assert estimated.bytes() == pytest.approx(size(recorded_nodes("succeeded_compressed")), rel=0.01)
 
 
-def test_a_task_takes_at_most_61_percent_of_what_was_recorded() -> None:
+def test_a_task_takes_at_most_60_percent_of_what_was_recorded() -> None:
     config = load(project_root() / "configs" / "smoke.yaml", OPTIONS)
     package = for_cluster("design_and_train", config.platform)
     known = pipeline_arguments(config, code_digest := "c" * 64, "s" * 64, "d" * 64) | {"code_digest": code_digest}
@@ -71,4 +71,4 @@ def test_a_task_takes_at_most_61_percent_of_what_was_recorded() -> None:
     }
     now = Record(package.spec, package.platform, arguments_for(package.spec, known), returned)
     recorded = size(recorded_nodes("succeeded_compressed")) / len(recorded_drivers())
-    assert now.bytes() / len(now.pods) <= 0.61 * recorded
+    assert now.bytes() / len(now.pods) <= 0.6 * recorded

@@ -1,6 +1,7 @@
 """The cluster pass: the same DAG as the local one, and what each step asks of Kubernetes."""
 
 import copy
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,21 @@ def test_every_step_knows_its_retries_and_its_patience(package: ClusterPackage) 
     for executor in package.spec["deploymentSpec"]["executors"].values():
         assert {"name": STEP_RETRIES, "value": str(PLATFORM.retries)} in executor["container"]["env"]
         assert {"name": "FLASHSLM_PATIENCE_S", "value": str(PLATFORM.patience_s)} in executor["container"]["env"]
+
+
+def test_the_short_source_of_a_component_is_the_function_that_its_specification_declares(
+    package: ClusterPackage,
+) -> None:
+    declared = package.spec["components"]
+    for step, (container, _) in executors(package).items():
+        namespace: dict[str, Any] = {}
+        exec(container["command"][-1], namespace)  # as the SDK's executor does, which reads the annotations
+        parameters = inspect.signature(namespace[step]).parameters
+        component = declared["comp-" + step.replace("_", "-")]
+        sides = [component.get(side, {}) for side in ("inputDefinitions", "outputDefinitions")]
+        assert parameters.keys() >= {name for side in sides for name in side.get("artifacts", {})}
+        assert parameters.keys() >= sides[0].get("parameters", {}).keys()
+        assert container["command"][-1].count("\n") < 12, "one line for the signature"
 
 
 def test_dag_is_the_local_one(package: ClusterPackage, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Only executors, the platform document and defaults of arguments change. Componen
 conditions stay those of the local run, inside an exit handler (`exit_task`).
 """
 
+import ast
 import json
 import re
 import tempfile
@@ -33,6 +34,8 @@ _API_VERSION = "pipelines.kubeflow.org/v2beta1"
 # the latest version under the digest of that version's code.
 OWN_ARGUMENTS = ("code_digest", "image")
 
+_NAMES = "from kfp.dsl import *\nfrom typing import *\n"  # that annotations of components use
+_SDK_IMPORTS = f"\nimport kfp\nfrom kfp import dsl\n{_NAMES}\n"
 STEP_RETRIES = "FLASHSLM_STEP_RETRIES"  # read by flashslm.steps.attempts
 # Keys of `platform` that name a secret which only some steps may read.
 OWN_SECRETS = {
@@ -130,10 +133,14 @@ def _say_what_runs(spec: dict[str, Any]) -> None:
 
 
 def short_command(command: str) -> str:
-    """A part of a container's command with short names for the SDK's files and without its padding: Argo records them.
+    """A part of a container's command without what Argo would record eight times for nothing.
 
-    It writes the component's source (`$0`) into a file of its own and runs the SDK's executor on it.
+    One part is the component's source: it loses its line breaks, and of the SDK's imports those of whole modules.
+    Another writes this source (`$0`) into a file of its own and runs the SDK's executor on it: it loses its padding,
+    and names are short.
     """
+    if command.startswith(_SDK_IMPORTS):
+        return _NAMES + ast.unparse(ast.parse(command.removeprefix(_SDK_IMPORTS)))
     command = re.sub(' {2,}(?=--|")', " ", command)
     return command.replace('"$program_path/ephemeral_component.py"', "$p/c.py").replace("program_path=", "p=")
 
