@@ -31,6 +31,7 @@ MEASURED = {
     "encode": ("src/flashslm/data/encoding.py", "benchmarks/encode.py"),
     "prepare-data": ("src/flashslm/data", "benchmarks/prepare_data.py"),
     **{name: ("src/flashslm/experiments", *_TRAINING, f"configs/experiments/{name}.yaml") for name in EXPERIMENTS},
+    "peers": (*_TRAINING, "src/flashslm/evaluation", "configs/experiments/peers.yaml", "benchmarks/peers.py"),
     "learning-rates": (*_TRAINING, "benchmarks/learning_rates.py"),
     "proxy-pipeline": ("src/flashslm", "components", "pipelines", "configs/h200-proxy.yaml"),
     "demo": ("src/flashslm", "components", "pipelines", "configs/demo.yaml"),

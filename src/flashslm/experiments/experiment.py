@@ -53,7 +53,7 @@ class Experiment:
         self.directory.mkdir(parents=True, exist_ok=True)
         prepared = dataset or prepare_once(self.recipe.data, self.recipe.seed, self.directory, self.say)
         manifest = manifest_of(prepared)
-        models = self._models(manifest)
+        models = self.models(manifest)
         runner = CellRunner(
             recipe=self.recipe,
             dataset=manifest,
@@ -74,7 +74,7 @@ class Experiment:
     def _provenance(self) -> dict[str, Any]:
         return Provenance(**provenance(pick_device(self.recipe.profiling.training_device))).model_dump(mode="json")
 
-    def _models(self, dataset: Manifest) -> list[MatchedModel]:
+    def models(self, dataset: Manifest) -> list[MatchedModel]:
         """Matched and timed once: measured again, another size might be chosen, and every cell would be another."""
         recipe = self.recipe.model_dump(mode="json", include=_DECIDES_SIZES)
         vocab_size = dataset.metadata["vocab_size"]

@@ -140,7 +140,7 @@ def test_models_are_matched_again_only_where_their_sizes_may_change(
 
     def match(**experiment: Any) -> int:
         of = recipe(experiment=experiment, training={"seeds": [0]})
-        Experiment(of, tmp_path, say=lambda _: None)._models(manifest_of(dataset))
+        Experiment(of, tmp_path, say=lambda _: None).models(manifest_of(dataset))
         return len(matched)
 
     assert match() == 1
