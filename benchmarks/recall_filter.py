@@ -1,0 +1,189 @@
+"""What does a candidate's recall on synthetic tasks say of a long training, beside what a short training says?
+
+    .venv/bin/python benchmarks/recall_filter.py --directory DIR [--config configs/h200-proxy.yaml] [--width 96]
+        [--designs NAME=NOTATION ...] [--recall-steps 60 240] [--longer 8] [--against RECORD] [--output FILE]
+        [--set OVERRIDE ...]
+
+Every design gets a recall score per number of steps, the recipe's short training (`search`) and one that is `--longer`
+times as long. Of the long one's model: the validation loss, recall of pairs in text (MQAR), and by how many nats it
+predicts a text better at its second reading, which is above zero long before MQAR is. `rankings` has Spearman's
+correlation of each cheap measure with each of those, signed so that 1 is agreement. `--against` is the record of an
+experiment over designs of the same names (and blocks, with any repeats): its losses are ranked against too. DIR keeps
+the prepared text. The last line of stdout is the record without its designs.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashslm.benchmarking.record import provenance, result_name
+from flashslm.config import RunConfig
+from flashslm.config.file import load
+from flashslm.data.loader import TokenLoader
+from flashslm.data.prepare import prepare_once
+from flashslm.evaluation.associative_recall import PAIRS, evaluate_associative_recall
+from flashslm.hardware import pick_device
+from flashslm.infra.state_files import write_whole
+from flashslm.infra.storage.object_store import Manifest
+from flashslm.models.accounting import parameters
+from flashslm.models.architecture import build_architecture
+from flashslm.models.hybrid import HybridLM
+from flashslm.ops import kernels
+from flashslm.search.recall_score import RecallTest
+from flashslm.search.space import parse_design
+from flashslm.statistics import rank_correlation
+from flashslm.training.proxy import proxy_training
+from flashslm.training.spec import FromArchitecture, TrainSpec
+from flashslm.training.trainer import train
+
+ROOT = Path(__file__).parents[1]
+SUBJECT = "recall-filter"
+DATASET = Manifest(kind="dataset", uri="s3://none/prepared", sha256="0" * 64, bytes=1)  # the directory itself is read
+DESIGNS = (  # configs/experiments/proxy-quality.yaml's, with fewer repeats
+    "a=(AF)x3",
+    "d=(DF)x3",
+    "m=(MF)x3",
+    "d-only=(D)x6",
+    "m-only=(M)x6",
+    "dm=(DFMF)x2",
+    "da=(DFAF)x2",
+    "am=(AFMF)x2",
+    "dmf=(DMF)x2",
+    "amf=(AMF)x2",
+    "ddf=(DDF)x2",
+    "dff=(DFF)x2",
+    "paper=DFMF AFMF | DFMF",
+    "paper-parameters=MFAFAF D | MF D",
+)
+GAIN = "second_reading_gain_nats"
+TEXTS = 64  # that are read twice, and of MQAR
+LOWER_IS_BETTER = ("loss_nats",)  # ends of the names of such measures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parse(arguments)
+    recipe = load(given.config, given.overrides)
+    device = pick_device(recipe.profiling.training_device)
+    kernels.configure(recipe.kernels)
+    output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, device)}.json"
+    facts = provenance(device)
+    record: dict[str, Any] = {"subject": SUBJECT} | facts | {"fingerprint": facts["fingerprint"].model_dump()}
+    record |= {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "model", "search")}
+    record |= {"width": given.width, "longer": given.longer, "seed": recipe.seed, "designs": {}}
+    dataset = prepare_once(recipe.data, recipe.seed, given.directory)
+    trials = Trials(recipe, dataset, device, given.width)
+    settings = (recipe.search.recall_length, device, trials.threads, recipe.seed)
+    tests = [RecallTest(steps, *settings) for steps in given.recall_steps]
+    against = losses_of(given.against) if given.against else {}
+    for name, _, notation in (text.partition("=") for text in given.designs):
+        scores = [test.score(notation) for test in tests]
+        design = {"notation": notation, "recall": [{"by_task": s.by_task, "time_s": s.time_s} for s in scores]}
+        design |= {"short": trials.run(notation, 1), "long": trials.run(notation, given.longer)}
+        record["designs"][name] = design | {"against": against.get(name, {})}
+        record["rankings"] = list(rankings(record["designs"], given.recall_steps))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(output, json.dumps(record) + "\n")
+    print(json.dumps({key: value for key, value in record.items() if key != "designs"}))
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, required=True, help="where the prepared text is kept")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "h200-proxy.yaml")
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--designs", nargs="+", default=DESIGNS, metavar="NAME=NOTATION")
+    parser.add_argument("--recall-steps", type=int, nargs="+", default=[60, 240])
+    parser.add_argument("--longer", type=int, default=8, help="times the recipe's search.steps")
+    parser.add_argument("--against", type=Path, default=None, help="an experiment's record")
+    parser.add_argument("--output", type=Path, default=None, help=f"default: benchmarks/results/{SUBJECT}_….json")
+    parser.add_argument("--set", dest="overrides", nargs="+", default=[], help="of the recipe, such as search.steps=50")
+    return parser.parse_args(arguments)
+
+
+class Trials:
+    """Trainings of designs with the recipe's text, sizes and proxy."""
+
+    def __init__(self, recipe: RunConfig, dataset: Path, device: str, width: int) -> None:
+        self.recipe, self.dataset, self.device, self.width = recipe, dataset, device, width
+        self.threads = recipe.profiling.threads
+        self.vocab_size = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))["vocab_size"]
+
+    def run(self, notation: str, longer: int) -> dict[str, float]:
+        """What came of a training of so many times the recipe's steps."""
+        recipe, operators = self.recipe, parse_design(notation).operators
+        architecture = build_architecture(operators, self.width, recipe.model, self.vocab_size)
+        section = recipe.search.model_copy(update={"steps": longer * recipe.search.steps})
+        spec = TrainSpec(
+            start=FromArchitecture(architecture=architecture),
+            dataset=DATASET,
+            training=proxy_training(section, self.threads, decay=True),
+            weight_norm=False,
+            seed=recipe.seed,
+        )
+        model = HybridLM.build(architecture, self.device, seed=recipe.seed, init_on_device=True)
+        outcome = train(spec, model, lambda _: self.dataset)
+        length = recipe.search.sequence_length
+        loader = TokenLoader(self.dataset, "test", length, recipe.search.batch_size, recipe.seed)
+        by_depth, _ = evaluate_associative_recall(model, loader, max(length, 6 * PAIRS), TEXTS, recipe.seed)
+        return {
+            "parameters": parameters(architecture)["total"],
+            "loss_nats": outcome.validation_loss_nats,
+            "train_time_s": outcome.train_time_s,
+            "mqar": sum(by_depth) / len(by_depth),
+            GAIN: second_reading_gain_nats(model, loader.tokens(0, TEXTS * (length // 2))),
+        }
+
+
+@torch.no_grad()
+def second_reading_gain_nats(model: HybridLM, tokens_N: torch.Tensor) -> float:
+    """By how much less surprising TEXTS texts are at their second reading in a row; their first tokens do not count."""
+    once_ST = tokens_N.view(TEXTS, -1).to(next(model.parameters()).device)
+    twice_ST = once_ST.repeat(1, 2)
+    logits_STV = model.logits(model(twice_ST[:, :-1])).float()
+    nats_ST = torch.nn.functional.cross_entropy(logits_STV.mT, twice_ST[:, 1:], reduction="none")
+    size = once_ST.shape[1]
+    return float(nats_ST[:, : size - 1].mean() - nats_ST[:, size:].mean())
+
+
+def losses_of(experiment: Path) -> dict[str, dict[str, float]]:
+    """Mean losses of a record, by model and "<steps> steps loss_nats", of those budgets that all models have."""
+    rows = json.loads(experiment.read_text(encoding="utf-8"))["means"]
+    models = {row["model"] for row in rows}
+    found: dict[str, dict[str, float]] = {model: {} for model in models}
+    for steps in sorted({row["steps"] for row in rows}):
+        of_budget = {row["model"]: row["metrics"]["loss_nats"]["mean"] for row in rows if row["steps"] == steps}
+        if of_budget.keys() == models:
+            for model, loss_nats in of_budget.items():
+                found[model][f"{steps} steps loss_nats"] = loss_nats
+    return found
+
+
+def rankings(designs: dict[str, Any], recall_steps: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Spearman's correlation of each cheap measure with each expensive one, over the designs so far."""
+    rows = list(designs.values())
+    cheap = {
+        f"recall_accuracy after {steps} steps": [sum(row["recall"][i]["by_task"].values()) for row in rows]
+        for i, steps in enumerate(recall_steps)
+    }
+    cheap["short loss_nats"] = [row["short"]["loss_nats"] for row in rows]
+    measured = {f"long {name}": [row["long"][name] for row in rows] for name in ("loss_nats", "mqar", GAIN)}
+    measured |= {f"against {name}": [row["against"].get(name) for row in rows] for name in rows[0]["against"]}
+    for first, a in cheap.items():
+        for second, b in measured.items():
+            if len({*a}) > 1 and len({*b}) > 1 and None not in b:
+                found = rank_correlation(_higher_is_better(first, a), _higher_is_better(second, b))
+                yield {"of": first, "with": second} | found._asdict()
+
+
+def _higher_is_better(name: str, values: list[float]) -> list[float]:
+    return [-value for value in values] if name.endswith(LOWER_IS_BETTER) else values
+
+
+if __name__ == "__main__":
+    sys.exit(main())
