@@ -18,12 +18,11 @@ from statistics import median
 import torch
 
 from flashslm.benchmarking.record import Provenance, provenance, result_name
-from flashslm.config import KernelsConfig, ModelConfig
+from flashslm.config import KernelsConfig, ModelConfig, WeightFormat
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.fused import projection
 from flashslm.inference.fused.projection import Best
 from flashslm.inference.fused.tilings import PIECE, Measured, Tiling, cut
-from flashslm.inference.int8_model import WeightFormat
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.presets import PRESETS
 from flashslm.models.random_weights import random_model

@@ -103,6 +103,7 @@ def test_editors_accept_every_spelling_that_a_recipe_may_have() -> None:
         ({"model": {"original_max_position_embeddings": 64}}, "model.original_max_position_embeddings"),
         ({"model": {"window": 64}}, "model.window"),
         ({"profiling": {"device": "cuda", "threads": 2}}, "profiling.threads"),
+        ({"gate": {"max_rounding_loss": 0.1}}, "gate.max_rounding_loss"),
         ({"search": {"strategy": "random", "sample": 4}}, "search.sample"),
         ({"search": {"strategy": "random", "seeding": "none", "population": 4, "sample": 2}}, "search.population"),
         ({"search": {"finalist_seeds": 2}}, "search.finalist_seeds"),

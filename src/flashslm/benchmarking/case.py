@@ -5,9 +5,9 @@ from typing import Literal
 
 import torch
 
+from flashslm.config import WeightFormat
 from flashslm.hardware import DeviceKind
 from flashslm.inference.fused.tilings import MAX_BATCH
-from flashslm.inference.int8_model import WeightFormat
 from flashslm.models.accounting import decode_bytes_per_token, prefill_flops
 from flashslm.models.architecture import Architecture
 

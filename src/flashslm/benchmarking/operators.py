@@ -54,4 +54,5 @@ def _rounds(case: Case, letter: str, count: int) -> int:
 def _layer_bytes(a: Architecture, letter: str, case: Case) -> int:
     """What a layer's step moves: weights, cache and states, without a head."""
     one = a.model_copy(update={"operators": letter, "vocab_size": 2, "num_meta_tokens": 0})
-    return int(decode_bytes_per_token(one, case.mean_context, case.batch, case.torch_dtype.itemsize))
+    bytes_per_weight = 1 if case.reads_int8 else None
+    return int(decode_bytes_per_token(one, case.mean_context, case.batch, case.torch_dtype.itemsize, bytes_per_weight))

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from flashslm.config import RunConfig
+from flashslm.config import RunConfig, WeightFormat
 from flashslm.config.file import load
 from flashslm.config.no_effect import without_effect
 
@@ -56,6 +56,10 @@ KernelsOption = Annotated[
     typer.Option(
         "--kernels", help="A backend to take, such as decode=torch, or default=torch; may be given several times."
     ),
+]
+ServedWeightsOption = Annotated[
+    WeightFormat | None,
+    typer.Option(help="int8: 8 bits per weight. Not given: what the directory's config.json says."),
 ]
 
 # Headings of `flashslm --help`.

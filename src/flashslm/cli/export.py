@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flashslm.cli.common import MODELS, JsonOption, KernelsOption, console, show
+from flashslm.cli.common import MODELS, JsonOption, KernelsOption, ServedWeightsOption, console, show
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +26,7 @@ def generate(  # noqa: PLR0913 - one parameter an option
     stop: Annotated[
         list[str] | None, typer.Option(help="A text to end before; may be given several times.", show_default=False)
     ] = None,
+    weights: ServedWeightsOption = None,
     kernel_settings: KernelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,7 +42,9 @@ def generate(  # noqa: PLR0913 - one parameter an option
             print(piece, end="", flush=True)
 
     sampling = Sampling(temperature, top_k, top_p, seed)
-    result = generate_text(model, prompt, max_new_tokens, stops=stop or (), sampling=sampling, on_text=print_piece)
+    result = generate_text(
+        *(model, prompt, max_new_tokens), stops=stop or (), sampling=sampling, weights=weights, on_text=print_piece
+    )
     if as_json:
         show(result, as_json)
     else:

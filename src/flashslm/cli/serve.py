@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashslm.cli.common import MODELS, KernelsOption
+from flashslm.cli.common import MODELS, KernelsOption, ServedWeightsOption
 
 if TYPE_CHECKING:
     from flashslm.serving.scheduler import BatchScheduler
@@ -29,6 +29,7 @@ def serve(  # noqa: PLR0913 - one parameter an option
     ] = None,
     max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait for a row; more get a 429.")] = 64,
     drain_s: Annotated[int, typer.Option(min=1, help="Seconds that requests may still take after SIGTERM.")] = 60,
+    weights: ServedWeightsOption = None,
     kernel_settings: KernelsOption = None,
 ) -> None:
     """Serve an exported model by the API of OpenAI (completions, chat, streams), by this project's own decode engine.
@@ -44,7 +45,7 @@ def serve(  # noqa: PLR0913 - one parameter an option
         raise RuntimeError(f"serving needs {error.name}: pip install 'flashslm[train,serve]'") from error
     kernels.configure(kernels.read_setting(kernel_settings))
     key = os.environ.get("FLASHSLM_API_KEY", "")
-    options = ServeOptions(host, port, name, max_batch_size, max_context, max_waiting, drain_s, key)
+    options = ServeOptions(host, port, name, max_batch_size, max_context, max_waiting, drain_s, key, weights)
     serve_directory(directory, options, _say_ready)
 
 

@@ -8,6 +8,7 @@ from flashslm.config.design import (
     ProfilingConfig,
     ScalingConfig,
     SearchConfig,
+    WeightFormat,
 )
 from flashslm.config.platform_section import (
     GpuStepResources,
@@ -61,6 +62,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingStage",
     "UndeclaredSection",
+    "WeightFormat",
     "digest",
     "from_step_json",
     "section_parameter",

@@ -8,6 +8,8 @@ from flashslm.config.paths import LocalPath
 from flashslm.config.section import Depth, Distinct, Factor, Positive, Section, Width
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, OPERATORS
 
+WeightFormat = Literal["full", "int8"]  # full: as the model has them; int8: a matrix has 8 bits and a scale per row
+
 
 class DataConfig(Section):
     """Where text comes from and how it becomes token shards."""
@@ -146,6 +148,12 @@ class ProfilingConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of weights and caches; auto: bfloat16 on CUDA, float32 on a CPU."
+    )
+    weights: WeightFormat = Field(
+        default="full",
+        description="Of the deployed model: what latencies are measured with, what is evaluated, what the export is "
+        "served with. int8: every matrix is rounded to 8 bits with a scale per row, and steps of few sequences read "
+        "those.",
     )
     threads: int = Field(default=1, ge=1, description="Threads of a CPU that is measured, or trains proxies.")
     compile_processes: int = Field(

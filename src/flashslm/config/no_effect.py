@@ -45,6 +45,8 @@ def _design(config: RunConfig) -> Found:
         yield from _given(model, "model", ("window",), "profiling.operators has no window attention (W)")
     if profiling.device == profiling.training_device == "cuda":
         yield from _given(profiling, "profiling", ("threads",), "device is 'cuda'")
+    if profiling.weights == "full":
+        yield from _given(config.gate, "gate", ("max_rounding_loss",), "profiling.weights is 'full'")
     if profiling.device == "cpu":
         yield from _given(profiling, "profiling", ("compile_processes",), "device is 'cpu'")
     if latency.target_ms:

@@ -29,7 +29,7 @@ DESIGN_STEPS: dict[str, tuple[str, ...]] = {
     "select_architecture": ("seed", "model", "kernels", "profiling", "latency", "scaling", "search"),
     "pretrain": ("model", "kernels", "training"),
     "compare_weight_norm": ("training",),
-    "evaluate": ("seed", "kernels", "training", "evaluation", "export"),
+    "evaluate": ("seed", "kernels", "profiling", "training", "evaluation", "export"),
     "export_model": ("kernels", "profiling", "latency", "export"),
     "gate": ("gate",),
     "register_model": ("name", "gate"),
@@ -77,6 +77,9 @@ STEP_INPUTS: dict[str, tuple[str, ...]] = {
 
 # These train together on `platform.nodes`.
 MULTI_NODE_STEPS = {"pretrain", "continue_pretraining"}
+
+# These measure latencies, on `profiling.device`.
+MEASURING_STEPS = {"profile_latency", "select_architecture", "export_model"}
 
 # These train proxies, on `profiling.proxy_device`.
 PROXY_STEPS = {"fit_scaling_law", "search_architecture"}

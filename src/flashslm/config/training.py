@@ -340,6 +340,11 @@ class GateConfig(Section):
     max_perplexity: float = Field(default=0.0, ge=0, description="Test perplexity at most; 0: no limit.")
     max_latency_ms: float = Field(default=0.0, ge=0, description="Measured ms per decoded token at most; 0: no limit.")
     max_parameters: int = Field(default=0, ge=0, description="Parameters at most; 0: no limit.")
+    max_rounding_loss: float = Field(
+        default=0.005,
+        ge=0,
+        description="Perplexity of weights in int8 over that of the same weights before rounding, relative.",
+    )
     min_perplexity_gain: float = Field(
         default=0.0, ge=0, description="Relative gain in perplexity that a challenger must show over the champion."
     )

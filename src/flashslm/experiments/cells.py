@@ -13,6 +13,7 @@ from flashslm.config import RunConfig, TrainingConfig, digest
 from flashslm.config.experiment import ExperimentRecipe
 from flashslm.experiments.matching import MatchedModel
 from flashslm.hardware import pick_device
+from flashslm.inference.int8_model import as_served
 from flashslm.infra.checkout import commit
 from flashslm.infra.settings import Settings
 from flashslm.infra.state_files import write_whole
@@ -174,7 +175,8 @@ class CellRunner(BaseModel):
 
 def test_metrics(model: HybridLM, dataset: Path, recipe: RunConfig) -> dict[str, float]:
     """The numbers of the test split: perplexity and bits per byte, and shares of needles and facts by length."""
-    results = evaluate_on_test_split(for_evaluation(model, recipe), dataset, recipe).results
+    served = as_served(for_evaluation(model, recipe), recipe.profiling.weights)
+    results = evaluate_on_test_split(served, dataset, recipe).results
     return dict(_headline(results))
 
 

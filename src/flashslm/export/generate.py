@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from flashslm.config import WeightFormat
 from flashslm.export.text_model import TextModel
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.sampling import GREEDY, Sampling
@@ -20,14 +21,16 @@ def generate_text(
     *,
     stops: Sequence[str] = (),
     sampling: Sampling = GREEDY,
+    weights: WeightFormat | None = None,
     on_text: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Return `text` (the continuation), `finish_reason`, `prompt_tokens`, `new_tokens` and `time_s`, that of prefill
     and decoding.
 
     A text ends before the end-of-text token and before the first of `stops` ("stop"), or with `max_new_tokens`
-    ("length"). `on_text` is given the prompt when the model is loaded, then each piece of the continuation as it comes.
-    Raises ValueError for a directory without a model, and when prompt and continuation exceed the model's positions.
+    ("length"). `weights` are those that the directory names, unless they are given. `on_text` is given the prompt when
+    the model is loaded, then each piece of the continuation as it comes. Raises ValueError for a directory without a
+    model, and when prompt and continuation exceed the model's positions.
     """
     text_model = TextModel.open(directory)
     stream = TextStream(text_model.stop_strings(stops))
@@ -38,7 +41,7 @@ def generate_text(
             f"prompt ({len(prompt_ids)} tokens) and max_new_tokens {max_new_tokens} exceed "
             f"{text_model.text_positions} tokens"
         )
-    engine = DecodeEngine(text_model.load(), batch_size=1, max_context=context, sampling=sampling)
+    engine = DecodeEngine(text_model.load(), 1, context, sampling, weights or text_model.weights)
     on_text(prompt)
     started, pieces = perf_counter(), []
     for piece in _pieces(engine, prompt_ids, max_new_tokens, stream):

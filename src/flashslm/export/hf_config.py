@@ -1,10 +1,11 @@
 """config.json of an export from an Architecture, and back. No torch and no transformers here."""
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from flashslm.config import WeightFormat
 from flashslm.export.names import LAYER_TYPES
 from flashslm.models.architecture import Architecture, InfeasibleArchitecture
 from flashslm.models.operator_spec import CONV_SIZE, export_blockers
@@ -16,6 +17,7 @@ MODEL_CLASS = f"modeling_nemotron_flash.{CLASS_NAME}"
 DTYPES = ("bfloat16", "float32")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 INITIALIZER_RANGE = 0.02
+SERVED_WEIGHTS = "served_weights"  # a field of ours, which may be absent: what our engine rounds stored weights to
 
 # Architecture field -> config.json field, one to one.
 SIZES = {
@@ -119,7 +121,9 @@ def export_problems(architecture: Architecture) -> list[str]:
     return problems
 
 
-def config_from_architecture(architecture: Architecture, dtype: str, token_ids: dict[str, int]) -> dict[str, Any]:
+def config_from_architecture(
+    architecture: Architecture, dtype: str, token_ids: dict[str, int], weights: WeightFormat = "full"
+) -> dict[str, Any]:
     """Every field of config.json; `token_ids` has bos_token_id, eos_token_id and pad_token_id.
 
     `max_position_embeddings` counts the meta tokens too. `Architecture.window` is not kept: no exported operator has
@@ -142,7 +146,23 @@ def config_from_architecture(architecture: Architecture, dtype: str, token_ids: 
             "initializer_range": INITIALIZER_RANGE,
         }
         | {name: token_ids[name] for name in TOKEN_IDS}
+        | ({SERVED_WEIGHTS: weights} if weights != "full" else {})
     )
+
+
+def served_weights(config: dict[str, Any]) -> WeightFormat:
+    """The weights that our engine decodes with; other runtimes take those that are stored. Raises ConfigMismatch."""
+    if problems := served_weights_problems(config):
+        raise ConfigMismatch("config.json: " + "; ".join(problems))
+    found: WeightFormat = config.get(SERVED_WEIGHTS, "full")
+    return found
+
+
+def served_weights_problems(config: dict[str, Any]) -> list[str]:
+    allowed, found = get_args(WeightFormat), config.get(SERVED_WEIGHTS, "full")
+    if found in allowed:
+        return []
+    return [f"{SERVED_WEIGHTS} is {shown(found)}: only {' or '.join(map(repr, allowed))} is supported"]
 
 
 def ffn_ratio(ffn_size: int, hidden_size: int) -> float:
@@ -176,6 +196,7 @@ def architecture_from_config(config: dict[str, Any]) -> Architecture:
 def config_problems(config: dict[str, Any]) -> list[str]:
     """Why a config.json is not an export's: missing fields, wrong types (1.0 is not an int), wrong values."""
     problems = model_problems(config) + _field_problems(config, _IDENTITY, _IDENTITY_TYPES)
+    problems += served_weights_problems(config)
     return problems or _identity_problems(config)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from flashslm.config import ExportConfig
+from flashslm.config import ExportConfig, WeightFormat
 from flashslm.export.files import whole_directory, write_json
 from flashslm.export.hf_config import config_from_architecture
 from flashslm.export.model_card import training_data, with_header
@@ -42,10 +42,12 @@ def export_huggingface(
     directory: Path,
     config: ExportConfig,
     dataset: Mapping[str, Any] | None = None,
+    weights: WeightFormat = "full",
 ) -> ExportSummary:
     """Write the whole directory, or nothing. `dataset` is the summary of the training data, for the model card.
 
-    Weights are stored in `config.dtype` and changed in no other way. Raises InfeasibleArchitecture for what the format
+    Weights are stored in `config.dtype` and changed in no other way; what our engine is to round them to, `weights`, is
+    a field of config.json. Raises InfeasibleArchitecture for what the format
     cannot hold (`hf_config.export_problems`), ValueError for a tokenizer that does not fit, FileExistsError when the
     directory has content.
     """
@@ -53,12 +55,12 @@ def export_huggingface(
     with whole_directory(directory) as temporary:
         text_tokens = architecture.max_position_embeddings - architecture.num_meta_tokens
         ids = write_tokenizer(tokenizer_dir, temporary, architecture.vocab_size, text_tokens)
-        write_json(temporary / "config.json", config_from_architecture(architecture, config.dtype, ids))
+        write_json(temporary / "config.json", config_from_architecture(architecture, config.dtype, ids, weights))
         write_json(temporary / "generation_config.json", ids)
         for name in (CONFIGURATION_FILE, MODELING_FILE):
             shutil.copyfile(TEMPLATES / name, temporary / name)
         write_weights(model, temporary, getattr(torch, config.dtype), config.max_shard_bytes)
-        card = with_header(_readme(architecture, config.dtype, temporary, dataset), config.license)
+        card = with_header(_readme(architecture, config.dtype, temporary, dataset, weights), config.license)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         return summarize(architecture, config.dtype, temporary, directory)
 
@@ -79,7 +81,9 @@ def summarize(architecture: Architecture, dtype: str, written: Path, directory: 
     )
 
 
-def _readme(architecture: Architecture, dtype: str, written: Path, dataset: Mapping[str, Any] | None) -> str:
+def _readme(
+    architecture: Architecture, dtype: str, written: Path, dataset: Mapping[str, Any] | None, weights: WeightFormat
+) -> str:
     a = architecture
     counts = {LABELS[letter]: a.operators.count(letter) for letter in EXPORTABLE_OPERATORS}
     low, high = output_row_norms(written)
@@ -94,18 +98,33 @@ def _readme(architecture: Architecture, dtype: str, written: Path, dataset: Mapp
         "vocabulary": f"{a.vocab_size}",
         "memory (meta) tokens": f"{a.num_meta_tokens}",
         "context": f"{a.max_position_embeddings - a.num_meta_tokens} text tokens after the memory tokens",
-        "weights": dtype,
+        "weights": dtype if weights == "full" else f"{dtype}, served in 8 bits (below)",
         "row norms of the output table": f"{low:.4f} to {high:.4f}",
         "architecture digest": f"`{a.digest}`",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     norms = _UNIT_ROWS if has_unit_rows(low, high) else _OTHER_ROWS
     text_tokens = a.max_position_embeddings - a.num_meta_tokens
-    return _README.format(table=table, row_norms=norms, training_data=training_data(dataset), text_tokens=text_tokens)
+    return _README.format(
+        table=table,
+        row_norms=norms,
+        training_data=training_data(dataset),
+        text_tokens=text_tokens,
+        int8=_INT8.format(dtype=dtype) if weights == "int8" else "",
+    )
 
 
 _UNIT_ROWS = "All rows are unit vectors here, so such code computes the same."
 _OTHER_ROWS = "Not all rows are unit vectors here, so such code computes other logits: run this model with this code."
+_INT8 = """
+## Weights of 8 bits
+
+This model was measured and judged with weights of 8 bits: the matrices, the embedding included, as whole numbers from
+-127 to 127 with one scale per row. `served_weights` in `config.json` says so: `flashslm serve` and `flashslm generate`
+round the weights when they load them, unless `--weights full` is given. The files hold them as they were before, in
+{dtype}, and that is what transformers and TensorRT-LLM run, at the speed and with the answers of {dtype}: neither takes
+this format from a directory by itself.
+"""
 _README = """# Hybrid language model
 
 | | |
@@ -142,7 +161,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_spec
 The `tensorrt_llm/` directory that is exported beside this one is for TensorRT-LLM: `trtllm-serve PATH --backend
 _autodeploy --extra_llm_api_options PATH/nemotron_flash.yaml`. On one machine `flashslm serve PATH` answers by OpenAI's
 API with this project's own decoder, and `flashslm generate --model PATH --prompt TEXT` continues one text.
-
+{int8}
 ## Notes
 
 - The tokenizer puts the end-of-text token before every text, as every document began with it in training.

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from flashslm.config import WeightFormat
 from flashslm.export.files import StoredTensor, read_object, stored_tensors, whole_directory
-from flashslm.export.hf_config import ConfigMismatch, architecture_from_config
+from flashslm.export.hf_config import ConfigMismatch, architecture_from_config, served_weights
 from flashslm.export.names import EMBEDDING, HEAD_WEIGHT, MEMORY_TOKENS, exported_names, exported_shapes
 from flashslm.export.published import ignored_fields, plain_config
 from flashslm.export.tokenizer import copy_tokenizer_files
@@ -98,6 +99,11 @@ def load_export(directory: Path, device: torch.device | str = "cpu") -> HybridLM
     model = HybridLM.build(architecture, device, dtype)
     _fill(model, stored)
     return model
+
+
+def read_served_weights(directory: Path) -> WeightFormat:
+    """What the engine is to round a directory's weights to. Raises ConfigMismatch."""
+    return served_weights(read_object(directory / "config.json"))
 
 
 def _accepted_shapes(architecture: Architecture, stored: dict[str, StoredTensor]) -> dict[str, tuple[int, ...]]:

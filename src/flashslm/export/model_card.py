@@ -15,6 +15,7 @@ TASK = "text-generation"
 TAGS = ("hybrid", "small-language-model", "nemotron-flash", "custom_code")
 METRICS = {
     "test/perplexity": ("perplexity", "Perplexity per token"),
+    "test/full_perplexity": ("perplexity", "Perplexity per token, weights not rounded to 8 bits"),
     "test/bits_per_byte": ("bits_per_byte", "Bits per byte"),
 }
 

@@ -9,8 +9,10 @@ from flashslm.export.hf_config import (
     MAX_SIZE,
     MODEL_FIELDS,
     MODEL_TYPE,
+    SERVED_WEIGHTS,
     SIZES,
     model_problems,
+    served_weights_problems,
 )
 from flashslm.models.operator_spec import CONV_SIZE
 
@@ -56,7 +58,7 @@ def plain_config(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def ignored_fields(config: dict[str, Any]) -> list[str]:
     """Unknown fields of `config`, for a reader to judge."""
-    return sorted(config.keys() - FIELDS - _SILENT)
+    return sorted(config.keys() - FIELDS - {SERVED_WEIGHTS} - _SILENT)
 
 
 def _identity_problems(config: dict[str, Any], dtype: object) -> list[str]:
@@ -70,7 +72,7 @@ def _identity_problems(config: dict[str, Any], dtype: object) -> list[str]:
         problems.append(f"dtype is {dtype!r}: allowed are {' and '.join(DTYPES)}")
     if config.get("torch_dtype", dtype) not in (dtype, None):
         problems.append(f"dtype is {dtype!r} and torch_dtype {config['torch_dtype']!r}: which one?")
-    return problems
+    return problems + served_weights_problems(config)
 
 
 def _derived_sizes(plain: dict[str, Any]) -> dict[str, float]:

@@ -4,9 +4,16 @@ from pathlib import Path
 
 import yaml
 
+from flashslm.config import WeightFormat
 from flashslm.export.autodeploy import LATER_RECIPE_FILE, RECIPE_FILE, serving_recipes
 from flashslm.export.files import link_or_copy, read_json, whole_directory, write_json
-from flashslm.export.hf_config import CONFIG_CLASS, ConfigMismatch, architecture_from_config, config_problems
+from flashslm.export.hf_config import (
+    CONFIG_CLASS,
+    ConfigMismatch,
+    architecture_from_config,
+    config_problems,
+    served_weights,
+)
 from flashslm.export.huggingface import ExportSummary, summarize
 from flashslm.export.model_code import MODELING_FILE
 from flashslm.models.architecture import Architecture
@@ -30,16 +37,17 @@ def export_tensorrt_llm(huggingface_dir: Path, directory: Path, max_batch_size: 
         write_json(temporary / "config.json", config | {"auto_map": {"AutoConfig": CONFIG_CLASS}})
         for file, recipe in serving_recipes(architecture, max_batch_size).items():
             (temporary / file).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        readme = _readme(architecture, config["dtype"])
+        readme = _readme(architecture, config["dtype"], served_weights(config))
         (temporary / "README.md").write_text(readme, encoding="utf-8")
         return summarize(architecture, config["dtype"], temporary, directory)
 
 
-def deployment_notes(architecture: Architecture, dtype: str) -> list[str]:
-    """What may not run, or not run fast, on TensorRT-LLM's GPU kernels."""
+def deployment_notes(architecture: Architecture, dtype: str, weights: WeightFormat = "full") -> list[str]:
+    """What may not run, not run fast or not as it was judged on TensorRT-LLM's GPU kernels."""
     a = architecture
     found = {
         f"weights are {dtype}: the kernels are built for bfloat16 (export.dtype)": dtype != "bfloat16",
+        _INT8_NOTE.format(dtype=dtype): weights == "int8",
         f"head size {a.head_dim}: FlashInfer attention wants 64 or 128": "A" in a.operators
         and a.head_dim not in (64, 128),
         f"head size {a.head_dim}: the delta rule's kernel takes at most 256": "D" in a.operators and a.head_dim > 256,
@@ -50,7 +58,7 @@ def deployment_notes(architecture: Architecture, dtype: str) -> list[str]:
     return [note for note, applies in found.items() if applies]
 
 
-def _readme(architecture: Architecture, dtype: str) -> str:
+def _readme(architecture: Architecture, dtype: str, weights: WeightFormat) -> str:
     a = architecture
     facts = {
         "digest": a.digest,
@@ -59,12 +67,17 @@ def _readme(architecture: Architecture, dtype: str) -> str:
         "vocab_size": a.vocab_size,
         "num_meta_tokens": a.num_meta_tokens,
         "context": a.max_position_embeddings - a.num_meta_tokens,
-        "notes": "\n".join(f"- {note}" for note in deployment_notes(a, dtype) or ["none"]),
+        "notes": "\n".join(f"- {note}" for note in deployment_notes(a, dtype, weights) or ["none"]),
     }
     memory = _MEMORY_TOKENS if a.num_meta_tokens else _NO_MEMORY_TOKENS
     return (_COMMANDS + memory + _NOTES).format(**facts)
 
 
+_INT8_NOTE = (
+    "served_weights in config.json is int8, which is for `flashslm serve`: of quantised weights AutoDeploy reads FP8, "
+    "NVFP4 and INT4, none of 8-bit integers, so it runs the weights of this directory, in {dtype}, as they were before "
+    "rounding"
+)
 _COMMANDS = """# TensorRT-LLM AutoDeploy bundle
 
 TensorRT-LLM 1.2 runs it with its own Nemotron-Flash class, which the recipe's `model_factory` names; 1.2.1 is the

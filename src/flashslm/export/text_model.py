@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flashslm.config import WeightFormat
 from flashslm.export.files import read_object
-from flashslm.export.hf_config import architecture_from_config, shown
+from flashslm.export.hf_config import architecture_from_config, served_weights, shown
 from flashslm.export.importing import load_export
 from flashslm.export.published import plain_config
 from flashslm.export.tokenizer import open_tokenizer
@@ -25,6 +26,7 @@ class TextModel:
     tokenizer: Any  # tokenizers.Tokenizer
     bos_id: int
     end_ids: frozenset[int]
+    weights: WeightFormat = "full"  # that an engine is to decode with
 
     @classmethod
     def open(cls, directory: Path) -> "TextModel":
@@ -39,7 +41,7 @@ class TextModel:
         config = read_object(directory / "config.json")
         architecture = architecture_from_config(plain_config(config)[0])
         bos_id, end_ids = _token_ids(config, "bos_token_id")[0], frozenset(_token_ids(config, "eos_token_id"))
-        return cls(directory, architecture, tokenizer, bos_id, end_ids)
+        return cls(directory, architecture, tokenizer, bos_id, end_ids, served_weights(config))
 
     @property
     def text_positions(self) -> int:

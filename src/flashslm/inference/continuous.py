@@ -11,7 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from flashslm.config import WeightFormat
 from flashslm.inference.decode_graph import DecodeGraph
+from flashslm.inference.int8_model import as_served
 from flashslm.inference.prefill import Prefill
 from flashslm.inference.sampling import GREEDY, RowSampler, Sampler, Sampling
 from flashslm.models.cache import Cache
@@ -22,10 +24,18 @@ class ContinuousBatch:
     """Decodes up to `batch_size` texts at a time, each of up to `max_context` tokens, its prompt among them.
 
     A prompt is prefilled by `begin_prefill` and `prefill_chunk`, then placed into a free row; `advance` decodes a token
-    of every occupied row. `generate` does so for a list of prompts.
+    of every occupied row. `generate` does so for a list of prompts. Weights in `int8` are those of `DecodeEngine`.
     """
 
-    def __init__(self, model: HybridLM, batch_size: int, max_context: int, sampling: Sampling = GREEDY) -> None:
+    def __init__(
+        self,
+        model: HybridLM,
+        batch_size: int,
+        max_context: int,
+        sampling: Sampling = GREEDY,
+        weights: WeightFormat = "full",
+    ) -> None:
+        as_served(model, weights)
         weight = model.embedding.weight
         self.model, self.max_context, self.sampling = model, max_context, sampling
         self.cache, self.single = (
@@ -36,7 +46,8 @@ class ContinuousBatch:
         self.occupied_B = torch.zeros_like(self.tokens_B)
         self.prefill = Prefill(model, self.single, model.prefix_states())
         self.row_sampler = RowSampler(batch_size)
-        self.decode_graph = DecodeGraph(model, self.cache, self.tokens_B, Sampler(GREEDY, weight.device))
+        greedy = Sampler(GREEDY, weight.device)
+        self.decode_graph = DecodeGraph(model, self.cache, self.tokens_B, greedy, int8=weights == "int8")
 
     @property
     def logits_BV(self) -> Tensor:

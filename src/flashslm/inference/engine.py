@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flashslm.config import WeightFormat
 from flashslm.inference.decode_graph import DecodeGraph
-from flashslm.inference.int8_model import WeightFormat, round_to_int8
+from flashslm.inference.int8_model import as_served
 from flashslm.inference.prefill import Prefill
 from flashslm.inference.sampling import GREEDY, Sampler, Sampling
 from flashslm.models.cache import Cache
@@ -29,8 +30,7 @@ class DecodeEngine:
         sampling: Sampling = GREEDY,
         weights: WeightFormat = "full",
     ) -> None:
-        if weights == "int8":
-            round_to_int8(model)
+        as_served(model, weights)
         weight = model.embedding.weight
         sizes = sorted({batch_size} if isinstance(batch_size, int) else set(batch_size))
         self.model, self.max_context = model, max_context

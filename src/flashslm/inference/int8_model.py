@@ -1,14 +1,11 @@
 """A model whose matrices have 8 bits: what decoding with such weights computes, prefill and a CPU's included."""
 
-from typing import Literal
-
 import torch
 from torch import nn
 
+from flashslm.config import WeightFormat
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops.int8_weights import quantise_rows
-
-WeightFormat = Literal["full", "int8"]  # full: as the model has them
 
 
 @torch.no_grad()
@@ -22,3 +19,8 @@ def round_to_int8(model: HybridLM) -> HybridLM:
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.copy_(quantise_rows(module.weight).dequantised())
     return model
+
+
+def as_served(model: HybridLM, weights: WeightFormat) -> HybridLM:
+    """The model with its weights as a decode engine of this format computes with them; in place."""
+    return round_to_int8(model) if weights == "int8" else model

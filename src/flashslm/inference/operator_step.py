@@ -9,9 +9,10 @@ from itertools import count, cycle
 
 import torch
 
+from flashslm.config import WeightFormat
 from flashslm.inference.decode_graph import WARM_UP_STEPS
 from flashslm.inference.engine import DecodeEngine
-from flashslm.inference.int8_model import WeightFormat, round_to_int8
+from flashslm.inference.int8_model import as_served
 from flashslm.inference.sampling import GREEDY, Sampling
 from flashslm.models.architecture import Architecture
 from flashslm.models.cache import Cache
@@ -123,8 +124,7 @@ def _held_at(engine: DecodeEngine, length: int, steps: int) -> StepCall:
 
 def _layers_step(model: HybridLM, cache: Cache, weights: WeightFormat) -> StepCall:
     """A token through all layers, by the backend that the engine takes."""
-    if weights == "int8":
-        round_to_int8(model)
+    as_served(model, weights)
     weight = model.embedding.weight
     if backend_of("decode", weight) == "fused":
         from flashslm.inference.fused.decoder import FusedDecoder

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from flashslm.profiling.latency_table import LatencyTable, StepOverhead
 from flashslm.profiling.measure import ModelPoint, available_bytes, measure_models, measure_together
 from flashslm.profiling.overhead import Sample, fit_overhead
-from flashslm.profiling.plan import ProfilingPlan, resident_bytes
+from flashslm.profiling.plan import ProfilingPlan
 from flashslm.profiling.timing import Timing
 
 # The paper's two winners (table 2) and two plain designs, beside the random ones.
@@ -103,7 +103,7 @@ def random_point(
         for context in table.contexts
         for batch in batches
         if table.covers(architecture.operators, width, context, batch)
-        and resident_bytes(architecture, context, batch, plan.value_bytes) <= memory_bytes
+        and plan.resident_bytes(architecture, context, batch) <= memory_bytes
     ]
     if not places:
         raise ValueError(

@@ -58,11 +58,15 @@ class SteadyLatency(BaseModel):
 
 
 def measure_beside_reference(point: ModelPoint, config: ProfilingConfig) -> SteadyLatency:
-    """Time the engine's whole decode step, with random weights, in rounds of model and reference in random order."""
+    """Time the engine's whole decode step, with random weights, in rounds of model and reference in random order.
+
+    The reference's weights have no other format, whatever the model's have.
+    """
     device = pick_profiling_device(config)
     reference = ModelPoint(reference_architecture(device), REFERENCE_CONTEXT, 1)
     with cpu_threads(config.threads):
-        steps = build_model_step(point, config), build_model_step(reference, config)
+        fixed = config.model_copy(update={"weights": "full"})
+        steps = build_model_step(point, config), build_model_step(reference, fixed)
         own, other = time_rounds(steps, config.warmup, config.repeats, device)
         energy = joules_per_token(steps[0], point.batch, device)
     return summarise(own, other).model_copy(update={"joules_per_token": energy})

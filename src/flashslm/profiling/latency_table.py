@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from flashslm.config import ModelConfig
+from flashslm.config import ModelConfig, WeightFormat
 from flashslm.hardware import DeviceFingerprint
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, LM_HEAD, OPERATOR_SPECS
@@ -73,7 +73,8 @@ class StepOverhead(BaseModel):
 
 
 class LatencyTable(BaseModel):
-    """Entries and what they depend on: device, versions, dtype, the sizes all architectures of a run share.
+    """Entries and what they depend on: device, versions, dtype, format of the weights, the sizes all architectures of a
+    run share. A table has weights of one format, and none is read for another (`require_weights`).
 
     An entry whose time does not depend on the context is measured once and recorded at every context.
     """
@@ -82,6 +83,7 @@ class LatencyTable(BaseModel):
 
     device: DeviceFingerprint
     dtype: Literal["float32", "bfloat16"]
+    weights: WeightFormat = "full"  # tables of earlier versions say nothing of it
     threads: int
     warmup: int
     repeats: int
@@ -118,6 +120,15 @@ class LatencyTable(BaseModel):
             high = self._entry(operator, architecture.hidden_size, above, batch)
             each_ms[operator] = low.median_ms + share * (high.median_ms - low.median_ms)
         return each_ms
+
+    def require_weights(self, weights: WeightFormat) -> "LatencyTable":
+        """The table. ValueError if it was measured with weights of another format."""
+        if self.weights != weights:
+            raise ValueError(
+                f"the latency table was measured with weights in '{self.weights}', profiling.weights is '{weights}': "
+                "measure a table with this recipe"
+            )
+        return self
 
     def covers(self, operators: str, width: int, context: int, batch: int) -> bool:
         """Whether all these operators and the head were measured just there."""

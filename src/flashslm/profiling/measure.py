@@ -80,6 +80,7 @@ def measure_together(plan: ProfilingPlan, points: Sequence[ModelPoint]) -> tuple
     table = LatencyTable(
         device=device_fingerprint(bench.device),
         dtype=pick_dtype(config.dtype, bench.device),
+        weights=config.weights,
         threads=config.threads,
         warmup=config.warmup,
         repeats=config.repeats,
@@ -171,7 +172,7 @@ class _Bench:
         if self.device == "cpu" or not self.rotate:
             return Repetition()
         l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-        return repetition(key, layer, l2_bytes, self.torch_dtype.itemsize)
+        return repetition(key, layer, l2_bytes, self.torch_dtype.itemsize, self.config.weights == "int8")
 
     def _table_group(self, keys: list[EntryKey], plan: ProfilingPlan) -> _Group:
         layers = [plan.layer(key) for key in keys]
@@ -183,11 +184,10 @@ class _Bench:
 
     def _build_entry(self, key: EntryKey, layer: Architecture) -> TimedCall:
         copies, passes = self._repetition(key, layer)
+        weights, place = self.config.weights, (self.device, self.torch_dtype)
         if key.operator == LM_HEAD:
-            return build_head_step(layer, key.batch, self.device, self.torch_dtype, copies=copies)
-        return build_operator_step(
-            layer, key.operator, key.batch, key.context, self.device, self.torch_dtype, copies, passes
-        )
+            return build_head_step(layer, key.batch, *place, copies=copies, weights=weights)
+        return build_operator_step(layer, key.operator, key.batch, key.context, *place, copies, passes, weights)
 
     def _build_model(self, point: ModelPoint) -> list[tuple[Hashable, TimedCall]]:
         """The engine's decode step at the point's contexts, on one cache that holds the longest."""
@@ -201,5 +201,6 @@ class _Bench:
             self.device,
             self.torch_dtype,
             max_context=point.context,
+            weights=self.config.weights,
         )
         return [((point, context), step) for context, step in zip(contexts, steps, strict=True)]

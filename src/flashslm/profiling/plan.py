@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.hardware import DeviceKind, pick_device, pick_dtype
+from flashslm.inference.fused.tilings import MAX_BATCH
 from flashslm.models.accounting import kv_bytes_per_sequence, operator_parameters, parameters, state_bytes
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.operator_spec import FFN, LM_HEAD, depends_on_context
@@ -62,6 +63,15 @@ class ProfilingPlan:
         """Bytes of a weight."""
         return {"float32": 4, "bfloat16": 2}[pick_dtype(self.profiling.dtype, self.device)]
 
+    @property
+    def int8(self) -> bool:
+        """Whether fused steps have copies of the weights in 8 bits."""
+        return self.profiling.weights == "int8" and self.device == "cuda"
+
+    def resident_bytes(self, architecture: Architecture, context: int, batch: int) -> int:
+        """Memory of a decode step of this plan."""
+        return resident_bytes(architecture, context, batch, self.value_bytes, self.int8)
+
     def architecture(self, operators: str, width: int) -> Architecture:
         """Raises InfeasibleArchitecture as `build_architecture` does."""
         return build_architecture(operators, width, self.sizes, self.vocab_size)
@@ -92,7 +102,7 @@ class ProfilingPlan:
         """The entries whose layer fits in memory, and those left out with the reason."""
         kept, left_out = [], []
         for key in self.entry_keys():
-            needed = resident_bytes(self.layer(key), key.context, key.batch, self.value_bytes)
+            needed = self.resident_bytes(self.layer(key), key.context, key.batch)
             if needed <= available_bytes:
                 kept.append(key)
             else:
@@ -101,20 +111,27 @@ class ProfilingPlan:
         return kept, left_out
 
 
-def resident_bytes(architecture: Architecture, context: int, batch: int, value_bytes: int) -> int:
-    """Memory of a decode step: weights, states and keys of `batch` sequences of `context` text tokens, logits."""
+def resident_bytes(architecture: Architecture, context: int, batch: int, value_bytes: int, int8: bool = False) -> int:
+    """Memory of a decode step: weights, states and keys of `batch` sequences of `context` text tokens, logits.
+
+    With `int8` there is a copy of each weight in 8 bits.
+    """
     a = architecture
     per_sequence = kv_bytes_per_sequence(a, context + a.num_meta_tokens, value_bytes) + state_bytes(a, 4, value_bytes)
-    return parameters(a)["total"] * value_bytes + batch * (per_sequence + 2 * 4 * a.vocab_size)
+    return parameters(a)["total"] * (value_bytes + int8) + batch * (per_sequence + 2 * 4 * a.vocab_size)
 
 
-def repetition(key: EntryKey, layer: Architecture, l2_bytes: int, value_bytes: int) -> Repetition:
-    """Copies and passes of an entry on a GPU with this L2 cache; `layer` is the plan's."""
-    layer_bytes = resident_bytes(layer, key.context, key.batch, value_bytes)
+def repetition(key: EntryKey, layer: Architecture, l2_bytes: int, value_bytes: int, int8: bool = False) -> Repetition:
+    """Copies and passes of an entry on a GPU with this L2 cache; `layer` is the plan's.
+
+    Weights in `int8` fill the cache less, where a step reads them so.
+    """
+    layer_bytes = resident_bytes(layer, key.context, key.batch, value_bytes, int8)
+    read_bytes = 1 if int8 and key.batch <= MAX_BATCH else value_bytes
     if key.operator == LM_HEAD:
-        copies = math.ceil(L2_MULTIPLE * l2_bytes / (parameters(layer)["embedding"] * value_bytes))
+        copies = math.ceil(L2_MULTIPLE * l2_bytes / (parameters(layer)["embedding"] * read_bytes))
         return Repetition(_between(1, copies, min(MAX_COPIES, COPIES_BYTES // layer_bytes)))
-    cold = math.ceil(L2_MULTIPLE * l2_bytes / (operator_parameters(layer, key.operator) * value_bytes))
+    cold = math.ceil(L2_MULTIPLE * l2_bytes / (operator_parameters(layer, key.operator) * read_bytes))
     copies = _between(MIN_COPIES, cold, MAX_COPIES)
     copies = _between(1, copies, COPIES_BYTES // layer_bytes)
     layers = _between(1, LAYERS_A_CALL, CALL_BYTES // layer_bytes)

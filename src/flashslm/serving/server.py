@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import uvicorn
 
+from flashslm.config import WeightFormat
 from flashslm.export.text_model import TextModel
 from flashslm.inference.continuous import ContinuousBatch
 from flashslm.serving.app import Endpoints, build_app
@@ -22,7 +23,7 @@ from flashslm.serving.scheduler import BatchScheduler
 @dataclass(frozen=True)
 class ServeOptions:
     """`max_context` in text tokens, None: all that the model has; `drain_s`: how long running requests may still take
-    when the server is to stop.
+    when the server is to stop; `weights`, None: those that the directory names.
     """
 
     host: str = "127.0.0.1"
@@ -33,6 +34,7 @@ class ServeOptions:
     max_waiting: int = 64
     drain_s: int = 60
     api_key: str = ""
+    weights: WeightFormat | None = None
 
 
 def serve(directory: Path, options: ServeOptions, on_ready: Callable[[str, BatchScheduler], None]) -> None:
@@ -106,7 +108,8 @@ def _batch(text_model: TextModel, options: ServeOptions) -> ContinuousBatch:
             f"--max-context is {max_context}: allowed are 2 to {positions}, the model's positions for text"
         )
     try:
-        batch = ContinuousBatch(text_model.load(), options.max_batch_size, max_context)
+        weights = options.weights or text_model.weights
+        batch = ContinuousBatch(text_model.load(), options.max_batch_size, max_context, weights=weights)
         batch.generate([[text_model.bos_id]], min(2, max_context - 1), lambda _: False)
     except torch.OutOfMemoryError as error:
         raise ValueError(

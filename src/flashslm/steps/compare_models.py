@@ -18,7 +18,7 @@ from flashslm.config import RunConfig
 from flashslm.evaluation import items as metric_items
 from flashslm.evaluation.comparison import compare_items
 from flashslm.evaluation.items import ITEMS_FILE, MetricItems
-from flashslm.export.importing import load_export
+from flashslm.export.importing import load_export, read_served_weights
 from flashslm.hardware import pick_device
 from flashslm.infra.registry import model_registry
 from flashslm.infra.registry.gate import Comparison
@@ -28,7 +28,7 @@ from flashslm.models.accounting import parameters
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_model
 from flashslm.ops import kernels
-from flashslm.steps.evaluate import evaluate_model, for_evaluation
+from flashslm.steps.evaluate import evaluate_served, for_evaluation
 
 WEIGHTS, ARCHITECTURE, TOKENIZER = "model.safetensors", "architecture.json", "tokenizer.json"
 SIZES = ("latency_ms", "parameters")  # of a model's facts, in the table
@@ -129,7 +129,8 @@ def evaluate_candidate(candidate: ComparedModel, recipe: RunConfig, dataset: Pat
     if export:
         _refuse_other_tokens(candidate.name, export / TOKENIZER, dataset / "tokenizer" / TOKENIZER)
     model: HybridLM = load_export(export, device) if export else load_model(directory, device=device)
-    found = evaluate_model(for_evaluation(model, recipe), dataset, recipe)
+    weights = read_served_weights(export) if export else recipe.profiling.weights
+    found = evaluate_served(for_evaluation(model, recipe), weights, dataset, recipe)
     facts = {"parameters": parameters(model.architecture)["total"]} | candidate.facts
     return ComparedModel(candidate.name, facts, found.items, candidate.model_directory)
 

@@ -1,18 +1,18 @@
-"""compare_with_champion: challenger and champion, both as exported, on the same data and device, by the same code."""
+"""compare_with_champion: challenger and champion, both as served, on the same data and device, by the same code."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flashslm.config import RunConfig
 from flashslm.evaluation.comparison import compare_items
 from flashslm.evaluation.task_metrics import is_metric
-from flashslm.export.importing import load_export
+from flashslm.export.importing import load_export, read_served_weights
 from flashslm.hardware import pick_device
 from flashslm.infra.registry.gate import Comparison
 from flashslm.infra.storage.object_store import Manifest
-from flashslm.models.hybrid import HybridLM
 from flashslm.steps.context import StepContext
-from flashslm.steps.evaluate import Evaluation, evaluate_model, for_evaluation, perplexity_text
+from flashslm.steps.evaluate import Evaluation, evaluate_model, evaluate_served, for_evaluation, perplexity_text
 from flashslm.steps.fetch_champion import champions_data
 
 NEW = "new data"
@@ -34,10 +34,9 @@ def run(context: StepContext) -> dict[str, Any]:
         for name, manifest in datasets.items():
             _require_test_split(context.store.get_part(manifest, ("test/", "tokenizer/"), directory / name), name)
         for side, source in (("champion", "deployed"), ("challenger", "exported")):
-            model = load_export(context.fetch(source) / "huggingface", pick_device("auto"))
-            model = for_evaluation(model, context.config)
-            for name in datasets:
-                made = found[name][side] = _evaluate(model, directory / name, context.config, name)
+            exported = context.fetch(source) / "huggingface"
+            for name, made in evaluate_side(exported, directory, datasets, context.config):
+                found[name][side] = made
                 context.events.emit("progress", f"{side} on {name}: {perplexity_text(made.results)}")
     compared = [c for name, of in found.items() for c in comparisons(name, of["challenger"], of["champion"])]
     headline = found[BASE]["challenger"].headline()
@@ -77,12 +76,20 @@ def yardsticks(data: list[Manifest], limit: int) -> dict[str, Manifest]:
     return {BASE: data[0]} | {f"data of retraining {data.index(manifest)}": manifest for manifest in newest}
 
 
-def _evaluate(model: HybridLM, dataset: Path, recipe: RunConfig, name: str) -> Evaluation:
-    """lm-eval's tasks bring their own text: they run once."""
-    if name != BASE:
-        evaluation = recipe.evaluation.model_copy(update={"lm_eval_tasks": ()})
-        recipe = recipe.model_copy(update={"evaluation": evaluation})
-    return evaluate_model(model, dataset, recipe)
+def evaluate_side(
+    exported: Path, datasets: Path, names: Iterable[str], recipe: RunConfig
+) -> Iterator[tuple[str, Evaluation]]:
+    """One side on every data set, the first data before the others: then its weights become those that are served.
+
+    lm-eval's tasks bring their own text: they run once.
+    """
+    model = for_evaluation(load_export(exported, pick_device("auto")), recipe)
+    without_tasks = recipe.evaluation.model_copy(update={"lm_eval_tasks": ()})
+    other = recipe.model_copy(update={"evaluation": without_tasks})
+    yield BASE, evaluate_served(model, read_served_weights(exported), datasets / BASE, recipe)
+    for name in names:
+        if name != BASE:
+            yield name, evaluate_model(model, datasets / name, other)
 
 
 def comparisons(data: str, challenger: Evaluation, champion: Evaluation) -> list[Comparison]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from tokenizers import Tokenizer
 
-from flashslm.config import EvaluationConfig, RunConfig
+from flashslm.config import EvaluationConfig, RunConfig, WeightFormat
 from flashslm.data.loader import TokenLoader
 from flashslm.data.shards import SplitReader
 from flashslm.evaluation import items as metric_items
@@ -18,11 +18,13 @@ from flashslm.evaluation.recall import evaluate_recall
 from flashslm.evaluation.samples import continue_documents
 from flashslm.evaluation.task_files import check_unchanged
 from flashslm.hardware import pick_device
+from flashslm.inference.int8_model import as_served
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_model
 from flashslm.steps.context import StepContext
 
 HEADLINE = ("test/loss_nats", "test/perplexity", "test/bits_per_byte")
+BEFORE_ROUNDING = "test/full_perplexity"  # of weights that are served in 8 bits
 
 
 class Evaluation(NamedTuple):
@@ -35,7 +37,12 @@ class Evaluation(NamedTuple):
         return {"evaluation.json": self.results, ITEMS_FILE: metric_items.dump(self.items)}
 
     def headline(self) -> dict[str, float]:
-        return {key: self.results[key] for key in HEADLINE}
+        return {key: self.results[key] for key in (*HEADLINE, BEFORE_ROUNDING) if key in self.results}
+
+    def beside_full(self, perplexity: float) -> "Evaluation":
+        """With the perplexity of the same weights before they were rounded."""
+        loss = self.results["test/perplexity"] / perplexity - 1
+        return self._replace(results=self.results | {BEFORE_ROUNDING: perplexity, "test/rounding_loss": loss})
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -46,7 +53,7 @@ def run(context: StepContext) -> dict[str, Any]:
     facts = context.manifest("dataset").metadata
     with context.scratch() as scratch:
         dataset = context.store.get_part(context.manifest("dataset"), ("test/", "tokenizer/"), scratch)
-        found = evaluate_model(model, dataset, context.config)
+        found = evaluate_served(model, context.config.profiling.weights, dataset, context.config)
     results = found.results
     results["unigram_entropy_nats"] = facts["unigram_entropy_nats"]
     context.publish_json(
@@ -75,7 +82,25 @@ def precision(device_type: str, recipe: RunConfig) -> str:
 def perplexity_text(results: dict[str, Any]) -> str:
     """With its standard error, where there is one."""
     error = results.get("test/perplexity_stderr")
-    return f"perplexity {results['test/perplexity']:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+    text = f"perplexity {results['test/perplexity']:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+    loss = results.get("test/rounding_loss")
+    return text + (f" (weights in 8 bits: {loss:+.2%})" if loss is not None else "")
+
+
+def evaluate_served(model: HybridLM, weights: WeightFormat, dataset: Path, recipe: RunConfig) -> Evaluation:
+    """`evaluate_model` of the weights as they are served, to which the model is changed in place.
+
+    Of rounded ones the results also have the perplexity before, on the same documents, and by how much it rose.
+    """
+    if weights == "full":
+        return evaluate_model(model, dataset, recipe)
+    full = full_perplexity(model, dataset, recipe)
+    return evaluate_model(as_served(model, weights), dataset, recipe).beside_full(full)
+
+
+def full_perplexity(model: HybridLM, dataset: Path, recipe: RunConfig) -> float:
+    """On the test split, of a model that is not rounded yet."""
+    return _test_perplexity(model, dataset, recipe)[1]["perplexity"].value
 
 
 def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluation:
@@ -92,9 +117,7 @@ def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluat
 def evaluate_on_test_split(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluation:
     """Perplexity, needles and recall: what needs no text but the data set's own."""
     config, seed = recipe.evaluation, recipe.seed
-    documents = sample_documents(SplitReader(dataset, "test"), config.max_tokens, seed)
-    reading = Reading(config.sequence_length, config.stride or config.sequence_length, config.batch_size)
-    facts, by_document = evaluate_perplexity(model, documents, reading)
+    facts, by_document = _test_perplexity(model, dataset, recipe)
     items = {f"test/{name}": of for name, of in by_document.items()}
     loader = _test_loader(dataset, recipe)
     needles = []
@@ -111,6 +134,15 @@ def evaluate_on_test_split(model: HybridLM, dataset: Path, recipe: RunConfig) ->
     results: dict[str, Any] = {f"test/{name}": value for name, value in facts.items()} | metric_items.numbers(items)
     results["dtype"] = str(model.embedding.weight.dtype).removeprefix("torch.")
     return Evaluation(results | {"needle": needles, "recall": recalled}, items)
+
+
+def _test_perplexity(
+    model: HybridLM, dataset: Path, recipe: RunConfig
+) -> tuple[dict[str, int], dict[str, MetricItems]]:
+    config = recipe.evaluation
+    documents = sample_documents(SplitReader(dataset, "test"), config.max_tokens, recipe.seed)
+    reading = Reading(config.sequence_length, config.stride or config.sequence_length, config.batch_size)
+    return evaluate_perplexity(model, documents, reading)
 
 
 def _test_loader(dataset: Path, recipe: RunConfig) -> TokenLoader:

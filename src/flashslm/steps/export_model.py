@@ -12,9 +12,9 @@ from flashslm.hardware import device_fingerprint, pick_device
 from flashslm.models.accounting import parameters
 from flashslm.models.serialization import load_model
 from flashslm.profiling.beside_reference import measure_beside_reference
-from flashslm.profiling.latency_table import LatencyTable
 from flashslm.profiling.measure import ModelPoint
 from flashslm.steps.context import StepContext, write_json
+from flashslm.steps.latency_tables import read_latency_table
 
 # Of the device and the moment, so no part of the tree: the same weights have the same address. The manifest has them.
 MEASURED = (
@@ -39,7 +39,8 @@ def run(context: StepContext) -> dict[str, Any]:
         dataset = context.store.get_part(context.manifest("dataset"), ("validation/", "tokenizer/"), scratch)
         huggingface, bundle = directory / "huggingface", directory / "tensorrt_llm"
         written = export_huggingface(
-            model, dataset / "tokenizer", huggingface, config.export, context.manifest("dataset").metadata
+            *(model, dataset / "tokenizer", huggingface, config.export, context.manifest("dataset").metadata),
+            weights=config.profiling.weights,
         )
         export_tensorrt_llm(huggingface, bundle)
         for exported in (huggingface, bundle):
@@ -50,6 +51,7 @@ def run(context: StepContext) -> dict[str, Any]:
         facts = measure(context, model) | {
             "parity_max_abs_difference": parity.max_abs_difference,
             "dtype": config.export.dtype,
+            "served_weights": config.profiling.weights,
             "weight_norm": context.manifest("chosen").metadata.get("weight_norm", "off"),
             "output_row_norm_min": written.output_row_norm_min,
             "output_row_norm_max": written.output_row_norm_max,
@@ -85,7 +87,7 @@ def measure(context: StepContext, model: Any) -> dict[str, Any]:
     timing = measure_beside_reference(point, config.profiling)
     predicted = {}
     if "latency_table" in context.inputs:
-        table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
+        table = read_latency_table(context)
         predicted_ms = table.predict_ms(architecture, config.latency.context, config.latency.batch)
         predicted = {"predicted_latency_ms": predicted_ms}
     return predicted | {

@@ -15,13 +15,14 @@ from flashslm.scaling.family import Family, train_family
 from flashslm.scaling.holdout import leave_out_sizes
 from flashslm.scaling.law import DepthWidthLaw, ScalingPoint, fit_law
 from flashslm.steps.context import StepContext
+from flashslm.steps.latency_tables import read_latency_table
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Outputs `scaling_law`: scaling_law.json with the points, the law, its held-out errors, and what it chooses."""
     config = context.config
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
-    table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
+    table = read_latency_table(context)
     family = trained_family(context)
     law = fit_law(family.points, bootstrap=config.scaling.bootstrap, seed=config.seed)
     error = law.perplexity_error(family.holdout)

@@ -18,7 +18,7 @@ from flashslm.data.prepare import prepare_dataset
 from flashslm.export.autodeploy import RECIPE_FILES
 from flashslm.export.files import INDEX_FILE, link_or_copy, weight_files
 from flashslm.export.hf_config import export_problems
-from flashslm.export.importing import load_export
+from flashslm.export.importing import load_export, read_served_weights
 from flashslm.export.mlflow_model import write_mlflow_model
 from flashslm.export.model_code import foreign_code, own_code
 from flashslm.export.tokenizer import TOKENIZER_FILES, write_tokenizer
@@ -37,7 +37,7 @@ from flashslm.infra.tracking import mlflow_runs
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
 from flashslm.steps.context import StepContext
-from flashslm.steps.evaluate import Evaluation, evaluate_model, for_evaluation
+from flashslm.steps.evaluate import BEFORE_ROUNDING, Evaluation, evaluate_served, for_evaluation
 from flashslm.steps.export_model import measure
 from flashslm.steps.merge_data import result_of
 from flashslm.steps.recipe_checks import beyond_positions
@@ -73,6 +73,7 @@ def register_imported(
         tokenizer = Path(temporary) / "tokenizer"
         tree = _gather(directory, Path(temporary) / "tree", foreign_allowed)
         model = _load_trainable(directory, recipe, tokenizer)
+        recipe = _measured_as_served(recipe, directory)
         manifest = ObjectStore(settings).put_tree(tree, kind="exported")
         if alias == CHAMPION:
             _refuse_another_champion(settings, name, manifest, replaces)
@@ -110,6 +111,12 @@ def _load_trainable(directory: Path, recipe: RunConfig, tokenizer: Path) -> Hybr
     if problems:
         raise ValueError(f"'{directory}' cannot be retrained: " + "; ".join(problems))
     return model
+
+
+def _measured_as_served(recipe: RunConfig, directory: Path) -> RunConfig:
+    """With the format of weights that the directory names, whatever the recipe's own models have."""
+    profiling = recipe.profiling.model_copy(update={"weights": read_served_weights(directory)})
+    return recipe.model_copy(update={"profiling": profiling})
 
 
 def _gather(directory: Path, tree: Path, foreign_allowed: bool) -> Path:
@@ -172,6 +179,7 @@ def _measure_and_register(
         headline = quality.headline()
         context.publish_json("evaluation", quality.files(), headline | {"dataset_sha256": dataset.sha256})
         measured = {"perplexity": headline["test/perplexity"], "dataset_sha256": dataset.sha256}
+        measured |= {"full_perplexity": headline.get(BEFORE_ROUNDING)}
         return model_registry.register(
             settings,
             name,
@@ -209,7 +217,7 @@ def _measure(context: StepContext, model: HybridLM) -> tuple[Evaluation, dict[st
         "weight_norm": "on" if has_unit_rows(norms.min().item(), norms.max().item()) else "off",
     }
     context.events.emit("progress", f"{facts['latency_ms']:.3f} ms/token, weight norm {facts['weight_norm']}")
-    quality = evaluate_model(for_evaluation(model, recipe), dataset, recipe)
+    quality = evaluate_served(for_evaluation(model, recipe), recipe.profiling.weights, dataset, recipe)
     numbers = {key: value for key, value in (quality.results | facts).items() if isinstance(value, int | float)}
     context.mlflow_run.log_metrics(numbers, step=0)
     return quality, facts

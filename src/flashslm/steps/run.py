@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flashslm.config import STEP_SECTIONS, RunConfig, from_step_json
-from flashslm.config.steps import GPU_STEPS, PROXY_STEPS
+from flashslm.config.steps import GPU_STEPS, MEASURING_STEPS, PROXY_STEPS
 from flashslm.infra import outages
 from flashslm.infra.events import Events
 from flashslm.infra.mounted_environment import load_mounted_environment
@@ -102,7 +102,7 @@ def _device(step: str, config: RunConfig) -> Literal["auto", "cpu", "cuda"]:
     """Proxies have a device of their own, what measures runs on the profiled one, another step on the best there is."""
     if step in PROXY_STEPS:
         return config.profiling.training_device
-    return config.profiling.device if "profiling" in STEP_SECTIONS[step] else "auto"
+    return config.profiling.device if step in MEASURING_STEPS else "auto"
 
 
 def _outage_listener(mlflow_run: mlflow_runs.TrackedRun, events: Events) -> outages.OnOutage:

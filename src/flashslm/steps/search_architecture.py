@@ -11,7 +11,6 @@ from flashslm.models.architecture import (
     parse_operators,
     repeat_block,
 )
-from flashslm.profiling.latency_table import LatencyTable
 from flashslm.search.evolution import Proposer
 from flashslm.search.finalists import Finalists
 from flashslm.search.fit import WidthFitter
@@ -21,6 +20,7 @@ from flashslm.search.trial import Candidate, FinishedTrial
 from flashslm.search.worker import run_worker
 from flashslm.steps.candidates import FinalistTrainer, TrialTrainer
 from flashslm.steps.context import StepContext
+from flashslm.steps.latency_tables import read_latency_table
 from flashslm.training.spec import TrainOutcome
 
 FINALISTS = "finalists of "  # begins the name of their study; the search's follows
@@ -110,7 +110,7 @@ def make_proposer(context: StepContext) -> Proposer:
     """The pure function from finished trials to the next candidates; the law's choice is one of the seed designs."""
     config = context.config
     fitter = WidthFitter(
-        table=LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json")),
+        table=read_latency_table(context),
         latency=config.latency,
         budget_ms=budget_ms(context),
         widths=config.search.widths,

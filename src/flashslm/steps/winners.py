@@ -5,9 +5,9 @@ from typing import Any
 
 from flashslm.models.architecture import build_architecture
 from flashslm.profiling.additivity import compared
-from flashslm.profiling.latency_table import LatencyTable
 from flashslm.profiling.measure import ModelPoint, measure_models
 from flashslm.steps.context import StepContext
+from flashslm.steps.latency_tables import read_latency_table
 
 MAX_WINNERS = 4  # the chosen design among them
 
@@ -25,7 +25,7 @@ def measure_winners(
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
     built = [build_architecture(operators, width, config.model, vocab_size) for operators, width in chosen]
     points = [ModelPoint(architecture, latency.context, latency.batch) for architecture in built]
-    table = LatencyTable.model_validate(context.read_json("latency_table", "latency_table.json"))
+    table = read_latency_table(context)
     models = compared(points, measure_models(points, config.profiling), table, table)
     return [
         model.model_dump(mode="json") | {"relative_error": model.predicted_ms / model.measured_ms - 1}

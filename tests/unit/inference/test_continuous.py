@@ -1,5 +1,6 @@
 """Continuous batching gives each prompt what it gets alone."""
 
+import copy
 from collections.abc import Sequence
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from flashslm.inference.continuous import ContinuousBatch
 from flashslm.inference.engine import DecodeEngine
+from flashslm.inference.int8_model import round_to_int8
 from flashslm.inference.prefill import PREFILL_CHUNK
 from flashslm.inference.sampling import GREEDY, Sampling
 from flashslm.models.architecture import build_architecture
@@ -122,3 +124,11 @@ def test_logits_are_those_that_the_tokens_were_chosen_from(model: HybridLM, prom
         assert start(batch, row, prompts[row]) == batch.logits_BV[row].argmax()
     for _ in range(3):
         assert batch.advance([0, 1]) == batch.logits_BV.argmax(-1).tolist()
+
+
+def test_weights_of_8_bits_are_those_of_the_engine(model: HybridLM, prompts: list[list[int]]) -> None:
+    rounded = round_to_int8(copy.deepcopy(model))
+    expected = [alone(rounded, prompt) for prompt in prompts]
+    batch = ContinuousBatch(copy.deepcopy(model), 3, 64, weights="int8")
+    assert batch.generate(prompts, NEW_TOKENS, lambda _: False) == expected
+    assert expected != [alone(model, prompt) for prompt in prompts]

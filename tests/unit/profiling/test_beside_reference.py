@@ -1,6 +1,7 @@
 """Latency in rounds beside the reference: what a busy machine does to it, and what the real engine gives."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 from scipy import stats
@@ -50,6 +51,20 @@ def test_every_round_has_every_step_in_an_order_of_its_own(monkeypatch: pytest.M
     assert len(rounds) == 10 and all(sorted(pair) == ["a", "b"] for pair in rounds)
     assert ["a", "b"] in rounds and ["b", "a"] in rounds
     assert [len(samples) for samples in found[0]] == [3] * 10
+
+
+def test_the_reference_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a model in 8 bits could not be compared with a champion that is not."""
+    built: list[tuple[int, str]] = []
+
+    def build(point: ModelPoint, config: ProfilingConfig) -> Callable[[], None]:
+        built.append((point.architecture.hidden_size, config.weights))
+        return lambda: None
+
+    monkeypatch.setattr(beside_reference, "build_model_step", build)
+    point = ModelPoint(build_architecture("DF", 32, SIZES, 64), 16, 1)
+    measure_beside_reference(point, ProfilingConfig(device="cpu", repeats=3, weights="int8"))
+    assert built == [(32, "int8"), (128, "full")]
 
 
 def test_the_engine_is_measured_and_a_deeper_model_takes_longer() -> None:

@@ -83,6 +83,17 @@ def test_what_was_left_out_says_why(table):
         smaller.predict_ms(architecture(), 1024, 1)
 
 
+def test_tables_of_other_weights_are_refused(table):
+    """Those of earlier versions say nothing of it: theirs are the model's own."""
+    earlier = LatencyTable.model_validate(table.model_dump(exclude={"weights"}))
+    assert earlier.require_weights("full") == table
+    other = table.model_copy(update={"weights": "int8"})
+    assert other.require_weights("int8") is other
+    for made, wanted in ((earlier, "int8"), (other, "full")):
+        with pytest.raises(ValueError, match=f"weights in '{made.weights}', profiling.weights is '{wanted}': measure"):
+            made.require_weights(wanted)
+
+
 def test_json_round_trip(table):
     text = json.dumps(table.model_dump(mode="json"))
     again = LatencyTable.model_validate(json.loads(text))

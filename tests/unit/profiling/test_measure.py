@@ -5,6 +5,7 @@ import random
 import pytest
 
 from flashslm.config import ModelConfig, ProfilingConfig
+from flashslm.inference import engine, operator_step
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import InfeasibleArchitecture, build_architecture
 from flashslm.models.operator_spec import OPERATORS
@@ -87,7 +88,7 @@ def test_a_growing_context_is_timed_at_lengths_whose_mean_is_half_of_it(monkeypa
     """One engine with room for all of it; the time is the mean over the lengths."""
     built, timed = [], []
 
-    def build(architecture, contexts, batch, device, dtype, max_context):
+    def build(architecture, contexts, batch, device, dtype, max_context, weights):
         built.append((contexts, max_context))
         return [lambda context=context: timed.append(context) for context in contexts]
 
@@ -119,6 +120,20 @@ def test_kernels_are_compiled_by_building_every_entry(monkeypatch):
     built.clear()
     build_table_steps(plan.changed(contexts=(8,)), memory_bytes=15_000)
     assert {operator for operator, *_ in built} == set("DMA"), "FFN and head have weights of 25 and 19 kB"
+
+
+def test_a_table_of_8_bits_is_measured_with_engines_of_8_bits(monkeypatch):
+    """And so are whole models beside it."""
+    rounded = []
+    monkeypatch.setattr(operator_step, "as_served", lambda model, weights: rounded.append(weights))
+    monkeypatch.setattr(engine, "as_served", lambda model, weights: rounded.append(weights))
+    for weights in ("full", "int8"):
+        plan = PLAN.changed(widths=(16,), batches=(1,), contexts=(8,), weights=weights)
+        table = measure_latency_table(plan)
+        measure_models([ModelPoint(build_architecture("DF", 16, SIZES, VOCAB_SIZE), 8, 1)], plan.profiling)
+        assert table.weights == weights and set(rounded) == {weights}
+        assert len(rounded) == 3 * 4 + 1 + 1, "three instances of an operator, the head, the model"
+        rounded.clear()
 
 
 def test_calibration_fits_every_batch_on_other_models_than_the_checks(table, monkeypatch):

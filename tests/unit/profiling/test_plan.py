@@ -6,6 +6,7 @@ import pytest
 
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.models.accounting import operator_parameters, parameters
+from flashslm.profiling import plan
 from flashslm.profiling.plan import (
     CALL_BYTES,
     LAYERS_A_CALL,
@@ -75,6 +76,27 @@ def test_the_head_is_alone_unless_it_fits_the_l2():
     copies, passes = repeated(small, vocab_size=4096)
     embedding = parameters(replace(PLAN, vocab_size=4096).layer(small))["embedding"] * 2
     assert (copies - 1) * embedding < 2 * L2_BYTES <= copies * embedding and passes == 1
+
+
+@pytest.mark.parametrize("operator", ["D", "F", "head"])
+def test_weights_of_8_bits_need_more_copies_where_a_step_reads_them(operator):
+    def copies(batch, vocabulary, int8):
+        key = of(operator, batch=batch)
+        layer = replace(PLAN, vocab_size=vocabulary).layer(key)
+        return repetition(key, layer, 4 * L2_BYTES, 2, int8).copies
+
+    assert copies(1, 16_384, True) in range(2 * copies(1, 16_384, False) - 1, 2 * copies(1, 16_384, False) + 1)
+    assert copies(8, 16_384, True) == copies(8, 16_384, False)
+
+
+def test_weights_of_8_bits_are_copies_beside_the_models_own(monkeypatch):
+    a = PLAN.architecture("DFA", 1024)
+    total, plain = parameters(a)["total"], resident_bytes(a, 1024, 1, 2)
+    assert resident_bytes(a, 1024, 1, 2, int8=True) == plain + total
+    on_cpu = PLAN.changed(device="cpu", weights="int8", dtype="bfloat16")
+    assert on_cpu.resident_bytes(a, 1024, 1) == plain, "only fused steps have copies"
+    monkeypatch.setattr(plan, "pick_device", lambda device: "cuda")
+    assert on_cpu.resident_bytes(a, 1024, 1) == plain + total
 
 
 def test_layer_and_head_have_nothing_of_each_other():

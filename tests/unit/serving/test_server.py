@@ -1,6 +1,7 @@
 """A real server: what it answers, also to several clients at once, and to those who go away."""
 
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from flashslm.config import WeightFormat
 from flashslm.export.text_model import TextModel
 from flashslm.inference.engine import DecodeEngine
+from flashslm.inference.int8_model import as_served
+from tests.unit.export.damage import change_json
 from tests.unit.serving.client import JSON, Client, chunks, text_of
 from tests.unit.serving.conftest import served
 from tests.waiting import wait_until
@@ -90,6 +94,24 @@ def test_a_seed_decides_whatever_shares_the_batch(client: Client) -> None:
         texts = list(pool.map(sample, (7, 8, 7, None)))
     assert texts[0] == texts[2] == alone
     assert len({*texts, sample(None)}) == 4
+
+
+def test_a_directory_says_which_weights_it_is_served_with(directory: Path, tmp_path: Path) -> None:
+    """Until an option says something else."""
+    int8 = shutil.copytree(directory, tmp_path / "int8")
+    change_json(int8 / "config.json", served_weights="int8")
+    text_model = TextModel.open(int8)
+    prompt_BT, found = torch.tensor([text_model.encode("the cat")]), []
+    options: dict[WeightFormat, tuple[str, ...]] = {"int8": (), "full": ("--weights", "full")}
+    for weights, given in options.items():
+        with torch.inference_mode():
+            model = as_served(text_model.load(), weights)
+            expected = model.logits(model(prompt_BT))[0, -1].log_softmax(-1).max().item()
+        with served(int8, "--max-batch-size", "2", *given) as (client, _):
+            scores = client.complete("the cat", max_tokens=1, logprobs=0).body["choices"][0]["logprobs"]
+        found.append(scores["token_logprobs"][0])
+        assert found[-1] == pytest.approx(expected, abs=1e-5)
+    assert abs(found[0] - found[1]) > 1e-4
 
 
 def test_scores_are_the_models(client: Client, directory: Path, endless: str) -> None:

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from flashslm.config import RunConfig, from_step_json
+from flashslm.data.loader import TokenLoader
+from flashslm.inference.int8_model import round_to_int8
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
-from flashslm.steps.evaluate import evaluate_model, for_evaluation, precision
+from flashslm.steps.evaluate import evaluate_model, evaluate_served, for_evaluation, perplexity_text, precision
 from tests.unit.data.corpora import make_texts, prepare
 from tests.unit.training.tiny import SIZES, VOCAB
 
@@ -60,3 +62,36 @@ def test_an_evaluation_has_every_recall_task_at_every_length(tmp_path: Path) -> 
         assert found.results[name] == row["accuracy"] == found.items[name].value
         assert len(row["by_depth"]) == (8 if row["task"] == "mqar" else 3)
     assert found.results["dtype"] == "float32"
+
+
+SMALL = {"sequence_length": 32, "needle_lengths": [40], "needle_samples": 2}
+
+
+def trained(dataset: Path) -> HybridLM:
+    """Of an odd vocabulary and a width that is no multiple of what a kernel's lane reads."""
+    model = HybridLM.build(build_architecture("DFMFAF", 40, SIZES, 307), seed=0)
+    loader = TokenLoader(dataset, "train", 32, 16, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(60):
+        batch = loader.batch(step)
+        optimizer.zero_grad()
+        model.loss(batch.tokens_BT, batch.targets_BT).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_weights_of_8_bits_are_evaluated_as_they_are_served_beside_what_they_were(tmp_path: Path) -> None:
+    prepare(tmp_path / "d", make_texts(120))
+    model, recipe = trained(tmp_path / "d"), RunConfig.model_validate({"name": "x", "evaluation": SMALL})
+    before = evaluate_served(model, "full", tmp_path / "d", recipe)
+    assert before == evaluate_model(model, tmp_path / "d", recipe)
+    assert "test/full_perplexity" not in before.results | before.headline()
+    found = evaluate_served(model, "int8", tmp_path / "d", recipe)
+    results, full = found.results, before.results["test/perplexity"]
+    assert full < 60, "the model has learned something: 307 is chance"
+    assert results["test/full_perplexity"] == found.headline()["test/full_perplexity"] == full
+    assert results["test/perplexity"] == pytest.approx(full * (1 + results["test/rounding_loss"]))
+    assert 0 < abs(results["test/rounding_loss"]) < 0.005
+    assert f"(weights in 8 bits: {results['test/rounding_loss']:+.2%})" in perplexity_text(results)
+    again = evaluate_model(round_to_int8(model), tmp_path / "d", recipe)
+    assert again.results["test/perplexity"] == pytest.approx(results["test/perplexity"], rel=1e-6)

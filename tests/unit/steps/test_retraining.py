@@ -1,6 +1,7 @@
 """What retraining decides before and after it trains, without any service."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from flashslm.config import RetrainingConfig, RunConfig, TrainingConfig
 from flashslm.data.summary import DatasetSummary
 from flashslm.evaluation.items import MetricItems, accuracy_items
 from flashslm.infra.storage.object_store import Manifest
+from flashslm.steps import compare_with_champion
 from flashslm.steps.compare_with_champion import comparisons, yardsticks
 from flashslm.steps.continue_pretraining import retraining_config
 from flashslm.steps.evaluate import Evaluation
@@ -113,3 +115,22 @@ def test_too_little_new_text_waits(changes: dict[str, int], expected: str) -> No
         | changes
     )
     assert too_little(DatasetSummary.model_validate(values), config) == expected
+
+
+def test_each_side_is_evaluated_with_the_weights_that_its_export_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first data set before the others, so that its perplexity before rounding is known."""
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(compare_with_champion, "load_export", lambda *_: "model")
+    monkeypatch.setattr(compare_with_champion, "for_evaluation", lambda model, recipe: model)
+    monkeypatch.setattr(compare_with_champion, "read_served_weights", lambda exported: exported.name)
+
+    def served(model: str, weights: str, dataset: Path, recipe: RunConfig) -> Evaluation:
+        asked.append((dataset.name, weights))
+        return results(5.0, **{task: {"acc": 1.0} for task in recipe.evaluation.lm_eval_tasks})
+
+    monkeypatch.setattr(compare_with_champion, "evaluate_served", served)
+    monkeypatch.setattr(compare_with_champion, "evaluate_model", lambda m, d, r: served(m, "as they are", d, r))
+    recipe = RunConfig.model_validate({"name": "x", "evaluation": {"lm_eval_tasks": ["arc"]}})
+    found = dict(compare_with_champion.evaluate_side(Path("int8"), Path(), ["new data", "first data"], recipe))
+    assert asked == [("first data", "int8"), ("new data", "as they are")]
+    assert (list(found["first data"].results["tasks"]), list(found["new data"].results["tasks"])) == (["arc"], [])

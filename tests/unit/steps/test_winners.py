@@ -47,3 +47,10 @@ def test_the_best_of_the_front_within_the_budget_are_measured(context: Any) -> N
     found = measure_winners(context, trial("DF", 3.5, 2.0), front, budget_ms=6.0)
     assert len(found) == MAX_WINNERS
     assert [winner["operators"] for winner in found] == ["DF", "DDDDDD", "DDDDD", "DDDD"]
+
+
+def test_a_table_of_other_weights_is_refused(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = make_table().model_copy(update={"weights": "int8"})
+    monkeypatch.setattr(context, "read_json", lambda *_: other.model_dump(mode="json"))
+    with pytest.raises(ValueError, match=r"weights in 'int8', profiling.weights is 'full'"):
+        measure_winners(context, trial("DF", 3.5, 2.0), [], budget_ms=5.0)

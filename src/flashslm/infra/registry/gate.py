@@ -26,6 +26,7 @@ class MeasuredModel(BaseModel):
     parameters: int
     device: str  # fingerprint id of the device the latency was measured on
     dataset_sha256: str  # of the data the perplexity was measured on
+    full_perplexity: float | None = None  # before rounding, of weights that are served in 8 bits
     latency_low_ms: float | None = None  # 95 % interval over rounds; None = measured by an earlier version
     latency_high_ms: float | None = None
     latency_over_reference: float | None = None  # the fixed reference model's latency on the same device, with interval
@@ -37,6 +38,7 @@ class MeasuredModel(BaseModel):
         """A candidate, by what its export and its evaluation say."""
         quality = {"perplexity": evaluation.metadata["test/perplexity"]}
         quality |= {"dataset_sha256": evaluation.metadata["dataset_sha256"]}
+        quality |= {"full_perplexity": evaluation.metadata.get("test/full_perplexity")}
         size = {name: exported.metadata[name] for name in ("latency_ms", "parameters", "device")}
         steady = {name: exported.metadata.get(name) for name in _STEADY}
         return cls.model_validate({"sha256": exported.sha256} | quality | size | steady)
@@ -154,12 +156,24 @@ def _verdict(
 
 def _within_limits(candidate: MeasuredModel, limits: GateConfig) -> list[LimitCheck]:
     results = _limit("perplexity", candidate.perplexity, limits.max_perplexity)
+    results += _rounding_limit(candidate, limits)
     results += [_latency_limit(candidate, limits)] if limits.max_latency_ms else []
     return results + _limit("parameters", candidate.parameters, limits.max_parameters)
 
 
 def _limit(name: str, value: float, limit: float) -> list[LimitCheck]:
     return [(value <= limit, f"{name} {value:,.5g}, recipe's limit {limit:,.5g}")] if limit else []
+
+
+def _rounding_limit(candidate: MeasuredModel, limits: GateConfig) -> list[LimitCheck]:
+    """What 8 bits cost, on the same documents; nothing to check for weights that are not rounded."""
+    full = candidate.full_perplexity
+    if full is None:
+        return []
+    allowed = full * (1 + limits.max_rounding_loss)
+    text = f"perplexity of weights in int8 {candidate.perplexity:.4f}, at most {allowed:.4f} "
+    text += f"(before rounding {full:.4f}: {candidate.perplexity / full - 1:+.2%})"
+    return [(candidate.perplexity <= allowed, text)]
 
 
 def _latency_limit(candidate: MeasuredModel, limits: GateConfig) -> LimitCheck:

@@ -33,6 +33,16 @@ def test_recipe_limits_hold_even_the_first_model(limits: GateConfig, reason: str
     assert verdict.decision == "hold" and verdict.reasons == [reason]
 
 
+@pytest.mark.parametrize(("full", "decision"), [(8.96, "promote"), (8.95, "hold"), (9.1, "promote")])
+def test_weights_of_8_bits_are_held_to_what_they_were_before(full: float, decision: str) -> None:
+    verdict = decide(candidate(full_perplexity=full), None, "", GateConfig())
+    assert verdict.decision == decision
+    assert f"weights in int8 9.0000, at most {full * 1.005:.4f} (before rounding {full:.4f}: " in verdict.checks[0]
+    assert decide(candidate(full_perplexity=full), None, "", GateConfig(max_rounding_loss=0.01)).decision == "promote"
+    retrained = decide_retraining(candidate(full_perplexity=full), CHAMPION, "1", [], GateConfig())
+    assert retrained.decision == decision
+
+
 def test_better_challenger_is_promoted() -> None:
     assert decide(candidate(), CHAMPION, "1", GateConfig()).decision == "promote"
 
