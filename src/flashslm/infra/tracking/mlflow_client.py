@@ -93,7 +93,7 @@ class TrackingClient:
         conditions = {condition: None, condition.replace(f"tags.{HIDDEN}", f"tags.{_SHOWN}"): None}
         pages = (self.all_pages("search_runs", experiment_ids=ids, filter_string=each) for each in conditions)
         found = {run.info.run_id: run for page in pages for run in page}
-        return sorted(found.values(), key=lambda run: run.info.start_time, reverse=True)
+        return sorted(found.values(), key=lambda run: run.info.start_time or 0, reverse=True)
 
     def run_url(self, run_id: str) -> str:
         """The run's page where people see MLflow, which would open for generative AI by itself."""
