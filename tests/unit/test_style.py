@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("src", "tests", "components", "pipelines", "manifests", "benchmarks")
+FOLDERS = ("src", "tests", "components", "pipelines", "plugins", "manifests", "benchmarks")
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400
 
 

@@ -161,6 +161,13 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_spec
 The `tensorrt_llm/` directory that is exported beside this one is for TensorRT-LLM: `trtllm-serve PATH --backend
 _autodeploy --extra_llm_api_options PATH/nemotron_flash.yaml`. On one machine `flashslm serve PATH` answers by OpenAI's
 API with this project's own decoder, and `flashslm generate --model PATH --prompt TEXT` continues one text.
+
+vLLM 0.22 serves this directory with a plug-in, which `pip install PROJECT PROJECT/plugins/vllm` brings (PROJECT is a
+checkout of flashslm):
+
+```bash
+vllm serve PATH
+```
 {int8}
 ## Notes
 
