@@ -1,7 +1,7 @@
 """How many files a reader enters who follows a recipe's training section from the command to the step loop.
 
 The walk is measured: in one `flashslm pretrain` in this process every call of a function of the package is watched,
-from the command's function to the first step's update. A file is on the walk if one of its functions has the section
+from the command's function to the first step. A file is on the walk if one of its functions has the section
 in hand and passes it on: it is on the call stack at that step, or it has returned the section (as a validator of it
 does). In hand are the section itself, the recipe, a step's JSON, the TrainSpec, and an object of the package that has
 one of them among its attributes.
@@ -70,7 +70,7 @@ class Walk:
             note(self.passed_on, frame)
 
     def stop(self, *_: Any, **__: Any) -> None:
-        """In place of the first step's update."""
+        """In place of the first step."""
         sys.setprofile(None)
         frame: FrameType | None = sys._getframe()
         while frame:
@@ -102,7 +102,7 @@ def in_hand(value: Any, depth: int = 2) -> bool:
 @contextmanager
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Walk]:
     walk = Walk()
-    monkeypatch.setattr(TrainStep, "update", walk.stop)
+    monkeypatch.setattr(TrainStep, "run", walk.stop)
     before = sys.getprofile()
     sys.setprofile(walk.watch)
     try:

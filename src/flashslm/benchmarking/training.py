@@ -116,7 +116,8 @@ def _measure_ours(
     shard_model(model, gather_dtype=getattr(torch, case.gather_dtype))
     config = TrainingConfig(batch_size=case.batch, sequence_length=case.sequence_length)
     step = TrainStep(model, config, case.precision, weight_norm=True)
-    trained = Trained(step.loss, lambda: step.update(config.warmup_steps), step.project)
+    step.begin(config.warmup_steps)
+    trained = Trained(step.loss, step.update, step.project)
     started, losses = time.perf_counter(), [_step_loss(case, step, 0)]
     first_step_s = time.perf_counter() - started
     losses += [_step_loss(case, step, index) for index in range(1, COMPARED_STEPS)]
@@ -131,16 +132,10 @@ def _measure_ours(
 
 def _step_loss(case: TrainingCase, step: TrainStep, index: int) -> float:
     """Run a step of several micro-batches; nats of its loss, the mean over all processes."""
-    world, total = current_world(), torch.zeros((), device=case.device)
-    for micro_batch in range(case.micro_batches):
-        add_up_gradients(step.model, now=micro_batch == case.micro_batches - 1)
-        number = (index * case.micro_batches + micro_batch) * world.size + world.rank
-        loss = step.loss(random_batch(case, number)) / case.micro_batches
-        loss.backward()
-        total += loss.detach()
-    step.update(step.config.warmup_steps)
-    step.project()
-    return sum_over_ranks(total / world.size).item()
+    world, count = current_world(), case.micro_batches
+    numbers = [(index * count + micro_batch) * world.size + world.rank for micro_batch in range(count)]
+    result = step.whole((random_batch(case, number) for number in numbers), count)
+    return sum_over_ranks(result.loss / world.size).item()
 
 
 def _measure_peer(case: TrainingCase, library: Library, ours: StepSpeed) -> TrainingPeerResult:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashslm.data.loader import Batch
 from flashslm.hardware import DeviceKind, device_fingerprint, peak
-from flashslm.models.accounting import forward_flops_per_token
+from flashslm.models.accounting import training_flops_per_token
 from flashslm.models.architecture import Architecture
 from flashslm.training.prefetch import Prefetcher, prefetched
 
@@ -54,8 +54,7 @@ class TrainingCase:
     @property
     def flops_per_token(self) -> float:
         """Forward and backward, at the mean causal reach of a window behind the meta tokens."""
-        a = self.architecture
-        return 3 * forward_flops_per_token(a, round(a.num_meta_tokens + (self.sequence_length + 1) / 2))
+        return training_flops_per_token(self.architecture, self.sequence_length)
 
 
 class StepSpeed(BaseModel):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from flashslm.config.paths import LocalPath
-from flashslm.config.section import Depth, Distinct, Factor, Positive, Section, Width
+from flashslm.config.section import Depth, Distinct, Factor, Positive, Section, Switch, Width
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, OPERATORS
 
 WeightFormat = Literal["full", "int8"]  # full: as the model has them; int8: a matrix has 8 bits and a scale per row
@@ -246,6 +246,7 @@ class ScalingConfig(Section):
     sequence_length: int = Field(default=1024, ge=8, description="Tokens per sequence.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
     validation_tokens: int = Field(default=524_288, ge=1, description="Validation tokens that a loss is measured on.")
+    cuda_graph: Literal["auto"] | Switch = Field(default="off", description="Of each training, as training.cuda_graph.")
     bootstrap: int = Field(
         default=100, ge=10, description="Resampled fits behind the intervals of the law's constants."
     )
@@ -337,6 +338,9 @@ class SearchConfig(Section):
     learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")
     validation_tokens: int = Field(
         default=524_288, ge=1, description="Validation tokens that the proxy loss is measured on."
+    )
+    cuda_graph: Literal["auto"] | Switch = Field(
+        default="off", description="Of each candidate's training, as training.cuda_graph."
     )
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from flashslm.config.steps import GPU_STEPS, STEP_SECTIONS
 
 def without_effect(config: RunConfig) -> list[str]:
     """Each as `section.key: why it has no effect`; only what the recipe itself gives counts, defaults never do."""
-    checks = (_data, _design, _search, _training, _evaluation, _hook, _platform)
+    checks = (_data, _design, _search, _training, _graphs, _evaluation, _hook, _platform)
     return [f"{where}: no effect: {why}" for check in checks for where, why in check(config)]
 
 
@@ -91,6 +91,16 @@ def _training(config: RunConfig) -> Found:
         yield from _given(training, "training", several, "one process trains (processes, platform.nodes)")
     if len(training.weight_norm) == 1:
         yield from _given(training, "training", ("deploy",), "there is one variant (weight_norm)")
+
+
+def _graphs(config: RunConfig) -> Found:
+    training, several = config.training, config.training.processes > 1 or config.platform.nodes > 1
+    if several or training.isolate_documents:
+        why = "several processes train together" if several else "isolate_documents is on"
+        yield from _given(training, "training", ("cuda_graph",), why)
+    if config.profiling.training_device == "cpu":
+        for name, section in (("scaling", config.scaling), ("search", config.search)):
+            yield from _given(section, name, ("cuda_graph",), "proxies train on a CPU")
 
 
 def _evaluation(config: RunConfig) -> Found:

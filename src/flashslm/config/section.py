@@ -1,9 +1,9 @@
 """What every section of a recipe has in common."""
 
 from collections import Counter
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 DNS_SUBDOMAIN_OR_NONE = r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$"  # a Kubernetes object's name
@@ -16,6 +16,14 @@ Factor = Annotated[float, Field(gt=0)]
 Depth = Annotated[int, Field(ge=1, le=1024)]  # token mixers
 Width = Annotated[int, Field(ge=1, le=65_536)]  # hidden size
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy, torch and Python all take
+
+
+def _switch(value: Any) -> Any:
+    """YAML 1.1 reads a bare on or off as a boolean."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 
 
 def _each_once(values: tuple[T, ...]) -> tuple[T, ...]:

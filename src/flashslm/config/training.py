@@ -1,26 +1,19 @@
 """Sections that say how a model is trained, measured, exported and promoted."""
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from flashslm.config.mixture import Mixture
 from flashslm.config.paths import LocalPath
 from flashslm.config.retraining import PromotionHook
-from flashslm.config.section import Distinct, Section, Seed
+from flashslm.config.section import Distinct, Section, Seed, Switch
 from flashslm.models.operator_spec import EMBEDDING, OPERATOR_SPECS, usual_axes
-
-
-def _switch(value: Any) -> Any:
-    """YAML 1.1 reads a bare on or off as a boolean."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-
 
 MODEL_NAME = r"^\w([\w. -]{0,126}\w)?$"  # MLflow takes no slash and no colon, its searches no quotation mark
 
 WeightAxis = Literal["rows", "columns", "heads", "none"]
-Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
 
 
 class BatchShape(NamedTuple):
@@ -123,6 +116,11 @@ class TrainingConfig(Section):
         default="off",
         description="Keep only the input of each layer and run the layer a second time for its gradient: less memory, "
         "about a third more work.",
+    )
+    cuda_graph: Literal["auto"] | Switch = Field(
+        default="off",
+        description="One process on a GPU: record a step once for its batch shape and replay it with a single launch; "
+        "auto: where the host's launches take at least twice as long as the device (docs/training.md).",
     )
     weight_norm: Distinct[Switch] = Field(
         default=("on", "off"),

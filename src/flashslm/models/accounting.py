@@ -44,6 +44,12 @@ def forward_flops_per_token(architecture: Architecture, context: int) -> float:
     return 2.0 * matrices + mixing
 
 
+def training_flops_per_token(architecture: Architecture, sequence_length: int) -> float:
+    """Forward and backward FLOP per token at the mean causal reach of a window behind the meta tokens."""
+    reach = architecture.num_meta_tokens + (sequence_length + 1) / 2
+    return 3 * forward_flops_per_token(architecture, round(reach))
+
+
 def prefill_flops(architecture: Architecture, tokens: int) -> float:
     """FLOP of reading `tokens` behind the meta tokens: a forward pass of each, but for the head, which the last meets.
 

@@ -89,7 +89,8 @@ class RecallTest:
             with torch.autocast(step.device.type, torch.bfloat16, enabled=step.autocast):
                 loss = model.loss(tokens_BT, targets_BT)
             loss.backward()
-            step.update(number)
+            step.begin(number)
+            step.update()
 
     @torch.no_grad()
     def _accuracies(self, model: HybridLM) -> dict[str, float]:

@@ -59,6 +59,4 @@ def warm(config: RunConfig, warm_up: WarmUp) -> None:
     model = HybridLM.build(warm_up.architecture, device)
     step = TrainStep(model, training, precision, weight_norm=True)
     tokens = torch.randint(VOCAB_SIZE, (warm_up.batch, warm_up.sequence_length))
-    step.loss(Batch(tokens, tokens, torch.zeros_like(tokens))).backward()
-    step.update(0)
-    step.project()
+    step.run(0, [Batch(tokens, tokens, torch.zeros_like(tokens))], 1)

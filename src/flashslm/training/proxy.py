@@ -21,6 +21,7 @@ def proxy_training(section: ScalingConfig | SearchConfig, threads: int, *, decay
         min_learning_rate_ratio=0.1 if decay else 1.0,
         warmup_steps=min(MAX_WARMUP_STEPS, section.steps // 10),
         threads=threads,
+        cuda_graph=section.cuda_graph,
         validation_tokens=section.validation_tokens,
         validate_every_steps=section.steps,
         log_every_steps=max(1, section.steps // LOG_ROWS),

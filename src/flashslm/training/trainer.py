@@ -11,13 +11,12 @@ from flashslm.data.loader import IGNORE_INDEX
 from flashslm.hardware import peak, pick_dtype
 from flashslm.infra.process.interrupts import StopRequest, Terminated
 from flashslm.infra.storage.object_store import ObjectStore
-from flashslm.models.accounting import forward_flops_per_token
+from flashslm.models.accounting import training_flops_per_token
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
 from flashslm.ops.gradient_check import require_right_gradients
 from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import (
-    add_up_gradients,
     any_rank,
     current_world,
     shard_model,
@@ -25,7 +24,7 @@ from flashslm.training.distributed import (
 )
 from flashslm.training.learning_rate import learning_rate
 from flashslm.training.node import note_trained
-from flashslm.training.prefetch import MakeBatch, prefetched
+from flashslm.training.prefetch import prefetched
 from flashslm.training.run_loaders import run_loaders
 from flashslm.training.runtime import StepClock, gc_held, reproducible, sigterm_as_request
 from flashslm.training.spec import (
@@ -45,6 +44,7 @@ from flashslm.training.state import (
     training_tensors,
 )
 from flashslm.training.step import TrainStep
+from flashslm.training.step_graph import graphed
 from flashslm.training.weight_norm import mean_weight_norm
 
 
@@ -98,6 +98,7 @@ class _Trainer:
         narrow = self.precision == "bfloat16" and self.config.gather_dtype == "bfloat16"
         shard_model(model, self.config.shard_processes, torch.bfloat16 if narrow else torch.float32)
         self.step = TrainStep(model, self.config, self.precision, weight_norm=spec.weight_norm)
+        self.runner = self.step if self.config.cuda_graph == "off" else graphed(self.step)
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.last_skipped = torch.zeros_like(self.skipped_steps)
         self.start, train_time_s = self._restore()
@@ -109,10 +110,9 @@ class _Trainer:
         stop = StopRequest()
         with ExitStack() as saving, self.checkpoints or nullcontext(), batching as batches:
             for step in range(self.start, self.config.steps):
-                loss = self._accumulate_gradients(step, batches)
-                gradient_norm = self.step.update(step)
-                self.step.project()
-                self._finish_step(step, loss, gradient_norm)
+                numbers = self.train_loader.numbers(step)
+                result = self.runner.run(step, map(batches, numbers), len(numbers))
+                self._finish_step(step, *result)
                 if step == self.start:  # before, there is nothing to save, and SIGTERM ends the process
                     stop = saving.enter_context(sigterm_as_request())
                     note_trained()
@@ -122,17 +122,6 @@ class _Trainer:
                     self._save(step + 1)
                     raise Terminated(143)
         return self._result()
-
-    def _accumulate_gradients(self, step: int, batches: MakeBatch) -> Tensor:
-        """Backward over the step's micro-batches; returns this rank's mean loss, still on the device."""
-        total = torch.zeros((), device=self.device)
-        numbers = self.train_loader.numbers(step)
-        for number in numbers:
-            loss = self.step.loss(batches(number)) / len(numbers)
-            add_up_gradients(self.model, number == numbers[-1] or self.config.gradient_sync == "each")
-            loss.backward()
-            total += loss.detach()
-        return total
 
     def _finish_step(self, step: int, loss: Tensor, gradient_norm: Tensor) -> None:
         """Note a skipped step without waiting for the device; log and validate where due."""
@@ -180,7 +169,7 @@ class _Trainer:
         rates = {"tokens_per_s": tokens_per_s, "step_time_ms": 1000 * step_time_s}
         known = peak(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
         if known and self.precision == "bfloat16":
-            flops = training_flops_per_token(self.model, shape.sequence_length)
+            flops = training_flops_per_token(self.model.architecture, shape.sequence_length)
             rates["tflops_per_s"] = flops * tokens_per_s / (1e12 * self.world.size)
             rates["mfu"] = 1e12 * rates["tflops_per_s"] / known.flops_per_s
         if self.device.type == "cuda":
@@ -272,9 +261,3 @@ class _Trainer:
             history=self.history,
             kernels=kernels.decisions(),
         )
-
-
-def training_flops_per_token(model: HybridLM, sequence_length: int) -> float:
-    """Forward and backward FLOP per token at the mean causal reach of a window behind the meta tokens."""
-    a = model.architecture
-    return 3 * forward_flops_per_token(a, round(a.num_meta_tokens + (sequence_length + 1) / 2))

@@ -7,7 +7,7 @@ training.weight_norm_axes, which change this for some kinds of matrices.
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -57,7 +57,7 @@ class _Matrix(NamedTuple):
         return _head_of_each(self.heads, str(self.weight.device))[first : first + self.weight.shape[self.axis]]
 
 
-@lru_cache(maxsize=32)
+@cache  # a recorded step reads them: they are never dropped
 def _head_of_each(heads: tuple[int, ...], device: str) -> Tensor:
     """The head that each channel belongs to."""
     return torch.arange(len(heads)).repeat_interleave(torch.tensor(heads)).to(device)

@@ -82,7 +82,7 @@ def test_steps_run_while_a_checkpoint_is_written(monkeypatch):
     step = TrainStep(model, TrainingConfig(), "float32", weight_norm=True)
     loss = step.loss(random_batch(case(), 0))
     loss.backward()
-    step.update(100)
+    step.update()
 
     def seconds(run_step):
         run_step()

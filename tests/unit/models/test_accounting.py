@@ -16,6 +16,7 @@ from flashslm.models.accounting import (
     operator_parameters,
     parameters,
     state_bytes,
+    training_flops_per_token,
 )
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
@@ -98,6 +99,15 @@ def test_flops_are_the_products_of_a_decode_step(operator, changes, make_model):
         counted += UNCOUNTED[operator] * (state.memory if operator == "L" else state[1]).numel()
     vectors = {name: p for name, p in model.named_parameters() if p.dim() == 1 or "conv" in name}
     assert forward_flops_per_token(a, context=26) == counted + 2 * _numel(vectors.values())
+
+
+def test_training_flops_are_three_forward_passes_at_the_mean_reach(make_model):
+    model = make_model(operators="AF")
+    a = model.architecture
+    matrices = sum(p.numel() for p in model.parameters()) - a.num_meta_tokens * a.hidden_size
+    reach = round(a.num_meta_tokens + 17 / 2)
+    scores = 4 * reach * a.num_heads * a.head_dim
+    assert training_flops_per_token(a, 16) == pytest.approx(3 * (2 * matrices + scores))
 
 
 def _numel(parameters: Iterable[torch.Tensor]) -> int:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from flashslm.models.hybrid import HybridLM
-from flashslm.training import trainer
+from flashslm.training import step
 from flashslm.training.distributed import World, any_rank, current_world
 from flashslm.training.spec import TrainOutcome
 from flashslm.training.trainer import train
@@ -126,7 +126,7 @@ def test_gradients_are_added_up_after_the_last_micro_batch_or_each(
     fetch = tiny.fetching(tiny.write_dataset(tmp_path / "dataset"))
     for when, expected in (("last", [False, False, True]), ("each", [True, True, True])):
         seen: list[bool] = []
-        monkeypatch.setattr(trainer, "add_up_gradients", lambda model, now, seen=seen: seen.append(now))
+        monkeypatch.setattr(step, "add_up_gradients", lambda model, now, seen=seen: seen.append(now))
         train(
             tiny.spec(tiny.config(steps=1, batch_size=6, micro_batch_size=2, gradient_sync=when)), tiny.model(), fetch
         )

@@ -62,3 +62,9 @@ def test_schedules() -> None:
     assert learning_rate(199, stable) == learning_rate(19, stable) == 1e-2
     assert cosine.warmup_steps == 20 and candidate(5000).warmup_steps == 100
     assert (cosine.validation_tokens, stable.validation_tokens) == (128, 524_288)
+
+
+def test_a_proxy_has_the_graph_setting_of_its_section() -> None:
+    assert family(4).cuda_graph == "off"
+    section = SearchConfig.model_validate({"cuda_graph": True})  # YAML's bare on
+    assert proxy_training(section, 1, decay=True).cuda_graph == "on"

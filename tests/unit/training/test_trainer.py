@@ -10,7 +10,7 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.runtime import reproducible
 from flashslm.training.spec import NonFiniteLoss, TrainOutcome
-from flashslm.training.trainer import train, training_flops_per_token
+from flashslm.training.trainer import train
 from flashslm.training.weight_norm import weight_norms
 from tests.unit.training import tiny
 
@@ -166,10 +166,3 @@ def test_training_works_outside_the_main_thread(dataset: Path) -> None:
     thread.start()
     thread.join()
     assert losses == [fit(dataset, steps=2)[1].train_loss_nats]
-
-
-def test_training_flops_are_three_forward_passes_at_the_mean_reach() -> None:
-    model = tiny.model("AF", width=16)
-    matrices = sum(p.numel() for p in model.parameters()) - model.meta_tokens.numel()
-    reach = round(4 + 17 / 2)
-    assert training_flops_per_token(model, 16) == pytest.approx(3 * (2 * matrices + 4 * reach * 16))

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from flashslm.models.hybrid import HybridLM
-from flashslm.training import trainer
+from flashslm.training import step
 from flashslm.training.distributed import World, add_up_gradients, gather_to_main, world_from_environment
+from flashslm.training.trainer import train
 from tests.unit.training import tiny
 
 
@@ -33,8 +34,8 @@ def run(
         whole.append(type(model.get_parameter("layers.0.norm.weight").data) is torch.Tensor)
         add_up_gradients(model, now)
 
-    with patch.object(trainer, "add_up_gradients", note_weights):
-        outcome = trainer.train(spec, model, tiny.fetching(Path(dataset)), tiny.DirectoryStore(Path(store)), on_metrics)
+    with patch.object(step, "add_up_gradients", note_weights):
+        outcome = train(spec, model, tiny.fetching(Path(dataset)), tiny.DirectoryStore(Path(store)), on_metrics)
     tensors = gather_to_main(model.state_dict().items())
     mesh = list(model.embedding.weight.device_mesh.shape) if world.size > 1 else []
     seen = {"mesh": mesh, "whole": whole}

@@ -4,13 +4,13 @@ A program holds one row, or a strip of columns whose second reading comes from t
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 COLUMNS = 64  # of a strip: 256 bytes of a row
 TILE_ROWS = 32
@@ -70,10 +70,14 @@ class _Table(NamedTuple):
     places: Tensor
 
 
+_Matrix = tuple[int, int, int, int]  # address, rows, width, axis
+_Tables = tuple[_Table | None, _Table | None]
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
 def project_triton_(weights: Sequence[Tensor], axes: Sequence[int]) -> None:
     """Divide rows (axis 1) or columns (axis 0) of contiguous fp32 matrices on CUDA by their L2 norm, in place."""
-    matrices = tuple((w.data_ptr(), *w.shape, axis) for w, axis in zip(weights, axes, strict=True))
-    by_row, by_column = _tables(matrices, str(weights[0].device))
+    by_row, by_column = _tables(weights, axes)
     if by_row:
         _divide_rows[(len(by_row.owners),)](
             by_row.addresses, by_row.places, by_row.widths, by_row.owners, MIN_NORM, BLOCK=2048
@@ -85,13 +89,18 @@ def project_triton_(weights: Sequence[Tensor], axes: Sequence[int]) -> None:
         )  # fmt: skip
 
 
-@lru_cache(maxsize=4)
-def _tables(matrices: tuple[tuple[int, int, int, int], ...], device: str) -> tuple[_Table | None, _Table | None]:
-    """Of the matrices (address, rows, width, axis) normalised by rows and of those by columns."""
-    return _table([m for m in matrices if m[3] == 1], device, 1), _table([m for m in matrices if m[3] == 0], device, 0)
+def _tables(weights: Sequence[Tensor], axes: Sequence[int]) -> _Tables:
+    """Of the matrices normalised by rows and of those by columns; kept as long as the first matrix lives."""
+    matrices = [(w.data_ptr(), *w.shape, axis) for w, axis in zip(weights, axes, strict=True)]
+    known: tuple[list[_Matrix], _Tables] | None = _known.get(weights[0])
+    if known is None or known[0] != matrices:
+        device = weights[0].device
+        by_row, by_column = ([m for m in matrices if m[3] == axis] for axis in (1, 0))
+        known = _known[weights[0]] = (matrices, (_table(by_row, device, 1), _table(by_column, device, 0)))
+    return known[1]
 
 
-def _table(matrices: list[tuple[int, int, int, int]], device: str, axis: int) -> _Table | None:
+def _table(matrices: list[_Matrix], device: torch.device, axis: int) -> _Table | None:
     if not matrices:
         return None
     programs = torch.tensor([m[1] if axis else triton.cdiv(m[2], COLUMNS) for m in matrices])
