@@ -325,11 +325,16 @@ class SearchConfig(Section):
         le=1,
         description="A candidate whose recall is lower is rejected without a proxy training; guessing reaches 0.125.",
     )
+    objective: Literal["proxy_loss", "hypervolume"] = Field(
+        default="proxy_loss",
+        description="Which trial of a tournament becomes the parent, and which one wins: that of the lowest loss, or "
+        "the best compromise of perplexity, recall and latency by its hypervolume (needs recall_steps).",
+    )
     finalists: int = Field(
         default=0,
         ge=0,
-        description="Best trials that are trained again with finalist_seeds seeds each; the one of the lowest mean "
-        "validation loss wins, and the test split judges. 0: the lowest proxy loss wins.",
+        description="Best trials that are trained again with finalist_seeds seeds each; the best by their mean "
+        "validation loss wins, and the test split judges. 0: the best trial wins.",
     )
     finalist_seeds: int = Field(default=3, ge=1, description="Seeds of each finalist, all of them new ones.")
     finalist_steps: int = Field(default=0, ge=0, description="Optimizer steps of a finalist's training; 0: `steps`.")
@@ -347,6 +352,14 @@ class SearchConfig(Section):
     def _sample_fits_population(self) -> "SearchConfig":
         if self.sample > self.population:
             raise ValueError(f"sample is {self.sample}: at most population ({self.population})")
+        return self
+
+    @model_validator(mode="after")
+    def _hypervolume_has_recall(self) -> "SearchConfig":
+        if self.objective == "hypervolume" and not self.recall_steps:
+            raise ValueError(
+                "objective is 'hypervolume' and recall_steps is 0: give the steps in which recall is learned"
+            )
         return self
 
     @model_validator(mode="after")

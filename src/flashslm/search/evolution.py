@@ -15,6 +15,7 @@ from flashslm.config import SearchConfig
 from flashslm.models.architecture import InfeasibleArchitecture
 from flashslm.search.fit import WidthFitter
 from flashslm.search.mutation import mutate
+from flashslm.search.objective import best_first, of_trial
 from flashslm.search.space import KNOWN_DESIGNS, Design, SearchSpace, parse_design
 from flashslm.search.trial import Candidate, FinishedTrial
 
@@ -87,7 +88,8 @@ class Proposer:
         if self.config.strategy == "evolution" and slot >= self.config.population and parents:
             for _ in range(TOURNAMENTS):
                 contestants = rng.sample(parents, min(self.config.sample, len(parents)))
-                child = self._child(min(contestants, key=lambda t: (t.loss_nats, t.slot)), slot, cycle, seen, rng)
+                parent = best_first(contestants, of_trial, self.config.objective)[0]
+                child = self._child(parent, slot, cycle, seen, rng)
                 if child is not None:
                     return child
         return self._random(slot, cycle, seen, rng)

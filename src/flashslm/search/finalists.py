@@ -4,15 +4,15 @@ New seeds, so that the loss by which a trial got here counts no more. The mean v
 split, which has chosen nothing, judges.
 """
 
-import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from flashslm.config import SearchConfig
 from flashslm.models.architecture import Architecture
+from flashslm.search.objective import Objective, Standing, best_first
 from flashslm.search.result import ranked
 from flashslm.search.trial import FINALIST, Candidate, FinishedTrial
 from flashslm.statistics import t_difference
@@ -34,7 +34,7 @@ class Finalists:
         self, config: SearchConfig, seed: int, trials: Sequence[FinishedTrial], budget_ms: float, build: Build
     ) -> None:
         self.seeds = tuple(seed + 1 + number for number in range(config.finalist_seeds))
-        best = ranked(trials, budget_ms)[: config.finalists]
+        best = ranked(trials, budget_ms, config.objective)[: config.finalists]
         self._candidates = [
             Candidate(
                 slot=rank * len(self.seeds) + number,
@@ -72,21 +72,37 @@ class Finalist(BaseModel):
     test_losses_nats: list[float | None]
     validation_loss_nats: float | None
     test_loss_nats: float | None
+    recall_accuracy: float | None = None  # of the search's trial
     difference_nats: float | None = None
     difference_interval_nats: tuple[float, float] | None = None
 
 
-def judge_finalists(runs: Sequence[FinishedTrial]) -> list[Finalist]:
-    """The finalists by mean validation loss, the winner first; those of which a run failed come last."""
+def judge_finalists(
+    runs: Sequence[FinishedTrial],
+    objective: Objective = "proxy_loss",
+    recall_of: Mapping[int, float | None] | None = None,
+) -> list[Finalist]:
+    """The finalists with their mean validation losses, the winner first; those of which a run failed come last.
+
+    `recall_of` is the recall of the search's trials by slot.
+    """
     by_trial: dict[int, list[FinishedTrial]] = {}
     for run in sorted(runs, key=lambda run: run.slot):
         assert run.parent is not None
         by_trial.setdefault(run.parent, []).append(run)
-    found = sorted(map(_summary, by_trial.values()), key=lambda f: (_or_infinity(f.validation_loss_nats), f.slot))
+    made = [_summary(its_runs, (recall_of or {}).get(slot)) for slot, its_runs in by_trial.items()]
+    whole = [finalist for finalist in made if finalist.validation_loss_nats is not None]
+    failed = sorted((f for f in made if f.validation_loss_nats is None), key=lambda f: f.slot)
+    found = best_first(whole, _standing, objective) + failed
     return [found[0], *(_beside(found[0], other) for other in found[1:])] if found else []
 
 
-def _summary(runs: Sequence[FinishedTrial]) -> Finalist:
+def _standing(finalist: Finalist) -> Standing:
+    assert finalist.validation_loss_nats is not None
+    return Standing(finalist.validation_loss_nats, finalist.latency_ms, finalist.slot, finalist.recall_accuracy)
+
+
+def _summary(runs: Sequence[FinishedTrial], recall_accuracy: float | None) -> Finalist:
     succeeded = all(run.succeeded for run in runs)
     validation = [run.loss_nats if run.succeeded else None for run in runs]
     test = [run.test_loss_nats if run.succeeded else None for run in runs]
@@ -105,6 +121,7 @@ def _summary(runs: Sequence[FinishedTrial]) -> Finalist:
         latency_ms=first.latency_ms,
         validation_losses_nats=validation,
         test_losses_nats=test,
+        recall_accuracy=recall_accuracy,
         **means,
     )
 
@@ -117,7 +134,3 @@ def _beside(winner: Finalist, other: Finalist) -> Finalist:
     found = t_difference(differences)
     interval = (found.low, found.high) if len(differences) > 1 else None
     return other.model_copy(update={"difference_nats": found.value, "difference_interval_nats": interval})
-
-
-def _or_infinity(loss_nats: float | None) -> float:
-    return math.inf if loss_nats is None else loss_nats

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from flashslm.search.objective import Objective, best_first, of_trial
 from flashslm.search.trial import FinishedTrial
 
 
@@ -19,17 +20,21 @@ class SearchResult(BaseModel):
     pareto: list[dict[str, Any]]
 
 
-def search_result(trials: Sequence[FinishedTrial], budget_ms: float) -> SearchResult:
+def search_result(
+    trials: Sequence[FinishedTrial], budget_ms: float, objective: Objective = "proxy_loss"
+) -> SearchResult:
     """The best of `ranked`, the whole history and the Pareto front."""
     return SearchResult(
-        best=ranked(trials, budget_ms)[0].record(),
+        best=ranked(trials, budget_ms, objective)[0].record(),
         history=[t.record() for t in sorted(trials, key=lambda t: t.slot)],
         pareto=[t.record() for t in pareto_front([t for t in trials if t.succeeded])],
     )
 
 
-def ranked(trials: Sequence[FinishedTrial], budget_ms: float) -> list[FinishedTrial]:
-    """Trials within the budget by proxy loss, the lowest first; of equal losses the faster one.
+def ranked(
+    trials: Sequence[FinishedTrial], budget_ms: float, objective: Objective = "proxy_loss"
+) -> list[FinishedTrial]:
+    """Trials within the budget, the best one first.
 
     Every trial ever trained counts, not only the last population. RuntimeError when none qualifies.
     """
@@ -42,7 +47,7 @@ def ranked(trials: Sequence[FinishedTrial], budget_ms: float) -> list[FinishedTr
             f"({len(trials) - len(succeeded) - pruned} failed, {pruned} ended early): "
             "look at the trials' reasons in the study"
         )
-    return sorted(feasible, key=lambda t: (t.loss_nats, t.latency_ms))
+    return best_first(feasible, of_trial, objective)
 
 
 def pruned_by_step(history: Sequence[dict[str, Any]]) -> dict[int, int]:

@@ -24,7 +24,7 @@ from flashslm.infra.process import owners
 from flashslm.search.database import DatabaseRefused, DatabaseUnavailable, RecordGone, StudyDatabase
 from flashslm.search.halving import CandidatePruned
 from flashslm.search.trial import CANDIDATE_FIELDS, Candidate, FinishedTrial
-from flashslm.search.trial_parameters import DISTRIBUTIONS, OBJECTIVES, trial_parameters
+from flashslm.search.trial_parameters import DISTRIBUTIONS, OBJECTIVES, RECALL, trial_parameters
 from flashslm.training.spec import TrainOutcome
 
 HEARTBEAT_S = 20.0
@@ -59,19 +59,32 @@ class SearchStudy:
         self.read_again()
 
     @classmethod
-    def open(cls, url: str, name: str, *, patience_s: float = 60.0, ttl_s: float = HEARTBEAT_TTL_S) -> "SearchStudy":
+    def open(
+        cls,
+        url: str,
+        name: str,
+        *,
+        with_recall: bool = False,
+        patience_s: float = 60.0,
+        ttl_s: float = HEARTBEAT_TTL_S,
+    ) -> "SearchStudy":
         """Open the study `name`, making it (and the directory of an sqlite file) when it is not there yet.
+
+        One that is made `with_recall` has a third objective, and keeps it however it is opened later.
 
         Every call waits up to `patience_s` for a database that is away.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         database = StudyDatabase(url, patience_s)
         storage = database.storage
-        options: dict[str, Any] = {"directions": ["minimize"] * len(OBJECTIVES), "load_if_exists": True}
+        directions, names = ["minimize"] * len(OBJECTIVES), list(OBJECTIVES)
+        if with_recall:
+            directions, names = [*directions, "maximize"], [*names, RECALL]
+        options: dict[str, Any] = {"directions": directions, "load_if_exists": True}
         made = database.call(lambda: optuna.create_study(study_name=name, storage=storage, **options))
-        if made.metric_names != list(OBJECTIVES):
+        if made.metric_names is None:
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-                database.call(lambda: made.set_metric_names(list(OBJECTIVES)))
+                database.call(lambda: made.set_metric_names(names))
         return cls(database, name, ttl_s)
 
     def read_again(self) -> None:
@@ -117,10 +130,12 @@ class SearchStudy:
         """Record a finished training; False when the claim had been taken over, or its record lost, meanwhile."""
         if not self._is_ours(claim):
             return False
-        for key, value in outcome.model_dump(include=OF_OUTCOME).items():
+        kept = outcome.model_dump(include=OF_OUTCOME)
+        for key, value in kept.items():
             self._set_attribute(claim.trial_id, key, value)
         self._report(claim, outcome.validation_losses_nats())
-        return self._finish(claim.trial_id, TrialState.COMPLETE, _values(claim.candidate, outcome.validation_loss_nats))
+        values = self._values(claim.candidate, outcome.validation_loss_nats, kept.get(RECALL, 0.0))
+        return self._finish(claim.trial_id, TrialState.COMPLETE, values)
 
     def prune(self, claim: Claim, pruned: CandidatePruned) -> None:
         """Record a candidate that was trained no further, or not at all."""
@@ -128,7 +143,8 @@ class SearchStudy:
             for key, value in pruned.attributes.items():
                 self._set_attribute(claim.trial_id, key, value)
             self._report(claim, pruned.losses_nats)
-            self._finish(claim.trial_id, TrialState.PRUNED, _values(claim.candidate, float("inf")))
+            values = self._values(claim.candidate, float("inf"), pruned.attributes.get(RECALL, 0.0))
+            self._finish(claim.trial_id, TrialState.PRUNED, values)
 
     def fail(self, claim: Claim, reason: str) -> None:
         """Record a failed training; the last of its attempts ends the slot with a loss of infinity."""
@@ -136,7 +152,7 @@ class SearchStudy:
             return
         if self.failed_attempts(claim.candidate.slot) + 1 >= ATTEMPTS:
             self._set_attribute(claim.trial_id, "reason", f"{FAILED}: {reason}")
-            self._finish(claim.trial_id, TrialState.COMPLETE, _values(claim.candidate, float("inf")))
+            self._finish(claim.trial_id, TrialState.COMPLETE, self._values(claim.candidate, float("inf")))
         else:
             self._end_unfinished(claim.trial_id, f"{FAILED}: {reason}")
 
@@ -229,7 +245,7 @@ class SearchStudy:
         }
         trial = optuna.trial.create_trial(
             state=state,
-            values=None if loss_nats is None else _values(candidate, loss_nats),
+            values=None if loss_nats is None else self._values(candidate, loss_nats),
             params=trial_parameters(candidate),
             distributions=DISTRIBUTIONS,
             user_attrs=attributes,
@@ -280,10 +296,9 @@ class SearchStudy:
             self._has_lost_records = True
             return False
 
-
-def _values(candidate: Candidate, loss_nats: float) -> list[float]:
-    """In the order of OBJECTIVES."""
-    return [loss_nats, candidate.latency_ms]
+    def _values(self, candidate: Candidate, loss_nats: float, recall_accuracy: float = 0.0) -> list[float]:
+        """In the order of the study's objectives."""
+        return [loss_nats, candidate.latency_ms, recall_accuracy][: len(self._study.directions)]
 
 
 def _finished(trial: FrozenTrial) -> FinishedTrial:

@@ -10,6 +10,7 @@ from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, OPERATOR_SPECS
 from flashslm.search.trial import FINALIST, Candidate
 
 OBJECTIVES = ("proxy_loss_nats", "latency_ms")  # both are minimised
+RECALL = "recall_accuracy"  # maximised: a third one where recall is measured
 ORIGINS = ("seed", "random", "mutation", FINALIST)
 _MOST_OPERATORS, _LARGEST_WIDTH = 1024, 65_536
 _COUNTS = {letter: f"num_{OPERATOR_SPECS[letter].name}" for letter in EXPORTABLE_OPERATORS}

@@ -70,7 +70,7 @@ def _retrain_finalists(context: StepContext, trials: list[FinishedTrial]) -> int
 
 def open_study(context: StepContext) -> SearchStudy:
     """The study is named by the work: same configuration, inputs and code = same study."""
-    return _open(context, study_name(context))
+    return _open(context, study_name(context), with_recall=context.config.search.recall_steps > 0)
 
 
 def open_finalists(context: StepContext) -> SearchStudy:
@@ -80,10 +80,11 @@ def open_finalists(context: StepContext) -> SearchStudy:
     return _open(context, f"{FINALISTS}{study_name(context)} ({digest(again)[:16]})")
 
 
-def _open(context: StepContext, name: str) -> SearchStudy:
+def _open(context: StepContext, name: str, *, with_recall: bool = False) -> SearchStudy:
     if not context.settings.study_url:
         raise ValueError("FLASHSLM_STUDY_URL is not set: give an Optuna storage such as sqlite:///study.db")
-    return SearchStudy.open(context.settings.study_url, name, patience_s=context.settings.patience_s)
+    settings = context.settings
+    return SearchStudy.open(settings.study_url, name, with_recall=with_recall, patience_s=settings.patience_s)
 
 
 def study_name(context: StepContext) -> str:

@@ -13,9 +13,11 @@ from flashslm.steps.winners import measure_winners
 
 def run(context: StepContext) -> dict[str, Any]:
     """Outputs `architecture`: JSON documents architecture, history, pareto, best, finalists and winners."""
-    found = search_result(open_study(context).finished(), budget_ms(context))
+    objective = context.config.search.objective
+    found = search_result(open_study(context).finished(), budget_ms(context), objective)
     history = found.history
-    finalists = judge_finalists(open_finalists(context).finished()) if context.config.search.finalists else []
+    runs = open_finalists(context).finished() if context.config.search.finalists else []
+    finalists = judge_finalists(runs, objective, {trial["slot"]: trial["recall_accuracy"] for trial in history})
     best = chosen_trial(found, finalists)
     pruned = pruned_by_step(history)
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
