@@ -2,12 +2,15 @@
 
     python benchmarks/evaluation.py [--operators TEXT] [--width 768] [--vocabulary 32768] [--items 10042]
                                     [--hf-items 1000] [--hf-batch 64] [--preset nemotron-flash-1b] [--context 32768]
-                                    [--documents 8] [--windows 1] [--repeats 3] [--output FILE]
+                                    [--documents 8] [--windows 1] [--repeats 3] [--heads chunked fused] [--output FILE]
 
 An item is a context and four endings of random tokens, in lengths like HellaSwag's. Ours scores all items, `repeats`
 times; the harness's hf model scores the first `hf-items` of them once, after a warm-up, with the same weights as
 exported, in the same precision; how many choices agree and the largest difference in nats are part of the record.
 Perplexity reads documents of `context` tokens with the preset's shape (empty: the small model's) and random weights.
+Its `heads` are forms of the last part, the tokens' log-probabilities: `chunked`, which evaluation runs, and on a GPU
+`fused`, which never writes a logit (`ops/fused/token_scores.py`); `head_ms` is that part alone, for as many tokens as
+are read at a time.
 On a CPU give small sizes, such as --width 256 --vocabulary 1024 --items 40 --hf-items 40 --preset "" --context 2048.
 Writes benchmarks/results/evaluation_<device>_<date>.json; the last line of stdout is that record.
 """
@@ -28,6 +31,7 @@ from flashslm.config import ExportConfig, ModelConfig
 from flashslm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter
 from flashslm.evaluation.perplexity import Reading, document_nats
+from flashslm.evaluation.scoring import BATCH_TOKENS, CHUNK_TOKENS
 from flashslm.export.huggingface import export_huggingface
 from flashslm.hardware import DeviceKind, pick_device, pick_dtype
 from flashslm.models.accounting import parameters
@@ -36,6 +40,7 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.models.presets import preset
 from flashslm.models.random_weights import random_model
 from flashslm.ops import kernels
+from flashslm.ops.token_scores import ScoreTokens, token_scores_chunked
 
 RESULTS = Path(__file__).parent / "results"
 ENDINGS = 4
@@ -132,14 +137,23 @@ def perplexity(given: argparse.Namespace, device: DeviceKind) -> dict[str, Any]:
     texts = torch.randint(architecture.vocab_size, (given.documents, given.context + 1))
     reading = Reading(given.context, given.context, given.windows)
 
-    def read(documents: int) -> tuple[float, ...]:
-        return document_nats(model, lambda number: texts[number], [given.context] * documents, reading)
+    def measured(form: ScoreTokens) -> dict[str, Any]:
+        def read(documents: int) -> tuple[float, ...]:
+            return document_nats(model, lambda number: texts[number], [given.context] * documents, reading, form)
 
-    read(given.windows)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    measured = [timed(lambda: read(given.documents), device) for _ in range(given.repeats)]
-    seconds = [s for s, _ in measured]
+        read(given.windows)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        rounds = [timed(lambda: read(given.documents), device) for _ in range(given.repeats)]
+        seconds = [s for s, _ in rounds]
+        return {
+            "seconds": seconds,
+            "tokens_per_s": given.documents * given.context / statistics.median(seconds),
+            "nats_per_token": sum(rounds[0][1]) / (given.documents * given.context),
+            "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+            "head_ms": head_ms(form, model, given, device),
+        }
+
     return {
         "preset": given.preset,
         "operators": architecture.operators,
@@ -147,11 +161,27 @@ def perplexity(given: argparse.Namespace, device: DeviceKind) -> dict[str, Any]:
         "context": given.context,
         "documents": given.documents,
         "windows_at_a_time": given.windows,
-        "seconds": seconds,
-        "tokens_per_s": given.documents * given.context / statistics.median(seconds),
-        "nats_per_token": sum(measured[0][1]) / (given.documents * given.context),
-        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+        "heads": {name: measured(head_form(name)) for name in given.heads},
     }
+
+
+def head_form(name: str) -> ScoreTokens:
+    """`chunked` or `fused`."""
+    if name == "chunked":
+        return token_scores_chunked
+    from flashslm.ops.fused.token_scores import token_scores_triton
+
+    return token_scores_triton
+
+
+@torch.inference_mode()
+def head_ms(form: ScoreTokens, model: HybridLM, given: argparse.Namespace, device: DeviceKind) -> list[float]:
+    """Milliseconds of the log-probabilities of one chunk of random hidden states."""
+    weight = model.embedding.weight
+    tokens = min(given.context, max(CHUNK_TOKENS[device], BATCH_TOKENS[device]))
+    hidden_ND = torch.randn(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    ids_N = torch.randint(len(weight), (tokens,), device=weight.device)
+    return [1e3 * timed(lambda: form(hidden_ND, weight, ids_N), device)[0] for _ in range(given.repeats + 1)][1:]
 
 
 def timed(work: Callable[[], Any], device: DeviceKind) -> tuple[float, Any]:
@@ -188,6 +218,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--heads", nargs="+", default=["chunked"], choices=["chunked", "fused"])
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 

@@ -19,6 +19,7 @@ from flashslm.data.shards import SplitReader
 from flashslm.evaluation.items import MetricItems, identity
 from flashslm.evaluation.scoring import Scorer, Targets
 from flashslm.models.hybrid import HybridLM
+from flashslm.ops.token_scores import ScoreTokens, token_scores_chunked
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,14 @@ def evaluate_perplexity(
 
 
 def document_nats(
-    model: HybridLM, tokens: Callable[[int], Tensor], num_targets: Sequence[int], reading: Reading
+    model: HybridLM,
+    tokens: Callable[[int], Tensor],
+    num_targets: Sequence[int],
+    reading: Reading,
+    score_tokens: ScoreTokens = token_scores_chunked,
 ) -> tuple[float, ...]:
     """Nats of each document, whose tokens (int64 [targets + 1]) are asked for by its number."""
-    totals, scorer = np.zeros(len(num_targets)), Scorer(model)
+    totals, scorer = np.zeros(len(num_targets)), Scorer(model, score_tokens=score_tokens)
     windows = sorted(
         (w for number, count in enumerate(num_targets) for w in document_windows(number, count, reading)),
         key=lambda w: w.begin - w.end,

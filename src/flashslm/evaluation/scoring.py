@@ -10,11 +10,10 @@ from torch import Tensor
 
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.states import State, make_state
-from flashslm.ops.precision import at_least_fp32
+from flashslm.ops.token_scores import ScoreTokens, token_scores_chunked
 
 CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}  # of each row at a time
 BATCH_TOKENS = {"cpu": 0, "cuda": 32768}  # of all rows at a time where the rows are few: a pass must fill the device
-CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}  # held at a time
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,14 @@ class Context:
 
 
 class Scorer:
-    """Reads right-padded rows with a model; the states of its meta tokens are computed once, here."""
+    """Reads right-padded rows with a model; the states of its meta tokens are computed once, here.
 
-    def __init__(self, model: HybridLM, chunk_tokens: int = 0):
+    `score_tokens` is the form in which the head's log-probabilities are computed.
+    """
+
+    def __init__(self, model: HybridLM, chunk_tokens: int = 0, score_tokens: ScoreTokens = token_scores_chunked):
         self.model, self.device = model, model.embedding.weight.device
-        self.chunk_tokens = chunk_tokens
+        self.chunk_tokens, self.score_tokens = chunk_tokens, score_tokens
         with torch.inference_mode():
             self.beginning = Context(model.prefix_states(), 0)
 
@@ -105,14 +107,10 @@ class Scorer:
         return nats_O.tolist(), (misses_O == 0).tolist()
 
     def _add(self, hidden_BTD: Tensor, targets: Targets, first: int, nats_O: Tensor, misses_O: Tensor) -> None:
-        """Logits of a few tokens at a time."""
-        size = max(1, CHUNK_LOGITS[self.device.type] // self.model.embedding.weight.shape[0])
-        for index in torch.arange(len(targets.rows_N), device=self.device).split(size):
-            part = targets.select(index)
-            logits_NV = at_least_fp32(self.model.logits(hidden_BTD[part.rows_N, part.columns_N - first]))
-            chosen_N = logits_NV.gather(1, part.tokens_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
-            nats_O.index_add_(0, part.owners_N, chosen_N.double())
-            misses_O.index_add_(0, part.owners_N, (logits_NV.argmax(dim=-1) != part.tokens_N).long())
+        hidden_ND = hidden_BTD[targets.rows_N, targets.columns_N - first]
+        nats_N, is_likeliest_N = self.score_tokens(hidden_ND, self.model.embedding.weight, targets.tokens_N)
+        nats_O.index_add_(0, targets.owners_N, nats_N.double())
+        misses_O.index_add_(0, targets.owners_N, (~is_likeliest_N).long())
 
     def _chunks(self, tokens_BT: Tensor) -> tuple[Tensor, ...]:
         kind = self.device.type

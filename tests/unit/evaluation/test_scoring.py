@@ -5,9 +5,10 @@ import torch
 
 from flashslm.evaluation import loglikelihood
 from flashslm.evaluation.loglikelihood import Pair, SharedContext, log_likelihoods
-from flashslm.evaluation.scoring import CHUNK_LOGITS, Scorer, Targets, right_padded
+from flashslm.evaluation.scoring import Scorer, Targets, right_padded
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
+from flashslm.ops import token_scores
 from tests.unit.training.tiny import SIZES
 
 VOCABULARY = 61
@@ -36,7 +37,7 @@ def test_carried_states_give_the_whole_forward_pass(
     every_operator: HybridLM, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Odd sizes, ragged rows, and logits of three tokens at a time."""
-    monkeypatch.setitem(CHUNK_LOGITS, "cpu", 3 * VOCABULARY)
+    monkeypatch.setitem(token_scores.CHUNK_LOGITS, "cpu", 3 * VOCABULARY)
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in (38, 9, 2, 25)]
     first = (1, 4, 1, 20)
@@ -52,9 +53,9 @@ def test_carried_states_give_the_whole_forward_pass(
 
 
 def test_logits_are_never_those_of_all_tokens(every_operator: HybridLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    most, logits = [0], every_operator.logits
-    monkeypatch.setattr(every_operator, "logits", lambda h: most.append(h.numel() // h.shape[-1]) or logits(h))
-    monkeypatch.setitem(CHUNK_LOGITS, "cpu", 5 * VOCABULARY)
+    most, scores = [0], token_scores._scores
+    monkeypatch.setattr(token_scores, "_scores", lambda logits, ids: most.append(len(logits)) or scores(logits, ids))
+    monkeypatch.setitem(token_scores.CHUNK_LOGITS, "cpu", 5 * VOCABULARY)
     text = [1] * 33
     Scorer(every_operator).score(torch.tensor([text]), Targets.of_runs([(0, 0, text[1:])]), 1)
     assert max(most) == 5 and sum(most) == 32

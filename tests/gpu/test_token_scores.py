@@ -1,0 +1,47 @@
+"""The fused form of a head's log-probabilities on a GPU, and evaluation by it."""
+
+import pytest
+import torch
+
+from flashslm.evaluation.perplexity import Reading, document_nats
+from tests.gpu.test_evaluation import MEAN_TOLERANCE, pair_of_models
+from tests.gpu.test_model import VOCABULARY
+from tests.unit.ops.test_token_scores import SHAPES, check, inputs, ties
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [*SHAPES, (1000, 40_001, 200)])
+def test_the_fused_form_is_naive(shape, dtype):
+    from flashslm.ops.fused.token_scores import token_scores_triton
+
+    check(token_scores_triton, tuple(x.cuda() for x in inputs(shape, dtype)), 1e-5, 1e-3)
+
+
+def test_of_equal_logits_the_first_is_the_most_likely():
+    from flashslm.ops.fused.token_scores import token_scores_triton
+
+    assert token_scores_triton(*(x.cuda() for x in ties())).is_likeliest_N.tolist() == [True, False, False, False]
+
+
+def test_no_logits_are_written():
+    """Those of 8,192 tokens and 65,536 entries would be 1 GB in bf16."""
+    from flashslm.ops.fused.token_scores import token_scores_triton
+
+    hidden, weight, ids = (x.cuda() for x in inputs((8192, 65_536, 64), torch.bfloat16))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    token_scores_triton(hidden, weight, ids)
+    assert torch.cuda.max_memory_allocated() - before < 50e6
+
+
+def test_perplexity_is_that_of_the_chunked_form():
+    from flashslm.ops.fused.token_scores import token_scores_triton
+
+    _, fast = pair_of_models("DFMFAF")
+    texts = [torch.randint(VOCABULARY, (n + 1,)) for n in (700, 33, 1, 257)]
+    sizes, reading = [len(text) - 1 for text in texts], Reading(context=256, stride=100, batch_size=3)
+    expected = document_nats(fast, lambda number: texts[number], sizes, reading)
+    found = document_nats(fast, lambda number: texts[number], sizes, reading, token_scores_triton)
+    assert sum(found) == pytest.approx(sum(expected), rel=MEAN_TOLERANCE / 2)
