@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": BELOW_INFERENCE,
     "scaling": BELOW_INFERENCE | {"profiling", "training"},
     "search": BELOW_INFERENCE | {"profiling", "training"},
-    "benchmarking": BELOW_INFERENCE | {"profiling", "training"},
+    "benchmarking": BELOW_INFERENCE | {"export", "profiling", "training"},
     "reporting": {"models"},
     "serving": BELOW_INFERENCE | {"export"},
     "steps": MIDDLE | BELOW_INFERENCE | {"reporting"},

@@ -1,5 +1,6 @@
 """The same decoding in another library, on the same device: transformers, or vLLM's engine."""
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,8 @@ from flashslm.benchmarking.case import Case, prompts
 from flashslm.benchmarking.clock import Decoder, DecodeTimes
 from flashslm.benchmarking.qwen3_shape import is_qwen3, qwen3_presets
 from flashslm.benchmarking.transformers_peer import TransformersDecoder
-from flashslm.benchmarking.vllm_peer import VllmDecoder
+from flashslm.benchmarking.vllm_peer import PLUGIN, PluginDecoder, VllmDecoder
+from flashslm.export.hf_config import export_problems
 from flashslm.models.presets import preset
 
 DEFAULT_PRESET = "qwen3-0.6b"  # what the paper's hybrids of about 1B are compared with
@@ -25,7 +27,12 @@ class PeerDecoder(Decoder, Protocol):
     engine: str
 
 
-DECODERS: dict[str, Callable[[Case], PeerDecoder]] = {"hf": TransformersDecoder, "vllm": VllmDecoder}
+OWN_MODEL = "vllm-plugin"  # the peer that runs the same model as ours
+DECODERS: dict[str, Callable[[Case], PeerDecoder]] = {
+    "hf": TransformersDecoder,
+    "vllm": VllmDecoder,
+    OWN_MODEL: PluginDecoder,
+}
 
 
 class Peer(NamedTuple):
@@ -48,31 +55,43 @@ class PeerResult(DecodeTimes):
 def find_peer(spec: str, case: Case) -> Peer:
     """The peer that `spec` puts beside `case`: `hf` or `vllm`, or `hf:PRESET` for another shape of the same sizes.
 
-    Without a preset it is the same shape where the library's Qwen3 has it, else qwen3-0.6b. ValueError says what is
-    allowed, or what is missing here.
+    Without a preset it is the same shape where the library's Qwen3 has it, else qwen3-0.6b. `vllm-plugin` is our own
+    model in vLLM. ValueError says what is allowed, or what is missing here.
     """
     library, _, name = spec.partition(":")
     if library not in DECODERS or (name and name not in qwen3_presets()):
         raise ValueError(
-            f"peer '{spec}' is unknown: give {' or '.join(DECODERS)}, or one of them with :PRESET, "
+            f"peer '{spec}' is unknown: give hf, vllm or {OWN_MODEL}, the first two also with :PRESET, "
             f"which is {' or '.join(qwen3_presets())}"
         )
-    if library == "vllm":
-        _require_vllm(case)
+    if library in ("vllm", OWN_MODEL):
+        _require_vllm(library, case)
+    if library == OWN_MODEL:
+        _require_plugin(name, case)
+        return Peer(library, case)
     if not name and is_qwen3(case.architecture):
         return Peer(library, case)
     name = name or DEFAULT_PRESET
     return Peer(library, replace(case, preset=name, architecture=preset(name)))
 
 
-def _require_vllm(case: Case) -> None:
+def _require_vllm(library: str, case: Case) -> None:
     if case.device != "cuda":
-        raise ValueError("peer 'vllm' needs a GPU, and this run is on the CPU: use --peer hf")
+        raise ValueError(f"peer '{library}' needs a GPU, and this run is on the CPU: use --peer hf")
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
-            "peer 'vllm' needs the package vllm, which is not installed: pip install a version that takes "
+            f"peer '{library}' needs the package vllm, which is not installed: pip install a version that takes "
             f"torch {torch.__version__.partition('+')[0]}, or use --peer hf"
         )
+
+
+def _require_plugin(preset_name: str, case: Case) -> None:
+    if preset_name:
+        raise ValueError(f"peer '{OWN_MODEL}:{preset_name}': it is the same model as ours, leave out :{preset_name}")
+    if PLUGIN not in importlib.metadata.entry_points(group="vllm.general_plugins").names:
+        raise ValueError(f"peer '{OWN_MODEL}' needs the plug-in, which is not installed: pip install plugins/vllm")
+    if problems := export_problems(case.architecture):
+        raise ValueError(f"peer '{OWN_MODEL}' runs what can be exported: {'; '.join(problems)}")
 
 
 def measure_peer(peer: Peer) -> PeerResult:

@@ -48,7 +48,7 @@ def decode(  # noqa: PLR0913 - one parameter an option
         str,
         typer.Option(
             help="hf or vllm: the same shape in transformers or in vLLM's offline engine, qwen3-0.6b where that has "
-            "none; hf:PRESET, vllm:PRESET."
+            "none; hf:PRESET, vllm:PRESET; vllm-plugin: the same model in vLLM."
         ),
     ] = "",
     device: DeviceOption = "auto",

@@ -95,7 +95,7 @@ def test_another_shape_on_the_same_work(spec, name, make_case):
 
 @pytest.mark.parametrize("spec", ["tgi", "hf:nemotron-flash-1b", "vllm:gpt2"])
 def test_unknown_peers(spec, make_case):
-    allowed = "give hf or vllm, or one of them with :PRESET, which is qwen3-0.6b or qwen3-1.7b"
+    allowed = "give hf, vllm or vllm-plugin, the first two also with :PRESET, which is qwen3-0.6b or qwen3-1.7b"
     with pytest.raises(ValueError, match=f"peer '{spec}' is unknown: {allowed}"):
         peer.find_peer(spec, make_case())
 

@@ -1,19 +1,23 @@
 """The peer in vLLM, on a stand-in for its engine: what it is asked for, and what becomes of its tokens."""
 
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from flashslm.benchmarking import decode, peer
 from flashslm.benchmarking.case import prompts
 from flashslm.benchmarking.vllm_peer import VllmDecoder
 from flashslm.config import KernelsConfig
+from flashslm.export.hf_config import architecture_from_config
 
 
 class Engine:
@@ -110,7 +114,7 @@ def test_its_record(vllm, case, monkeypatch):
     found = peer.measure_peer(peer.Peer("vllm", case))
     assert found.engine == "vllm 0.22.0 (offline engine in one process, FLASH_ATTN, random weights)"
     assert found.preset == "tiny" and len(found.ttft_ms_repeats) == 3 and found.tpot_ms_median > 0
-    monkeypatch.setattr(decode.peer, "_require_vllm", lambda case: None)
+    monkeypatch.setattr(decode.peer, "_require_vllm", lambda library, case: None)
     result = decode.bench_decode(case, KernelsConfig(), "vllm")
     assert result.peer.engine == found.engine and result.peer.ttft_ratio > 0
 
@@ -127,3 +131,38 @@ def test_it_needs_a_gpu_and_the_package(case, monkeypatch):
 def test_another_shape(vllm, make_case):
     found = peer.find_peer("vllm:qwen3-1.7b", make_case(device="cuda"))
     assert (found.name, found.case.preset, found.case.context) == ("vllm", "qwen3-1.7b", 20)
+
+
+@pytest.fixture
+def plugin(monkeypatch) -> None:
+    named = SimpleNamespace(names={"flashslm"})
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: named)
+
+
+def test_our_own_model_by_the_plug_in(vllm, plugin, make_case, architecture):
+    hybrid = architecture.model_copy(update={"operators": "DFMFAF", "ffn_size": 128, "num_meta_tokens": 3})
+    case = make_case(architecture=hybrid, device="cuda")
+    assert peer.find_peer("vllm-plugin", case) == peer.Peer("vllm-plugin", case)
+    decoder = peer.DECODERS["vllm-plugin"](make_case(architecture=hybrid))
+    (llm,) = MADE
+    assert architecture_from_config(llm.config) == hybrid
+    assert llm.settings["max_model_len"] == 3 + case.capacity + 1
+    assert llm.settings["max_num_batched_tokens"] >= 2 * (3 + 20)
+    assert decoder.engine.startswith("vllm 0.22.0 (flashslm-vllm, ")
+
+
+def test_what_the_plug_in_needs(vllm, plugin, make_case, architecture, monkeypatch):
+    with pytest.raises(ValueError, match=r"same model as ours, leave out :qwen3-0\.6b"):
+        peer.find_peer("vllm-plugin:qwen3-0.6b", make_case(device="cuda"))
+    window = make_case(architecture=architecture.model_copy(update={"operators": "WF"}), device="cuda")
+    with pytest.raises(ValueError, match=r"runs what can be exported: operator W"):
+        peer.find_peer("vllm-plugin", window)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: SimpleNamespace(names=set()))
+    with pytest.raises(ValueError, match=r"needs the plug-in.*pip install plugins/vllm"):
+        peer.find_peer("vllm-plugin", make_case(device="cuda"))
+
+
+def test_it_asks_for_memory_that_is_free(vllm, case, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * 2**30, 80 * 2**30))
+    VllmDecoder(replace(case, device="cuda"))
+    assert MADE[0].settings["gpu_memory_utilization"] == pytest.approx(0.9 * 60 / 80)
