@@ -28,6 +28,7 @@ from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.steps.run import run_step
 from flashslm.training.weight_norm import project_weights_
+from tests.unit.export.damage import change_json
 
 RECIPE = Path(__file__).parents[2] / "configs" / "retraining-demo.yaml"
 VOCAB = 400
@@ -147,6 +148,7 @@ def test_a_version_holds_the_directory_and_what_the_gate_compares(
         "latency_ms": version.lineage.latency_ms[device],
         "parameters": sum(t.numel() for t in load_file(directory / "model.safetensors").values()),
         "device": device,
+        "full_perplexity": None,  # nothing is rounded
     }
     assert 0.5 * VOCAB < made["perplexity"] < 10 * VOCAB  # nothing was learned yet
     assert version.manifest.metadata["weight_norm"] == "on" and version.manifest.kind == "exported"
@@ -155,6 +157,14 @@ def test_a_version_holds_the_directory_and_what_the_gate_compares(
     assert {path.name for path in stored.iterdir()} == kept
     assert all((stored / file).read_bytes() == (directory / file).read_bytes() for file in kept)
     assert CliRunner().invoke(app, ["models", "list", "--name", name]).stdout.count("imported") == 1
+
+
+def test_8_bits_are_measured_as_they_are_served(register: Any, make: Any, settings: Settings, name: str) -> None:
+    directory = make()
+    change_json(directory / "config.json", served_weights="int8")
+    made = facts(register(directory))
+    before = model_registry.list_versions(settings, name)[0].facts["full_perplexity"]
+    assert 0 < abs(made["perplexity"] / before - 1) < 0.01
 
 
 def test_the_same_files_are_one_version_and_measured_once(
