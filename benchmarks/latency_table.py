@@ -1,8 +1,10 @@
 """Measure the latency table on this machine, check it against whole models, and sweep depth against width.
 
     .venv/bin/python benchmarks/latency_table.py [--parts table calibration check sweep] [--budget-s 540]
+        [--weights int8]
 
-Sizes are Nemotron-Flash's. Writes benchmarks/results/latency_table_<device>_<date>.json again after every stage. No
+Sizes are Nemotron-Flash's. Writes benchmarks/results/latency_table_<device>_<date>.json (latency_table-int8_… with
+weights of 8 bits) again after every stage. No
 stage begins that would not end within the budget if it took as long as the longest before it; those are listed in
 `left_out`. `--table RECORD` continues with an earlier record's table: `--parts calibration check sweep`. The last line
 of stdout is the record's summary.
@@ -150,12 +152,12 @@ class Session:
 
 
 def read_table(record: Path, plan: Plan) -> LatencyTable:
-    """The table of an earlier record; ValueError if it was measured elsewhere."""
+    """The table of an earlier record; ValueError if it was measured elsewhere or with other weights."""
     table = LatencyTable.model_validate(json.loads(record.read_text(encoding="utf-8"))["table"])
     here = device_fingerprint(pick_device(plan.profiling.device))
     if table.device != here:
         raise ValueError(f"the table of '{record}' was measured on {table.device}, this is {here}: measure it again")
-    return table
+    return table.require_weights(plan.profiling.weights)
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -166,6 +168,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", type=Path, metavar="RECORD")
     parser.add_argument("--compile-processes", type=int, default=8)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--weights", choices=("full", "int8"), default="full")
     parser.add_argument("--operators", default=EXPORTABLE_OPERATORS)
     parser.add_argument("--widths", nargs="+", type=int, default=list(range(1024, 3073, 256)))
     parser.add_argument("--contexts", nargs="+", type=int, default=[1024, 2048, 4096, 8192, 16_384, 32_768])
@@ -188,7 +191,8 @@ def make_plan(given: argparse.Namespace) -> Plan:
 def main(arguments: list[str] | None = None) -> int:
     given = read_arguments(arguments)
     plan = make_plan(given)
-    output = given.output or RESULTS / f"{result_name('latency_table', pick_device(given.device))}.json"
+    subject = "latency_table" if given.weights == "full" else f"latency_table-{given.weights}"
+    output = given.output or RESULTS / f"{result_name(subject, pick_device(given.device))}.json"
     session = Session(plan, output, given.budget_s, read_table(given.table, plan) if given.table else None)
     print(json.dumps(session.run(tuple(given.parts))["summary"]))
     return 0

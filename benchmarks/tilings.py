@@ -1,16 +1,18 @@
 """Find the fastest tiling of each projection, in the decode steps of whole models at batch 1.
 
-    python benchmarks/tilings.py [--budget-s 200] [--weights int8] [--output FILE]
+    python benchmarks/tilings.py [--budget-s 200] [--weights int8 [--warp-rows 8 16]] [--output FILE]
 
 A tiling is tried where it counts: everything else of the step stays as it is. First depths and strips, then what waits
-in registers and what in shared memory. Writes src/flashslm/inference/fused/tilings.json (or tilings-int8.json), which
-`tilings.tiling` reads, and a record with the steps' times in benchmarks/results.
+in registers and what in shared memory. A warp has 8 rows of weights; with 8 bits each it may have 16, so
+that half as many warps prepare the inputs: `--warp-rows 8 16` tries both, which no record has yet. Writes
+src/flashslm/inference/fused/tilings.json (or tilings-int8.json), which `tilings.tiling` reads, and a record with the
+steps' times in benchmarks/results.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -22,7 +24,7 @@ from flashslm.config import KernelsConfig, ModelConfig, WeightFormat
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.fused import projection
 from flashslm.inference.fused.projection import Best
-from flashslm.inference.fused.tilings import PIECE, Measured, Tiling, cut
+from flashslm.inference.fused.tilings import PIECE, TILE, Measured, Tiling, cut
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.presets import PRESETS
 from flashslm.models.random_weights import random_model
@@ -41,6 +43,7 @@ BETTER = 0.998  # a new tiling's time over the old one's, at most
 SPLITS = {8: (4, 4), 16: (8, 4), 24: (12, 8), 32: (12, 8)}  # of a warp's steps, where depths are compared
 WHOLE = (16, 0)  # the other way in which they are compared
 WAITING = ((4, 4), (8, 0), (4, 12), (8, 8), (12, 4), (16, 0), (12, 8), (8, 16), (24, 4), (12, 24))
+WARP_ROWS = (8, 16)
 MOST_BYTES = 160 * 1024  # of a block's rows
 
 Shape = tuple[int, int, bool]  # rows, size, gated
@@ -49,8 +52,14 @@ Shape = tuple[int, int, bool]  # rows, size, gated
 class Tuner:
     """One model's step, and the tilings of its projections."""
 
-    def __init__(self, architecture: Architecture, tilings: dict[Shape, Tiling], weights: WeightFormat) -> None:
-        self.tilings, self.used = tilings, dict[Shape, int]()
+    def __init__(
+        self,
+        architecture: Architecture,
+        tilings: dict[Shape, Tiling],
+        weights: WeightFormat,
+        warp_rows: Sequence[int] = (TILE,),
+    ) -> None:
+        self.tilings, self.used, self.warp_rows = tilings, dict[Shape, int](), warp_rows
         self.variants = dict[Shape, set[tuple[int, tuple[tuple[str, int], ...]]]]()
         self.asked: Shape = (0, 0, False)
         projection.tiling = self.tiling
@@ -122,21 +131,21 @@ class Tuner:
 
     def tune(self, shape: Shape) -> None:
         size = shape[1]
-        tried = self.choose(shape, coarse(size))
+        tried = self.choose(shape, (tile for rows in self.warp_rows for tile in coarse(size, rows)))
         for _, tile in tried[:2]:
-            self.choose(shape, [cut(size, tile.depth, tile.strips, *waiting) for waiting in WAITING])
+            self.choose(shape, [cut(size, tile.depth, tile.strips, *waiting, tile.warp_rows) for waiting in WAITING])
 
 
-def coarse(size: int) -> Iterator[Tiling]:
-    """Depths that leave few warps idle, with one to four strips."""
+def coarse(size: int, warp_rows: int = TILE) -> Iterator[Tiling]:
+    """Depths that leave few warps idle, with one to four strips of these rows."""
     pieces = -(-size // PIECE)
     for depth in (1, 2, 3, 4, 8):
         columns = -(-pieces // depth)
         if depth > pieces or columns * depth > 1.25 * pieces:
             continue
         for strips in (1, 2, 4):
-            for waiting in (SPLITS.get(8 * depth, (12, 24)), WHOLE):
-                tile = cut(size, depth, strips, *waiting)
+            for waiting in (SPLITS.get(warp_rows * depth, (12, 24)), WHOLE):
+                tile = cut(size, depth, strips, *waiting, warp_rows)
                 if tile.depth == depth and tile.strips == strips and tile.rows * size * 2 <= MOST_BYTES:
                     yield tile
 
@@ -154,12 +163,22 @@ def read_table(table: Path) -> dict[Shape, Tiling]:
     return {entry[:3]: cut(entry.size, *entry[3:]) for entry in entries}
 
 
+def as_entry(measured: Measured) -> Sequence[int | bool]:
+    """A row of a table, without what goes without saying."""
+    return measured[:-1] if measured.warp_rows == TILE else measured
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget-s", type=float, default=200)
     parser.add_argument("--weights", choices=TABLES, default="full")
+    parser.add_argument("--warp-rows", type=int, nargs="+", choices=WARP_ROWS, default=[TILE])
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
+    if given.weights == "full" and given.warp_rows != [TILE]:
+        parser.error(
+            f"--warp-rows {given.warp_rows}: with weights as they are a warp has {TILE} rows; add --weights int8"
+        )
     started = time.monotonic()
     kernels.configure(KernelsConfig(delta_rule="chunked", ssd="chunked", causal_conv="shifted", attention="sdpa"))
     table_file = FOLDER / TABLES[given.weights]
@@ -168,7 +187,7 @@ def main() -> None:
         if time.monotonic() - started > given.budget_s:
             left_out.append(name)
             continue
-        tuner = Tuner(architecture, tilings, given.weights)
+        tuner = Tuner(architecture, tilings, given.weights, given.warp_rows)
         shapes = tuner.shapes()
         before = tuner.step_us()
         for shape in shapes:
@@ -181,8 +200,8 @@ def main() -> None:
         )
         del tuner
         torch.cuda.empty_cache()
-    table = sorted(Measured(*shape, t.depth, t.strips, t.in_registers, t.in_shared) for shape, t in tilings.items())
-    table_file.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in table) + "\n]\n", encoding="utf-8")
+    table = sorted(Measured(*shape, t.depth, t.strips, *t[3:]) for shape, t in tilings.items())
+    table_file.write_text("[\n" + ",\n".join(map(json.dumps, map(as_entry, table))) + "\n]\n", encoding="utf-8")
     record = Provenance.model_validate(provenance("cuda")).model_dump(mode="json") | {
         "what": f"a decode step at batch 1 and {CONTEXT} tokens, before and after its shapes were tuned",
         "weights": given.weights,

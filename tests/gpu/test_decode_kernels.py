@@ -222,13 +222,21 @@ def test_attention(groups, group, size, lengths, normed, splits):
     assert relative_error(keys, expected_keys) < 1e-3 and relative_error(values, expected_values) < 1e-3
 
 
+@pytest.mark.parametrize("warp_rows", [8, 16])
 @pytest.mark.parametrize("batch", [1, 2, 3, 4])
 @pytest.mark.parametrize("size, rows", [(256, 40), (1024, 301), (2064, 37), (3072, 30), (6144, 17), (9216, 9)])
-def test_weights_of_8_bits(size, rows, batch):
+def test_weights_of_8_bits(size, rows, batch, warp_rows, monkeypatch):
     """Plain, gated behind a norm, and onto the stream behind the norm of heads, against the matrix they stand for."""
+    from flashslm.inference.fused import projection, tilings
     from flashslm.inference.fused.projection import Norm, project
     from flashslm.inference.fused.stream import Stream
     from flashslm.ops.int8_weights import quantise_rows
+
+    def tiling(rows, size, gated, int8):
+        found = tilings.tiling(rows, size, gated, int8)
+        return tilings.cut(size, found.depth, found.strips, found.in_registers, found.in_shared, warp_rows)
+
+    monkeypatch.setattr(projection, "tiling", tiling)
 
     x, norm = normal(batch, size), torch.rand(size, device="cuda") + 0.5
     x[:, 5] *= 100

@@ -60,11 +60,13 @@ def test_a_decode_step_keeps_near_its_context(monkeypatch):
     assert engine.tokens_B.min() >= 0 and engine.tokens_B.max() < VOCAB_SIZE
 
 
-def test_a_table_and_a_growing_model_are_measured():
-    config = ProfilingConfig(device="cuda", widths=(256, 384), contexts=(64, 512), batches=(1, 20), repeats=3)
+@pytest.mark.parametrize("weights", ["full", "int8"])
+def test_a_table_and_a_growing_model_are_measured(weights):
+    sizes = {"widths": (256, 384), "contexts": (64, 512), "batches": (1, 20)}
+    config = ProfilingConfig(device="cuda", repeats=3, weights=weights, **sizes)
     table = measure_latency_table(ProfilingPlan(config, SIZES, VOCAB_SIZE))
     assert len(table.entries) == 5 * 2 * 2 * 2 and not table.left_out
-    assert table.dtype == "bfloat16" and table.device.kind == "cuda"
+    assert table.dtype == "bfloat16" and table.device.kind == "cuda" and table.weights == weights
     architecture = build_architecture("DMAF", 256, SIZES, VOCAB_SIZE)
     points = [ModelPoint(architecture, 512, 1, growing) for growing in (True, False)]
     timings = measure_models(points, config)

@@ -20,8 +20,11 @@ EXPERIMENTS = [path.stem for path in (ROOT / "configs" / "experiments").glob("*.
 # What a record of each subject measures: paths from the root.
 MEASURED = {
     "decode": (*_DECODING, "benchmarks/decode.py"),
+    "decode-int8": (*_DECODING, "benchmarks/decode.py"),
     "decode-variants": _DECODING,
     "latency_table": (*_DECODING, "src/flashslm/profiling", "benchmarks/latency_table.py"),
+    "latency_table-int8": (*_DECODING, "src/flashslm/profiling", "benchmarks/latency_table.py"),
+    "tilings-int8": ("src/flashslm/inference/fused", "benchmarks/tilings.py"),
     "tilings": ("src/flashslm/inference/fused", "benchmarks/tilings.py"),
     "evaluation": ("src/flashslm/evaluation", "src/flashslm/models", "benchmarks/evaluation.py"),
     "harness-equality": ("src/flashslm/evaluation", "src/flashslm/models", "benchmarks/harness_equality.py"),

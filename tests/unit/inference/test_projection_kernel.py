@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import flashslm.inference.fused as fused
-from flashslm.inference.fused.tilings import Tiling
+from flashslm.inference.fused.tilings import Tiling, cut
 from flashslm.ops.int8_weights import quantise_rows
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
@@ -224,3 +224,48 @@ def test_a_row_and_an_input_of_zeros(projection):
     x, weight, out = torch.zeros(1, 272).bfloat16(), torch.zeros(9, 272).bfloat16(), unwritten(1, 9)
     projection.project(x, quantise_rows(weight), out)
     assert torch.equal(out, torch.zeros(1, 9).bfloat16())
+
+
+SIXTEEN_ROWS = pytest.mark.parametrize("waiting", [(4, 4), (16, 0), (12, 24)], ids=str)
+
+
+def use_16_rows(projection, monkeypatch, depth, strips, waiting):
+    """Every weight is shared by warps of 16 rows; its size counts pairs of 8 bits."""
+    monkeypatch.setattr(projection, "tiling", lambda _, size, *rest: cut(size, depth, strips, *waiting, 16))
+
+
+@SIXTEEN_ROWS
+@pytest.mark.parametrize("size, rows, batch", [(272, 21, 1), (1040, 37, 3), (2304, 50, 2)])
+def test_warps_of_16_rows(projection, monkeypatch, waiting, size, rows, batch):
+    torch.manual_seed(0)
+    use_16_rows(projection, monkeypatch, 2, 2, waiting)
+    x, weight, norm = normal(batch, size), normal(rows, size) * size**-0.5, torch.rand(size) + 0.5
+    quantised, out = quantise_rows(weight), unwritten(batch, rows, dtype=torch.float32)
+    projection.project(x, quantised, out, projection.Norm(norm, EPS))
+    normed = (x.double() * norm).bfloat16().double() * torch.rsqrt(x.double().square().mean(1, keepdim=True) + EPS)
+    assert error(out, normed @ quantised.dequantised().double().T) < 1e-4
+
+
+def test_gated_by_warps_of_16_rows(projection, monkeypatch):
+    torch.manual_seed(0)
+    use_16_rows(projection, monkeypatch, 1, 2, (8, 4))
+    x, weight, norm = normal(1, 1040), normal(74, 1040) / 32, (torch.rand(1040) + 0.5).bfloat16()
+    quantised, out = quantise_rows(weight), unwritten(1, 37)
+    projection.project(x, quantised, out, projection.Norm(norm, EPS), swiglu=True)
+    normed = F.rms_norm(x.double(), (1040,), norm.double(), EPS)
+    gate, up = (normed @ quantised.dequantised().double().T).chunk(2, dim=1)
+    assert error(out, F.silu(gate) * up) < TOLERANCE
+
+
+@pytest.mark.parametrize("strips", [1, 4])
+def test_the_first_of_the_best_by_warps_of_16_rows(projection, monkeypatch, strips):
+    torch.manual_seed(0)
+    use_16_rows(projection, monkeypatch, 2, strips, (8, 4))
+    x, weight = normal(2, 512), normal(101, 512)
+    weight[50:] = weight[:51].clone()  # every score twice
+    quantised = quantise_rows(weight)
+    logits, best = unwritten(2, 101, dtype=torch.float32), projection.Best.allocate(2, quantised)
+    projection.project(x, quantised, logits, best=best)
+    highest = best.score_BP == best.score_BP.amax(1, keepdim=True)
+    assert torch.equal(best.score_BP.amax(1), logits.amax(1))
+    assert torch.equal(torch.where(highest, best.row_BP, 101).amin(1), logits.argmax(1).int())

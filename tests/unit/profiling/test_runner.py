@@ -81,6 +81,16 @@ def test_an_earlier_table_is_taken_up(place, capsys):
         run(place / "no.json", "--parts", "check", "--table", str(place / "elsewhere.json"), capsys=capsys)
 
 
+def test_a_table_of_8_bits_is_not_taken_up_for_another(place, capsys):
+    record = run(place / "int8.json", "--parts", "table", "--weights", "int8", capsys=capsys)
+    assert record["table"]["weights"] == record["profiling"]["weights"] == "int8"
+    taken_up = ("--table", str(place / "int8.json"))
+    again = run(place / "c.json", "--parts", "check", *taken_up, "--weights", "int8", capsys=capsys)
+    assert again["table"] == record["table"]
+    with pytest.raises(ValueError, match=r"weights in 'int8', profiling\.weights is 'full'"):
+        run(place / "no.json", "--parts", "check", *taken_up, capsys=capsys)
+
+
 def test_what_the_budget_does_not_allow_is_left_out(place, monkeypatch, capsys):
     """Batch 1 takes 70 of 100 s, so that nothing as long can follow."""
     clock = [0.0]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flashslm.inference.fused.cuda_kernel import Kernel, load
 from flashslm.inference.fused.stream import Stream
-from flashslm.inference.fused.tilings import TILE, Tiling, tiling
+from flashslm.inference.fused.tilings import Tiling, tiling
 from flashslm.ops.int8_weights import Int8Weight
 
 VALUES_PER_LOAD = 8  # 16 bytes, to which rows are aligned
@@ -126,7 +126,7 @@ def _kernel(device: int, tile: Tiling, macros: tuple[tuple[str, int], ...]) -> K
     """The kernel of a shape, with as many blocks per SM as registers allow without spilling."""
     sizes = dict(macros)
     shared_bytes = 16 * tile.threads * tile.in_shared
-    sizes |= {"TILE": TILE, "COLUMN_WARPS": tile.columns, "ROW_WARPS": tile.strips}
+    sizes |= {"TILE": tile.warp_rows, "COLUMN_WARPS": tile.columns, "ROW_WARPS": tile.strips}
     sizes |= {"IN_REGISTERS": tile.in_registers, "IN_SHARED": tile.in_shared}
     most = REGISTERS // (tile.threads * (4 * tile.in_registers + MIN_REGISTERS))
     for blocks in range(max(1, min(most, MAX_BLOCKS)), 0, -1):

@@ -8,24 +8,26 @@ from typing import NamedTuple
 
 MAX_BATCH = 4  # inputs of a projection: above it a matrix product is faster
 PIECE = 256  # values of a row that a warp takes at once, 512 bytes: a step
-TILE = 8  # rows of a warp
+TILE = 8  # rows of a warp, where a table says nothing else
+MOST_ROWS = 32  # of a block: a warp's lanes choose the best of them
 MOST_WARPS = 16  # of a block
 PAIR = 2  # inputs that one product of the tensor core takes
 SPARING, MOST_SHARED = 4, 16  # steps in registers where more inputs than a pair need those, and then in shared memory
 
 
 class Tiling(NamedTuple):
-    """What a block holds: `strips` of TILE rows, each shared by `columns` warps of `depth` pieces of a row."""
+    """What a block holds: `strips` of `warp_rows` rows, each shared by `columns` warps of `depth` pieces of a row."""
 
     columns: int
     strips: int
     depth: int
     in_registers: int  # steps of a warp that wait in registers for the input
     in_shared: int  # and in shared memory; what then is left follows
+    warp_rows: int = TILE
 
     @property
     def rows(self) -> int:
-        return self.strips * TILE
+        return self.strips * self.warp_rows
 
     @property
     def threads(self) -> int:
@@ -49,19 +51,20 @@ class Measured(NamedTuple):
     strips: int
     in_registers: int
     in_shared: int
+    warp_rows: int = TILE
 
 
-def cut(size: int, depth: int, strips: int, in_registers: int, in_shared: int) -> Tiling:
+def cut(size: int, depth: int, strips: int, in_registers: int, in_shared: int, warp_rows: int = TILE) -> Tiling:
     """The tiling with about this depth and these strips that rows of `size` values can have."""
     pieces = -(-size // PIECE)
     depth = min(max(depth, -(-pieces // MOST_WARPS)), pieces)
     columns = -(-pieces // depth)
     depth = -(-pieces // columns)
-    while columns * strips > MOST_WARPS:
+    while strips > 1 and (columns * strips > MOST_WARPS or strips * warp_rows > MOST_ROWS):
         strips //= 2
-    steps = depth * TILE
+    steps = depth * warp_rows
     in_registers = min(in_registers, steps)
-    return Tiling(columns, strips, depth, in_registers, min(in_shared, steps - in_registers))
+    return Tiling(columns, strips, depth, in_registers, min(in_shared, steps - in_registers), warp_rows)
 
 
 @cache
