@@ -9,6 +9,7 @@ import torch
 from flashslm.benchmarking import memory
 from flashslm.benchmarking.checkpoint_cost import CheckpointCost, measure_checkpoint
 from flashslm.benchmarking.record import Provenance, provenance
+from flashslm.benchmarking.training_graph import GraphComparison, compare_graph
 from flashslm.benchmarking.training_peer import Library, build_peer
 from flashslm.benchmarking.training_steps import (
     StepSpeed,
@@ -64,15 +65,22 @@ class TrainingResult(Provenance):
     weight_norm_share: float
     peak_memory_bytes: int
     checkpoint: CheckpointCost | None = None
+    graph: GraphComparison | None = None
     peer: TrainingPeerResult | None = None
 
 
 def bench_training(
-    case: TrainingCase, setting: KernelsConfig, peer: Library | None = None, *, checkpoint: bool = False
+    case: TrainingCase,
+    setting: KernelsConfig,
+    peer: Library | None = None,
+    *,
+    checkpoint: bool = False,
+    graph: bool = False,
 ) -> TrainingResult:
     """Time at least `case.steps` steps of each variant after a warm-up, then the peer. Frees what it used.
 
-    Under torchrun every process calls it; the model is sharded over them. With `checkpoint` one is written meanwhile.
+    Under torchrun every process calls it; the model is sharded over them. With `checkpoint` one is written meanwhile,
+    with `graph` whole steps are also timed as a CUDA graph.
     """
     if peer and current_world().size > 1:
         raise ValueError("a peer trains in one process: leave out --peer, or torchrun")
@@ -80,7 +88,7 @@ def bench_training(
     memory.release(case.device)
     memory.reset_peak(case.device)
     with _settings(case):
-        first_step_s, losses, off, on, cost = _measure_ours(case, checkpoint)
+        first_step_s, losses, off, on, cost, compared = _measure_ours(case, checkpoint, graph)
     peak_bytes, decisions = memory.peak_bytes(case.device), kernels.decisions()
     memory.release(case.device)
     known = peak_flops_per_s(case)
@@ -105,13 +113,14 @@ def bench_training(
         weight_norm_share=on.parts_ms["weight_norm"] / on.step_ms_median,
         peak_memory_bytes=peak_bytes,
         checkpoint=cost,
+        graph=compared,
         peer=_measure_peer(case, peer, off) if peer else None,
     )
 
 
 def _measure_ours(
-    case: TrainingCase, checkpoint: bool
-) -> tuple[float, list[float], StepSpeed, StepSpeed, CheckpointCost | None]:
+    case: TrainingCase, checkpoint: bool, graph: bool
+) -> tuple[float, list[float], StepSpeed, StepSpeed, CheckpointCost | None, GraphComparison | None]:
     model = HybridLM.build(case.architecture, device=case.device)
     shard_model(model, gather_dtype=getattr(torch, case.gather_dtype))
     config = TrainingConfig(batch_size=case.batch, sequence_length=case.sequence_length)
@@ -127,7 +136,8 @@ def _measure_ours(
         step_times(case, trained, WARM_UP_STEPS)
         speeds.append(step_times(case, trained, case.steps))
     cost = measure_checkpoint(step, lambda: _step_loss(case, step, 0), case.steps) if checkpoint else None
-    return first_step_s, losses, speeds[0], speeds[1], cost
+    compared = compare_graph(case, step) if graph else None
+    return first_step_s, losses, speeds[0], speeds[1], cost, compared
 
 
 def _step_loss(case: TrainingCase, step: TrainStep, index: int) -> float:

@@ -92,22 +92,22 @@ def step_times(case: TrainingCase, trained: Trained, steps: int) -> StepSpeed:
             started = time.perf_counter()
             batch = batches(index)
             wait_s += 0.0 if isinstance(batches, Prefetcher) else time.perf_counter() - started
-            marks.append([_mark(case.device)])
+            marks.append([mark(case.device)])
             loss = trained.forward(batch)
             for part in (loss.backward, trained.update, trained.project):
-                marks[-1].append(_mark(case.device))
+                marks[-1].append(mark(case.device))
                 part()
-            marks[-1].append(_mark(case.device))
+            marks[-1].append(mark(case.device))
         wait_s += batches.wait_s if isinstance(batches, Prefetcher) else 0.0
-        end = _mark(case.device)
+        end = mark(case.device)
         loss_nats = loss.item()
     return _speed(case, [*marks, [end]], 1e3 * wait_s / steps, loss_nats)
 
 
 def _speed(case: TrainingCase, marks: list[list[Any]], wait_ms: float, loss_nats: float) -> StepSpeed:
     rows = marks[:-1]
-    step_ms = [_between(row[0], after[0]) for row, after in zip(rows, marks[1:], strict=True)]
-    parts = {name: [_between(row[i], row[i + 1]) for row in rows] for i, name in enumerate(PARTS)}
+    step_ms = [between_ms(row[0], after[0]) for row, after in zip(rows, marks[1:], strict=True)]
+    parts = {name: [between_ms(row[i], row[i + 1]) for row in rows] for i, name in enumerate(PARTS)}
     tokens_per_s = 1e3 * case.tokens / float(np.median(step_ms))
     known = peak_flops_per_s(case)
     return StepSpeed(
@@ -135,7 +135,7 @@ def peak_flops_per_s(case: TrainingCase) -> float | None:
     return known.flops_per_s if known and case.precision == "bfloat16" else None
 
 
-def _mark(device: DeviceKind) -> Any:
+def mark(device: DeviceKind) -> Any:
     """A moment: an event on the device's stream, or the host's clock."""
     if device == "cpu":
         return time.perf_counter()
@@ -144,7 +144,7 @@ def _mark(device: DeviceKind) -> Any:
     return event
 
 
-def _between(start: Any, end: Any) -> float:
+def between_ms(start: Any, end: Any) -> float:
     """Milliseconds; waits for the device."""
     if isinstance(start, float):
         return 1e3 * float(end - start)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flashslm.benchmarking.decode import ComparedPeer, DecodeResult
     from flashslm.benchmarking.throughput import ThroughputResult
     from flashslm.benchmarking.training import TrainingResult
+    from flashslm.benchmarking.training_graph import WholeStep
     from flashslm.benchmarking.training_steps import StepSpeed, TrainingCase
     from flashslm.models.architecture import Architecture
 
@@ -110,6 +111,9 @@ def training(  # noqa: PLR0913 - one parameter an option
         Literal["float32", "bfloat16"], typer.Option(help="Of the weights that several processes send each other.")
     ] = "float32",
     checkpoint: Annotated[bool, typer.Option(help="Also time steps while a checkpoint is written.")] = False,
+    graph: Annotated[
+        bool, typer.Option(help="Also time whole steps, plainly and as one CUDA graph, and the GPU's busy share.")
+    ] = False,
     peer: Annotated[
         Literal["", "transformers", "fla"], typer.Option(help="The library that trains the same shape beside ours.")
     ] = "",
@@ -140,7 +144,7 @@ def training(  # noqa: PLR0913 - one parameter an option
     with world_from_environment() as world:
         if world.is_main:
             warn_of_minutes(case)
-        result = bench_training(case, read_setting(kernels), peer or None, checkpoint=checkpoint)
+        result = bench_training(case, read_setting(kernels), peer or None, checkpoint=checkpoint, graph=graph)
         if world.is_main:
             show_training(result)
             finish(result, output)
@@ -256,6 +260,9 @@ def show_training(result: "TrainingResult") -> None:
     if cost := result.checkpoint:
         written = f"{readable(cost.checkpoint_bytes, 'B')} in {cost.write_s:.1f} s, {cost.steps} steps meanwhile"
         lines["checkpoint"] = f"{written}, slowed down by {cost.slow_down:.1%}; the loop stood {cost.stop_ms:.0f} ms"
+    if graphs := result.graph:
+        lines["plain steps"], lines["CUDA graph"] = _whole_step(graphs.plain), _whole_step(graphs.graph)
+        lines["CUDA graph"] += f", {graphs.speed_up:.2f} times as fast, recorded in {graphs.record_s:.1f} s"
     for name, text in lines.items():
         out.print(f"{name:<12}  {text}", highlight=False, markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
@@ -268,6 +275,11 @@ def show_training(result: "TrainingResult") -> None:
     for name, speed in rows.items():
         table.add_row(name, *_speed_cells(speed))
     out.print(table)
+
+
+def _whole_step(step: "WholeStep") -> str:
+    busy = "" if step.busy_share is None else f", GPU busy {step.busy_share:.0%}"
+    return f"{step.step_ms_median:.1f} ms median, {step.step_ms_p90:.1f} p90, {step.tokens_per_s:,.0f} tokens/s{busy}"
 
 
 def _speed_cells(speed: "StepSpeed") -> list[str]:

@@ -6,19 +6,21 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from flashslm.benchmarking import checkpoint_cost
+from flashslm.benchmarking import checkpoint_cost, training_graph
 from flashslm.benchmarking.training import bench_training
 from flashslm.benchmarking.training_peer import build_peer
 from flashslm.benchmarking.training_steps import PARTS, TrainingCase, random_batch
 from flashslm.cli.app import app
+from flashslm.cli.bench import show_training
 from flashslm.config import KernelsConfig, ModelConfig, TrainingConfig
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.presets import at_width, preset
-from flashslm.training.step import TrainStep
+from flashslm.training.step import StepResult, TrainStep
 
 ROOT = Path(__file__).parents[3]
 SIZES = ModelConfig(head_dim=8, kv_group=2, ffn_ratio=2, mamba_state=8, mamba_head_dim=8, num_meta_tokens=4)
@@ -95,6 +97,32 @@ def test_steps_run_while_a_checkpoint_is_written(monkeypatch):
     assert (cost.step_ms_without, cost.step_ms_during) == (100, 200)
     assert cost.checkpoint_bytes > 12 * parameters(ARCHITECTURE)["total"]  # weights and two moments in fp32
     assert cost.slow_down == pytest.approx(1 + cost.stop_ms / (100 * cost.steps))
+
+
+class Capture:
+    """Replays by running: a CPU has no graphs."""
+
+    def warm_up(self, work):
+        return work()
+
+    def record(self, work):
+        return work, StepResult(torch.zeros(()), torch.zeros(()))
+
+
+def test_both_forms_of_a_step_are_timed(monkeypatch):
+    monkeypatch.setattr(training_graph, "not_recordable", lambda step: "")
+    monkeypatch.setattr("flashslm.training.step_graph.CudaCapture", lambda device: Capture())
+    result = bench_training(case(steps=4), KernelsConfig(), graph=True)
+    for form in (result.graph.plain, result.graph.graph):
+        assert 0 < form.step_ms_median <= form.step_ms_p90 and form.busy_share is None
+        assert form.tokens_per_s == pytest.approx(32 / (form.step_ms_median * 1e-3))
+    assert result.graph.speed_up == result.graph.plain.step_ms_median / result.graph.graph.step_ms_median
+    show_training(result)
+
+
+def test_a_cpu_has_no_graph_to_time():
+    with pytest.raises(ValueError, match="--graph: a step cannot be recorded here: the model is on cpu"):
+        bench_training(case(), KernelsConfig(), graph=True)
 
 
 def test_a_width_that_leaves_part_of_a_head_is_refused():
