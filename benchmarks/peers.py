@@ -160,8 +160,10 @@ def _differences(judged: Sequence[tuple[Peer, ComparedModel]], baseline: str) ->
             for row in comparison["rows"]:
                 where = {"model": peer.model.name, "baseline": baseline, "seed": peer.seed, "metric": row["metric"]}
                 values = {"value": row["challenger"], "baseline_value": row["champion"]}
-                known = {key: row[key] for key in ("low", "high", "p_value", "items", "method", "higher_is_better")}
-                yield where | values | known | {"is": shown[row["metric"]]["the second is"]}
+                ends = {end: None if row[end] is None else row[end] - row["champion"] for end in ("low", "high")}
+                known = {key: row[key] for key in ("p_value", "items", "method", "higher_is_better")}
+                found = {"difference": row["challenger"] - row["champion"], **ends, **known}
+                yield where | values | found | {"is": shown[row["metric"]]["the second is"]}
 
 
 def over_seeds(differences: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -169,7 +171,7 @@ def over_seeds(differences: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]
     for model, metric in dict.fromkeys((row["model"], row["metric"]) for row in differences):
         rows = [row for row in differences if (row["model"], row["metric"]) == (model, metric)]
         if len(rows) > 1:
-            found = t_difference([row["value"] - row["baseline_value"] for row in rows])
+            found = t_difference([row["difference"] for row in rows])
             outcome = judge(found.low, found.high, higher_is_better=rows[0]["higher_is_better"])
             ends = {"difference": found.value, "low": found.low, "high": found.high, "p_value": found.p_value}
             yield {"model": model, "metric": metric, "seeds": len(rows)} | ends | {"is": outcome}

@@ -53,7 +53,8 @@ def test_peers_are_compared_item_by_item_and_over_seeds(
             row = rows[seed, metric]
             assert row["value"] == found["deltanet", seed][metric]
             assert row["baseline_value"] == found["attention", seed][metric]
-            assert row["low"] <= row["value"] <= row["high"] and row["items"] == (items or row["items"])
+            assert row["difference"] == row["value"] - row["baseline_value"]
+            assert row["low"] <= row["difference"] <= row["high"] and row["items"] == (items or row["items"])
     (loss,) = [row for row in record["over_seeds"] if row["metric"] == "test/loss_nats"]
     by_seed = [found["deltanet", s]["test/loss_nats"] - found["attention", s]["test/loss_nats"] for s in (0, 1)]
     assert (loss["difference"], loss["low"]) == pytest.approx(t_difference(by_seed)[:2])
