@@ -1,7 +1,7 @@
 """The exported hybrid language model in vLLM."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class NemotronFlashModel(nn.Module):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
         self.architecture = a = architecture_of(vllm_config.model_config.hf_config)
+        self.rotary_sizes = a.head_dim, a.rotary_theta  # plain numbers, which the compiler takes as constants
         self.embed_tokens = VocabParallelEmbedding(a.vocab_size + a.num_meta_tokens, a.hidden_size)
         self.layers = nn.ModuleList(
             NemotronFlashLayer(operator, a, vllm_config, f"{prefix}.layers.{index}")
@@ -60,7 +61,7 @@ class NemotronFlashModel(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         x_TD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        angles = rotary(positions, self.architecture.head_dim, self.architecture.rotary_theta)
+        angles = rotary(positions, *self.rotary_sizes)
         residual_TD = None
         for layer in self.layers:
             x_TD, residual_TD = layer(x_TD, residual_TD, angles)
@@ -69,8 +70,6 @@ class NemotronFlashModel(nn.Module):
 
 class NemotronFlashForCausalLM(nn.Module, HasInnerState, IsHybrid):
     """The meta tokens have the ids behind the text's, embeddings of their own and no logits."""
-
-    is_hybrid: ClassVar[Any] = True
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
