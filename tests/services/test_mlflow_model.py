@@ -66,6 +66,7 @@ def registered(platform_env: Settings, store: ObjectStore, exported: Path) -> st
     run_id = mlflow_runs.start_parent_run(platform_env, name)
     mlflow_runs.finish_run(platform_env, run_id, "FINISHED")
     facts = {"perplexity": 12.5, "device": "cpu-x", "dataset_sha256": "ab" * 32, "parameters": 1234567}
+    facts["full_perplexity"] = None  # nothing is known of it
     lineage = Lineage(commit="0123456789abcdef")
     model_registry.register(platform_env, name, manifest, run_id, facts, lineage=lineage)
     model_registry.promote(platform_env, name, "1", "")

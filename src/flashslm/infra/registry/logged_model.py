@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 def log_model(client: TrackingClient, name: str, manifest: Manifest, run_id: str, facts: dict[str, Any]) -> str | None:
-    """Log a stored tree as a model that the run put out; numbers of `facts` are its metrics, the rest its parameters.
+    """Log a stored tree as a model that the run put out; numbers of `facts` are metrics, other values parameters.
 
     The weights stay where they are: `mlflow.pyfunc` loads the registered version. Returns the model's id, or None
     where MLflow refuses (a run that is gone, a server before MLflow 3). Raises MlflowUnavailable.
@@ -21,7 +21,7 @@ def log_model(client: TrackingClient, name: str, manifest: Manifest, run_id: str
     from mlflow import entities
 
     numbers = {key: float(value) for key, value in facts.items() if isinstance(value, int | float)}
-    texts = {key: str(value) for key, value in facts.items() if key not in numbers}
+    texts = {key: str(value) for key, value in facts.items() if key not in numbers and value is not None}
     try:
         experiment, tags = client.get_run(run_id).info.experiment_id, {"source": manifest.uri}
         model = client.create_logged_model(experiment, re.sub(_NOT_IN_NAMES, "-", name), run_id, tags, texts)
