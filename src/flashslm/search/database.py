@@ -54,7 +54,7 @@ class StudyDatabase:
 
         Raises RecordGone, DatabaseUnavailable, DatabaseRefused.
         """
-        failures, waited = 0, False
+        refusals, waited = 0, False
         with Wait(SERVICE, self.where, self._patience_s if patience_s is None else patience_s) as wait:
             while True:
                 try:
@@ -62,7 +62,6 @@ class StudyDatabase:
                 except KeyError as error:
                     raise RecordGone(f"{error.args[0]} ({self.where})") from error
                 except (StorageInternalError, DBAPIError) as error:
-                    failures += 1
                     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
                     assert cause is not None
                     if _is_outage(cause):
@@ -70,10 +69,10 @@ class StudyDatabase:
                         if not wait.pause(_reason(cause)):
                             text = f"the {SERVICE} at {self.where} does not answer: {_reason(cause)}"
                             raise DatabaseUnavailable(text) from error
-                    elif failures == _TRIES:
+                    elif (refusals := refusals + 1) == _TRIES:
                         raise DatabaseRefused(f"the {SERVICE} at {self.where} refuses: {_reason(cause)}") from error
                     else:
-                        time.sleep(0.05 * 2**failures)
+                        time.sleep(0.05 * 2**refusals)
                 else:
                     if waited:
                         self.outages, self.back_since_s = self.outages + 1, time.time()

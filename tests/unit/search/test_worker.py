@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -270,6 +271,24 @@ def test_a_wrong_password_is_not_waited_for():
     assert database._is_outage(OperationalError("", {}, Exception("server closed the connection unexpectedly")))
     assert database._is_outage(InternalError("", {}, Exception("cannot execute INSERT in a read-only transaction")))
     assert not database._is_outage(ProgrammingError("", {}, Exception("syntax error")))
+
+
+def test_a_refusal_after_a_long_outage_is_tried_again_at_once(url, monkeypatch):
+    """Workers that waited together make the tables together: one of them is refused, and that passes in a moment."""
+    monkeypatch.setattr(outages, "_SHORTEST_PAUSE_S", 0.0)
+    study, pauses = SearchStudy.open(url, "search"), []
+    monkeypatch.setattr(database, "time", SimpleNamespace(sleep=pauses.append, time=time.time))
+    away = [OperationalError("", {}, Exception("connection refused"))] * 60
+    answers = iter([*away, ProgrammingError("", {}, Exception("relation already exists")), "made"])
+
+    def operation():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert study._database.call(operation, patience_s=LIMIT_S) == "made"
+    assert pauses == [0.1]
 
 
 def test_a_mistake_in_the_database_is_said_in_its_own_words(url):
