@@ -6,12 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from benchmarks import recall_filter
+from flashslm.models.architecture import parse_operators
 from flashslm.models.hybrid import HybridLM
 from flashslm.search.recall_tasks import TASKS
+from flashslm.search.space import parse_design
 from tests.unit.benchmarking.test_learning_rates import RECIPE
 from tests.unit.training.tiny import architecture
+
+EXPERIMENT = Path(__file__).parents[3] / "configs" / "experiments" / "proxy-quality.yaml"
 
 
 def design(recall: float, loss_nats: float, **against: float) -> dict[str, Any]:
@@ -25,6 +30,15 @@ def test_agreement_is_one_whichever_way_a_measure_points() -> None:
     assert found.pop(("recall_accuracy after 60 steps", "against earlier_loss_nats")) == -1.0
     assert found.pop(("short loss_nats", "against earlier_loss_nats")) == -1.0
     assert len(found) == 4 and set(found.values()) == {1.0}, "a measure that is the same for all ranks nothing"
+
+
+def test_the_usual_designs_are_the_experiments_with_fewer_repeats() -> None:
+    experiment = yaml.safe_load(EXPERIMENT.read_text(encoding="utf-8"))["experiment"]["models"]
+    designs = dict(text.split("=") for text in recall_filter.DESIGNS)
+    assert designs.keys() == experiment.keys()
+    for name, notation in designs.items():
+        operators, longer = parse_design(notation).operators, parse_operators(experiment[name]["operators"])
+        assert longer.startswith(operators[:4]) and {*operators} == {*longer}
 
 
 def test_only_budgets_that_all_models_have_are_ranked_against(tmp_path: Path) -> None:
