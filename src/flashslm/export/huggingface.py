@@ -122,8 +122,8 @@ _INT8 = """
 This model was measured and judged with weights of 8 bits: the matrices, the embedding included, as whole numbers from
 -127 to 127 with one scale per row. `served_weights` in `config.json` says so: `flashslm serve` and `flashslm generate`
 round the weights when they load them, unless `--weights full` is given. The files hold them as they were before, in
-{dtype}, and that is what transformers and TensorRT-LLM run, at the speed and with the answers of {dtype}: neither takes
-this format from a directory by itself.
+{dtype}, and that is what transformers, vLLM and TensorRT-LLM run, at the speed and with the answers of {dtype}: none of
+them takes this format from a directory by itself.
 """
 _README = """# Hybrid language model
 
