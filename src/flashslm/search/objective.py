@@ -9,6 +9,7 @@ from flashslm.search.trial import FinishedTrial
 
 Objective = Literal["proxy_loss", "hypervolume"]
 T = TypeVar("T")
+LARGEST_LOSS_NATS = 700.0  # whose perplexity is a float; a diverged training may end beyond it
 
 
 class Standing(NamedTuple):
@@ -35,4 +36,4 @@ def of_trial(trial: FinishedTrial) -> Standing:
 
 def _point(found: Standing) -> tuple[float, float, float]:
     """Perplexity, the share of wrong answers, latency: all minimised. Recall that was not measured counts as none."""
-    return math.exp(found.loss_nats), 1.0 - (found.recall_accuracy or 0.0), found.latency_ms
+    return math.exp(min(found.loss_nats, LARGEST_LOSS_NATS)), 1.0 - (found.recall_accuracy or 0.0), found.latency_ms

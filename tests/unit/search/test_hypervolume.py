@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from itertools import pairwise, product
 
 import pytest
@@ -69,6 +70,22 @@ def scaled_front(count: int, seed: int) -> list[Coordinates]:
 def test_each_one_adds_the_most_to_those_before_it(seed: int) -> None:
     points = scaled_front(6, seed)
     assert by_hypervolume(points) == naive_order(points, (1.1, 1.1, 1.1))
+
+
+def test_few_volumes_are_computed_for_the_order_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are pairs would take minutes for the front of a few hundred trials."""
+    points, computed = scaled_front(37, seed=4), list[int]()
+    order = by_hypervolume(points)
+    exact = hypervolume
+
+    def counted(given: Sequence[Coordinates], reference: Coordinates) -> float:
+        if len(reference) == 3:
+            computed.append(len(given))
+        return exact(given, reference)
+
+    monkeypatch.setattr("flashslm.search.hypervolume.hypervolume", counted)
+    assert by_hypervolume(points) == order and sorted(order) == list(range(40))
+    assert len(computed) < len(points) ** 2 / 4, "of 820 pairs"
 
 
 def test_units_do_not_matter_and_what_is_dominated_comes_last() -> None:

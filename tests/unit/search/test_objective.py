@@ -60,6 +60,11 @@ def test_latency_counts_and_recall_that_is_missing_is_none() -> None:
     assert best_first(trials, of_trial, "hypervolume")[0].slot == 2
 
 
+def test_a_diverged_training_comes_last_and_ends_no_search() -> None:
+    trials = [trial(0, 900.0, 0.9), trial(1, 3.0, 0.9), trial(2, 800.0, 0.95)]
+    assert best_first(trials, of_trial, "hypervolume")[0].slot == 1
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchStudy, optuna.Study]:
     url = f"sqlite:///{tmp_path_factory.mktemp('study')}/study.db"
