@@ -50,6 +50,33 @@ def test_unknown_pipeline_names_the_known_ones(tmp_path: Path) -> None:
     assert result.returncode == 1 and "design_and_train" in result.stderr
 
 
+def test_a_run_of_an_unknown_pipeline_starts_nothing(tmp_path: Path) -> None:
+    result = flashslm("run", "--pipeline", "nothing", str(ROOT / "configs/smoke.yaml"), cwd=tmp_path)
+    assert result.returncode == 1 and "pipeline 'nothing' is not in" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("pretrain", "missing.yaml"),
+        ("pretrain", "--json", "missing.yaml"),
+        ("compile", "--output", "other.yaml", "missing.yaml"),
+        ("compile", "missing.yaml", "--output", "other.yaml"),
+        ("schedule", "create", "nightly", "missing.yaml", "--cron", "0 2 * * *"),
+        ("models", "register", "directory", "missing.yaml"),
+        ("models", "notify", "missing.yaml"),
+        ("kernels", "warm", "missing.yaml"),
+    ],
+    ids=" ".join,
+)
+def test_a_recipe_is_an_argument_too(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    result = flashslm(*arguments, cwd=tmp_path)
+    assert result.returncode == 1, result.stderr  # 2 where --config is missed
+    if "notify" not in arguments:  # which asks for a stack first
+        assert "recipe 'missing.yaml' not found" in result.stderr
+
+
 def test_status_of_a_stack_that_never_ran(tmp_path: Path) -> None:
     result = flashslm("stack", "status", "--json", cwd=tmp_path)
     assert json.loads(result.stdout) == {"home": str(tmp_path / ".flashslm"), "services": [], "healthy": False}

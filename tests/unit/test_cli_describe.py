@@ -46,8 +46,8 @@ def test_a_person_sees_readable_sizes() -> None:
     assert lines["operators"] == "(DFMFAFMF)x2 (DFMF)x2  (24)"
     assert lines["parameters"] == "965,389,440"
     assert lines["deltanet"] == "67,346,944  (7.0%)" and "gla" not in lines
-    assert lines["KV"] == "cache       4.10 kB a token, 33.55 MB a sequence"
-    assert lines["states"] == "17.08 MB a sequence"
+    assert lines["KV"] == "cache       4.10 kB per token, 33.55 MB per sequence"
+    assert lines["states"] == "17.08 MB per sequence"
     assert lines["floor"] == "0.5963 ms/token by memory bandwidth"
     assert lines["export"] == "yes"
 

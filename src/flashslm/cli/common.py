@@ -25,13 +25,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 class RecipeCommand(TyperCommand):
-    """A command with --config that takes a recipe's file as its first argument too."""
+    """A command with --config that takes a recipe's file as an argument too, wherever it stands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = any(arg == "--config" or arg.startswith("--config=") for arg in args)
-        if args and not given and args[0].endswith((".yaml", ".yml")) and "=" not in args[0]:
-            args = ["--config", *args]
+        if not any(arg == "--config" or arg.startswith("--config=") for arg in args):
+            place = next((place for place in range(len(args)) if self._is_recipe(args, place)), len(args))
+            args = [*args[:place], *(["--config"] if place < len(args) else []), *args[place:]]
         return super().parse_args(ctx, args)
+
+    def _is_recipe(self, args: list[str], place: int) -> bool:
+        with_value = {name for option in self.params if not getattr(option, "is_flag", True) for name in option.opts}
+        of_an_option = place > 0 and args[place - 1] in with_value
+        return args[place].endswith((".yaml", ".yml")) and "=" not in args[place] and not of_an_option
 
 
 def _home(context: typer.Context, option: typer.CallbackParam, given: Path) -> Path:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from flashslm.cli.common import HOME, ConfigOption, HomeOption, Overrides, console
+from flashslm.cli.common import HOME, ConfigOption, HomeOption, Overrides, RecipeCommand, console
 
 if TYPE_CHECKING:
     from flashslm.infra.storage.object_store import ObjectStore
@@ -18,7 +18,7 @@ def kernels() -> None:
     """Has one command so far; the callback keeps its name on the command line."""
 
 
-@kernels_app.command()
+@kernels_app.command(cls=RecipeCommand)
 def warm(config: ConfigOption, overrides: Overrides = None, home: HomeOption = HOME) -> None:
     """Run one training step of each operator and width of a recipe, and put the kernels into the object store."""
     from flashslm.config.file import load

@@ -13,6 +13,7 @@ from flashslm.cli.common import (
     HomeOption,
     JsonOption,
     Overrides,
+    RecipeCommand,
     console,
     load_recipe,
     located_here,
@@ -80,7 +81,7 @@ def models_pull(
     show(facts | {"directory": str(directory), "sha256": version.manifest.sha256}, as_json)
 
 
-@models_app.command("register")
+@models_app.command("register", cls=RecipeCommand)
 def models_register(  # noqa: PLR0913 - one parameter an option
     directory: Annotated[Path, typer.Argument(help="An exported or a published Nemotron-Flash directory.")],
     config: ConfigOption,
@@ -143,7 +144,7 @@ def models_rollback(
     _call_hook(settings, gate, version)
 
 
-@models_app.command("notify")
+@models_app.command("notify", cls=RecipeCommand)
 def models_notify(config: ConfigOption, name: NameOption = "", home: HomeOption = HOME) -> None:
     """Call the recipe's hook for promotions that it has not heard of, because a process was killed or a call failed."""
     settings, gate, notify = _promoter(home, name, config, no_hook=False)

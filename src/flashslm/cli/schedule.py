@@ -17,6 +17,7 @@ from flashslm.cli.common import (
     JsonOption,
     Overrides,
     PipelineOption,
+    RecipeCommand,
     console,
     load_recipe,
     located_here,
@@ -48,7 +49,7 @@ def local_schedules(home: Path) -> "Schedules":
     return Schedules(ObjectStore(existing_settings(home)))
 
 
-@schedule_app.command("create")
+@schedule_app.command("create", cls=RecipeCommand)
 def create(  # noqa: PLR0913 - one parameter an option
     name: NameArgument,
     config: ConfigOption,

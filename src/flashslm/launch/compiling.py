@@ -32,15 +32,20 @@ def pipeline_names(root: Path) -> list[str]:
     return sorted(file.parent.name for file in (root / "pipelines").glob("*/pipeline.py"))
 
 
-def load_pipeline(name: str, root: Path) -> Any:
-    """The pipeline function `name` of pipelines/<name>/pipeline.py; LaunchError lists the names there are."""
+def pipeline_file(name: str, root: Path) -> Path:
+    """pipelines/<name>/pipeline.py; LaunchError lists the names there are."""
     names = pipeline_names(root)
     if name not in names:
         raise LaunchError(f"pipeline '{name}' is not in {root / 'pipelines'}; there are: {', '.join(names) or 'none'}")
+    return root / "pipelines" / name / "pipeline.py"
+
+
+def load_pipeline(name: str, root: Path) -> Any:
+    """The pipeline function `name`; LaunchError where there is none."""
+    file = pipeline_file(name, root)
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     # By its file and not by its name: another checkout's module of that name may be loaded already.
-    file = root / "pipelines" / name / "pipeline.py"
     spec = importlib.util.spec_from_file_location(f"pipelines.{name}.pipeline", file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -24,6 +24,7 @@ from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreErro
 from flashslm.infra.storage.tree import check_path
 from flashslm.infra.tracking import mlflow_runs, spool
 from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable, TrackingClient
+from flashslm.launch.compiling import pipeline_file, project_root
 from flashslm.launch.local import parent_run, run_records
 from flashslm.launch.local.healing import healed
 from flashslm.launch.local.launcher import LocalResult, log_of, run_local
@@ -87,6 +88,7 @@ def run_pipeline(
 def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeline: str) -> RunOutcome:
     console = Console(stderr=True, quiet=quiet)
     started = time.monotonic()
+    pipeline_file(pipeline, project_root())  # a name that is wrong is an error before anything starts
     secrets = config.gate.promotion_hook.environment(os.environ)
     experiment_name()
     with exclusive(home / "kfp" / "lock"):
