@@ -33,6 +33,11 @@ class MeasuredModel(BaseModel):
     latency_over_reference_low: float | None = None
     latency_over_reference_high: float | None = None
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether it is served with weights of 8 bits."""
+        return self.full_perplexity is not None
+
     @classmethod
     def of(cls, exported: "Manifest", evaluation: "Manifest") -> "MeasuredModel":
         """A candidate, by what its export and its evaluation say."""
@@ -121,10 +126,13 @@ def decide_retraining(
 ) -> Verdict:
     """Hold a challenger that was trained from the champion to the limits and to every comparison.
 
-    The architecture is the champion's, so latency and size are held to the recipe's limits alone. `former` is the
-    sha256 of the champion before this one: what was rolled back does not come back by itself.
+    The architecture is the champion's, so latency and size are held to the recipe's limits alone; where only one of
+    both is served in 8 bits, the latency is also held to the champion's on the same device. `former` is the sha256 of
+    the champion before this one: what was rolled back does not come back by itself.
     """
     results = _within_limits(candidate, limits)
+    if candidate.is_rounded != champion.is_rounded and candidate.device == champion.device:
+        results.append(_latency_against(candidate, champion, limits))
     if candidate.sha256 in (champion.sha256, former):
         whose = "champion" if candidate.sha256 == champion.sha256 else "previous champion, which was rolled back"
         results.append((False, f"the challenger is the {whose}: the same object; `flashslm models promote` decides"))

@@ -119,6 +119,18 @@ def test_latency_budget_holds_a_challenger() -> None:
     assert verdict.reasons == ["latency 2.6 ms/token, recipe's limit 2.5 ms/token"]
 
 
+def test_a_challenger_of_other_weights_is_held_to_the_champions_latency() -> None:
+    rounded = {"full_perplexity": 9.99}
+    champion, slower = CHAMPION.model_copy(update=rounded), candidate(latency_ms=2.8)
+    verdict = decide_retraining(slower, champion, "1", [GAIN], GateConfig())
+    assert verdict.reasons == ["latency 2.8000 ms/token, at most 2.2000 (champion 2.0000)"]
+    for same in (slower.model_copy(update=rounded | {"perplexity": 9.99}), slower.model_copy(update={"device": "gpu"})):
+        assert decide_retraining(same, champion, "1", [GAIN], GateConfig()).decision == "promote"
+    assert decide_retraining(slower, CHAMPION, "1", [GAIN], GateConfig()).decision == "promote"
+    faster = candidate(latency_ms=1.4, full_perplexity=9.0)
+    assert decide_retraining(faster, CHAMPION, "1", [GAIN], GateConfig()).decision == "promote"
+
+
 def test_what_was_rolled_back_does_not_come_back_by_itself() -> None:
     verdict = decide_retraining(candidate(), CHAMPION, "1", [GAIN], GateConfig(), former="b")
     assert len(verdict.reasons) == 1 and "previous champion, which was rolled back" in verdict.reasons[0]
