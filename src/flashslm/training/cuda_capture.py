@@ -1,11 +1,17 @@
 """Work on a GPU that is recorded once as a CUDA graph and then replayed with a single launch."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+
+
+@cache  # cuBLAS keeps a workspace for each stream and thread (32 MiB on an H200), and trainings follow each other
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class CudaCapture:
@@ -15,7 +21,7 @@ class CudaCapture:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream_of(device)
 
     def warm_up(self, work: Callable[[], Result]) -> Result:
         """Run it, in order with what the current stream does before and after."""
@@ -50,4 +56,12 @@ class CudaCapture:
             # torch then leaves the pool open, and an open pool keeps the allocator from giving memory back.
             torch._C._cuda_endAllocateToPool(self._stream.device_index, pool)
             torch._C._cuda_releasePool(self._stream.device_index, pool)
+            self._free_generator()
             raise
+
+    def _free_generator(self) -> None:
+        """Record what ends well: after a recording that failed, torch 2.11 draws no random number on the GPU."""
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")
+        torch.zeros(1, device=self._stream.device)
+        graph.capture_end()

@@ -37,7 +37,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 def keep_rate_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Make the learning rate an fp32 tensor, which a recorded step reads."""
     for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Capture:
 
 
 class FailingCapture(Capture):
-    """Recording ends in the middle of the backward pass, with gradients that nobody computed."""
+    """Recording ends in the middle of the backward pass, with gradients that were never computed."""
 
     def __init__(self, model: HybridLM) -> None:
         super().__init__()
@@ -175,6 +175,15 @@ def test_what_cannot_be_recorded_goes_on_plainly_and_says_why(caplog: pytest.Log
         f"cuda_graph: steps run plainly: the step could not be recorded: {graph.problem}"
     ]
     assert kernels.decisions()["training step"] == "plain"
+
+
+def test_a_rate_that_is_a_tensor_stays_the_same_one() -> None:
+    """A graph has recorded its address."""
+    step = step_of(tiny.model())
+    keep_rate_on_device(step.optimizer, step.device)
+    rates = [group["lr"] for group in step.optimizer.param_groups]
+    keep_rate_on_device(step.optimizer, step.device)
+    assert all(group["lr"] is rate for group, rate in zip(step.optimizer.param_groups, rates, strict=True))
 
 
 @pytest.mark.parametrize(("wanted", "level"), [("on", "WARNING"), ("auto", "INFO")])
