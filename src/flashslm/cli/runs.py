@@ -97,8 +97,9 @@ def _local_run(run_id: str, runs: Path) -> "tuple[dict[str, Any], list[StepRecor
 
     run = find(runs, run_id)
     steps = run.steps
-    known = {key: value for key, value in run.facts.items() if key != "owner"}
-    return {"run_id": run.run_id} | known | {"state": run.state} | counts(steps), steps
+    known = {key: value for key, value in run.facts.items() if key not in ("owner", "steps")}
+    cached = {"cached_steps": sum(step.cached for step in steps)}  # each iteration of a loop, as the run itself counts
+    return {"run_id": run.run_id} | known | {"state": run.state} | counts(steps) | cached, steps
 
 
 @runs_app.command("logs")
@@ -125,7 +126,8 @@ def runs_logs(
     for record, text in zip(found, logs, strict=True):
         if len(found) > 1:
             print(f"== {record.label}")
-        print(text if text else f"no log of {record.label} ({_state(record)}) is there")
+        elsewhere = ": it was taken from the cache, its log is with the run that made it" if record.cached else ""
+        print(text or f"no log of {record.label} ({_state(record)}) is there{elsewhere}")
 
 
 def _matching(steps: "list[StepRecord]", step: str) -> "list[StepRecord]":

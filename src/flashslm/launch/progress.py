@@ -1,7 +1,7 @@
 """What a run's event file says about its steps: the launcher's view of the run while it runs and afterwards."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,9 +59,8 @@ class Progress:
     A step says what came out, the runner says how its process ended: only the runner changes a state.
     """
 
-    def __init__(self, events: Path, known: Mapping[str, str] | None = None) -> None:
-        """`known` are the summaries of earlier runs' tasks by their keys, for cached ones."""
-        self._events, self._known = events, known or {}
+    def __init__(self, events: Path) -> None:
+        self._events = events
         self._offset = 0
         self._tasks: dict[str, StepRecord] = {}
 
@@ -125,7 +124,7 @@ class Progress:
         step.state, step.cached = event["state"], event["cached"]
         step.duration_s = event["time_s"] - step.started_s
         if step.cached:
-            step.summary = self._known.get(step.key, "")
+            step.summary = event["summary"]
         step.artifacts = {name: Path(path) for name, path in event["artifacts"].items()}
         return Change(replace(step), "ended")
 

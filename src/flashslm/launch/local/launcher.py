@@ -31,7 +31,6 @@ from flashslm.launch.compiling import (
     with_short_sections,
 )
 from flashslm.launch.display import Display
-from flashslm.launch.local import kept_summaries
 from flashslm.launch.local.runner import Job
 from flashslm.launch.processes import StopSignals, exclusive, stop_tree
 from flashslm.launch.progress import Progress, StepRecord
@@ -87,7 +86,7 @@ def run_job(job: Job, env: Mapping[str, str], console: Console) -> LocalResult:
     """Start the runner, show its progress, and end it with all its steps when this process is asked to stop."""
     log = job.run_dir / "logs" / "kfp.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    progress = Progress(job.run_dir / "events.jsonl", kept_summaries.read(job.home))
+    progress = Progress(job.run_dir / "events.jsonl")
     with exclusive(job.home / "kfp" / "lock"), _scratch(job.home) as scratch, StopSignals() as stop:
         runner = _start_runner(job, env, scratch, log)
         try:

@@ -116,7 +116,8 @@ def observe_tasks(logs: Path, home: Path) -> None:
         outputs, state = execute(**call)
         artifacts = {k: v for k, v in outputs.items() if isinstance(v, dsl.Artifact)}
         made = {k: v.uri for k, v in artifacts.items() if not isinstance(v, dsl.Metrics | dsl.HTML)}
-        task.emit("task_end", state=state.name, cached=not task.attempts, artifacts=made)
+        result = "" if task.attempts else kept_summaries.read(home).get(task.key, "")
+        task.emit("task_end", result, state=state.name, cached=not task.attempts, artifacts=made)
         return outputs, state
 
     class Handler(subprocess_task_handler.SubprocessTaskHandler):

@@ -15,7 +15,6 @@ from flashslm.config.file import dump
 from flashslm.infra.process import owners
 from flashslm.launch.local import kept_summaries, run_records
 from flashslm.launch.processes import LaunchError
-from flashslm.launch.progress import Progress
 
 
 def make_run(runs: Path, run_id: str, age_s: float = 0.0, steps: int = 200, **facts: Any) -> Path:
@@ -159,19 +158,26 @@ def test_a_tasks_key_is_that_of_its_step_and_all_it_is_given() -> None:
     assert len({key(), *others}) == 6
 
 
-def test_a_cached_step_has_the_result_of_the_run_that_made_it(tmp_path: Path) -> None:
+def test_results_are_kept_by_key(tmp_path: Path) -> None:
     kept_summaries.add(tmp_path, "k1", "perplexity 60")
     kept_summaries.add(tmp_path, "k4", "new")
     assert kept_summaries.read(tmp_path) == {"k1": "perplexity 60", "k4": "new"}
-    task = {"step": "evaluate", "label": "evaluate", "task": "a", "time_s": 1.0, "summary": ""}
-    events = [
-        task | {"event": "task_start", "log": "/x", "key": "k1"},
-        task | {"event": "task_end", "state": "SUCCESS", "cached": True, "artifacts": {}},
-    ]
-    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    progress = Progress(tmp_path / "events.jsonl", kept_summaries.read(tmp_path))
-    (change,) = progress.update()
-    assert change.step.cached and change.step.summary == "perplexity 60"
+
+
+def test_a_cached_step_is_shown_with_its_result_and_counted_as_in_the_run(tmp_path: Path) -> None:
+    directory = make_run(tmp_path, "20261104-small", state="SUCCESS")
+    tasks = [{"step": "pretrain", "label": f"pretrain seed={n}", "task": f"{n}", "time_s": 1.0} for n in range(3)]
+    events = []
+    for number, task in enumerate(tasks):
+        events.append(task | {"event": "task_start", "log": str(tmp_path / "missing"), "key": "k", "summary": ""})
+        end = {"event": "task_end", "state": "SUCCESS", "cached": number > 0, "summary": f"loss {number}"}
+        events.append(task | end | {"artifacts": {}})
+    (directory / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    shown = json.loads(command("show", "20261104-small", "--runs", str(tmp_path), "--json"))
+    assert (shown["num_steps"], shown["cached_steps"]) == (3, 2)
+    assert [step["result"] for step in shown["steps"]] == ["", "loss 1", "loss 2"]
+    logs = command("logs", "20261104-small", "pretrain seed=1", "--runs", str(tmp_path))
+    assert "(cached) is there: it was taken from the cache" in logs
 
 
 def test_what_is_kept_has_a_bound_and_survives_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
