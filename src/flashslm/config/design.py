@@ -317,7 +317,7 @@ class SearchConfig(Section):
         "the candidate's proxy training; its accuracy is the candidate's recall. 0: recall is not measured.",
     )
     recall_length: int = Field(
-        default=64, ge=16, multiple_of=2, description="Tokens of a sequence of those two synthetic tasks."
+        default=64, ge=16, le=2048, multiple_of=2, description="Tokens of a sequence of those two synthetic tasks."
     )
     recall_min_accuracy: float = Field(
         default=0.0,

@@ -83,7 +83,7 @@ class RecallTest:
         )
         dtype = pick_dtype("auto", "cuda" if self.device.startswith("cuda") else "cpu")
         step, generator = TrainStep(model, config, dtype, weight_norm=False), torch.Generator().manual_seed(self.seed)
-        for number in range(1, self.steps + 1):
+        for number in range(self.steps):
             rows = [task(ROWS, self.length, generator) for task in TASKS.values()]
             tokens_BT, targets_BT = (torch.cat(part).to(self.device) for part in zip(*rows, strict=True))
             with torch.autocast(step.device.type, torch.bfloat16, enabled=step.autocast):

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from flashslm.config import SearchConfig
 from flashslm.models.accounting import parameters
 from flashslm.search import recall_tasks as tasks
 from flashslm.search.recall_score import RecallTest, small_architecture
+from flashslm.training.step import TrainStep
 
 GUESSING = 1 / tasks.VALUES
 
@@ -75,6 +77,19 @@ def test_designs_that_differ_in_repeats_alone_share_their_small_model(monkeypatc
     recall, trained = make_test(2), []
     monkeypatch.setattr(RecallTest, "_train", lambda self, model: trained.append(model.architecture.operators))
     assert recall.score("(DF)x12").by_task == recall.score("DF").by_task and trained == ["DF"]
+
+
+def test_its_training_follows_the_learning_rate_from_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(TrainStep, "begin", lambda self, number: begun.append(number))
+    make_test(3).score("DF")
+    assert begun == [0, 1, 2], "steps count from 0: the last of three is number 2"
+
+
+@pytest.mark.parametrize("length", [14, 17, 4096])
+def test_a_length_that_does_not_fit_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match="recall_length"):
+        SearchConfig.model_validate({"recall_steps": 5, "recall_length": length})
 
 
 def test_attention_recalls_and_feed_forward_layers_alone_only_guess(monkeypatch: pytest.MonkeyPatch) -> None:
