@@ -94,8 +94,8 @@ def compare_metrics(ours: dict[str, float], hf: dict[str, float], shares: set[st
     found = {}
     for name, value in ours.items():
         if is_metric(name):
-            other, tolerance = hf.get(name, math.nan), 0.0 if name in shares else RELATIVE_TOLERANCE
-            is_same = math.isclose(value, other, rel_tol=tolerance)
+            other, tolerance = hf.get(name), 0.0 if name in shares else RELATIVE_TOLERANCE
+            is_same = other is not None and math.isclose(value, other, rel_tol=tolerance)
             found[name] = {"ours": value, "hf": other, "is_same": is_same}
     return found
 

@@ -153,9 +153,9 @@ def summary(judged: Sequence[tuple[Peer, ComparedModel]], baseline: str) -> dict
 
 def _differences(judged: Sequence[tuple[Peer, ComparedModel]], baseline: str) -> Iterator[dict[str, Any]]:
     bases = {peer.seed: found for peer, found in judged if peer.model.name == baseline}
-    for peer, found in judged:
+    for peer, model in judged:
         if peer.model.name != baseline and peer.seed in bases:
-            comparison = compare_models(bases[peer.seed], found).model_dump(mode="json")
+            comparison = compare_models(bases[peer.seed], model).model_dump(mode="json")
             shown = {row["metric"]: row for row in comparison_rows(comparison)}
             for row in comparison["rows"]:
                 where = {"model": peer.model.name, "baseline": baseline, "seed": peer.seed, "metric": row["metric"]}

@@ -1,6 +1,8 @@
 """vLLM with the plug-in gives what the model gives: greedy text of a trained model, and its logits."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,18 @@ LOGIT_TOLERANCE = 1e-2
 
 
 @pytest.fixture(autouse=True)
-def ordinary_memory(poisoned_memory) -> None:
-    """vLLM takes memory by `torch.empty` that it does not read; determinism would slow its kernels."""
+def ordinary_memory(poisoned_memory) -> Iterator[None]:
+    """vLLM takes memory by `torch.empty` that it does not read; determinism would slow its kernels.
+
+    An engine's memory is given back after the test: vLLM does not start where memory comes free while it measures.
+    """
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = False
+    yield
+    if "vllm" in sys.modules:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
 
 
 def architecture(operators: str) -> Architecture:

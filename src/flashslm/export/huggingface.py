@@ -162,8 +162,8 @@ The `tensorrt_llm/` directory that is exported beside this one is for TensorRT-L
 _autodeploy --extra_llm_api_options PATH/nemotron_flash.yaml`. On one machine `flashslm serve PATH` answers by OpenAI's
 API with this project's own decoder, and `flashslm generate --model PATH --prompt TEXT` continues one text.
 
-vLLM 0.22 serves this directory with a plug-in, which `pip install PROJECT PROJECT/plugins/vllm` brings (PROJECT is a
-checkout of flashslm):
+For vLLM 0.22 there is a plug-in, which `pip install PROJECT PROJECT/plugins/vllm` brings (PROJECT is a checkout of
+flashslm). It has not been run on a GPU yet; `docs/vllm.md` there says what it supports.
 
 ```bash
 vllm serve PATH

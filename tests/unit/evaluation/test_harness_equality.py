@@ -69,6 +69,11 @@ def test_rounding_is_no_difference() -> None:
     assert found["is_equal"] and found["largest_difference_nats"] == pytest.approx(1e-5)
 
 
+def test_a_metric_that_hf_lacks_is_a_difference_and_null_in_the_record() -> None:
+    found = harness_equality.compare_metrics({"acc": 0.5}, {}, {"acc"})
+    assert json.loads(json.dumps(found, allow_nan=False)) == {"acc": {"ours": 0.5, "hf": None, "is_same": False}}
+
+
 @pytest.mark.parametrize(
     ("other", "what"),
     [

@@ -18,7 +18,7 @@ def load(
     places, loaded = placements(architecture), set()
     for name, tensor in weights:
         if name not in places or places[name].shape != tuple(tensor.shape):
-            raise ValueError(f"tensor {name} {tuple(tensor.shape)}: an export of this config.json has none such")
+            raise ValueError(f"tensor {name} {tuple(tensor.shape)}: an export of this config.json has no such tensor")
         place = places.pop(name)
         rows = parameters[place.parameter].data[place.first_row : place.first_row + len(tensor)]
         value = -tensor.float().exp() if name.endswith("mamba.A_log") else tensor
