@@ -143,6 +143,9 @@ class CellRunner(BaseModel):
             "dataset": self.dataset.sha256,
             "device": self._device,
         }
+        evaluated = {"profiling": {"weights"}, "export": {"dtype"}}  # what a model is changed to before it is judged
+        changed = self.recipe.model_dump(mode="json", include=evaluated, exclude_defaults=True)
+        work |= {name: values for name, values in changed.items() if values}
         return self.directory / f"{digest(work)[:24]}.json"
 
     def _tracked(self, cell: Cell, tracking: ExitStack) -> TrackedRun | None:

@@ -102,6 +102,20 @@ def test_what_is_finished_is_not_trained_again_and_what_changed_is(tmp_path: Pat
     assert runner.finished(first.model_copy(update={"seed": 5})) is None
 
 
+@pytest.mark.parametrize("changed", [{"profiling": {"weights": "int8"}}, {"export": {"dtype": "float32"}}])
+def test_what_was_judged_with_other_weights_is_judged_again(
+    tmp_path: Path, dataset: Path, changed: dict[str, Any]
+) -> None:
+    manifest, of = manifest_of(dataset), recipe()
+    runner = CellRunner(recipe=of, dataset=manifest, dataset_directory=dataset, directory=tmp_path)
+    first, *_ = plan_cells(of, match_models(of, manifest.metadata["vocab_size"]))
+    result = runner.run(first)
+    other = runner.model_copy(update={"recipe": recipe(**changed)})
+    assert other.finished(first) is None and runner.finished(first) == result
+    slower = runner.model_copy(update={"recipe": recipe(profiling={"repeats": 4}, export={"license": "mit"})})
+    assert slower.finished(first) == result, "how latency is measured changes no metric"
+
+
 def test_the_same_model_under_two_names_is_trained_once_and_recorded_twice(tmp_path: Path, dataset: Path) -> None:
     models = {"attention": {"operators": "AF"}, "renamed": {"operators": "(AF)x1"}}
     record, said = run(recipe(experiment={"models": models}, training={"seeds": [0]}), tmp_path, dataset)
