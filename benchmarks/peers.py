@@ -95,12 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def begin(recipe: ExperimentRecipe, models: Sequence[MatchedModel], planned: int) -> dict[str, Any]:
     """What is known before the first training."""
     facts = Provenance(**provenance(pick_device(recipe.profiling.training_device))).model_dump(mode="json")
-    training = recipe.training
     return {
         "subject": SUBJECT,
         **facts,
         "recipe": recipe.model_dump(mode="json"),
-        "tokens_per_training": training.steps * training.batch_size * training.sequence_length,
+        "tokens_per_training": recipe.training.tokens,
         "trainings_planned": planned,
         "models": [model.model_dump(mode="json") for model in models],
     }

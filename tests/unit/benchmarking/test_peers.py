@@ -36,6 +36,12 @@ def write_jsonl_rows(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def test_the_tokens_of_a_training_are_those_of_all_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASHSLM_COMMIT", "0123456789abcdef")
+    staged = recipe(**SECTIONS, training={"stages": [{"from_step": 3, "batch_size": 6}]})
+    assert peers.begin(staged, [], 0)["tokens_per_training"] == (3 * 2 + 6) * 32
+
+
 @pytest.mark.usefixtures("few_harness_tasks")
 def test_peers_are_compared_item_by_item_and_over_seeds(
     call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
