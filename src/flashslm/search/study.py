@@ -77,12 +77,11 @@ class SearchStudy:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         database = StudyDatabase(url, patience_s)
         storage = database.storage
-        directions, names = ["minimize"] * len(OBJECTIVES), list(OBJECTIVES)
-        if with_recall:
-            directions, names = [*directions, "maximize"], [*names, RECALL]
+        directions = ["minimize"] * len(OBJECTIVES) + ["maximize"] * with_recall
         options: dict[str, Any] = {"directions": directions, "load_if_exists": True}
         made = database.call(lambda: optuna.create_study(study_name=name, storage=storage, **options))
-        if made.metric_names is None:
+        if database.call(lambda: made.metric_names) is None:
+            names = [*OBJECTIVES, RECALL][: len(made.directions)]  # it may have been made in another way before
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 database.call(lambda: made.set_metric_names(names))
         return cls(database, name, ttl_s)

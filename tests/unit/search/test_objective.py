@@ -83,6 +83,18 @@ def test_optuna_has_recall_as_a_third_objective(study: tuple[SearchStudy, optuna
     assert rejected and all(not t.succeeded and t.recall_accuracy == 0.1 for t in rejected)
 
 
+@pytest.mark.parametrize("with_recall", [True, False])
+def test_a_study_whose_maker_was_killed_before_it_named_the_objectives_is_opened(
+    tmp_path: Any, with_recall: bool
+) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    directions = ["minimize", "minimize", "maximize"][: 3 if with_recall else 2]
+    optuna.create_study(study_name="search", storage=url, directions=directions)
+    SearchStudy.open(url, "search", with_recall=not with_recall)
+    named = optuna.load_study(study_name="search", storage=url).metric_names
+    assert named == [*OBJECTIVES, RECALL][: len(directions)]
+
+
 def test_its_winner_lies_on_optunas_front_and_parents_are_trained_ones(
     study: tuple[SearchStudy, optuna.Study],
 ) -> None:
