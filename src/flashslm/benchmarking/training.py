@@ -9,7 +9,7 @@ import torch
 from flashslm.benchmarking import memory
 from flashslm.benchmarking.checkpoint_cost import CheckpointCost, measure_checkpoint
 from flashslm.benchmarking.record import Provenance, provenance
-from flashslm.benchmarking.training_graph import GraphComparison, compare_graph
+from flashslm.benchmarking.training_graph import GraphComparison, compare_graph, require_recordable
 from flashslm.benchmarking.training_peer import Library, build_peer
 from flashslm.benchmarking.training_steps import (
     StepSpeed,
@@ -125,6 +125,8 @@ def _measure_ours(
     shard_model(model, gather_dtype=getattr(torch, case.gather_dtype))
     config = TrainingConfig(batch_size=case.batch, sequence_length=case.sequence_length)
     step = TrainStep(model, config, case.precision, weight_norm=True)
+    if graph:
+        require_recordable(step)
     step.begin(config.warmup_steps)
     trained = Trained(step.loss, step.update, step.project)
     started, losses = time.perf_counter(), [_step_loss(case, step, 0)]

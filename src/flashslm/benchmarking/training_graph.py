@@ -12,7 +12,7 @@ from flashslm.benchmarking import memory
 from flashslm.benchmarking.training_steps import TrainingCase, between_ms, mark, random_batch
 from flashslm.training.prefetch import prefetched
 from flashslm.training.step import TrainStep
-from flashslm.training.step_graph import WARM_UP_STEPS, Capture, StepGraph, not_recordable
+from flashslm.training.step_graph import WARM_UP_STEPS, StepGraph, not_recordable
 
 PROFILED_STEPS = 5
 
@@ -44,12 +44,16 @@ class GraphComparison(BaseModel):
     speed_up: float
 
 
-def compare_graph(case: TrainingCase, step: TrainStep, capture: Capture | None = None) -> GraphComparison:
-    """Time `case.steps` whole steps of both forms. ValueError where such steps are not recorded, or it fails."""
-    if capture is None and (why := not_recordable(step)):
+def require_recordable(step: TrainStep) -> None:
+    """ValueError where such steps are not recorded."""
+    if why := not_recordable(step):
         raise ValueError(f"--graph: a step cannot be recorded here: {why}")
+
+
+def compare_graph(case: TrainingCase, step: TrainStep) -> GraphComparison:
+    """Time `case.steps` whole steps of both forms. ValueError where recording fails."""
     number, device = step.config.warmup_steps, torch.device(case.device)
-    graph = StepGraph(step, capture)
+    graph = StepGraph(step)
     memory.release(case.device)
     with prefetched(lambda index: random_batch(case, index), device) as batches:
         plain = _measured(case, lambda index: step.run(number, [batches(index)], 1))
