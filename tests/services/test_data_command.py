@@ -28,6 +28,8 @@ def test_a_stored_data_set_is_found_in_every_way(
         assert result.exit_code == 0, (source, result.exception)
         (found,) = json.loads(result.stdout)["datasets"]
         assert found["splits"]["train"]["tokens"] == summary.train_tokens
+    shown = CliRunner().invoke(app, ["data", "stats", source, *places[:-1]]).stdout
+    assert shown.count("bytes_per_token") == 1, "per split only: the summary's is that of the validation split"
     fetched = {path.name for path in (tmp_path / "home/trees/files").rglob("*") if path.is_file()}
     assert {"dataset.json", "index.json", "documents.bin"} <= fetched
     assert not [name for name in fetched if name.startswith("shard")], "what is not read is not fetched"

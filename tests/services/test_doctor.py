@@ -19,9 +19,10 @@ NAMES = [
 ]
 
 
-def test_a_sound_stack_passes_and_keeps_no_probe(settings, store, monkeypatch):
+def test_a_sound_stack_passes_and_keeps_no_probe(settings, store, monkeypatch, capfd):
     monkeypatch.setattr(doctor, "_MIN_FREE_BYTES", 1)
     checks = diagnose(settings)
+    assert "Downloading" not in capfd.readouterr().err, "MLflow's progress bar"
     assert [c.name for c in checks] == NAMES
     assert [c for c in checks if not c.ok] == []
     assert all(c.time_ms > 0 and c.detail and not c.hint for c in checks)

@@ -107,4 +107,5 @@ def show(result: Any, as_json: bool) -> None:
     width = max((len(key) for key in result), default=0)
     for key, value in result.items():
         shown = f"{value:.5g}" if isinstance(value, float) else value
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else shown
         out.print(f"{key:<{width}}  {shown}", highlight=False, markup=False, soft_wrap=True)

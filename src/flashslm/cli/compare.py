@@ -75,6 +75,16 @@ def _candidates(
     return made
 
 
+def _narrow(rows: list[dict[str, str]]) -> Table:
+    """Two lines per metric, for a terminal in which the columns would break inside of words."""
+    table = Table("metric, and what the second is", box=None, pad_edge=False)
+    for row in rows:
+        shown = f"  {row['first']} and {row['second']}, difference {row['difference']}"
+        interval = f", 95 % interval {row['95 % interval']}, p {row['p']}" if row["95 % interval"] else ""
+        table.add_row(": ".join(filter(None, (row["metric"], row["the second is"]))) + f"\n{shown}{interval}")
+    return table
+
+
 def _show(comparison: "ModelComparison", values: dict[str, Any]) -> None:
     from flashslm.reporting.comparison import COLUMNS, comparison_rows
 
@@ -86,6 +96,8 @@ def _show(comparison: "ModelComparison", values: dict[str, Any]) -> None:
         table.add_column(column, overflow="fold", no_wrap=column in ("metric", "the second is"))
     for row in comparison_rows(values):
         table.add_row(*(row[column] for column in COLUMNS))
+    if Console(width=1000).measure(table).maximum > out.width:
+        table = _narrow(comparison_rows(values))
     out.print(table)
     if comparison.alone:
         out.print(f"of one only: {', '.join(comparison.alone)}", highlight=False, markup=False, soft_wrap=True)

@@ -48,6 +48,7 @@ def data_stats(
         return
     for facts in found:
         tables = facts.pop("splits")
+        del facts["bytes_per_token"]  # that of the validation split, which its column has
         show(facts, as_json)
         table = Table("", *(Column(split, justify="right") for split in tables), box=None, pad_edge=False)
         for name in next(iter(tables.values())):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from flashslm.cli.common import HOME, HomeOption, JsonOption
 
@@ -67,7 +67,7 @@ def store_gc(
     if as_json:
         print(json.dumps({"deleted": delete, "garbage": rows}))
         return
-    table = Table("kind", "name", "bytes", "reason", box=None, pad_edge=False)
+    table = Table("kind", Column("name", overflow="fold"), "bytes", "reason", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
     if rows:

@@ -28,7 +28,7 @@ DATA_ROWS = (
     ("validation tokens", "validation_tokens", ""),
     ("test tokens", "test_tokens", ""),
     ("vocabulary", "vocab_size", ""),
-    ("bytes per token", "bytes_per_token", ""),
+    ("bytes per token of validation", "bytes_per_token", ""),
     ("unigram entropy", "unigram_entropy_nats", " nats per token"),
 )
 

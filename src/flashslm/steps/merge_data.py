@@ -38,7 +38,7 @@ def result_of(summary: DatasetSummary) -> dict[str, Any]:
         "bytes_per_token": summary.bytes_per_token,
         "unigram_entropy_nats": summary.unigram_entropy_nats,
         "summary": f"{summary.train_tokens:,} train tokens from {summary.documents:,} documents, "
-        f"vocabulary {summary.vocab_size:,}, {summary.bytes_per_token:.2f} bytes/token",
+        f"vocabulary {summary.vocab_size:,}, {summary.bytes_per_token:.2f} bytes/token in validation",
     }
 
 

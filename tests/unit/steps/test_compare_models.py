@@ -81,6 +81,17 @@ def test_a_spoilt_model_is_worse_in_the_terminal_and_on_the_page(place: Path, tm
     assert {row["the second is"] for row in rows if row["metric"].startswith("test/l")} == {"better"}
 
 
+def test_a_narrow_terminal_breaks_no_word(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = run(place, *evaluated(place, "one", "spoilt")).stdout
+    words = " ".join(narrow.split())
+    assert "test/bits_per_byte: worse " in words and ", 95 % interval +" in words
+    assert "\nparameters" in narrow and all(len(line) <= 80 for line in narrow.splitlines()[2:])
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = run(place, *evaluated(place, "one", "spoilt")).stdout
+    assert any("95 % interval" in line and "the second is" in line for line in wide.splitlines())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

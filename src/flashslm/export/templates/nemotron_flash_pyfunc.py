@@ -1,4 +1,4 @@
-"""Loads this model for MLflow: `mlflow.pyfunc.load_model("models:/NAME@champion").predict(["def main"])`."""
+"""Loads this model for MLflow: `mlflow.pyfunc.load_model("models:/NAME@champion").predict([{"text": "def main"}])`."""
 
 from typing import Any
 
