@@ -80,6 +80,11 @@ def note(what: str, backend: str) -> None:
     logger.info("%s: %s", what, backend)
 
 
+def forget(what: str) -> None:
+    """Take back a note of earlier work in this process."""
+    _decided.pop(what, None)
+
+
 def decisions() -> dict[str, str]:
     """What has been decided so far: `operation/device/dtype` to backend."""
     return dict(_decided)

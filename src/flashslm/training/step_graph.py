@@ -96,8 +96,11 @@ class StepGraph:
 
 
 def graphed(step: TrainStep) -> TrainStep | StepGraph:
-    """The step as `cuda_graph`, on or auto, wants it; where it stays plain, a line of the log says why."""
+    """The step as `cuda_graph` wants it; where on or auto leave it plain, a line of the log says why."""
     wanted = step.config.cuda_graph
+    kernels.forget(_NOTED)  # of the training before
+    if wanted == "off":
+        return step
     why = not_recordable(step)
     if not why and wanted == "auto":
         why = _not_launch_bound(step)

@@ -98,7 +98,7 @@ class _Trainer:
         narrow = self.precision == "bfloat16" and self.config.gather_dtype == "bfloat16"
         shard_model(model, self.config.shard_processes, torch.bfloat16 if narrow else torch.float32)
         self.step = TrainStep(model, self.config, self.precision, weight_norm=spec.weight_norm)
-        self.runner = self.step if self.config.cuda_graph == "off" else graphed(self.step)
+        self.runner = graphed(self.step)
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.last_skipped = torch.zeros_like(self.skipped_steps)
         self.start, train_time_s = self._restore()
