@@ -31,6 +31,7 @@ MEASURED = {
     "gpu-tests": ("src/flashslm/ops", "src/flashslm/inference", "src/flashslm/models", "tests/gpu"),
     "training": _TRAINING,
     "kill": ("src/flashslm/infra", "src/flashslm/launch", "src/flashslm/steps"),
+    "outages": ("src/flashslm/infra", "src/flashslm/search/database.py", "benchmarks/outages.py"),
     "encode": ("src/flashslm/data/encoding.py", "benchmarks/encode.py"),
     "prepare-data": ("src/flashslm/data", "benchmarks/prepare_data.py"),
     **{name: ("src/flashslm/experiments", *_TRAINING, f"configs/experiments/{name}.yaml") for name in EXPERIMENTS},
