@@ -92,7 +92,7 @@ def test_a_creation_that_lost_its_answer_is_made_once(fake: FakeKfp, path: str, 
     assert submission.run_id == fake.runs[0].run_id
 
 
-def test_somebody_elses_creation_is_adopted(fake: FakeKfp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_process_created_is_adopted(fake: FakeKfp, monkeypatch: pytest.MonkeyPatch) -> None:
     client = connect(fake)
     theirs: list[Any] = []
     method = client.experiments.experiment_service_create_experiment
@@ -136,7 +136,7 @@ def test_a_slow_answer_is_given_up_and_asked_for_again(fake: FakeKfp) -> None:
     assert len(waits) == 1
 
 
-def test_nobody_listens(fake: FakeKfp) -> None:
+def test_an_address_that_nothing_listens_on_is_named(fake: FakeKfp) -> None:
     closed = FakeKfp()
     closed._http.server_close()
     with pytest.raises(Unavailable, match=r"did not answer: .*: check the address, and a port-forward"):

@@ -71,7 +71,7 @@ def test_both_call_the_recipes_hook_and_keep_what_came_of_it(team: Team) -> None
     assert team.champion().version == "1" and team.champion().hook.startswith("delivered in attempt 1: sh exited")
 
 
-def test_nobody_is_passed_over_unless_that_is_said(team: Team) -> None:
+def test_a_hook_is_skipped_only_where_that_is_asked_for(team: Team) -> None:
     assert team.models("promote", "1", "--name", team.name).exit_code == 0, "no promotion of this model called a hook"
     assert team.models("promote", "2", "--config", team.recipe()).exit_code == 0
     for command in (["promote", "1"], ["rollback"]):

@@ -107,7 +107,7 @@ def test_the_index_is_written_last(settings, tree):
     assert sent[-1].endswith(".index.json") and not any(s.endswith(".index.json") for s in sent[:-1])
 
 
-def test_a_tree_that_lost_an_object_is_mended_by_putting_it_again(store, tree, tmp_path):
+def test_a_tree_that_lost_an_object_is_repaired_by_storing_it_again(store, tree, tmp_path):
     manifest = store.put_tree(tree, "model")
     store.delete([key_of(manifest, "unique")])
     with pytest.raises(ObjectMissing, match="unique"):
@@ -261,7 +261,7 @@ def test_a_directory_that_holds_the_tree_is_reused_and_a_changed_one_replaced(st
     assert hash_tree(target) == hash_tree(tree)
 
 
-def test_files_of_somebody_else_are_not_overwritten(store, tree, tmp_path):
+def test_files_of_another_owner_are_not_overwritten(store, tree, tmp_path):
     manifest = store.put_tree(tree, "model")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")

@@ -129,7 +129,7 @@ def test_the_failure_of_a_worker_and_of_its_pod_are_told(
     assert "Error, exit code 1" in text and "later" not in text.split("its last lines")[0]
 
 
-def test_nobody_trains_for_a_step_that_is_gone(
+def test_workers_of_a_step_that_is_gone_stop_training(
     server: FakeKubernetes, platform_env: Settings, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pretrain, "send_heartbeats", lambda *_: nullcontext())

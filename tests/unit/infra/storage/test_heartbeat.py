@@ -27,7 +27,7 @@ def terminations(monkeypatch: pytest.MonkeyPatch) -> Terminations:
     return Terminations(monkeypatch)
 
 
-def test_work_goes_on_while_somebody_waits_and_stops_afterwards(terminations: Terminations) -> None:
+def test_work_goes_on_while_a_step_waits_and_stops_afterwards(terminations: Terminations) -> None:
     store: Any = MemoryStore()
     with send_heartbeats(store, KEY, every_s=0.02), require_heartbeats(store, KEY, every_s=0.02, silence_s=0.5):
         assert not terminations.came.wait(1.0)

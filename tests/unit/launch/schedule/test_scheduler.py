@@ -206,7 +206,7 @@ def test_creating_again_is_the_same_or_an_error(world: World) -> None:
             act("weekly")
 
 
-def test_a_change_of_somebody_else_is_kept(world: World) -> None:
+def test_a_change_by_another_process_is_kept(world: World) -> None:
     world.add()
     raced = False
 
