@@ -49,7 +49,7 @@ def test_a_recipe_becomes_pipeline_version_experiment_and_run(fake: FakeKfp) -> 
     assert (run.display_name, run.service_account) == (submission.name, "runner")
     assert run.pipeline_version_reference.pipeline_version_id == version.pipeline_version_id
     assert run.runtime_config.parameters == {
-        **{section: {} for section in ("data", "kernels", "training", "evaluation")},
+        **{section: {} for section in ("data", "kernels", "profiling", "training", "evaluation", "export")},
         "seed": 0,
         "source_digest": cluster_source_digest(RECIPE.data),
     }
@@ -234,7 +234,9 @@ def test_files_of_this_machine_are_refused(fake: FakeKfp, tmp_path: Path) -> Non
 
 def test_arguments_that_a_recipe_does_not_give(fake: FakeKfp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit_module, "pipeline_arguments", lambda *_: {"code_digest": "x"})
-    with pytest.raises(LaunchError, match="pipeline 'retraining' needs data, evaluation, kernels, seed, source_d"):
+    with pytest.raises(
+        LaunchError, match="pipeline 'retraining' needs data, evaluation, export, kernels, profiling, seed, source_d"
+    ):
         send(fake)
 
 

@@ -18,7 +18,14 @@ def prepare_data(seed: int, data: dict, code_digest: str, source_digest: str) ->
 
 @dsl.component(base_image="runtime", install_kfp_package=False)
 def evaluate(
-    seed: int, kernels: dict, training: dict, evaluation_config: dict, code_digest: str, text: str
+    seed: int,
+    kernels: dict,
+    profiling: dict,
+    training: dict,
+    evaluation_config: dict,
+    export: dict,
+    code_digest: str,
+    text: str,
 ) -> str:
     from flashslm.steps.component import run_component
 
@@ -27,12 +34,28 @@ def evaluate(
 
 @dsl.pipeline(name="retraining")
 def retraining(
-    seed: int, data: dict, kernels: dict, training: dict, evaluation: dict, code_digest: str, source_digest: str
+    seed: int,
+    data: dict,
+    kernels: dict,
+    profiling: dict,
+    training: dict,
+    evaluation: dict,
+    export: dict,
+    code_digest: str,
+    source_digest: str,
 ):
     prepared = prepare_data(seed=seed, data=data, code_digest=code_digest, source_digest=source_digest)
     prepared.set_retry(1).set_caching_options(CACHED)
-    settings = {"kernels": kernels, "training": training, "evaluation_config": evaluation}
-    evaluate(seed=seed, code_digest=code_digest, text=prepared.output, **settings).set_retry(1)
+    evaluate(
+        seed=seed,
+        kernels=kernels,
+        profiling=profiling,
+        training=training,
+        evaluation_config=evaluation,
+        export=export,
+        code_digest=code_digest,
+        text=prepared.output,
+    ).set_retry(1)
 """
 
 

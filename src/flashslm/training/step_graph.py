@@ -24,7 +24,7 @@ WARM_UP_STEPS = 3  # of a batch shape: kernels are compiled, tuned and chosen be
 # 2026-11-27, proxies on an H200).
 LAUNCH_MS_PER_LAYER = 10.0
 ASSUMED_MFU = 0.4
-_NOTED = "training step"  # under this name a run's record says which form ran
+STEP_FORM = "training step"  # under this name a run's record says which form ran
 _log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -91,16 +91,13 @@ class StepGraph:
             self.step.optimizer.zero_grad(set_to_none=True)  # they were recorded, not computed
             _stay_plain(logging.WARNING, f"the step could not be recorded: {self.problem}")
             return None
-        kernels.note(_NOTED, "CUDA graph")
+        kernels.note(STEP_FORM, "CUDA graph")
         return recorded
 
 
 def graphed(step: TrainStep) -> TrainStep | StepGraph:
-    """The step as `cuda_graph` wants it; where on or auto leave it plain, a line of the log says why."""
+    """The step as `cuda_graph`, on or auto, wants it; where it stays plain, a line of the log says why."""
     wanted = step.config.cuda_graph
-    kernels.forget(_NOTED)  # of the training before
-    if wanted == "off":
-        return step
     why = not_recordable(step)
     if not why and wanted == "auto":
         why = _not_launch_bound(step)
@@ -149,7 +146,7 @@ def _not_launch_bound(step: TrainStep) -> str:
 
 def _stay_plain(level: int, why: str) -> None:
     _log.log(level, "cuda_graph: steps run plainly: %s", why)
-    kernels.note(_NOTED, "plain")
+    kernels.note(STEP_FORM, "plain")
 
 
 def _shapes(batches: list[Batch]) -> list[torch.Size]:

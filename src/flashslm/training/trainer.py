@@ -44,7 +44,7 @@ from flashslm.training.state import (
     training_tensors,
 )
 from flashslm.training.step import TrainStep
-from flashslm.training.step_graph import graphed
+from flashslm.training.step_graph import STEP_FORM, graphed
 from flashslm.training.weight_norm import mean_weight_norm
 
 
@@ -98,7 +98,8 @@ class _Trainer:
         narrow = self.precision == "bfloat16" and self.config.gather_dtype == "bfloat16"
         shard_model(model, self.config.shard_processes, torch.bfloat16 if narrow else torch.float32)
         self.step = TrainStep(model, self.config, self.precision, weight_norm=spec.weight_norm)
-        self.runner = graphed(self.step)
+        kernels.forget(STEP_FORM)  # of the training before
+        self.runner = self.step if self.config.cuda_graph == "off" else graphed(self.step)
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.last_skipped = torch.zeros_like(self.skipped_steps)
         self.start, train_time_s = self._restore()
