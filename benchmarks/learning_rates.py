@@ -23,24 +23,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashslm.benchmarking.record import provenance, result_name
+from flashslm.benchmarking.record import result_name
+from flashslm.benchmarking.short_training import OpenedRecipe, open_recipe, train_shortly
 from flashslm.config import RunConfig
-from flashslm.config.file import load
 from flashslm.data.prepare import prepare_once
-from flashslm.hardware import pick_device
 from flashslm.infra.state_files import write_whole
-from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.architecture import build_architecture
-from flashslm.models.hybrid import HybridLM
-from flashslm.ops import kernels
-from flashslm.training.proxy import proxy_training
-from flashslm.training.spec import FromArchitecture, NonFiniteLoss, TrainSpec
-from flashslm.training.trainer import train
+from flashslm.training.spec import NonFiniteLoss
 
 ROOT = Path(__file__).parents[1]
 SUBJECT = "learning-rates"
 CUT_OFF = 3
-DATASET = Manifest(kind="dataset", uri="s3://none/prepared", sha256="0" * 64, bytes=1)  # the directory itself is read
 
 
 class Point(NamedTuple):
@@ -53,12 +46,10 @@ class Point(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parse(arguments)
-    recipe = load(given.config, given.overrides)
-    device = pick_device(recipe.profiling.training_device)
-    kernels.configure(recipe.kernels)
-    output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, device)}.json"
-    facts = provenance(device)
-    record = begin(output, facts | {"fingerprint": facts["fingerprint"].model_dump()}, recipe, given.operators)
+    opened = open_recipe(given.config, given.overrides)
+    recipe = opened.recipe
+    output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, opened.device)}.json"
+    record = begin(output, opened.facts, recipe, given.operators)
     until_s = time.monotonic() + 60 * given.max_minutes
     dataset = prepare_once(recipe.data, recipe.seed, given.directory)
     done = {Point(row["weight_norm"], row["width"], row["rate"]) for row in record["trainings"]}
@@ -66,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [point for point in points if point not in done]
     while missing and time.monotonic() <= until_s:
         point = missing.pop(0)
-        record["trainings"].append(point._asdict() | trained(point, recipe, given.operators, dataset, device))
+        record["trainings"].append(point._asdict() | trained(point, opened, given.operators, dataset))
         record["best"] = list(best_rates(record["trainings"], recipe.search.learning_rate))
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, json.dumps(record) + "\n")
@@ -101,21 +92,13 @@ def begin(output: Path, facts: dict[str, Any], recipe: RunConfig, operators: str
     return there
 
 
-def trained(point: Point, recipe: RunConfig, operators: str, dataset: Path, device: str) -> dict[str, Any]:
+def trained(point: Point, opened: OpenedRecipe, operators: str, dataset: Path) -> dict[str, Any]:
     """The losses of one training; null where it diverged."""
     vocab_size = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))["vocab_size"]
-    architecture = build_architecture(operators, point.width, recipe.model, vocab_size)
-    section = recipe.search.model_copy(update={"learning_rate": point.rate})
-    spec = TrainSpec(
-        start=FromArchitecture(architecture=architecture),
-        dataset=DATASET,
-        training=proxy_training(section, recipe.profiling.threads, decay=True),
-        weight_norm=point.weight_norm == "on",
-        seed=recipe.seed,
-    )
+    architecture = build_architecture(operators, point.width, opened.recipe.model, vocab_size)
+    section = opened.recipe.search.model_copy(update={"learning_rate": point.rate})
     try:
-        model = HybridLM.build(architecture, device, seed=recipe.seed, init_on_device=True)
-        outcome = train(spec, model, lambda _: dataset)
+        _, outcome = train_shortly(architecture, opened, section, dataset, weight_norm=point.weight_norm == "on")
     except NonFiniteLoss as error:
         return {"validation_loss_nats": None, "error": str(error)}
     known = {"validation_loss_nats", "train_loss_nats", "train_time_s", "tokens_per_s", "tokens_seen"}

@@ -21,29 +21,21 @@ from typing import Any
 
 import torch
 
-from flashslm.benchmarking.record import provenance, result_name
-from flashslm.config import RunConfig
-from flashslm.config.file import load
+from flashslm.benchmarking.record import result_name
+from flashslm.benchmarking.short_training import OpenedRecipe, open_recipe, train_shortly
 from flashslm.data.loader import TokenLoader
 from flashslm.data.prepare import prepare_once
 from flashslm.evaluation.associative_recall import PAIRS, evaluate_associative_recall
-from flashslm.hardware import pick_device
 from flashslm.infra.state_files import write_whole
-from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
-from flashslm.ops import kernels
 from flashslm.search.recall_score import RecallTest
 from flashslm.search.space import parse_design
 from flashslm.statistics import rank_correlation
-from flashslm.training.proxy import proxy_training
-from flashslm.training.spec import FromArchitecture, TrainSpec
-from flashslm.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 SUBJECT = "recall-filter"
-DATASET = Manifest(kind="dataset", uri="s3://none/prepared", sha256="0" * 64, bytes=1)  # the directory itself is read
 DESIGNS = (  # configs/experiments/proxy-quality.yaml's, with fewer repeats
     "a=(AF)x3",
     "d=(DF)x3",
@@ -67,17 +59,15 @@ LOWER_IS_BETTER = ("loss_nats",)  # ends of the names of such measures
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parse(arguments)
-    recipe = load(given.config, given.overrides)
-    device = pick_device(recipe.profiling.training_device)
-    kernels.configure(recipe.kernels)
-    output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, device)}.json"
-    facts = provenance(device)
-    record: dict[str, Any] = {"subject": SUBJECT} | facts | {"fingerprint": facts["fingerprint"].model_dump()}
+    opened = open_recipe(given.config, given.overrides)
+    recipe = opened.recipe
+    output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, opened.device)}.json"
+    record: dict[str, Any] = {"subject": SUBJECT} | opened.facts
     record |= {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "model", "search")}
     record |= {"width": given.width, "longer": given.longer, "seed": recipe.seed, "designs": {}}
     dataset = prepare_once(recipe.data, recipe.seed, given.directory)
-    trials = Trials(recipe, dataset, device, given.width)
-    settings = (recipe.search.recall_length, device, trials.threads, recipe.seed)
+    trials = Trials(opened, dataset, given.width)
+    settings = (recipe.search.recall_length, opened.device, recipe.profiling.threads, recipe.seed)
     tests = [RecallTest(steps, *settings) for steps in given.recall_steps]
     against = losses_of(given.against) if given.against else {}
     for name, _, notation in (text.partition("=") for text in given.designs):
@@ -109,25 +99,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 class Trials:
     """Trainings of designs with the recipe's text, sizes and proxy."""
 
-    def __init__(self, recipe: RunConfig, dataset: Path, device: str, width: int) -> None:
-        self.recipe, self.dataset, self.device, self.width = recipe, dataset, device, width
-        self.threads = recipe.profiling.threads
+    def __init__(self, opened: OpenedRecipe, dataset: Path, width: int) -> None:
+        self.opened, self.dataset, self.width = opened, dataset, width
         self.vocab_size = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))["vocab_size"]
 
     def run(self, notation: str, longer: int) -> dict[str, float]:
         """What came of a training of so many times the recipe's steps."""
-        recipe, operators = self.recipe, parse_design(notation).operators
+        recipe, operators = self.opened.recipe, parse_design(notation).operators
         architecture = build_architecture(operators, self.width, recipe.model, self.vocab_size)
         section = recipe.search.model_copy(update={"steps": longer * recipe.search.steps})
-        spec = TrainSpec(
-            start=FromArchitecture(architecture=architecture),
-            dataset=DATASET,
-            training=proxy_training(section, self.threads, decay=True),
-            weight_norm=False,
-            seed=recipe.seed,
-        )
-        model = HybridLM.build(architecture, self.device, seed=recipe.seed, init_on_device=True)
-        outcome = train(spec, model, lambda _: self.dataset)
+        model, outcome = train_shortly(architecture, self.opened, section, self.dataset)
         length = recipe.search.sequence_length
         loader = TokenLoader(self.dataset, "test", length, recipe.search.batch_size, recipe.seed)
         by_depth, _ = evaluate_associative_recall(model, loader, max(length, 6 * PAIRS), TEXTS, recipe.seed)
