@@ -108,7 +108,7 @@ def graphed(step: TrainStep) -> TrainStep | StepGraph:
 
 
 def not_recordable(step: TrainStep) -> str:
-    """Why no graph can be made of such steps; empty: there is no known reason."""
+    """Why no graph can be made of such steps; empty where nothing known prevents it."""
     if step.device.type != "cuda":
         return f"the model is on {step.device.type}"
     if current_world().size > 1:

@@ -68,7 +68,7 @@ SMALL = {"sequence_length": 32, "needle_lengths": [40], "needle_samples": 2}
 
 
 def trained(dataset: Path) -> HybridLM:
-    """Of an odd vocabulary and a width that is no multiple of what a kernel's lane reads."""
+    """Of an odd vocabulary and a width that does not divide into whole loads of a kernel's lanes."""
     model = HybridLM.build(build_architecture("DFMFAF", 40, SIZES, 307), seed=0)
     loader = TokenLoader(dataset, "train", 32, 16, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
