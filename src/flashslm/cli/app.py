@@ -9,11 +9,12 @@ import typer
 from flashslm import __version__
 from flashslm.cli import cluster, compare, describe, experiment, export, pipeline, runs, serve, steps
 from flashslm.cli.bench import bench_app
-from flashslm.cli.common import MODELS, PIPELINES, RECIPES, SERVICES, console
 from flashslm.cli.config import config_app
 from flashslm.cli.data import data_app
 from flashslm.cli.kernels import kernels_app
 from flashslm.cli.models import models_app
+from flashslm.cli.options import MODELS, PIPELINES, RECIPES, SERVICES
+from flashslm.cli.output import console
 from flashslm.cli.schedule import schedule_app
 from flashslm.cli.stack import stack_app
 from flashslm.cli.store import store_app

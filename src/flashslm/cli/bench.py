@@ -8,8 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flashslm.cli.common import KernelsOption, console
 from flashslm.cli.describe import readable
+from flashslm.cli.options import KernelsOption
+from flashslm.cli.output import console
 
 if TYPE_CHECKING:
     from flashslm.benchmarking.case import Case

@@ -5,17 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from flashslm.cli.common import (
-    PIPELINES,
-    ConfigOption,
-    JsonOption,
-    Overrides,
-    PipelineOption,
-    RecipeCommand,
-    console,
-    load_recipe,
-    show,
-)
+from flashslm.cli.options import PIPELINES, JsonOption, PipelineOption
+from flashslm.cli.output import console, show
+from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_recipe
 from flashslm.steps.recipe_checks import problems_before_a_run
 
 if TYPE_CHECKING:

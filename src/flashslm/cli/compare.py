@@ -8,7 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flashslm.cli.common import HOME, MODELS, HomeOption, JsonOption, Overrides, console
+from flashslm.cli.options import HOME, MODELS, HomeOption, JsonOption
+from flashslm.cli.output import console
+from flashslm.cli.recipe_argument import Overrides
 from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems
 

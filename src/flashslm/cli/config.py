@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flashslm.cli.common import JsonOption, Overrides, load_recipe
+from flashslm.cli.options import JsonOption
+from flashslm.cli.recipe_argument import Overrides, load_recipe
 from flashslm.config.file import dump
 from flashslm.config.reference import Setting, differences, json_schema, near_settings, page, read_by, settings
 from flashslm.steps.recipe_checks import problems

@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from flashslm.cli.common import HOME, HomeOption, JsonOption, show
+from flashslm.cli.options import HOME, HomeOption, JsonOption
+from flashslm.cli.output import show
 
 if TYPE_CHECKING:
     from flashslm.data.files import Files

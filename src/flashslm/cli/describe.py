@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flashslm.cli.common import MODELS, JsonOption
+from flashslm.cli.options import MODELS, JsonOption
 from flashslm.config.file import load
 from flashslm.models.operator_spec import OPERATOR_SPECS
 from flashslm.steps.recipe_checks import problems

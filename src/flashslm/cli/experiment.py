@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashslm.cli.common import HOME, MODELS, ConfigOption, HomeOption, JsonOption, Overrides, RecipeCommand, console
+from flashslm.cli.options import HOME, MODELS, HomeOption, JsonOption
+from flashslm.cli.output import console
+from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand
 
 if TYPE_CHECKING:
     from flashslm.infra.settings import Settings

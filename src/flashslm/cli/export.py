@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from flashslm.cli.common import MODELS, JsonOption, KernelsOption, ServedWeightsOption, console, show
+from flashslm.cli.options import MODELS, JsonOption, KernelsOption, ServedWeightsOption
+from flashslm.cli.output import console, show
 
 
 def register(app: typer.Typer) -> None:

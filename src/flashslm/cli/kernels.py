@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from flashslm.cli.common import HOME, ConfigOption, HomeOption, Overrides, RecipeCommand, console
+from flashslm.cli.options import HOME, HomeOption
+from flashslm.cli.output import console
+from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand
 
 if TYPE_CHECKING:
     from flashslm.infra.storage.object_store import ObjectStore

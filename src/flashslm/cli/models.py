@@ -7,18 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 from rich.console import Console
 
-from flashslm.cli.common import (
-    HOME,
-    ConfigOption,
-    HomeOption,
-    JsonOption,
-    Overrides,
-    RecipeCommand,
-    console,
-    load_recipe,
-    located_here,
-    show,
-)
+from flashslm.cli.options import HOME, HomeOption, JsonOption
+from flashslm.cli.output import console, show
+from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_recipe, located_here
 from flashslm.config import GateConfig, PromotionHook
 from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems

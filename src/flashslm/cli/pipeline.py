@@ -7,21 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flashslm.cli.common import (
-    HOME,
-    PIPELINES,
-    SERVICES,
-    ConfigOption,
-    HomeOption,
-    JsonOption,
-    Overrides,
-    PipelineOption,
-    RecipeCommand,
-    console,
-    load_recipe,
-    located_here,
-    show,
-)
+from flashslm.cli.options import HOME, PIPELINES, SERVICES, HomeOption, JsonOption, PipelineOption
+from flashslm.cli.output import console, show
+from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_recipe, located_here
 from flashslm.steps.recipe_checks import problems, problems_before_a_run_here
 
 if TYPE_CHECKING:

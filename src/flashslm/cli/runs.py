@@ -12,7 +12,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flashslm.cli.cluster import NamespaceOption, client, counts
-from flashslm.cli.common import PIPELINES, JsonOption, console, show
+from flashslm.cli.options import PIPELINES, JsonOption
+from flashslm.cli.output import console, show
 
 if TYPE_CHECKING:
     from flashslm.launch.local.run_records import RunRecord

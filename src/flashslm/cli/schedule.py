@@ -10,19 +10,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from flashslm.cli.cluster import ExperimentOption, NamespaceOption, client
-from flashslm.cli.common import (
-    HOME,
-    ConfigOption,
-    HomeOption,
-    JsonOption,
-    Overrides,
-    PipelineOption,
-    RecipeCommand,
-    console,
-    load_recipe,
-    located_here,
-    show,
-)
+from flashslm.cli.options import HOME, HomeOption, JsonOption, PipelineOption
+from flashslm.cli.output import console, show
+from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_recipe, located_here
 from flashslm.cli.runs import shown_time
 from flashslm.config.paths import with_absolute_paths
 from flashslm.steps.recipe_checks import problems_before_a_run

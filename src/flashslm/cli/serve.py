@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashslm.cli.common import MODELS, KernelsOption, ServedWeightsOption
+from flashslm.cli.options import MODELS, KernelsOption, ServedWeightsOption
 
 if TYPE_CHECKING:
     from flashslm.serving.scheduler import BatchScheduler

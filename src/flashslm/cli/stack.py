@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flashslm.cli.common import HOME, HomeOption, JsonOption, console
+from flashslm.cli.options import HOME, HomeOption, JsonOption
+from flashslm.cli.output import console
 
 if TYPE_CHECKING:
     from flashslm.infra.stack.embedded_stack import StackStatus

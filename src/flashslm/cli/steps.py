@@ -8,19 +8,9 @@ from typing import Any
 
 import typer
 
-from flashslm.cli.common import (
-    ARTIFACTS,
-    HOME,
-    STEPS,
-    ArtifactsOption,
-    ConfigOption,
-    HomeOption,
-    JsonOption,
-    Overrides,
-    RecipeCommand,
-    show,
-    warn_of_no_effect,
-)
+from flashslm.cli.options import ARTIFACTS, HOME, STEPS, ArtifactsOption, HomeOption, JsonOption
+from flashslm.cli.output import show
+from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, warn_of_no_effect
 from flashslm.config import STEP_SECTIONS, RunConfig
 from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems

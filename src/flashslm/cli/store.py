@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from flashslm.cli.common import HOME, HomeOption, JsonOption
+from flashslm.cli.options import HOME, HomeOption, JsonOption
 
 RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs leave their directories.")]
 DaysOption = Annotated[float, typer.Option("--days", min=0.0, help="Nothing younger goes, checkpoints excepted.")]

@@ -1,27 +1,22 @@
-"""Options and output that the commands share."""
+"""A recipe and its overrides as a command's arguments, and the recipe that they give."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand
 
-from flashslm.config import RunConfig, WeightFormat
+from flashslm.cli.output import console
+from flashslm.config import RunConfig
 from flashslm.config.file import load
 from flashslm.config.no_effect import without_effect
-
-console = Console(stderr=True)
 
 ConfigOption = Annotated[
     Path,
     typer.Option("--config", help="The recipe, for example configs/demo.yaml; `--config` may be left out before it."),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides such as training.steps=50.")]
-PipelineOption = Annotated[str, typer.Option("--pipeline", help="Directory name under pipelines/.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 class RecipeCommand(TyperCommand):
@@ -37,42 +32,6 @@ class RecipeCommand(TyperCommand):
         with_value = {name for option in self.params if not getattr(option, "is_flag", True) for name in option.opts}
         of_an_option = place > 0 and args[place - 1] in with_value
         return args[place].endswith((".yaml", ".yml")) and "=" not in args[place] and not of_an_option
-
-
-def _home(context: typer.Context, option: typer.CallbackParam, given: Path) -> Path:
-    """What is given, else the nearest home, looked for upwards as git looks for its own."""
-    from flashslm.infra.stack.services import find_home
-
-    source = context.get_parameter_source(str(option.name))
-    return find_home() if source and source.name == "DEFAULT" else given
-
-
-HomeOption = Annotated[
-    Path,
-    typer.Option(
-        "--home",
-        callback=_home,
-        help="Where the embedded stack and caches live; not given: the nearest .flashslm here or above.",
-    ),
-]
-ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where manifests of inputs and outputs live.")]
-KernelsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--kernels", help="A backend to take, such as decode=torch, or default=torch; may be given several times."
-    ),
-]
-ServedWeightsOption = Annotated[
-    WeightFormat | None,
-    typer.Option(help="int8: 8 bits per weight. Not given: what the directory's config.json says."),
-]
-
-# Headings of `flashslm --help`.
-PIPELINES, STEPS, MODELS = "Pipelines and runs", "Single steps of the pipeline", "Models and measurements"
-RECIPES, SERVICES = "Recipes", "Services of this machine"
-
-HOME = Path(".flashslm")
-ARTIFACTS = Path("artifacts")
 
 
 def load_recipe(config: Path, overrides: list[str] | None, checks: Callable[[RunConfig], list[str]]) -> RunConfig:
@@ -96,16 +55,3 @@ def located_here(recipe: RunConfig, config: Path) -> RunConfig:
     """
     hook = recipe.gate.promotion_hook.located(config.parent)
     return recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"promotion_hook": hook})})
-
-
-def show(result: Any, as_json: bool) -> None:
-    """One JSON object, or aligned lines for a person."""
-    if as_json:
-        print(json.dumps(result))
-        return
-    out = Console()
-    width = max((len(key) for key in result), default=0)
-    for key, value in result.items():
-        shown = f"{value:.5g}" if isinstance(value, float) else value
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else shown
-        out.print(f"{key:<{width}}  {shown}", highlight=False, markup=False, soft_wrap=True)

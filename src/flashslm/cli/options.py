@@ -1,0 +1,47 @@
+"""Options that several commands have, and the headings under which `flashslm --help` lists commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flashslm.config import WeightFormat
+
+PipelineOption = Annotated[str, typer.Option("--pipeline", help="Directory name under pipelines/.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def _home(context: typer.Context, option: typer.CallbackParam, given: Path) -> Path:
+    """What is given, else the nearest home, looked for upwards as git looks for its own."""
+    from flashslm.infra.stack.services import find_home
+
+    source = context.get_parameter_source(str(option.name))
+    return find_home() if source and source.name == "DEFAULT" else given
+
+
+HomeOption = Annotated[
+    Path,
+    typer.Option(
+        "--home",
+        callback=_home,
+        help="Where the embedded stack and caches live; not given: the nearest .flashslm here or above.",
+    ),
+]
+ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where manifests of inputs and outputs live.")]
+KernelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kernels", help="A backend to take, such as decode=torch, or default=torch; may be given several times."
+    ),
+]
+ServedWeightsOption = Annotated[
+    WeightFormat | None,
+    typer.Option(help="int8: 8 bits per weight. Not given: what the directory's config.json says."),
+]
+
+# Headings of `flashslm --help`.
+PIPELINES, STEPS, MODELS = "Pipelines and runs", "Single steps of the pipeline", "Models and measurements"
+RECIPES, SERVICES = "Recipes", "Services of this machine"
+
+HOME = Path(".flashslm")
+ARTIFACTS = Path("artifacts")

@@ -1,0 +1,21 @@
+"""What commands print: results on stdout, all else on stderr."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+
+console = Console(stderr=True)
+
+
+def show(result: Any, as_json: bool) -> None:
+    """One JSON object, or aligned lines for a person."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    out = Console()
+    width = max((len(key) for key in result), default=0)
+    for key, value in result.items():
+        shown = f"{value:.5g}" if isinstance(value, float) else value
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else shown
+        out.print(f"{key:<{width}}  {shown}", highlight=False, markup=False, soft_wrap=True)
