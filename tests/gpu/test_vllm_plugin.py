@@ -19,6 +19,7 @@ from flashslm.ops.gradient_check import relative_error
 pytestmark = pytest.mark.gpu
 VOCABULARY, TEXT_TOKENS, NEW_TOKENS = 130, 100, 24
 LOGIT_TOLERANCE = 1e-2
+MAX_STEPS = 1000
 
 
 @pytest.fixture(autouse=True)
@@ -65,17 +66,19 @@ def texts(rows: int, seed: int) -> Tensor:
 
 
 def trained(operators: str) -> HybridLM:
-    """In float32, its weights rounded to bfloat16 at the end."""
+    """Until it is sure of every token, in float32; its weights are rounded to bfloat16 at the end."""
     model = HybridLM.build(architecture(operators), "cuda", torch.float32, seed=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for step in range(150):
+    for step in range(MAX_STEPS):
         tokens_BT = texts(8, seed=step + 1).cuda()
         logits_BTV = model.logits(model(tokens_BT[:, :-1]))
         loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.1
+        if loss < 0.05:
+            break
+    assert loss < 0.1, "the model has not learned which token follows"
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
