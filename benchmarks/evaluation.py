@@ -8,9 +8,9 @@ An item is a context and four endings of random tokens, in lengths like HellaSwa
 times; the harness's hf model scores the first `hf-items` of them once, after a warm-up, with the same weights as
 exported, in the same precision; how many choices agree and the largest difference in nats are part of the record.
 Perplexity reads documents of `context` tokens with the preset's shape (empty: the small model's) and random weights.
-Its `heads` are forms of the last part, the tokens' log-probabilities: `chunked`, which evaluation runs, and on a GPU
-`fused`, which never writes a logit (`ops/fused/token_scores.py`); `head_ms` is that part alone, for as many tokens as
-are read at a time.
+Its `heads` are forms of the last part, the tokens' log-probabilities: `chunked`, and on a GPU `fused`, which never
+writes a logit (`ops/fused/token_scores.py`); without the option that which evaluation runs is measured. `head_ms` is
+that part alone, for as many tokens as are read at a time.
 On a CPU give small sizes, such as --width 256 --vocabulary 1024 --items 40 --hf-items 40 --preset "" --context 2048.
 Writes benchmarks/results/evaluation_<device>_<date>.json; the last line of stdout is that record.
 """
@@ -44,6 +44,7 @@ from flashslm.ops.token_scores import ScoreTokens, token_scores_chunked
 
 RESULTS = Path(__file__).parent / "results"
 ENDINGS = 4
+USUAL_HEAD = {"cpu": "chunked", "cuda": "fused"}  # in half precision
 CONTEXT_TOKENS, ENDING_TOKENS = (20, 110), (8, 45)  # uniform; HellaSwag's means with 32k tokens are near the middle
 WARM_ITEMS = 64
 SPREAD = 20.0  # of the embedding, so that a random model's choices differ by more than rounding
@@ -161,7 +162,7 @@ def perplexity(given: argparse.Namespace, device: DeviceKind) -> dict[str, Any]:
         "context": given.context,
         "documents": given.documents,
         "windows_at_a_time": given.windows,
-        "heads": {name: measured(head_form(name)) for name in given.heads},
+        "heads": {name: measured(head_form(name)) for name in given.heads or [USUAL_HEAD[device]]},
     }
 
 
@@ -218,7 +219,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--heads", nargs="+", default=["chunked"], choices=["chunked", "fused"])
+    parser.add_argument("--heads", nargs="+", choices=["chunked", "fused"])
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from flashslm.evaluation.perplexity import Reading, document_nats
+from flashslm.ops.dispatch import token_scores
+from flashslm.ops.token_scores import token_scores_chunked
 from tests.gpu.test_evaluation import MEAN_TOLERANCE, pair_of_models
 from tests.gpu.test_model import VOCABULARY
 from tests.unit.ops.test_token_scores import SHAPES, check, inputs, ties
@@ -37,11 +39,19 @@ def test_no_logits_are_written():
 
 
 def test_perplexity_is_that_of_the_chunked_form():
-    from flashslm.ops.fused.token_scores import token_scores_triton
-
     _, fast = pair_of_models("DFMFAF")
     texts = [torch.randint(VOCABULARY, (n + 1,)) for n in (700, 33, 1, 257)]
     sizes, reading = [len(text) - 1 for text in texts], Reading(context=256, stride=100, batch_size=3)
-    expected = document_nats(fast, lambda number: texts[number], sizes, reading)
-    found = document_nats(fast, lambda number: texts[number], sizes, reading, token_scores_triton)
+    expected = document_nats(fast, lambda number: texts[number], sizes, reading, token_scores_chunked)
+    found = document_nats(fast, lambda number: texts[number], sizes, reading)
     assert sum(found) == pytest.approx(sum(expected), rel=MEAN_TOLERANCE / 2)
+
+
+@pytest.mark.parametrize("dtype, fused", [(torch.bfloat16, True), (torch.float32, False)], ids=["bf16", "fp32"])
+def test_half_precision_takes_the_fused_form(dtype, fused, monkeypatch):
+    from flashslm.ops.fused import token_scores as module
+
+    calls, form = [], module.token_scores_triton
+    monkeypatch.setattr(module, "token_scores_triton", lambda *given: calls.append(given) or form(*given))
+    token_scores(*(x.cuda() for x in inputs(SHAPES[0], dtype)))
+    assert bool(calls) == fused

@@ -128,7 +128,10 @@ class KernelsConfig(Section):
         default="auto", description="Rotary position embedding, with the norms of attention's heads."
     )
     attention: Literal["auto", "sdpa", "flash"] = Field(default="auto", description="Softmax attention.")
-    cross_entropy: Literal["auto", "chunked", "triton"] = Field(default="auto", description="The head with its loss.")
+    cross_entropy: Literal["auto", "chunked", "triton"] = Field(
+        default="auto",
+        description="The head with its loss, or with the log-probabilities of given tokens (in fp32 always chunked).",
+    )
     elementwise: Literal["auto", "torch", "inductor"] = Field(
         default="auto", description="Norms, gates and residual additions in training; the gates of a prefill."
     )

@@ -19,7 +19,8 @@ from flashslm.data.shards import SplitReader
 from flashslm.evaluation.items import MetricItems, identity
 from flashslm.evaluation.scoring import Scorer, Targets
 from flashslm.models.hybrid import HybridLM
-from flashslm.ops.token_scores import ScoreTokens, token_scores_chunked
+from flashslm.ops.dispatch import token_scores
+from flashslm.ops.token_scores import ScoreTokens
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def document_nats(
     tokens: Callable[[int], Tensor],
     num_targets: Sequence[int],
     reading: Reading,
-    score_tokens: ScoreTokens = token_scores_chunked,
+    score_tokens: ScoreTokens = token_scores,
 ) -> tuple[float, ...]:
     """Nats of each document, whose tokens (int64 [targets + 1]) are asked for by its number."""
     totals, scorer = np.zeros(len(num_targets)), Scorer(model, score_tokens=score_tokens)

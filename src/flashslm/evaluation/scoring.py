@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.states import State, make_state
-from flashslm.ops.token_scores import ScoreTokens, token_scores_chunked
+from flashslm.ops.dispatch import token_scores
+from flashslm.ops.token_scores import ScoreTokens
 
 CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}  # of each row at a time
 BATCH_TOKENS = {"cpu": 0, "cuda": 32768}  # of all rows at a time where the rows are few: a pass must fill the device
@@ -61,7 +62,7 @@ class Scorer:
     `score_tokens` is the form in which the head's log-probabilities are computed.
     """
 
-    def __init__(self, model: HybridLM, chunk_tokens: int = 0, score_tokens: ScoreTokens = token_scores_chunked):
+    def __init__(self, model: HybridLM, chunk_tokens: int = 0, score_tokens: ScoreTokens = token_scores):
         self.model, self.device = model, model.embedding.weight.device
         self.chunk_tokens, self.score_tokens = chunk_tokens, score_tokens
         with torch.inference_mode():

@@ -18,6 +18,7 @@ from flashslm.ops.kernels import MissingKernel, backend_of
 from flashslm.ops.rotary import HeadsInputs, attention_heads_naive
 from flashslm.ops.ssd import RawScan, SSDInputs, SSDToken, ssd_chunked
 from flashslm.ops.ssd import ssd_step as ssd_step_torch
+from flashslm.ops.token_scores import TokenScores, token_scores_chunked
 
 
 def delta_rule(inputs: DeltaRuleInputs, normalise: bool = False) -> tuple[Tensor, Tensor]:
@@ -94,6 +95,19 @@ def attention_heads(inputs: HeadsInputs) -> tuple[Tensor, Tensor, Tensor]:
     from flashslm.ops.fused.rotary import attention_heads_triton
 
     return attention_heads_triton(inputs)
+
+
+def token_scores(hidden_ND: Tensor, weight_VD: Tensor, tokens_N: Tensor) -> TokenScores:
+    """How likely a head finds tokens: `kernels.cross_entropy` chooses the backend, in fp32 it is always torch's.
+
+    The fused kernel computes fp32 products exactly, which was never measured beside torch's.
+    """
+    half_precision = hidden_ND.dtype in (torch.bfloat16, torch.float16)
+    if not half_precision or backend_of("cross_entropy", hidden_ND) != "triton":
+        return token_scores_chunked(hidden_ND, weight_VD, tokens_N)
+    from flashslm.ops.fused.token_scores import token_scores_triton
+
+    return token_scores_triton(hidden_ND, weight_VD, tokens_N)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
