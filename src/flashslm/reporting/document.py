@@ -1,5 +1,6 @@
 """A report's data as the step `report` stores them, and the page that the launcher makes of them after the run."""
 
+from dataclasses import asdict
 from typing import Any
 
 from flashslm.reporting.html import RunArtifacts, render
@@ -10,9 +11,9 @@ FILE = "report.json"
 
 
 def document(run: RunArtifacts | RetrainingArtifacts) -> dict[str, Any]:
-    """JSON values."""
+    """JSON values, of which `render_document` makes the page again when the run is over."""
     kind = "retraining" if isinstance(run, RetrainingArtifacts) else "design"
-    return {"kind": kind, "run": run.document()}
+    return {"kind": kind, "run": asdict(run)}
 
 
 def render_document(stored: dict[str, Any], facts: RunFacts | None = None) -> str:

@@ -1,6 +1,6 @@
 """The run's report as one HTML file that needs no network: charts are SVG, a short script shows tips and sorts."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -59,10 +59,6 @@ class RunArtifacts:
     device_name: str
     lineage: list[dict[str, Any]]  # name, uri, sha256, bytes of every artifact
     finalists: list[dict[str, Any]] = field(default_factory=list)
-
-    def document(self) -> dict[str, Any]:
-        """As JSON: `document.render` makes the page of it again when the run is over."""
-        return asdict(self)
 
 
 def render(run: RunArtifacts, facts: RunFacts | None = None) -> str:

@@ -1,6 +1,6 @@
 """The report of a retraining run as one self-contained HTML file: data, both models side by side, decision."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from flashslm.evaluation.task_metrics import is_metric
@@ -23,10 +23,6 @@ class RetrainingArtifacts:
     export: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
     verdict: dict[str, Any] | None = None
-
-    def document(self) -> dict[str, Any]:
-        """As JSON: `document.render` makes the page of it again when the run is over."""
-        return asdict(self)
 
 
 def render_retraining(run: RetrainingArtifacts, facts: RunFacts | None = None) -> str:
