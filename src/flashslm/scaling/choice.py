@@ -11,7 +11,7 @@ class InfeasibleBudget(ValueError):
     """No candidate is fast enough; the message names the fastest one."""
 
 
-class DepthWidthOption(BaseModel):
+class DepthWidth(BaseModel):
     """One (depth, width) with what it costs and what the law promises; the interval is the law's 90 % one.
 
     `extrapolated` names the axes on which it lies outside the models that the law was fitted to.
@@ -25,20 +25,17 @@ class DepthWidthOption(BaseModel):
     predicted_loss_nats: float
     loss_interval_nats: tuple[float, float]
     extrapolated: tuple[str, ...]
+
+
+class DepthWidthOption(DepthWidth):
+    """A candidate, and whether it is within the budget."""
+
     feasible: bool
 
 
-class Choice(BaseModel):
+class Choice(DepthWidth):
     """The chosen depth and width, and every candidate they were chosen from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    depth: int
-    width: int
-    latency_ms: float
-    predicted_loss_nats: float
-    loss_interval_nats: tuple[float, float]
-    extrapolated: tuple[str, ...]
     budget_ms: float
     candidates: tuple[DepthWidthOption, ...]
 
