@@ -42,6 +42,7 @@ def test_a_second_machine_starts_with_what_the_first_has_tuned(store, machine):
         write(first, "winners/a.json")
         write(first, "triton/X/__grp__k.json", json.dumps({"child_paths": {"k.cubin": f"{first}/triton/X/k.cubin"}}))
         write(first, "triton/half.partial")
+        write(first, "triton/X/k.llir")
     second = machine("second")
     with shared_kernels(store):
         assert files(second) == {"winners/a.json", "triton/X/__grp__k.json"}

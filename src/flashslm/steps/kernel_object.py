@@ -18,6 +18,9 @@ from flashslm.infra.storage.s3 import StoreError
 from flashslm.ops.kernel_cache import cache_directory, cache_facts, cache_key
 
 ARCHIVE, FACTS = "kernels.tar.gz", "facts.json"
+# What Triton wrote on the way to a binary. It loads the binary alone, and these are four fifths of the bytes.
+INTERMEDIATE = (".ttir", ".ttgir", ".llir", ".ptx", ".source")
+UNFINISHED = (".partial", ".lock", ".tmp")
 ATTEMPTS = 3  # another pod may store its kernels at the same time
 _log = logging.getLogger(__name__)
 
@@ -97,10 +100,10 @@ def _move_paths(files: list[Path], before: str, now: str) -> None:
 
 
 def _files() -> set[str]:
-    """Whole files of the cache; a process that was killed may have left others."""
+    """Whole files of the cache that a later process reads; one that was killed may have left others."""
     root = cache_directory()
     paths = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
-    return {str(p.relative_to(root)) for p in paths if not p.name.endswith((".partial", ".lock", ".tmp"))}
+    return {str(p.relative_to(root)) for p in paths if not p.name.endswith(INTERMEDIATE + UNFINISHED)}
 
 
 def _pointer() -> str:
