@@ -6,7 +6,7 @@ from typing import Any
 from flashslm.evaluation import items
 from flashslm.evaluation.comparison import compare_items
 from flashslm.infra.registry import model_registry
-from flashslm.infra.registry.gate import Comparison, MeasuredModel, decide
+from flashslm.infra.registry.gate import Comparison, MeasuredModel, Verdict, decide
 from flashslm.infra.registry.model_registry import ModelVersion
 from flashslm.infra.storage.object_store import Manifest, ObjectMissing
 from flashslm.steps.context import StepContext
@@ -19,7 +19,11 @@ def run(context: StepContext) -> dict[str, Any]:
     current = model_registry.champion(context.settings, limits.model_name)
     champion = MeasuredModel.model_validate(current.facts) if current else None
     compared = _compare_perplexity(context, current) if current else None
-    verdict = decide(candidate, champion, current.version if current else "", limits, compared)
+    return publish_verdict(context, decide(candidate, champion, current.version if current else "", limits, compared))
+
+
+def publish_verdict(context: StepContext, verdict: Verdict) -> dict[str, Any]:
+    """Publish the output `verdict`; returns a gate's result."""
     context.publish_json("verdict", {"verdict.json": verdict.model_dump(mode="json")}, {"decision": verdict.decision})
     return {
         "decision": verdict.decision,

@@ -4,6 +4,7 @@ from typing import Any
 
 from flashslm.infra.registry.gate import Comparison, MeasuredModel, decide_retraining
 from flashslm.steps.context import StepContext
+from flashslm.steps.gate import publish_verdict
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -19,8 +20,4 @@ def run(context: StepContext) -> dict[str, Any]:
         context.config.gate,
         former=champion["former_sha256"],
     )
-    context.publish_json("verdict", {"verdict.json": verdict.model_dump(mode="json")}, {"decision": verdict.decision})
-    return {
-        "decision": verdict.decision,
-        "summary": f"{verdict.decision}: {'; '.join(verdict.reasons) or 'all checks pass'}",
-    }
+    return publish_verdict(context, verdict)
