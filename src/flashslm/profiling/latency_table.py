@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -14,11 +14,18 @@ from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, LM_HEAD, OPERATO
 
 OPERATOR_SIZES = ("num_heads", "num_kv_heads", "head_dim", "ffn_size", "mamba_state", "mamba_head_dim", "mamba_expand")
 
-Key = tuple[str, int, int, int]  # operator, width, context, batch
+
+class EntryKey(NamedTuple):
+    """What identifies an entry: an operator (its letter) or `head`, for one decoded token of each of `batch` rows."""
+
+    operator: str
+    width: int
+    context: int
+    batch: int
 
 
-class LatencyEntry(BaseModel):
-    """Milliseconds of one operator (its letter) or of `head`, for one decoded token of each of `batch` rows."""
+class KeyedEntry(BaseModel):
+    """An entry's key as fields of its JSON."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,6 +33,15 @@ class LatencyEntry(BaseModel):
     width: int
     context: int
     batch: int
+
+    @property
+    def key(self) -> EntryKey:
+        return EntryKey(self.operator, self.width, self.context, self.batch)
+
+
+class LatencyEntry(KeyedEntry):
+    """Milliseconds that were measured."""
+
     median_ms: float = Field(gt=0)
     p10_ms: float
     p90_ms: float
@@ -37,25 +53,11 @@ class LatencyEntry(BaseModel):
             raise ValueError(f"operator '{value}' is unknown: allowed are {', '.join(OPERATOR_SPECS)} and {LM_HEAD}")
         return value
 
-    @property
-    def key(self) -> Key:
-        return self.operator, self.width, self.context, self.batch
 
-
-class LeftOut(BaseModel):
+class LeftOut(KeyedEntry):
     """An entry that could not be measured, and why."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    operator: str
-    width: int
-    context: int
-    batch: int
     reason: str
-
-    @property
-    def key(self) -> Key:
-        return self.operator, self.width, self.context, self.batch
 
 
 class StepOverhead(BaseModel):
@@ -132,7 +134,7 @@ class LatencyTable(BaseModel):
 
     def covers(self, operators: str, width: int, context: int, batch: int) -> bool:
         """Whether all these operators and the head were measured just there."""
-        return all((operator, width, context, batch) in self._index for operator in (*operators, LM_HEAD))
+        return all(EntryKey(operator, width, context, batch) in self._index for operator in (*operators, LM_HEAD))
 
     @cached_property
     def contexts(self) -> tuple[int, ...]:
@@ -147,7 +149,7 @@ class LatencyTable(BaseModel):
         return _distinct(e.batch for e in self.entries)
 
     @cached_property
-    def _index(self) -> dict[Key, LatencyEntry]:
+    def _index(self) -> dict[EntryKey, LatencyEntry]:
         return {entry.key: entry for entry in self.entries}
 
     @cached_property
@@ -156,9 +158,10 @@ class LatencyTable(BaseModel):
         return {width: _operator_sizes(architecture) for width, architecture in built.items()}
 
     def _entry(self, operator: str, width: int, context: int, batch: int) -> LatencyEntry:
-        entry = self._index.get((operator, width, context, batch))
+        key = EntryKey(operator, width, context, batch)
+        entry = self._index.get(key)
         if entry is None:
-            reason = next((e.reason for e in self.left_out if e.key == (operator, width, context, batch)), "")
+            reason = next((e.reason for e in self.left_out if e.key == key), "")
             raise ValueError(
                 f"latency of {operator} at width {width}, context {context}, batch {batch} was not measured"
                 f"{f' (it {reason})' if reason else ''}; {self._measured()}: choose among these or add the value to "

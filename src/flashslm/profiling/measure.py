@@ -15,8 +15,8 @@ from flashslm.inference.operator_step import build_decode_steps, build_head_step
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import Architecture
 from flashslm.models.operator_spec import LM_HEAD
-from flashslm.profiling.latency_table import LatencyEntry, LatencyTable
-from flashslm.profiling.plan import EntryKey, ProfilingPlan, Repetition, repetition
+from flashslm.profiling.latency_table import EntryKey, LatencyEntry, LatencyTable
+from flashslm.profiling.plan import ProfilingPlan, Repetition, repetition
 from flashslm.profiling.timing import TimedCall, Timing, cpu_threads, measure_rounds
 
 # On a CPU three instances of every operator run in turns, each timed apart: a row of one kind of operator was 18 %

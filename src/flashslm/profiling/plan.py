@@ -15,7 +15,7 @@ from flashslm.inference.fused.tilings import MAX_BATCH
 from flashslm.models.accounting import kv_bytes_per_sequence, operator_parameters, parameters, state_bytes
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.operator_spec import FFN, LM_HEAD, depends_on_context
-from flashslm.profiling.latency_table import LeftOut
+from flashslm.profiling.latency_table import EntryKey, LeftOut
 
 SMALL_VOCABULARY = 16  # kernels are compiled for multiples of 16 and for others: the head's are used again
 L2_MULTIPLE = 2  # the copies' weights exceed the L2 cache by this factor
@@ -24,15 +24,6 @@ MAX_COPIES = 48  # of one kind no model has more, so small weights may stay in t
 LAYERS_A_CALL = 48
 COPIES_BYTES = 8 << 30  # a row that is larger than the L2 by so much needs no more copies
 CALL_BYTES = 4 << 30  # about a millisecond, of which the start of a call is nothing
-
-
-class EntryKey(NamedTuple):
-    """What identifies a measured entry of the table."""
-
-    operator: str
-    width: int
-    context: int
-    batch: int
 
 
 class Repetition(NamedTuple):

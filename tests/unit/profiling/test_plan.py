@@ -7,12 +7,12 @@ import pytest
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.models.accounting import operator_parameters, parameters
 from flashslm.profiling import plan
+from flashslm.profiling.latency_table import EntryKey
 from flashslm.profiling.plan import (
     CALL_BYTES,
     LAYERS_A_CALL,
     MAX_COPIES,
     MIN_COPIES,
-    EntryKey,
     ProfilingPlan,
     Repetition,
     repetition,
