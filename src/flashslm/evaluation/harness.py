@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashslm.evaluation import task_presets
+from flashslm.evaluation.harness_host import lean_harness
 from flashslm.evaluation.items import MetricItems
 from flashslm.evaluation.task_results import task_items, task_results
 from flashslm.evaluation.tasks import find_tasks, specifications
@@ -58,15 +59,16 @@ def harness_outcome(lm: Any, asked: Asked, facts: dict[str, Any] | None = None) 
 
     if asked.run_generated_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # else the metric refuses
-    outcome: dict[str, Any] = lm_eval.simple_evaluate(
-        lm,
-        tasks=specifications(asked.tasks),
-        limit=asked.limit,
-        task_manager=find_tasks(asked.tasks, asked.include_path, asked.task_data, facts),
-        bootstrap_iters=BOOTSTRAPS,
-        log_samples=True,
-        confirm_run_unsafe_code=asked.run_generated_code,
-    )
+    with lean_harness():
+        outcome: dict[str, Any] = lm_eval.simple_evaluate(
+            lm,
+            tasks=specifications(asked.tasks),
+            limit=asked.limit,
+            task_manager=find_tasks(asked.tasks, asked.include_path, asked.task_data, facts),
+            bootstrap_iters=BOOTSTRAPS,
+            log_samples=True,
+            confirm_run_unsafe_code=asked.run_generated_code,
+        )
     return outcome
 
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 from flashslm.evaluation.loglikelihood import Pair, log_likelihoods
+from flashslm.evaluation.request_encoding import RequestEncoder
 from flashslm.evaluation.scoring import Scorer
 from flashslm.inference.continuous import ContinuousBatch
 from flashslm.inference.sampling import Sampling
@@ -30,6 +31,7 @@ class HybridLMAdapter(TemplateLM):
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.scorer = Scorer(model)
+        self.encoder = RequestEncoder(tokenizer)
         self.max_length = model.architecture.max_position_embeddings - model.architecture.num_meta_tokens
 
     @property
@@ -37,16 +39,23 @@ class HybridLMAdapter(TemplateLM):
         return int(self.tokenizer.eos_token_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        ids: list[int] = self.tokenizer(string, add_special_tokens=False)["input_ids"]
+        ids = self.encoder.ids(string)
         return ids if add_special_tokens is False else [self.eot_token_id, *ids]
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(nats, is it the greedy choice) of each request's continuation, as the harness asks for them."""
+        with self.encoder.encoded_together(request.args for request in requests):
+            scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+            return scored
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Nats of whole texts, each token predicted once; long ones in windows of `max_length`."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         pairs, owners = [], []
-        for owner, request in enumerate(requests):
-            ids = self.tok_encode(request.args[0], add_special_tokens=False)
+        with self.encoder.encoded_together(("", request.args[0]) for request in requests):
+            texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
+        for owner, ids in enumerate(texts):
             for window in get_rolling_token_windows(ids, self.eot_token_id, self.max_length, context_len=1):
                 pairs.append((("", ""), *make_disjoint_window(window)))
                 owners.append(owner)

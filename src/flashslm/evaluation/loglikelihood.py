@@ -1,5 +1,7 @@
 """Log-likelihoods of many continuations: batches by a budget of tokens, a context that several share read once."""
 
+import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +11,11 @@ import torch
 
 from flashslm.evaluation.scoring import Scorer, Targets, right_padded
 
+_log = logging.getLogger(__name__)
+
 BATCH_TOKENS = {"cpu": 8192, "cuda": 131072}
 ALIGNMENT = 16  # shared contexts are cut at a multiple, so that those of about one length share a batch
+SECONDS_BETWEEN_LINES = 30.0
 
 
 class Pair(NamedTuple):
@@ -40,11 +45,31 @@ def log_likelihoods(
     Raises ValueError for a continuation that is longer than that.
     """
     results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+    progress = _Progress(len(pairs))
     for batch in _batches(_shared(pairs, max_length), batch_tokens or BATCH_TOKENS[scorer.device.type]):
         owners, scored = _score(scorer, batch)
         for owner, score in zip(owners, scored, strict=True):
             results[owner] = score
+        progress.add(len(owners))
+    progress.say()
     return results
+
+
+class _Progress:
+    """Lines of the log: how many continuations are scored, twice a minute at most."""
+
+    def __init__(self, total: int):
+        self.total, self.done, self.started = total, 0, time.perf_counter()
+        self.said = self.started
+
+    def add(self, scored: int) -> None:
+        self.done += scored
+        if time.perf_counter() > self.said + SECONDS_BETWEEN_LINES:
+            self.say()
+
+    def say(self) -> None:
+        self.said = time.perf_counter()
+        _log.info(f"{self.done:,} of {self.total:,} continuations scored in {self.said - self.started:.1f} s")
 
 
 def _shared(pairs: Sequence[Pair], max_length: int) -> list[SharedContext]:

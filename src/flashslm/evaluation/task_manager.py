@@ -8,6 +8,7 @@ from typing import Any
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from flashslm.evaluation.harness_host import processed_once
 from flashslm.evaluation.task_data import LocalSets
 
 
@@ -46,6 +47,8 @@ class RecipeTaskManager(TaskManager):
             for task in group.get_all_tasks() if group else filter(None, [loaded["tasks"].get(name)]):
                 task.set_config(key="num_fewshot", value=count)
         for name, task in loaded["tasks"].items():
+            if process := getattr(task.config, "process_docs", None):
+                task.config.process_docs = processed_once(process)
             if self.data and (count := task.config.num_fewshot or 0) and len(list(task.fewshot_docs())) < count:
                 raise ValueError(
                     f"'{self.data.directory}' has fewer than the {count} examples that {name} shows first: put its "
