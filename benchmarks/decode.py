@@ -22,7 +22,7 @@ from typing import Any
 from flashslm.benchmarking.case import Case
 from flashslm.benchmarking.decode import DecodeResult, compare, measure_decode
 from flashslm.benchmarking.peer import DECODERS, Peer, find_peer, measure_peer
-from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.benchmarking.record import Provenance, record_facts, result_name
 from flashslm.benchmarking.result import BenchmarkResult
 from flashslm.benchmarking.throughput import bench_throughput, steps_ending_at
 from flashslm.config import KernelsConfig
@@ -82,7 +82,7 @@ class Session:
     def __init__(self, plan: Plan, output: Path, peer: str = "hf") -> None:
         self.plan, self.output, self.peer, self.started = plan, output, peer, time.monotonic()
         self.latency: dict[Case, DecodeResult] = {}
-        facts = Provenance(**provenance(plan.latency[0].device)).model_dump()
+        facts = record_facts(plan.latency[0].device)
         self.record: dict[str, Any] = {"subject": "decode", **facts, "repeats": plan.latency[0].repeats}
         self.record |= {"latency": [], "throughput": [], "batches": [], "throughput_ratio": None, "failed": []}
 

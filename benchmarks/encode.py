@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.benchmarking.record import record_facts, result_name
 from flashslm.config import DataConfig
 from flashslm.data.encoding import TextEncoder
 from flashslm.data.pieces import BATCH_CHARACTERS
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    facts = Provenance.model_validate(provenance("cpu")).model_dump(mode="json")
+    facts = record_facts("cpu")
     texts = read_texts(given.files, int(given.megabytes * 1e6))
     if given.tokenizer:
         tokenizer = Tokenizer.from_file(str(given.tokenizer / "tokenizer.json"))

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.benchmarking.record import record_facts, result_name
 from flashslm.config import ExportConfig, ModelConfig
 from flashslm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter
@@ -55,7 +55,7 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 def main() -> int:
     given = _arguments()
     device = pick_device("auto")
-    facts = Provenance(**provenance(device)).model_dump(mode="json")
+    facts = record_facts(device)
     record: dict[str, Any] = {"subject": "evaluation", **facts, "dtype": pick_dtype("auto", device)}
     record["choice_task"] = choice_task(given, device)
     record["perplexity"] = perplexity(given, device)

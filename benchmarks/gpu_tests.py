@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 
-from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.benchmarking.record import record_facts, result_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +46,7 @@ def main() -> int:
     by_file = outcomes(report)
     suite = report.find("testsuite")
     record = {
-        **Provenance.model_validate(provenance("cuda")).model_dump(mode="json"),
+        **record_facts("cuda"),
         "exit_code": code,
         "seconds": float(suite.get("time", "0")) if suite is not None else None,
         "total": dict(sum(by_file.values(), Counter())),

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.benchmarking.record import record_facts, result_name
 from flashslm.config import ExportConfig, ModelConfig
 from flashslm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from flashslm.evaluation.harness import Asked, harness_outcome
@@ -52,7 +52,7 @@ Samples = list[dict[str, Any]]
 def main() -> int:
     given = _arguments()
     device = pick_device("auto")
-    facts = Provenance(**provenance(device)).model_dump(mode="json")
+    facts = record_facts(device)
     output = given.output or RESULTS / f"{result_name('harness-equality', device)}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"subject": "harness equality", **facts, "dtype": "float32"}

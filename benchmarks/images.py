@@ -15,7 +15,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.benchmarking.record import record_facts, result_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    facts = Provenance.model_validate(provenance("cpu")).model_dump(mode="json")
+    facts = record_facts("cpu")
     code, seconds, report = run_tests()
     suite = next(report.iter("testsuite"))
     images = next(found for found in report.iter("property") if found.get("name") == "images")

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.benchmarking.record import record_facts, result_name
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.hardware import device_fingerprint, pick_device
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
@@ -60,7 +60,7 @@ class Session:
         device = pick_device(plan.profiling.device)
         self.record: dict[str, Any] = {
             "subject": "latency_table",
-            **Provenance(**provenance(device)).model_dump(),
+            **record_facts(device),
             "repeats": plan.profiling.repeats,
             "profiling": plan.profiling.model_dump(),
             "budget_s": budget_s,

@@ -24,7 +24,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.benchmarking.record import record_facts, result_name
 from flashslm.config import digest
 from flashslm.config.experiment import ExperimentRecipe
 from flashslm.config.file import load_as
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def begin(recipe: ExperimentRecipe, models: Sequence[MatchedModel], planned: int) -> dict[str, Any]:
     """What is known before the first training."""
-    facts = Provenance(**provenance(pick_device(recipe.profiling.training_device))).model_dump(mode="json")
+    facts = record_facts(pick_device(recipe.profiling.training_device))
     return {
         "subject": SUBJECT,
         **facts,

@@ -19,7 +19,7 @@ from statistics import median
 
 import torch
 
-from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.benchmarking.record import record_facts, result_name
 from flashslm.config import KernelsConfig, ModelConfig, WeightFormat
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.fused import projection
@@ -202,7 +202,7 @@ def main() -> None:
         torch.cuda.empty_cache()
     table = sorted(Measured(*shape, t.depth, t.strips, *t[3:]) for shape, t in tilings.items())
     table_file.write_text("[\n" + ",\n".join(map(json.dumps, map(as_entry, table))) + "\n]\n", encoding="utf-8")
-    record = Provenance.model_validate(provenance("cuda")).model_dump(mode="json") | {
+    record = record_facts("cuda") | {
         "what": f"a decode step at batch 1 and {CONTEXT} tokens, before and after its shapes were tuned",
         "weights": given.weights,
         "repeats": SETS * STEPS,

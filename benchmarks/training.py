@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flashslm.benchmarking.record import Provenance, provenance, result_name
+from flashslm.benchmarking.record import Provenance, record_facts, result_name
 from flashslm.hardware import pick_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,7 +42,7 @@ class Session:
 
     def __init__(self, given: argparse.Namespace, output: Path) -> None:
         self.given, self.output, self.started = given, output, time.monotonic()
-        facts = Provenance(**provenance(pick_device("auto"))).model_dump(mode="json")
+        facts = record_facts(pick_device("auto"))
         self.record: Result = {"subject": "training", **facts, "training": [], "failed": []}
 
     def measure(self, preset: str) -> None:

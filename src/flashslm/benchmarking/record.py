@@ -79,6 +79,11 @@ def provenance(device: DeviceKind) -> dict[str, Any]:
     }
 
 
+def record_facts(device: DeviceKind) -> dict[str, Any]:
+    """`Provenance` of this process as JSON values, which a record in a file begins with."""
+    return Provenance(**provenance(device)).model_dump(mode="json")
+
+
 def model_facts(case: Case, backend: str) -> dict[str, Any]:
     """The fields of `ModelFacts`; called once everything has run, so that `kernels` is complete."""
     return {

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashslm.benchmarking.record import Provenance, provenance
+from flashslm.benchmarking.record import record_facts
 from flashslm.config import RunConfig, SearchConfig
 from flashslm.config.file import load
 from flashslm.hardware import DeviceKind, pick_device
@@ -31,7 +31,7 @@ def open_recipe(file: Path, overrides: list[str]) -> OpenedRecipe:
     recipe = load(file, overrides)
     device = pick_device(recipe.profiling.training_device)
     kernels.configure(recipe.kernels)
-    return OpenedRecipe(recipe, device, Provenance(**provenance(device)).model_dump(mode="json"))
+    return OpenedRecipe(recipe, device, record_facts(device))
 
 
 def train_shortly(

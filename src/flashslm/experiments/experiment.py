@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flashslm.benchmarking.record import Provenance, provenance
+from flashslm.benchmarking.record import record_facts
 from flashslm.config import digest
 from flashslm.config.experiment import ExperimentRecipe
 from flashslm.data.prepare import prepare_once
@@ -72,7 +72,7 @@ class Experiment:
 
     @cached_property
     def _provenance(self) -> dict[str, Any]:
-        return Provenance(**provenance(pick_device(self.recipe.profiling.training_device))).model_dump(mode="json")
+        return record_facts(pick_device(self.recipe.profiling.training_device))
 
     def models(self, dataset: Manifest) -> list[MatchedModel]:
         """Matched and timed once: measured again, another size might be chosen, and every cell would be another."""
