@@ -5,15 +5,14 @@
 Writes a .png and an .svg beside the record.
 """
 
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flashslm.benchmarking.operators import RESIDUAL
+from flashslm.benchmarking.record_plot import panels, save_beside
 from flashslm.models.operator_spec import COLORS, LABELS, LM_HEAD, OPERATOR_SPECS
 
 OURS, PEER, FLOOR = "#2563eb", "#9ca3af", "#111827"
@@ -23,20 +22,18 @@ STYLES |= {LM_HEAD: (LABELS[LM_HEAD], COLORS[LM_HEAD]), RESIDUAL: (RESIDUAL, "#e
 
 def plot(record: dict[str, Any]) -> Figure:
     """One panel for each part that the record has."""
-    panels = []
+    parts = []
     if record["latency"]:
-        panels += [(latency, record["latency"]), (operators, record["latency"])]
+        parts += [(latency, record["latency"]), (operators, record["latency"])]
     if record["batches"]:
-        panels.append((batches, record["batches"]))
-    if not panels:
+        parts.append((batches, record["batches"]))
+    if not parts:
         raise ValueError("the record has neither latencies nor batches: nothing to plot")
-    figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
-    for axes, (draw, results) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        axes.spines[["top", "right"]].set_visible(False)
+    figure, row = panels(record, len(parts))
+    for axes, (draw, results) in zip(row, parts, strict=True):
         axes.grid(alpha=0.25, axis="x")
         draw(axes, results)
         axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    figure.suptitle(f"{record['device']}, {record['date']}, commit {(record['commit'] or 'unknown')[:10]}", fontsize=9)
     return figure
 
 
@@ -92,14 +89,5 @@ def _once(label: str, row: int) -> str:
     return label if row == 0 else ""
 
 
-def main(arguments: list[str]) -> None:
-    for argument in arguments:
-        source = Path(argument)
-        figure = plot(json.loads(source.read_text(encoding="utf-8")))
-        for suffix in (".png", ".svg"):
-            figure.savefig(source.with_suffix(suffix), dpi=150)
-            print(source.with_suffix(suffix))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    save_beside(sys.argv[1:], plot)

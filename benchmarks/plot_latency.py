@@ -5,36 +5,33 @@
 Writes a .png and an .svg beside the record.
 """
 
-import json
 import sys
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flashslm.benchmarking.record_plot import panels, save_beside
 from flashslm.models.operator_spec import COLORS, LABELS, MIXERS, depends_on_context
 
 
 def plot(record: dict[str, Any]) -> Figure:
     """One panel for each part that the record has."""
-    panels = []
+    parts = []
     if record["table"]:
-        panels += [(over_width, record["table"]), (over_context, record["table"])]
+        parts += [(over_width, record["table"]), (over_context, record["table"])]
     if record["check"]:
-        panels.append((predicted_against_measured, record["check"]))
+        parts.append((predicted_against_measured, record["check"]))
     if record["sweep"]:
-        panels.append((over_depth, record["sweep"]))
-    if not panels:
+        parts.append((over_depth, record["sweep"]))
+    if not parts:
         raise ValueError("the record has no table, no check and no sweep: nothing to plot")
-    figure = Figure(figsize=(5.0 * len(panels), 4.2), layout="constrained")
-    for axes, (draw, part) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        axes.spines[["top", "right"]].set_visible(False)
+    figure, row = panels(record, len(parts))
+    for axes, (draw, part) in zip(row, parts, strict=True):
         axes.grid(alpha=0.25)
         draw(axes, part)
         axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{record['device']}, {record['date']}, commit {(record['commit'] or 'unknown')[:10]}", fontsize=9)
     return figure
 
 
@@ -102,14 +99,5 @@ def over_depth(axes: Axes, sweep: dict[str, Any]) -> None:
     axes.set_ylabel("ms per token, batch 1")
 
 
-def main(arguments: list[str]) -> None:
-    for argument in arguments:
-        source = Path(argument)
-        figure = plot(json.loads(source.read_text(encoding="utf-8")))
-        for suffix in (".png", ".svg"):
-            figure.savefig(source.with_suffix(suffix), dpi=150)
-            print(source.with_suffix(suffix))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    save_beside(sys.argv[1:], plot)

@@ -8,6 +8,7 @@ from benchmarks import decode as runner
 from benchmarks import plot_decode
 from flashslm.benchmarking import memory
 from flashslm.benchmarking.peer import PeerResult
+from flashslm.benchmarking.record_plot import save_beside
 from flashslm.config import KernelsConfig
 
 
@@ -63,7 +64,7 @@ def test_the_record(record):
 def test_the_plot_shows_the_record(record, tmp_path):
     source = tmp_path / "decode.json"
     source.write_text(json.dumps(record), encoding="utf-8")
-    plot_decode.main([str(source)])
+    save_beside([str(source)], plot_decode.plot)
     assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "decode.svg").read_text(encoding="utf-8")
     latency, operators, batches = plot_decode.plot(record).axes

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import latency_table as runner
 from benchmarks import plot_latency
+from flashslm.benchmarking.record_plot import save_beside
 from flashslm.config import ModelConfig
 from flashslm.models.operator_spec import COLORS, MIXERS
 from flashslm.profiling.latency_table import LatencyTable
@@ -110,7 +111,7 @@ def test_what_the_budget_does_not_allow_is_left_out(place, monkeypatch, capsys):
 
 def test_every_part_is_plotted(place, capsys):
     record = run(place / "plotted.json", "--parts", "table", "check", "sweep", capsys=capsys)
-    plot_latency.main([str(place / "plotted.json")])
+    save_beside([str(place / "plotted.json")], plot_latency.plot)
     for suffix in (".png", ".svg"):
         assert (place / "plotted").with_suffix(suffix).stat().st_size > 10_000
     labels = [axes.get_xlabel() for axes in plot_latency.plot(record).axes]
