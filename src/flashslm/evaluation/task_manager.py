@@ -1,7 +1,6 @@
 """The harness's task manager with a recipe's shots and local data. Imported only where lm_eval is installed."""
 
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +11,24 @@ from flashslm.evaluation.harness_host import processed_once
 from flashslm.evaluation.task_data import LocalSets
 
 
-@cache
-def harness_index() -> dict[str, Any]:
-    """lm_eval's own tasks by name. Reading its thousands of files takes seconds: once per process."""
-    return dict(TaskManager().task_index)
-
-
 class RecipeTaskManager(TaskManager):
-    """`shots` by task or group, where they are not the harness's own; with `data` nothing is fetched."""
+    """Knows the tasks of `index`, the harness's own, and those below `include_path`, which come first.
+
+    `shots` by task or group, where they are not the harness's own; with `data` nothing is fetched.
+    """
 
     def __init__(
         self,
         include_path: str | Path | None,
-        include_defaults: bool,
+        index: dict[str, Any],
         shots: dict[str, int],
         data: LocalSets | None,
         facts: dict[str, Any],
     ):
         super().__init__(include_path=include_path, include_defaults=False, metadata=facts)
         self.shots, self.data = shots, data
-        if include_defaults:
-            self._index: dict[str, Any] = {**harness_index(), **self.task_index}
-            self._all_tasks = sorted(self._index)
+        self._index: dict[str, Any] = {**index, **self.task_index}
+        self._all_tasks = sorted(self._index)
 
     def load(self, task_list: Any) -> Any:
         """As the harness does. Raises ValueError where a set, its examples or a package is missing."""

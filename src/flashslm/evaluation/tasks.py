@@ -24,17 +24,19 @@ def find_tasks(
     task_data: str = "",
     facts: dict[str, Any] | None = None,
 ) -> "RecipeTaskManager":
-    """A task manager that knows the tasks; lm_eval's own thousands are indexed (seconds) only when they are needed.
+    """A task manager that knows the tasks; lm_eval's own are looked for only when they are needed.
 
     `names` are tasks, presets and files. `task_data` is a directory of sets in place of the hub, `facts` what the
     functions of a task that makes its own text are given. Raises ValueError for names that lm_eval does not have.
     """
+    from flashslm.evaluation import task_index
     from flashslm.evaluation.task_manager import RecipeTaskManager
 
     tasks = [task for task in task_presets.expand(names) if not task_files.is_file(task)]
     data = LocalSets(task_data) if task_data else None
-    for include_defaults in (False, True):
-        manager = RecipeTaskManager(include_path, include_defaults, task_presets.shots_of(names), data, facts or {})
+    for of_harness in (False, True):
+        index = task_index.index_of(tasks) if of_harness else {}
+        manager = RecipeTaskManager(include_path, index, task_presets.shots_of(names), data, facts or {})
         unknown = [task for task in tasks if task not in manager.all_tasks]
         if not unknown:
             return manager

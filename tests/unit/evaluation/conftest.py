@@ -4,7 +4,7 @@ import lm_eval.tasks
 import pytest
 import torch
 
-from flashslm.evaluation import task_manager
+from flashslm.evaluation import task_index
 from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
 from tests.unit.data.corpora import make_texts, prepare
@@ -51,4 +51,4 @@ def few_harness_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Path(lm_eval.tasks.__file__).parent
     directories = [own / name for name in ("piqa", "arc", "mmlu/default", "gsm8k", "hellaswag", "humaneval", "mbpp")]
     index = lm_eval.tasks.TaskManager(include_path=directories, include_defaults=False).task_index
-    monkeypatch.setattr(task_manager, "harness_index", lambda: dict(index))
+    monkeypatch.setattr(task_index, "index_of", lambda names: dict(index))
