@@ -253,3 +253,43 @@ def test_a_long_message_is_cut(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(path)
     assert "200 problem(s)" in str(caught.value) and str(caught.value).endswith("… and 150 more")
+
+
+def test_the_table_measures_the_sizes_of_the_search_and_its_own(tmp_path: Path) -> None:
+    given = {
+        "search": {"sizes": {"ffn_ratio": [2, 3]}},
+        "profiling": {"sizes": {"ffn_ratio": [3, 4], "head_dim": [32]}},
+    }
+    config = RunConfig.model_validate({"name": "x"} | given)
+    assert config.profiling.sizes.ffn_ratio == (3.0, 4.0, 2.0) and config.profiling.sizes.head_dim == (32,)
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+    step = from_step_json("profile_latency", config.for_step("profile_latency"))
+    assert step.profiling.sizes == config.profiling.sizes
+
+
+def test_a_recipe_without_sizes_is_what_it_was_before_there_were_any() -> None:
+    """Steps' configurations, and so cache keys and studies, do not have the setting where it is empty."""
+    empty = {"search": {"sizes": {"ffn_ratio": []}}, "profiling": {"sizes": {}}}
+    plain, emptied = RunConfig(name="x"), RunConfig.model_validate({"name": "x"} | empty)
+    for step in ("profile_latency", "search_architecture"):
+        assert plain.for_step(step) == emptied.for_step(step)
+        sections = json.loads(plain.for_step(step))
+        assert all("sizes" not in section for section in sections.values() if isinstance(section, dict))
+    assert "sizes" not in str(plain.as_parameters()) and "sizes" not in str(emptied.as_parameters())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"ffn_ratio": [0]}, "search.sizes.ffn_ratio.0: Input should be greater than 0"),
+        ({"mamba_state": [2]}, "search.sizes.mamba_state.0: Input should be greater than or equal to 4"),
+        ({"head_dim": [64, 64]}, "search.sizes.head_dim: 64 is there more than once"),
+        ({"ratio": [2]}, "search.sizes.ratio: unknown key"),
+        (3, "search.sizes: Input should be a valid dictionary"),
+    ],
+)
+def test_a_mistake_in_the_sizes_is_named_once(tmp_path: Path, sizes: Any, expected: str) -> None:
+    path = write(tmp_path, json.dumps({"name": "x", "search": {"sizes": sizes}}))
+    with pytest.raises(ConfigError, match="has 1 problem") as refused:
+        load(path)
+    assert expected in str(refused.value)

@@ -6,7 +6,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from flashslm.config import RunConfig
+from flashslm.config import OperatorSizes, RunConfig
 from flashslm.config.file import load
 from flashslm.config.no_effect import without_effect
 from flashslm.data.plan import plan_pieces
@@ -94,3 +94,13 @@ def test_what_is_trained_is_compiled_ahead(name: str) -> None:
     holdout = repeat_block(config.scaling.block, config.scaling.holdout_depth)
     built = build_architecture(holdout, config.scaling.holdout_width, config.model, config.data.vocab_size)
     assert 2e7 < parameters(built)["total"] < 1e8
+
+
+def test_each_searched_size_is_compiled_ahead() -> None:
+    plain = recipe(NAMES[0])
+    sizes = OperatorSizes(ffn_ratio=(2.0, plain.model.ffn_ratio), head_dim=(plain.model.head_dim // 2,))
+    config = plain.model_copy(update={"search": plain.search.model_copy(update={"sizes": sizes})})
+    warmed = {(w.architecture.ffn_size, w.architecture.head_dim) for w in set(warm_ups(config)) - set(warm_ups(plain))}
+    assert {head_dim for _, head_dim in warmed} == {plain.model.head_dim, plain.model.head_dim // 2}
+    widths = plain.search.widths
+    assert {size for size, _ in warmed} >= {2 * width // 128 * 128 for width in widths}

@@ -10,6 +10,7 @@ from flashslm.config.design import (
     SearchConfig,
     WeightFormat,
 )
+from flashslm.config.operator_sizes import OWN_SIZES, OperatorSizes, SizeChoice, sizes_in_words
 from flashslm.config.platform_section import (
     GpuStepResources,
     GpuType,
@@ -36,6 +37,7 @@ __all__ = [
     "GPU_STEPS",
     "HOOK_URL_VARIABLE",
     "MULTI_NODE_STEPS",
+    "OWN_SIZES",
     "STEP_SECTIONS",
     "BatchShape",
     "DataConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "KernelsConfig",
     "LatencyConfig",
     "ModelConfig",
+    "OperatorSizes",
     "PlatformConfig",
     "ProfilingConfig",
     "PromotionHook",
@@ -55,6 +58,7 @@ __all__ = [
     "ScalingConfig",
     "SearchConfig",
     "Section",
+    "SizeChoice",
     "StepConfig",
     "StepOverride",
     "StepResources",
@@ -66,4 +70,5 @@ __all__ = [
     "digest",
     "from_step_json",
     "section_parameter",
+    "sizes_in_words",
 ]

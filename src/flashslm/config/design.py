@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from flashslm.config.operator_sizes import OperatorSizes
 from flashslm.config.paths import LocalPath
 from flashslm.config.section import Depth, Distinct, Factor, Positive, Section, Switch, Width
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, OPERATORS
@@ -174,6 +175,12 @@ class ProfilingConfig(Section):
         default=(1024, 8192), min_length=1, description="Text tokens in the cache at which operators are timed."
     )
     batches: Distinct[Positive] = Field(default=(1,), min_length=1, description="Sequences that are decoded together.")
+    sizes: OperatorSizes = Field(
+        default=OperatorSizes(),
+        exclude_if=lambda sizes: sizes.is_empty,
+        description="Further values of the model section's sizes at which operators are timed, where they fit the "
+        "width; those of search.sizes are added.",
+    )
     warmup: int = Field(default=3, ge=0, description="Untimed runs before each measurement.")
     repeats: int = Field(default=20, ge=3, description="Timed runs per measurement; the median counts.")
     sweep_block: str = Field(
@@ -299,6 +306,11 @@ class SearchConfig(Section):
         default=(1024, 1280, 1536, 1792, 2048, 2304, 2560),
         min_length=1,
         description="Hidden sizes; a candidate takes the largest within the budget.",
+    )
+    sizes: OperatorSizes = Field(
+        default=OperatorSizes(),
+        exclude_if=lambda sizes: sizes.is_empty,
+        description="Sizes inside operators that the search varies, one value for all layers of a candidate.",
     )
     steps: int = Field(default=500, ge=1, description="Optimizer steps of a candidate's proxy training.")
     halving_from_steps: int = Field(

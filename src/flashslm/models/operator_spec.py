@@ -12,6 +12,9 @@ CONV_SIZE = 4  # taps of the causal convolutions; the export contract fixes Delt
 GLA_GATE_RANK = 16  # rank of the projection to GLA's decays
 FFN = "F"  # what the search puts after a mixer
 
+# Sizes of a recipe's model section that a search may vary, and the field of an architecture that each decides.
+SIZE_FIELDS = {"ffn_ratio": "ffn_size", "mamba_state": "mamba_state", "head_dim": "head_dim"}
+
 Shape = tuple[int, ...]
 
 
@@ -52,12 +55,13 @@ class Sizes(Protocol):
 class OperatorSpec:
     """What is known of an operator. Functions take an architecture; states are those of one sequence.
 
-    `parameters` counts a layer without its input norm. `state_shapes` are the recurrent states (at least fp32) by the
-    name of their field in the layer's state, `state_flops` the FLOP per token on each of their values: the decay 1, the
-    update 2, the read-out 2, the delta rule's error 2. `keys` says whether keys and values are kept: of all tokens, of
-    the last `window`, or none. `reads` are the linear layers whose rows meet the residual stream, `writes` those whose
-    columns are added to it; `heads` are the sizes of the heads (or groups) that such a layer makes or takes, in its own
-    order, where it has some. `export_blocker` is why TensorRT-LLM's Nemotron-Flash class cannot hold the operator.
+    `sized_by` is the one of SIZE_FIELDS that the layer depends on, if any. `parameters` counts a layer without its
+    input norm. `state_shapes` are the recurrent states (at least fp32) by the name of their field in the layer's state,
+    `state_flops` the FLOP per token on each of their values: the decay 1, the update 2, the read-out 2, the delta
+    rule's error 2. `keys` says whether keys and values are kept: of all tokens, of the last `window`, or none. `reads`
+    are the linear layers whose rows meet the residual stream, `writes` those whose columns are added to it; `heads` are
+    the sizes of the heads (or groups) that such a layer makes or takes, in its own order, where it has some.
+    `export_blocker` is why TensorRT-LLM's Nemotron-Flash class cannot hold the operator.
     """
 
     name: str
@@ -66,6 +70,7 @@ class OperatorSpec:
     layer: str  # "module:class", imported when a model is built
     is_mixer: bool
     parameters: Callable[[Sizes], int]
+    sized_by: str = ""
     state_shapes: Callable[[Sizes], dict[str, Shape]] = lambda a: {}
     state_flops: int = 0
     conv_channels: Callable[[Sizes], int] = lambda a: 0
@@ -150,6 +155,7 @@ OPERATOR_SPECS = {
         layer="flashslm.models.deltanet:DeltaNet",
         is_mixer=True,
         parameters=_deltanet_parameters,
+        sized_by="head_dim",
         state_shapes=_delta_state,
         state_flops=6,
         conv_channels=lambda a: 3 * a.heads_size,
@@ -164,6 +170,7 @@ OPERATOR_SPECS = {
         layer="flashslm.models.mamba2:Mamba2",
         is_mixer=True,
         parameters=_mamba2_parameters,
+        sized_by="mamba_state",
         state_shapes=lambda a: {"ssm": (a.mamba_heads, a.mamba_head_dim, a.mamba_state)},
         state_flops=6,  # no error term, but a step size
         conv_channels=lambda a: a.mamba_conv_channels,
@@ -178,6 +185,7 @@ OPERATOR_SPECS = {
         layer="flashslm.models.attention:Attention",
         is_mixer=True,
         parameters=_attention_parameters,
+        sized_by="head_dim",
         keys="all",
         reads=("q_proj", "k_proj", "v_proj"),
         writes=("o_proj",),
@@ -190,6 +198,7 @@ OPERATOR_SPECS = {
         layer="flashslm.models.ffn:FFN",
         is_mixer=False,
         parameters=lambda a: 3 * a.hidden_size * a.ffn_size,
+        sized_by="ffn_ratio",
         reads=("gate_proj", "up_proj"),
         writes=("down_proj",),
     ),
@@ -200,6 +209,7 @@ OPERATOR_SPECS = {
         layer="flashslm.models.gated_deltanet:GatedDeltaNet",
         is_mixer=True,
         parameters=_gated_deltanet_parameters,
+        sized_by="head_dim",
         state_shapes=_delta_state,
         state_flops=7,
         conv_channels=lambda a: 3 * a.heads_size,
@@ -215,6 +225,7 @@ OPERATOR_SPECS = {
         layer="flashslm.models.gla:GLA",
         is_mixer=True,
         parameters=_gla_parameters,
+        sized_by="head_dim",
         state_shapes=lambda a: {"memory": (a.num_heads, a.gla_key_dim, a.head_dim)},
         state_flops=5,
         export_blocker="the class has no gated linear attention layer",
@@ -229,6 +240,7 @@ OPERATOR_SPECS = {
         layer="flashslm.models.attention:WindowAttention",
         is_mixer=True,
         parameters=_attention_parameters,
+        sized_by="head_dim",
         keys="window",
         export_blocker="the class reads any sliding window as a window of one token",
         reads=("q_proj", "k_proj", "v_proj"),

@@ -10,22 +10,27 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from flashslm.config import ModelConfig, WeightFormat
 from flashslm.hardware import DeviceFingerprint
 from flashslm.models.architecture import Architecture, build_architecture
-from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, LM_HEAD, OPERATOR_SPECS
+from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, LM_HEAD, OPERATOR_SPECS, SIZE_FIELDS
 
 OPERATOR_SIZES = ("num_heads", "num_kv_heads", "head_dim", "ffn_size", "mamba_state", "mamba_head_dim", "mamba_expand")
 
 
 class EntryKey(NamedTuple):
-    """What identifies an entry: an operator (its letter) or `head`, for one decoded token of each of `batch` rows."""
+    """What identifies an entry: an operator (its letter) or `head`, for one decoded token of each of `batch` rows.
+
+    `size` is the operator's own field of the architecture (SIZE_FIELDS: an FFN's ffn_size, Mamba-2's mamba_state, a
+    head's head_dim), where it is not that of the table's `sizes`.
+    """
 
     operator: str
     width: int
     context: int
     batch: int
+    size: int | None = None
 
 
 class KeyedEntry(BaseModel):
-    """An entry's key as fields of its JSON."""
+    """An entry's key as fields of its JSON, which has a size only where the key does."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,10 +38,11 @@ class KeyedEntry(BaseModel):
     width: int
     context: int
     batch: int
+    size: int | None = Field(default=None, exclude_if=lambda size: size is None)
 
     @property
     def key(self) -> EntryKey:
-        return EntryKey(self.operator, self.width, self.context, self.batch)
+        return EntryKey(self.operator, self.width, self.context, self.batch, self.size)
 
 
 class LatencyEntry(KeyedEntry):
@@ -75,8 +81,8 @@ class StepOverhead(BaseModel):
 
 
 class LatencyTable(BaseModel):
-    """Entries and what they depend on: device, versions, dtype, format of the weights, the sizes all architectures of a
-    run share. A table has weights of one format, and none is read for another (`require_weights`).
+    """Entries and what they depend on: device, versions, dtype, format of the weights, the recipe's own sizes. A table
+    has weights of one format, and none is read for another (`require_weights`).
 
     An entry whose time does not depend on the context is measured once and recorded at every context.
     """
@@ -118,8 +124,9 @@ class LatencyTable(BaseModel):
         below, above, share = self._bracket(context)
         each_ms = {}
         for operator in Counter(architecture.operators) | Counter([LM_HEAD]):
-            low = self._entry(operator, architecture.hidden_size, below, batch)
-            high = self._entry(operator, architecture.hidden_size, above, batch)
+            width, size = architecture.hidden_size, self._size_of(operator, architecture)
+            low = self._entry(EntryKey(operator, width, below, batch, size))
+            high = self._entry(EntryKey(operator, width, above, batch, size))
             each_ms[operator] = low.median_ms + share * (high.median_ms - low.median_ms)
         return each_ms
 
@@ -133,7 +140,7 @@ class LatencyTable(BaseModel):
         return self
 
     def covers(self, operators: str, width: int, context: int, batch: int) -> bool:
-        """Whether all these operators and the head were measured just there."""
+        """Whether all these operators, of the recipe's sizes, and the head were measured just there."""
         return all(EntryKey(operator, width, context, batch) in self._index for operator in (*operators, LM_HEAD))
 
     @cached_property
@@ -153,17 +160,38 @@ class LatencyTable(BaseModel):
         return {entry.key: entry for entry in self.entries}
 
     @cached_property
-    def _sizes_by_width(self) -> dict[int, dict[str, Any]]:
-        built = {w: build_architecture(EXPORTABLE_OPERATORS, w, self.sizes, self.vocab_size) for w in self.widths}
-        return {width: _operator_sizes(architecture) for width, architecture in built.items()}
+    def _further_sizes(self) -> dict[str, set[int]]:
+        """Measured at some width besides the recipe's own, by the architecture's field."""
+        found: dict[str, set[int]] = {field: set() for field in SIZE_FIELDS.values()}
+        for entry in self.entries:
+            if entry.size is not None:
+                found[_size_field(entry.operator)].add(entry.size)
+        return found
 
-    def _entry(self, operator: str, width: int, context: int, batch: int) -> LatencyEntry:
-        key = EntryKey(operator, width, context, batch)
+    @cached_property
+    def _own_by_width(self) -> dict[int, dict[str, Any]]:
+        """The sizes of the recipe's own architectures."""
+        return {width: self._sizes_at(width, self.sizes.head_dim) for width in self.widths}
+
+    def _sizes_at(self, width: int, head_dim: int) -> dict[str, Any]:
+        sizes = self.sizes.model_copy(update={"head_dim": head_dim})
+        return _operator_sizes(build_architecture(EXPORTABLE_OPERATORS, width, sizes, self.vocab_size))
+
+    def _size_of(self, operator: str, architecture: Architecture) -> int | None:
+        """As an entry has it."""
+        if not (field := _size_field(operator)):
+            return None
+        size: int = getattr(architecture, field)
+        return None if size == self._own_by_width[architecture.hidden_size][field] else size
+
+    def _entry(self, key: EntryKey) -> LatencyEntry:
         entry = self._index.get(key)
         if entry is None:
+            operator, width, context, batch, size = key
+            of_size = "" if size is None else f" with {_size_field(operator)} {size}"
             reason = next((e.reason for e in self.left_out if e.key == key), "")
             raise ValueError(
-                f"latency of {operator} at width {width}, context {context}, batch {batch} was not measured"
+                f"latency of {operator}{of_size} at width {width}, context {context}, batch {batch} was not measured"
                 f"{f' (it {reason})' if reason else ''}; {self._measured()}: choose among these or add the value to "
                 "the profiling section"
             )
@@ -181,13 +209,16 @@ class LatencyTable(BaseModel):
         return below, above, (context - below) / (above - below) if above > below else 0.0
 
     def _check_sizes(self, architecture: Architecture) -> None:
-        expected = self._sizes_by_width.get(architecture.hidden_size)
+        expected = self._own_by_width.get(architecture.hidden_size)
         if expected is None:
             raise ValueError(
                 f"width {architecture.hidden_size} was not measured; {self._measured()}: "
                 "choose one of these or add it to profiling.widths"
             )
-        given = _operator_sizes(architecture)
+        given, measured = _operator_sizes(architecture), self._further_sizes
+        if given["head_dim"] in measured["head_dim"] and architecture.hidden_size % given["head_dim"] == 0:
+            expected = self._sizes_at(architecture.hidden_size, given["head_dim"])
+        expected = expected | {field: given[field] for field, sizes in measured.items() if given[field] in sizes}
         keeps_window = any(OPERATOR_SPECS[operator].keys == "window" for operator in architecture.operators)
         free = () if keeps_window else ("window",)
         different = [name for name in given if given[name] != expected[name] and name not in free]
@@ -201,6 +232,11 @@ class LatencyTable(BaseModel):
             f"measured: operators {operators}, widths {list(self.widths)}, contexts {list(self.contexts)}, "
             f"batches {list(self.batches)}"
         )
+
+
+def _size_field(operator: str) -> str:
+    """Of an architecture: what the operator's time depends on besides the width; empty where that is nothing."""
+    return "" if operator == LM_HEAD else SIZE_FIELDS.get(OPERATOR_SPECS[operator].sized_by, "")
 
 
 def _operator_sizes(architecture: Architecture) -> dict[str, Any]:

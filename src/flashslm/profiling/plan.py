@@ -6,6 +6,7 @@ start of a call, which a model pays once, does not count as the layers'.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.hardware import DeviceKind, pick_device, pick_dtype
 from flashslm.inference.fused.tilings import MAX_BATCH
 from flashslm.models.accounting import kv_bytes_per_sequence, operator_parameters, parameters, state_bytes
-from flashslm.models.architecture import Architecture, build_architecture
-from flashslm.models.operator_spec import FFN, LM_HEAD, depends_on_context
+from flashslm.models.architecture import Architecture, InfeasibleArchitecture, build_architecture
+from flashslm.models.operator_spec import FFN, LM_HEAD, OPERATOR_SPECS, SIZE_FIELDS, depends_on_context
 from flashslm.profiling.latency_table import EntryKey, LeftOut
 
 SMALL_VOCABULARY = 16  # kernels are compiled for multiples of 16 and for others: the head's are used again
@@ -69,21 +70,38 @@ class ProfilingPlan:
 
     def layer(self, key: EntryKey) -> Architecture:
         """A model of one layer of the entry; the head is a model without layers."""
-        if key.operator == LM_HEAD:
-            return self.architecture(FFN, key.width).model_copy(update={"operators": ""})
+        layer = self._layers(key.operator, key.width)[key.size]
         # An operator's step is a model without a head: it needs no embedding of its own in memory.
-        return self.architecture(key.operator, key.width).model_copy(update={"vocab_size": SMALL_VOCABULARY})
+        return layer if key.operator == LM_HEAD else layer.model_copy(update={"vocab_size": SMALL_VOCABULARY})
 
     def entry_keys(self) -> list[EntryKey]:
-        """Every entry that is measured: one that does not depend on the context only at the smallest."""
+        """Every entry that is measured: one that does not depend on the context only at the smallest, an operator at
+        those further sizes that are possible at the width.
+        """
         contexts = sorted(set(self.profiling.contexts))
         return [
-            EntryKey(operator, width, context, batch)
+            EntryKey(operator, width, context, batch, size)
             for width in sorted(set(self.profiling.widths))
             for batch in sorted(set(self.profiling.batches))
             for operator in (*self.profiling.operators, LM_HEAD)
+            for size in self._layers(operator, width)
             for context in (contexts if depends_on_context(operator) else contexts[:1])
         ]
+
+    def _layers(self, operator: str, width: int) -> dict[int | None, Architecture]:
+        """One layer of the recipe's own size (None), and one of each further size that is another at this width."""
+        if operator == LM_HEAD:
+            return {None: self.architecture(FFN, width).model_copy(update={"operators": ""})}
+        own, name = self.architecture(operator, width), OPERATOR_SPECS[operator].sized_by
+        found: dict[int | None, Architecture] = {None: own}
+        for value in getattr(self.profiling.sizes, name) if name else ():
+            with suppress(InfeasibleArchitecture):
+                sizes = self.sizes.model_copy(update={name: value})
+                other = build_architecture(operator, width, sizes, self.vocab_size)
+                size = getattr(other, SIZE_FIELDS[name])
+                if size != getattr(own, SIZE_FIELDS[name]):
+                    found.setdefault(size, other)
+        return found
 
     def recorded_contexts(self, key: EntryKey) -> list[int]:
         """The contexts that a measured entry stands for."""

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from flashslm.config import sizes_in_words
 from flashslm.models.operator_spec import COLORS, LABELS
 from flashslm.reporting.svg import Canvas, Chart, around
 
@@ -20,14 +21,19 @@ MUTATED = "#2563eb"
 def latency_by_width(table: dict[str, Any], context: int, batch: int) -> Chart:
     """Decode latency of each operator over width, with the 10-90 % band, at the context measured nearest."""
     nearest = min({e["context"] for e in table["entries"]}, key=lambda measured: abs(measured - context))
-    entries = [e for e in table["entries"] if e["context"] == nearest and e["batch"] == batch]
+    entries = [e for e in own_entries(table) if e["context"] == nearest and e["batch"] == batch]
     return _latencies(entries, "width", f"width (context {nearest})", "Decode latency of each operator over width")
+
+
+def own_entries(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of the recipe's own sizes: further ones are there for a search that varies sizes."""
+    return [e for e in table["entries"] if e.get("size") is None]
 
 
 def latency_by_context(table: dict[str, Any], batch: int) -> Chart:
     """Decode latency of each operator over context, at the table's largest width."""
     width = max(e["width"] for e in table["entries"])
-    entries = [e for e in table["entries"] if e["width"] == width and e["batch"] == batch]
+    entries = [e for e in own_entries(table) if e["width"] == width and e["batch"] == batch]
     return _latencies(entries, "context", f"context (width {width})", "Decode latency of each operator over context")
 
 
@@ -131,7 +137,9 @@ def pareto(
 
 
 def _trial_tip(t: Mapping[str, Any]) -> str:
-    what = f"trial {t['slot']}: {t['operators']}, width {t['width']}, {t['parameters']:,} parameters"
+    sizes = [sizes_in_words(t["sizes"])] if t.get("sizes") else []
+    design = [t["operators"], f"width {t['width']}", *sizes, f"{t['parameters']:,} parameters"]
+    what = f"trial {t['slot']}: {', '.join(design)}"
     return f"{what}; {t['latency_ms']:.4f} ms, {t['loss_nats']:.4f} nats; {origin(t)}"
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from flashslm.config import sizes_in_words
 from flashslm.evaluation.task_metrics import ASKED, is_metric
 from flashslm.models.architecture import parse_operators
 from flashslm.models.operator_spec import COLORS, FFN, LABELS, LM_HEAD, depends_on_context
@@ -99,7 +100,7 @@ def page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"duration": duration, "share_interval": share_interval}
+    environment.globals |= {"duration": duration, "share_interval": share_interval, "in_words": sizes_in_words}
     return environment.get_template(template).render(**values)
 
 
@@ -164,7 +165,8 @@ def _shares(run: RunArtifacts) -> list[dict[str, Any]]:
 
 def _trials(run: RunArtifacts) -> list[dict[str, Any]]:
     front = {trial["slot"] for trial in run.pareto}
-    later = {"pruned_at_step": None, "recall_accuracy": None}  # columns that earlier runs' histories do not have
+    # Columns that the histories of earlier runs, or of those without the setting, do not have.
+    later: dict[str, Any] = {"pruned_at_step": None, "recall_accuracy": None, "sizes": {}}
     return [later | t | {"origin": charts.origin(t), "is_on_front": t["slot"] in front} for t in run.history]
 
 

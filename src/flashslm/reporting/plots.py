@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flashslm.models.operator_spec import COLORS, LABELS
+from flashslm.reporting.charts import own_entries
 from flashslm.reporting.html import CURVES, RunArtifacts, needle_heat, recall_heat
 
 VARIANT_COLORS = {"on": "#2563eb", "off": "#d97706"}
@@ -66,7 +67,7 @@ def latency_by_width(table: dict[str, Any], context: int, batch: int) -> Figure:
         for operator, color in COLORS.items():
             rows = sorted(
                 (e["width"], e["median_ms"], e["p10_ms"], e["p90_ms"])
-                for e in table["entries"]
+                for e in own_entries(table)
                 if e["operator"] == operator and e["context"] == nearest and e["batch"] == batch
             )
             if rows:
@@ -86,7 +87,7 @@ def latency_by_context(table: dict[str, Any], batch: int) -> Figure:
         for operator, color in COLORS.items():
             rows = sorted(
                 (e["context"], e["median_ms"])
-                for e in table["entries"]
+                for e in own_entries(table)
                 if e["operator"] == operator and e["width"] == width and e["batch"] == batch
             )
             if rows:

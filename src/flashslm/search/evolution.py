@@ -10,17 +10,32 @@ others are mutations, or with `strategy: random` random too.
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
-from flashslm.config import SearchConfig
+from flashslm.config import SearchConfig, SizeChoice
 from flashslm.models.architecture import InfeasibleArchitecture
 from flashslm.search.fit import WidthFitter
 from flashslm.search.mutation import mutate
 from flashslm.search.objective import best_first, of_trial
+from flashslm.search.size_space import SizeSpace
 from flashslm.search.space import KNOWN_DESIGNS, Design, SearchSpace, parse_design
 from flashslm.search.trial import Candidate, FinishedTrial
 
 TOURNAMENTS = 20  # draws of a parent whose neighbourhood has something new, before a random design takes the slot
 RANDOM_DRAWS = 1000  # before the space counts as used up
+
+
+class _Seen(NamedTuple):
+    """What a slot may not have again: designs, and architectures, of which two sizes may make the same."""
+
+    designs: set[tuple[str, SizeChoice]]
+    digests: set[str]
+
+    @classmethod
+    def of(cls, trials: Sequence[FinishedTrial], candidates: Sequence[Candidate]) -> "_Seen":
+        designs = {(t.operators, SizeChoice(**t.sizes)) for t in trials} | {(c.operators, c.sizes) for c in candidates}
+        return cls(designs, {t.digest for t in trials} | {c.architecture.digest for c in candidates})
 
 
 class Proposer:
@@ -37,7 +52,8 @@ class Proposer:
         extra_seed_designs: Iterable[str] = (),
     ) -> None:
         self.config, self.fitter, self.seed = config, fitter, seed
-        self.space = SearchSpace(config.max_operators, config.max_mixer_types)
+        sizes = SizeSpace(config.sizes, fitter.sizes)
+        self.space = SearchSpace(config.max_operators, config.max_mixer_types, sizes)
         self.infeasible: dict[str, str] = {}  # notation -> why it fits at no width
         self.seed_designs = self._feasible_seeds(self._seeds(list(extra_seed_designs)))
         self._proposed: list[Candidate | None] = []  # by slot; None where the space was used up
@@ -76,11 +92,11 @@ class Proposer:
         slot = len(self._proposed)
         known = self.known(slot, finished.values())
         self._basis |= {trial.slot: trial for trial in known}
-        seen = {t.operators for t in known} | {c.operators for c in self._proposed if c is not None}
+        seen = _Seen.of(known, [c for c in self._proposed if c is not None])
         cycle = slot // self.config.candidates_per_cycle
         return self._fill(slot, cycle, known[-self.config.population :], seen)
 
-    def _fill(self, slot: int, cycle: int, population: Sequence[FinishedTrial], seen: set[str]) -> Candidate | None:
+    def _fill(self, slot: int, cycle: int, population: Sequence[FinishedTrial], seen: _Seen) -> Candidate | None:
         rng = random.Random(f"{self.seed}/{slot}")
         if slot < len(self.seed_designs):
             return self._candidate(self.seed_designs[slot], slot, cycle, None, "seed")
@@ -94,32 +110,31 @@ class Proposer:
                     return child
         return self._random(slot, cycle, seen, rng)
 
-    def _child(
-        self, parent: FinishedTrial, slot: int, cycle: int, seen: set[str], rng: random.Random
-    ) -> Candidate | None:
-        for kind, design in mutate(parse_design(parent.notation), self.space, rng):
-            if design.operators not in seen:
-                child = self._candidate(design, slot, cycle, parent.slot, kind)
-                if child is not None:
+    def _child(self, parent: FinishedTrial, slot: int, cycle: int, seen: _Seen, rng: random.Random) -> Candidate | None:
+        design = replace(parse_design(parent.notation), sizes=SizeChoice(**parent.sizes))
+        for kind, changed in mutate(design, self.space, rng):
+            if (changed.operators, changed.sizes) not in seen.designs:
+                child = self._candidate(changed, slot, cycle, parent.slot, kind)
+                if child is not None and child.architecture.digest not in seen.digests:
                     return child
         return None
 
-    def _random(self, slot: int, cycle: int, seen: set[str], rng: random.Random) -> Candidate | None:
+    def _random(self, slot: int, cycle: int, seen: _Seen, rng: random.Random) -> Candidate | None:
         for _ in range(RANDOM_DRAWS):
             design = self.space.sample(rng)
-            if design.operators not in seen:
+            if (design.operators, design.sizes) not in seen.designs:
                 candidate = self._candidate(design, slot, cycle, None, "random")
-                if candidate is not None:
+                if candidate is not None and candidate.architecture.digest not in seen.digests:
                     return candidate
         return None
 
     def _candidate(self, design: Design, slot: int, cycle: int, parent: int | None, mutation: str) -> Candidate | None:
         try:
-            architecture, latency_ms = self.fitter.fit(design.operators)
+            architecture, latency_ms = self.fitter.fit(design.operators, design.sizes)
         except InfeasibleArchitecture as error:
             self.infeasible[design.notation] = str(error)
             return None
-        return Candidate(slot, cycle, design.notation, architecture, latency_ms, parent, mutation)
+        return Candidate(slot, cycle, design.notation, architecture, latency_ms, parent, mutation, design.sizes)
 
     def _seeds(self, extra: list[str]) -> list[Design]:
         """The recipe's seed designs, or without any known designs, for at most half of the population."""

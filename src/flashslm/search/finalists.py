@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from flashslm.config import SearchConfig
+from flashslm.config import SearchConfig, SizeChoice
 from flashslm.models.architecture import Architecture
 from flashslm.search.objective import Objective, Standing, best_first
 from flashslm.search.result import ranked
@@ -18,7 +18,7 @@ from flashslm.search.trial import FINALIST, Candidate, FinishedTrial
 from flashslm.statistics import t_difference
 from flashslm.training.spec import TrainOutcome
 
-Build = Callable[[str, int], Architecture]  # of operators and width
+Build = Callable[[FinishedTrial], Architecture]
 
 
 class JudgedOutcome(TrainOutcome):
@@ -40,10 +40,11 @@ class Finalists:
                 slot=rank * len(self.seeds) + number,
                 cycle=0,
                 notation=trial.notation,
-                architecture=build(trial.operators, trial.width),
+                architecture=build(trial),
                 latency_ms=trial.latency_ms,
                 parent=trial.slot,
                 mutation=FINALIST,
+                sizes=SizeChoice(**trial.sizes),
             )
             for rank, trial in enumerate(best)
             for number in range(len(self.seeds))
@@ -73,6 +74,7 @@ class Finalist(BaseModel):
     validation_loss_nats: float | None
     test_loss_nats: float | None
     recall_accuracy: float | None = None  # of the search's trial
+    sizes: dict[str, Any] = Field(default={}, exclude_if=lambda sizes: not sizes)  # those that are searched
     difference_nats: float | None = None
     difference_interval_nats: tuple[float, float] | None = None
 
@@ -122,6 +124,7 @@ def _summary(runs: Sequence[FinishedTrial], recall_accuracy: float | None) -> Fi
         validation_losses_nats=validation,
         test_losses_nats=test,
         recall_accuracy=recall_accuracy,
+        sizes=dict(first.sizes),
         **means,
     )
 

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 
-from flashslm.config import LatencyConfig, ModelConfig
+from flashslm.config import OWN_SIZES, LatencyConfig, ModelConfig, SizeChoice, sizes_in_words
 from flashslm.models.architecture import Architecture, InfeasibleArchitecture, build_architecture
 from flashslm.profiling.latency_table import LatencyTable
 
 
 @dataclass(frozen=True)
 class WidthFitter:
-    """Gives a design its width by the latency table; the sizes and the vocabulary are those of every candidate."""
+    """Gives a design its width by the latency table; the vocabulary is that of every candidate, and so are the sizes
+    that are not searched.
+    """
 
     table: LatencyTable
     latency: LatencyConfig
@@ -18,15 +20,16 @@ class WidthFitter:
     sizes: ModelConfig
     vocab_size: int
 
-    def fit(self, operators: str) -> tuple[Architecture, float]:
+    def fit(self, operators: str, sizes: SizeChoice = OWN_SIZES) -> tuple[Architecture, float]:
         """The architecture and its predicted ms per token; InfeasibleArchitecture when no width is fast enough."""
         latency_ms = 0.0
         for width in sorted(self.widths, reverse=True):
-            architecture = build_architecture(operators, width, self.sizes, self.vocab_size)
+            architecture = build_architecture(operators, width, sizes.applied_to(self.sizes), self.vocab_size)
             latency_ms = self.table.predict_ms(architecture, self.latency.context, self.latency.batch)
             if latency_ms <= self.budget_ms:
                 return architecture, latency_ms
+        searched = f" with {sizes_in_words(sizes.given())}" if sizes.given() else ""
         raise InfeasibleArchitecture(
-            f"{operators} takes {latency_ms:.4g} ms per token at its smallest width {min(self.widths)}, more than the "
-            f"budget of {self.budget_ms:.4g} ms: raise the budget or add smaller search.widths"
+            f"{operators}{searched} takes {latency_ms:.4g} ms per token at its smallest width {min(self.widths)}, more "
+            f"than the budget of {self.budget_ms:.4g} ms: raise the budget or add smaller search.widths"
         )

@@ -1,5 +1,7 @@
 """The paper's four mutations (Nemotron-Flash, app. C): each changes one factor of a design and keeps the depth limit.
 
+Where sizes inside operators are searched, a fifth one takes another value of one of them; the others keep the parent's.
+
 All neighbours of a design are enumerated, so a mutation is one fair draw and a used-up neighbourhood is known as such.
 A design of one or two distinct stages is one of three of which some are alike, divided anywhere: a mutation may change
 a part of a stage as long as three stages are not exceeded. Where the part repeats one block type an even number of
@@ -19,7 +21,7 @@ BlockChange = Callable[[BlockType, SearchSpace], Iterator[BlockType]]
 
 def mutate(design: Design, space: SearchSpace, rng: random.Random) -> Iterator[tuple[str, Design]]:
     """Every single mutation of `design` as (kind, child): a random kind at a time, its children in random order."""
-    kinds = list(MUTATIONS)
+    kinds = [*MUTATIONS, *([SIZES] if space.sizes.neighbours(design.operators, design.sizes) else [])]
     rng.shuffle(kinds)
     for kind in kinds:
         children = neighbours(design, space, kind)
@@ -28,12 +30,15 @@ def mutate(design: Design, space: SearchSpace, rng: random.Random) -> Iterator[t
 
 
 def neighbours(design: Design, space: SearchSpace, kind: str) -> list[Design]:
-    """The distinct children of one kind of mutation, each with operators other than the parent's."""
+    """The distinct children of one kind of mutation, each with operators, or with sizes, other than the parent's."""
+    if kind == SIZES:
+        return [replace(design, sizes=sizes) for sizes in space.sizes.neighbours(design.operators, design.sizes)]
     found: dict[str, Design] = {}
     for stages in MUTATIONS[kind](design, space):
         child = space.limited(canonical(stages))
         if child is not None and child in space and child.operators != design.operators:
-            found.setdefault(child.operators, child)
+            sizes = space.sizes.effective(child.operators, design.sizes)
+            found.setdefault(child.operators, replace(child, sizes=sizes))
     return list(found.values())
 
 
@@ -118,6 +123,7 @@ def _without(values: tuple[int, ...], index: int) -> tuple[int, ...]:
     return values[:index] + values[index + 1 :]
 
 
+SIZES = "sizes"  # the kind that changes no operators
 MUTATIONS: dict[str, Callable[[Design, SearchSpace], Iterator[list[Stage]]]] = {
     "operator": _change_blocks(_swap_operator),
     "ratio": _change_blocks(_change_ratio),

@@ -8,13 +8,15 @@ block types (`DFMF AFMF`), which the paper's latency winner does, and FFN counts
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, product
 from typing import TypeVar
 
+from flashslm.config import OWN_SIZES, SizeChoice
 from flashslm.models.architecture import MAX_OPERATORS, InfeasibleArchitecture
 from flashslm.models.operator_spec import EXPORTABLE_MIXERS, FFN, LABELS, export_blockers
+from flashslm.search.size_space import SizeSpace
 
 MAX_STAGES = 3
 MAX_INTERLEAVED = 2  # block types in a stage's unit
@@ -67,9 +69,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Design:
-    """One to three stages in canonical form (see `canonical`). Equal `operators` are the same architecture."""
+    """One to three stages in canonical form (see `canonical`), and the sizes inside operators that are searched.
+
+    Equal `operators` and `sizes` are the same architecture.
+    """
 
     stages: tuple[Stage, ...]
+    sizes: SizeChoice = OWN_SIZES
 
     @cached_property
     def operators(self) -> str:
@@ -90,6 +96,7 @@ class SearchSpace:
 
     max_operators: int
     max_mixer_types: int
+    sizes: SizeSpace = field(default_factory=SizeSpace)
 
     def __contains__(self, design: Design) -> bool:
         types = max(len(block.mixers) for block in design.blocks)
@@ -100,11 +107,11 @@ class SearchSpace:
         *kept, last = design.stages
         free = self.max_operators - (len(design.operators) - len(last.operators))
         repeats = min(last.repeats, free * last.repeats // len(last.operators))
-        return Design((*kept, Stage(last.unit, repeats))) if repeats >= 1 else None
+        return replace(design, stages=(*kept, Stage(last.unit, repeats))) if repeats >= 1 else None
 
     def parse(self, notation: str) -> Design:
         """A recipe's seed design, cut to the depth limit; InfeasibleArchitecture says why it lies outside the space."""
-        design = parse_design(notation)
+        design = replace(parse_design(notation), sizes=self.sizes.own_choice())
         limited = self.limited(design)
         if limited is None:
             raise InfeasibleArchitecture(
@@ -119,7 +126,11 @@ class SearchSpace:
         return limited
 
     def sample(self, rng: random.Random) -> Design:
-        """A random design: units first, then repeats up to a random depth."""
+        """A random design: units first, then repeats up to a random depth, then sizes."""
+        design = self._sample_stages(rng)
+        return replace(design, sizes=self.sizes.sample(design.operators, rng))
+
+    def _sample_stages(self, rng: random.Random) -> Design:
         while True:
             units = [self._sample_unit(rng) for _ in range(rng.randint(1, MAX_STAGES))]
             sizes = [sum(len(block.operators) for block in unit) for unit in units]

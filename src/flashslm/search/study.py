@@ -242,11 +242,12 @@ class SearchStudy:
             "heartbeat_s": time.time(),
             **extra,
         }
+        parameters = trial_parameters(candidate)
         trial = optuna.trial.create_trial(
             state=state,
             values=None if loss_nats is None else self._values(candidate, loss_nats),
-            params=trial_parameters(candidate),
-            distributions=DISTRIBUTIONS,
+            params=parameters,
+            distributions={name: DISTRIBUTIONS[name] for name in parameters},
             user_attrs=attributes,
         )
         try:
@@ -309,6 +310,7 @@ def _finished(trial: FrozenTrial) -> FinishedTrial:
         pruned_at_step=last_step if trial.state == TrialState.PRUNED else None,
         **{name: trial.user_attrs.get(name) for name in ("test_loss_nats", "recall_accuracy")},
         **{name: trial.user_attrs[name] for name in CANDIDATE_FIELDS},
+        sizes=trial.user_attrs.get("sizes", {}),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -78,7 +79,7 @@ class CandidateTrainer:
             seed=seed,
             validate_at=self.halving.budgets,
         )
-        with self.context.mlflow_run.nested(name, params=candidate.attributes() | {"seed": seed}) as run:
+        with self.context.mlflow_run.nested(name, params=_parameters(candidate) | {"seed": seed}) as run:
             try:
                 recall = self.recall(candidate, run.log_row)
                 model = HybridLM.build(candidate.architecture, self.device, seed=seed, init_on_device=True)
@@ -108,6 +109,11 @@ class CandidateTrainer:
                     raise CandidatePruned(losses_nats, recall.attributes() if recall else None)
 
         return on_metrics
+
+
+def _parameters(candidate: Candidate) -> dict[str, Any]:
+    """Of the candidate's run in MLflow, where each searched size is a parameter by itself."""
+    return {name: value for name, value in candidate.attributes().items() if name != "sizes"} | candidate.sizes.given()
 
 
 class TrialTrainer(CandidateTrainer):

@@ -1,21 +1,22 @@
 """What a recipe must satisfy beyond its field types: checked before anything starts. No torch here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from flashslm.config import RunConfig
+from flashslm.config import ModelConfig, RunConfig
 from flashslm.evaluation import task_files, task_presets, tasks
 from flashslm.export.hf_config import export_problems
+from flashslm.inference.fused.size_limits import size_blockers
 from flashslm.models.architecture import Architecture, InfeasibleArchitecture, build_architecture, parse_operators
-from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, export_blockers
+from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, SIZE_FIELDS, export_blockers
 from flashslm.scaling.points import evaluation_steps, num_constants
 from flashslm.search.space import SearchSpace
 
 
 def problems(config: RunConfig) -> list[str]:
     """Every inconsistency of a recipe, each as: where, what was given, what is allowed."""
-    found = [*_operators(config), *_grid(config), *_sizes(config), *_lengths(config)]
+    found = [*_operators(config), *_grid(config), *_sizes(config), *_searched_sizes(config), *_lengths(config)]
     return [*found, *_law(config), *_search(config)]
 
 
@@ -130,6 +131,45 @@ def _sizes(config: RunConfig) -> Iterator[str]:
             continue
         for problem in export_problems(built):
             yield f"model, at width {width}: {problem}"
+
+
+def _searched_sizes(config: RunConfig) -> Iterator[str]:
+    for name in SIZE_FIELDS:
+        values, own = getattr(config.search.sizes, name), getattr(config.model, name)
+        if values and own not in values:
+            yield (
+                f"search.sizes.{name}: {list(values)} without model.{name} ({own:g}), which seed designs have: add it"
+            )
+        if missing := [value for value in values if value not in getattr(config.profiling.sizes, name)]:
+            yield f"search.sizes.{name}: {missing} not in profiling.sizes.{name}: the table must measure them"
+        yield from (f"search.sizes.{name}: {problem}" for problem in _size_values(name, values, config))
+
+
+def _size_values(name: str, values: Sequence[float], config: RunConfig) -> Iterator[str]:
+    """Each value of a size at each width of the search, beside the recipe's own values of the others."""
+    field, made = SIZE_FIELDS[name], dict[tuple[int, ...], float]()
+    for value in values:
+        sizes = config.model.model_copy(update={name: value})
+        try:
+            built = [_exportable(width, sizes, config) for width in sorted(config.search.widths)]
+        except InfeasibleArchitecture as error:
+            yield f"{value:g}: {error}"
+            continue
+        same = made.setdefault(tuple(getattr(architecture, field) for architecture in built), value)
+        if same != value:
+            yield f"{same:g} and {value:g} are the same {field} at every width of the search"
+
+
+def _exportable(width: int, sizes: ModelConfig, config: RunConfig) -> Architecture:
+    """Raises InfeasibleArchitecture where no architecture has these sizes, or no export, or no kernel of a GPU."""
+    built = build_architecture(EXPORTABLE_OPERATORS, width, sizes, config.data.vocab_size)
+    found = export_problems(built)
+    profiling, forms = config.profiling, (config.kernels.decode, config.kernels.default)
+    if profiling.device == "cuda" and profiling.dtype != "float32" and "torch" not in forms:
+        found += size_blockers(built)
+    if found:
+        raise InfeasibleArchitecture(f"at width {width}: {'; '.join(found)}")
+    return built
 
 
 def _lengths(config: RunConfig) -> Iterator[str]:

@@ -19,4 +19,4 @@ def step_run_name(label: str) -> str:
 def trial_run_name(candidate: Candidate) -> str:
     """`trial 7 · AFFAFAFF w160`, or `finalist 2 · …` of a trial that is trained again."""
     kind = FINALIST if candidate.mutation == FINALIST else "trial"
-    return f"{kind} {candidate.slot} · {candidate.operators} w{candidate.architecture.hidden_size}"
+    return f"{kind} {candidate.slot} · {candidate.label}"

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from flashslm.config import digest
+from flashslm.config import SizeChoice, digest, sizes_in_words
 from flashslm.models.architecture import (
     Architecture,
     InfeasibleArchitecture,
@@ -32,7 +32,9 @@ def run(context: StepContext) -> dict[str, Any]:
     study = open_study(context)
 
     def on_trial(candidate: Candidate, outcome: TrainOutcome) -> None:
+        sizes = sizes_in_words(candidate.sizes.given())
         design = f"trial {candidate.slot}: {candidate.operators} at width {candidate.architecture.hidden_size}"
+        design += f" with {sizes}" if sizes else ""
         measured = f"loss {outcome.validation_loss_nats:.3f}, {candidate.latency_ms:.3f} ms"
         count = {"done": len(study.finished()), "total": context.config.search.trials}
         context.events.emit("progress", f"{design}, {measured}", **count)
@@ -55,8 +57,9 @@ def _retrain_finalists(context: StepContext, trials: list[FinishedTrial]) -> int
     """Work on the second study, with the other workers; returns how many trainings this worker did."""
     config, vocab_size = context.config, context.manifest("dataset").metadata["vocab_size"]
 
-    def build(operators: str, width: int) -> Architecture:
-        return build_architecture(operators, width, config.model, vocab_size)
+    def build(trial: FinishedTrial) -> Architecture:
+        sizes = SizeChoice(**trial.sizes).applied_to(config.model)
+        return build_architecture(trial.operators, trial.width, sizes, vocab_size)
 
     study = open_finalists(context)
     finalists = Finalists(config.search, config.seed, trials, budget_ms(context), build)

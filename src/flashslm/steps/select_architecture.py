@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from flashslm.config import SizeChoice, sizes_in_words
 from flashslm.models.architecture import build_architecture
 from flashslm.search.finalists import Finalist, judge_finalists
 from flashslm.search.result import SearchResult, pruned_by_step, pruning_in_words, search_result, trained_share
@@ -21,7 +22,9 @@ def run(context: StepContext) -> dict[str, Any]:
     best = chosen_trial(found, finalists)
     pruned = pruned_by_step(history)
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
-    architecture = build_architecture(best["operators"], best["width"], context.config.model, vocab_size)
+    sizes = SizeChoice(**best.get("sizes", {}))
+    own = sizes.applied_to(context.config.model)
+    architecture = build_architecture(best["operators"], best["width"], own, vocab_size)
     files: dict[str, Any] = {
         "architecture.json": architecture.model_dump(mode="json"),
         "history.json": history,
@@ -34,18 +37,19 @@ def run(context: StepContext) -> dict[str, Any]:
     context.publish_json("architecture", files, facts)
     judged = bool(finalists) and finalists[0].test_loss_nats is not None
     seeds = context.config.search.finalist_seeds
+    with_sizes = f" with {sizes_in_words(sizes.given())}" if sizes.given() else ""
     return {
         "trials": len(history),
         "pruned_trials": sum(pruned.values()),
         "trained_step_share": trained_share(history, context.config.search.steps),
-        "distinct_architectures": len({t["operators"] for t in history}),
+        "distinct_architectures": len({t["digest"] for t in history}),
         "proxy_loss_nats": best["loss_nats"],
         "latency_ms": best["latency_ms"],
         "measured_latency_ms": winners[0]["measured_ms"],
         "worst_winner_error": max(abs(winner["relative_error"]) for winner in winners),
-        "summary": f"{architecture.operators} at width {architecture.hidden_size}: proxy loss {best['loss_nats']:.3f} "
-        f"nats, {best['latency_ms']:.3f} ms/token by the table, {winners[0]['measured_ms']:.3f} measured, best of "
-        f"{len(history)} trials"
+        "summary": f"{architecture.operators} at width {architecture.hidden_size}{with_sizes}: proxy loss "
+        f"{best['loss_nats']:.3f} nats, {best['latency_ms']:.3f} ms/token by the table, "
+        f"{winners[0]['measured_ms']:.3f} measured, best of {len(history)} trials"
         + "".join(f"; {text}" for text in pruning_in_words(pruned))
         + (f"; test loss {finalists[0].test_loss_nats:.3f} nats over {seeds} new seeds" if judged else ""),
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flashslm.config import RunConfig, ScalingConfig, SearchConfig
+from flashslm.config import OWN_SIZES, RunConfig, ScalingConfig, SearchConfig, SizeChoice
 from flashslm.data.loader import Batch
 from flashslm.hardware import pick_device, pick_dtype
 from flashslm.models.architecture import Architecture, build_architecture
@@ -34,17 +34,19 @@ def warm_ups(config: RunConfig) -> list[WarmUp]:
 
 
 def _warm_ups(config: RunConfig) -> Iterator[WarmUp]:
-    def at(operators: str, width: int, batch: int, length: int) -> WarmUp:
+    def at(operators: str, width: int, batch: int, length: int, sizes: SizeChoice = OWN_SIZES) -> WarmUp:
         letters = "".join(dict.fromkeys(letter for letter in operators if letter.isalpha()))
-        return WarmUp(build_architecture(letters, width, config.model, VOCAB_SIZE), batch, length)
+        architecture = build_architecture(letters, width, sizes.applied_to(config.model), VOCAB_SIZE)
+        return WarmUp(architecture, batch, length)
 
     scaling, search, training = config.scaling, config.search, config.training
     for width in (*scaling.widths, scaling.holdout_width):
         yield at(scaling.block, width, scaling.batch_size, scaling.sequence_length)
     for width in search.widths:
-        yield at(EXPORTABLE_OPERATORS, width, search.batch_size, search.sequence_length)
-        for shape in training.batch_shapes:
-            yield at(EXPORTABLE_OPERATORS, width, shape.micro_batch_size, shape.sequence_length)
+        for sizes in (OWN_SIZES, *search.sizes.each()):
+            yield at(EXPORTABLE_OPERATORS, width, search.batch_size, search.sequence_length, sizes)
+            for shape in training.batch_shapes:
+                yield at(EXPORTABLE_OPERATORS, width, shape.micro_batch_size, shape.sequence_length, sizes)
 
 
 def warm(config: RunConfig, warm_up: WarmUp) -> None:

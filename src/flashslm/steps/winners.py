@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from flashslm.config import SizeChoice
 from flashslm.models.architecture import build_architecture
 from flashslm.profiling.additivity import compared
 from flashslm.profiling.measure import ModelPoint, measure_models
@@ -21,13 +22,22 @@ def measure_winners(
     """
     config, latency = context.config, context.config.latency
     within = sorted((t for t in front if t["latency_ms"] <= budget_ms), key=lambda t: t["loss_nats"])
-    chosen = list({(t["operators"], t["width"]): t for t in [best, *within]})[:MAX_WINNERS]
+    chosen = list(dict.fromkeys(_design(trial) for trial in [best, *within]))[:MAX_WINNERS]
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
-    built = [build_architecture(operators, width, config.model, vocab_size) for operators, width in chosen]
+    built = [
+        build_architecture(operators, width, sizes.applied_to(config.model), vocab_size)
+        for operators, width, sizes in chosen
+    ]
     points = [ModelPoint(architecture, latency.context, latency.batch) for architecture in built]
     table = read_latency_table(context)
     models = compared(points, measure_models(points, config.profiling), table, table)
     return [
-        model.model_dump(mode="json") | {"relative_error": model.predicted_ms / model.measured_ms - 1}
-        for model in models
+        model.model_dump(mode="json")
+        | {"relative_error": model.predicted_ms / model.measured_ms - 1}
+        | ({"sizes": sizes.given()} if sizes.given() else {})
+        for model, (_, _, sizes) in zip(models, chosen, strict=True)
     ]
+
+
+def _design(trial: dict[str, Any]) -> tuple[str, int, SizeChoice]:
+    return trial["operators"], trial["width"], SizeChoice(**trial.get("sizes", {}))

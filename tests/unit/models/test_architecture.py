@@ -12,7 +12,7 @@ from flashslm.models.architecture import (
     parse_operators,
     repeat_block,
 )
-from flashslm.models.operator_spec import MIXERS
+from flashslm.models.operator_spec import MIXERS, OPERATOR_SPECS, OPERATORS, SIZE_FIELDS
 
 FLASH = ModelConfig(head_dim=128, kv_group=4, mamba_state=128, mamba_head_dim=64, num_meta_tokens=256)
 
@@ -111,3 +111,18 @@ def test_ntk_raises_theta() -> None:
     stretched = make_architecture(**(flash_1b().model_dump() | ntk))
     assert stretched.rotary_theta == pytest.approx(10_000 * (58_000 / 4096 - 1) ** (128 / 126))
     assert flash_1b().rotary_theta == 10_000
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_an_operator_depends_on_the_size_that_its_row_names_and_on_no_other(operator):
+    """A search of sizes measures it at the values of that one."""
+
+    def costs(**sizes):
+        a, spec = build_architecture(operator, 256, ModelConfig(qk_norm=True, **sizes), 512), OPERATOR_SPECS[operator]
+        heads = {name: heads_of(a) for name, heads_of in spec.heads.items()}
+        return spec.parameters(a), spec.state_shapes(a), spec.conv_channels(a), heads
+
+    changed = {"ffn_ratio": 6.0, "mamba_state": 64, "head_dim": 32}
+    assert changed.keys() == SIZE_FIELDS.keys()
+    found = {name for name, value in changed.items() if costs(**{name: value}) != costs()}
+    assert found == {OPERATOR_SPECS[operator].sized_by}

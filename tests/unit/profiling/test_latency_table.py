@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from flashslm.config import LatencyConfig, ModelConfig
+from flashslm.config import LatencyConfig, ModelConfig, OperatorSizes
 from flashslm.models.architecture import build_architecture
 from flashslm.profiling.budget import latency_budget_ms
 from flashslm.profiling.latency_table import LatencyTable, LeftOut, StepOverhead
-from tests.unit.search.synthetic import WIDTHS, make_table
+from tests.unit.search.synthetic import WIDTHS, make_sized_table, make_table
 
 SIZES = ModelConfig()
 
@@ -71,7 +71,7 @@ def test_overhead_of_a_batch_is_added_once_a_step_and_once_a_layer(table):
 
 
 def test_what_was_left_out_says_why(table):
-    key = ("A", 128, 1024, 1)
+    key = ("A", 128, 1024, 1, None)
     reason = "needs 9.0 GB of memory, 8.0 GB are free"
     left_out = LeftOut(operator="A", width=128, context=1024, batch=1, reason=reason)
     fields = table.model_dump() | {"entries": [e for e in table.entries if e.key != key], "left_out": [left_out]}
@@ -106,3 +106,50 @@ def test_budget_is_absolute_or_relative_to_the_reference(table):
     assert latency_budget_ms(table, LatencyConfig(target_ms=7.5), SIZES, 512) == 7.5
     relative = LatencyConfig(context=512, reference_operators="DFMF", reference_width=WIDTHS[0], reference_factor=1.2)
     assert latency_budget_ms(table, relative, SIZES, 512) == pytest.approx(1.2 * (1.0 + 1.5 + 2 * 0.5 + 2.0))
+
+
+FURTHER = OperatorSizes(ffn_ratio=(6.0,), mamba_state=(64,), head_dim=(32,))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected_ms"),
+    [
+        ({"ffn_ratio": 6.0}, 2 * (1.0 + 1.5 + 1.5 + 2.0 + 2 * 3 * 0.5)),
+        ({"mamba_state": 64}, 2 * (1.0 + 1.5 / 2 + 1.5 + 2.0 + 3 * 0.5)),
+        ({"head_dim": 32}, 2 * (1.0 / 2 + 1.5 + 1.5 / 2 + 2.0 + 3 * 0.5)),
+        ({"ffn_ratio": 6.0, "mamba_state": 64, "head_dim": 32}, 2 * (0.5 + 0.75 + 0.75 + 2.0 + 2 * 3 * 0.5)),
+    ],
+)
+def test_an_architecture_is_priced_by_its_own_sizes(sizes, expected_ms):
+    table = make_sized_table(FURTHER)
+    assert table.predict_ms(architecture(sizes=ModelConfig(**sizes)), 1024, 1) == pytest.approx(expected_ms)
+    assert table.predict_ms(architecture(), 1024, 1) == make_table().predict_ms(architecture(), 1024, 1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"ffn_ratio": 4.0}, r"ffn_size 512 \(table: 384\)"),
+        ({"head_dim": 128}, r"num_heads 1 \(table: 2\), head_dim 128 \(table: 64\)"),
+        ({"head_dim": 32, "kv_group": 1}, r"num_kv_heads 4 \(table: 1\): measure"),
+        ({"ffn_ratio": 12.0}, r"latency of F with ffn_size 1536 at width 128, .* was not measured"),
+    ],
+)
+def test_sizes_that_were_not_measured_there_are_refused(sizes, reason):
+    """A ratio of 12 at width 128 is an FFN that was measured at width 256 alone."""
+    with pytest.raises(ValueError, match=reason):
+        make_sized_table(FURTHER).predict_ms(architecture(sizes=ModelConfig(**sizes)), 512, 1)
+
+
+def test_entries_of_the_recipes_own_sizes_say_nothing_of_them():
+    plain, sized = make_table().model_dump(mode="json"), make_sized_table(FURTHER).model_dump(mode="json")
+    assert plain["entries"] == sized["entries"][: len(plain["entries"])]
+    assert not any("size" in entry for entry in plain["entries"])
+    further = sized["entries"][len(plain["entries"]) :]
+    assert {(e["operator"], e["size"]) for e in further if e["width"] == 128} == {
+        ("F", 768),
+        ("M", 64),
+        ("D", 32),
+        ("A", 32),
+    }
+    assert LatencyTable.model_validate_json(json.dumps(sized)) == make_sized_table(FURTHER)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from flashslm.config import ModelConfig, ProfilingConfig
+from flashslm.config import ModelConfig, OperatorSizes, ProfilingConfig
 from flashslm.inference import engine, operator_step
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import InfeasibleArchitecture, build_architecture
@@ -55,6 +55,20 @@ def test_table_holds_every_operator_width_context_and_batch(table):
     assert LatencyTable.model_validate_json(table.model_dump_json()) == table
 
 
+def test_table_holds_operators_at_further_sizes_and_prices_whole_models_by_them():
+    """At width 16 an FFN has 128 channels with either ratio."""
+    sizes = OperatorSizes(ffn_ratio=(3.0, 9.0), mamba_state=(16,), head_dim=(4, 8))
+    table = measure_latency_table(PLAN.changed(sizes=sizes, batches=(1,)))
+    further = {(e.operator, e.width, e.size) for e in table.entries if e.size is not None}
+    heads = {(operator, width, 4) for operator in "DA" for width in (16, 32)}
+    assert further == heads | {("M", 16, 16), ("M", 32, 16), ("F", 32, 256)}
+    own = {"ffn_ratio": 9.0, "mamba_state": 16, "head_dim": 4}
+    built = build_architecture("DMAF", 32, SIZES.model_copy(update=own), VOCAB_SIZE)
+    index = {entry.key: entry.median_ms for entry in table.entries}
+    keys = [("D", 32, 8, 1, 4), ("M", 32, 8, 1, 16), ("A", 32, 8, 1, 4), ("F", 32, 8, 1, 256), ("head", 32, 8, 1, None)]
+    assert table.sum_ms(built, 8, 1) == pytest.approx(sum(index[key] for key in keys))
+
+
 def test_only_attention_is_measured_at_every_context(table):
     def times(operator, context):
         return [e.median_ms for e in table.entries if (e.operator, e.context) == (operator, context)]
@@ -79,9 +93,9 @@ def test_operators_beyond_the_search_are_measured_when_asked_for():
 def test_entries_beyond_the_memory_are_left_out(monkeypatch):
     monkeypatch.setattr(measure, "available_bytes", lambda device: 30_000)
     table = measure_latency_table(PLAN.changed(widths=(32,)))
-    assert {e.key for e in table.left_out} >= {("head", 32, 8, 1), ("head", 32, 8, 2)}
+    assert {e.key for e in table.left_out} >= {("head", 32, 8, 1, None), ("head", 32, 8, 2, None)}
     assert {e.key for e in table.entries}.isdisjoint(e.key for e in table.left_out)
-    assert ("A", 32, 8, 1) in {e.key for e in table.entries}
+    assert ("A", 32, 8, 1, None) in {e.key for e in table.entries}
 
 
 def test_a_growing_context_is_timed_at_lengths_whose_mean_is_half_of_it(monkeypatch):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from flashslm.config import ModelConfig, ProfilingConfig
+from flashslm.config import ModelConfig, OperatorSizes, ProfilingConfig
 from flashslm.models.accounting import operator_parameters, parameters
 from flashslm.profiling import plan
 from flashslm.profiling.latency_table import EntryKey
@@ -131,3 +131,32 @@ def test_entries_beyond_the_memory_are_left_out_with_the_reason():
     assert kept == [key for key in plan.entry_keys() if key != of("A", context=32_768, batch=256)]
     assert [entry.key for entry in left_out] == [tuple(of("A", context=32_768, batch=256))]
     assert left_out[0].reason == "needs 17.3 GB of memory, 8.0 GB are free"
+
+
+def test_further_sizes_are_measured_where_they_are_possible_and_others():
+    """At width 192 heads of 128 are not possible, and at 128 a ratio of 3.5 is an FFN of 384, as 3 is."""
+    sizes = OperatorSizes(ffn_ratio=(3.0, 3.5, 6.0), mamba_state=(64, 128), head_dim=(32, 128))
+    plain = ProfilingPlan(
+        ProfilingConfig(widths=(128, 192), contexts=(64, 8), operators="DMAFG"), ModelConfig(), VOCAB_SIZE
+    )
+    plan = plain.changed(sizes=sizes)
+    assert [key for key in plan.entry_keys() if key.size is None] == plain.entry_keys()
+    further = [key for key in plan.entry_keys() if key.size is not None]
+    assert len(set(further)) == len(further)
+    found = {(key.operator, key.width, key.size) for key in further}
+    heads = {(o, w, s) for o in "DAG" for w, s in ((128, 32), (128, 128), (192, 32))}
+    assert found == heads | {("M", 128, 64), ("M", 192, 64), ("F", 128, 768), ("F", 192, 640), ("F", 192, 1152)}
+    assert {key.context for key in further if key.operator == "A"} == {8, 64}
+    for key in further:
+        layer = plan.layer(key)
+        field = {"M": layer.mamba_state, "F": layer.ffn_size}.get(key.operator, layer.head_dim)
+        assert (layer.operators, layer.hidden_size, field) == (key.operator, key.width, key.size)
+
+
+def test_a_further_size_beyond_the_memory_is_left_out_by_itself():
+    plan = PLAN.changed(device="cpu", dtype="bfloat16", operators="DMAF", widths=(2048,), batches=(1,)).changed(
+        sizes=OperatorSizes(ffn_ratio=(64.0,))
+    )
+    kept, left_out = plan.split_by_memory(1.2e9)
+    assert [entry.key for entry in left_out] == [("F", 2048, 1024, 1, 64 * 2048)]
+    assert all(key.size is None for key in kept)

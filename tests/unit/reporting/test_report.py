@@ -137,6 +137,26 @@ def test_recall_has_a_column_where_it_was_measured_and_says_whom_it_rejected() -
     assert '<th class="n">recall</th>' in page and '<th class="n">recall</th>' not in render(run, run_facts())
 
 
+def test_sizes_have_a_column_where_they_are_searched() -> None:
+    run, sizes = artifacts(), {"ffn_ratio": 2.0, "mamba_state": 64}
+    history = [trial | {"sizes": sizes} for trial in run.history]
+    winners = [winner | {"sizes": sizes} for winner in run.winners]
+    best = next(trial for trial in history if trial["slot"] == run.best["slot"])
+    page = render(dataclasses.replace(run, history=history, winners=winners, best=best), run_facts())
+    words = "ffn_ratio 2, mamba_state 64"
+    assert page.count(f"<td>{words}</td>") == len(history) + len(winners) and page.count("<th>sizes</th>") == 2
+    assert f"operators of width 64 with {words}, " in page
+    assert any(f"width 64, {words}, 100,002 parameters" in tip for tip in tags_of(page).tips)
+    assert "<th>sizes</th>" not in render(run, run_facts())
+
+
+def test_the_latency_charts_are_those_of_the_recipes_own_sizes() -> None:
+    run = artifacts()
+    further = [entry | {"size": 384, "median_ms": 99.0, "p90_ms": 99.0} for entry in run.latency_table["entries"]]
+    table = run.latency_table | {"entries": [*run.latency_table["entries"], *further]}
+    assert render(dataclasses.replace(run, latency_table=table), run_facts()) == render(run, run_facts())
+
+
 def test_finalists_stand_beside_the_winner_with_their_seeds() -> None:
     winner = {"slot": 2, "operators": "DFMFF", "width": 64, "latency_ms": 0.7}
     winner |= {"validation_losses_nats": [4.5, 4.6], "test_losses_nats": [4.7, 4.8]}

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from flashslm.config import LatencyConfig, ModelConfig, SearchConfig
+from flashslm.config import LatencyConfig, ModelConfig, OperatorSizes, SearchConfig
 from flashslm.hardware import DeviceFingerprint
+from flashslm.models.architecture import build_architecture
+from flashslm.models.operator_spec import OPERATOR_SPECS, SIZE_FIELDS
 from flashslm.profiling.latency_table import LatencyEntry, LatencyTable
 from flashslm.search.evolution import Proposer
 from flashslm.search.fit import WidthFitter
@@ -48,10 +50,29 @@ def make_table() -> LatencyTable:
     )
 
 
+def make_sized_table(values: OperatorSizes) -> LatencyTable:
+    """`make_table` with entries of these sizes, which take as much longer as the size is larger."""
+    table = make_table()
+    further = {}
+    for entry in table.entries:
+        name = OPERATOR_SPECS[entry.operator].sized_by if entry.operator in OPERATOR_SPECS else ""
+        for value in getattr(values, name) if name else ():
+            own, other = (
+                getattr(build_architecture("F", entry.width, sizes, 512), SIZE_FIELDS[name])
+                for sizes in (table.sizes, table.sizes.model_copy(update={name: value}))
+            )
+            if own != other:
+                times = {"median_ms": entry.median_ms * other / own, "size": other}
+                further[*entry.key, other] = entry.model_copy(update=times)
+    return table.model_copy(update={"entries": (*table.entries, *further.values())})
+
+
 def make_proposer(seed: int = 0, budget_ms: float = BUDGET_MS, **search: Any) -> Proposer:
     values = {"trials": 40, "population": 10, "sample": 4, "candidates_per_cycle": 5, "widths": WIDTHS}
-    fitter = WidthFitter(make_table(), LatencyConfig(context=1024), budget_ms, WIDTHS, ModelConfig(), 512)
-    return Proposer(SearchConfig.model_validate(values | search), fitter, seed)
+    config = SearchConfig.model_validate(values | search)
+    table = make_sized_table(config.sizes)
+    fitter = WidthFitter(table, LatencyConfig(context=1024), budget_ms, WIDTHS, ModelConfig(), 512)
+    return Proposer(config, fitter, seed)
 
 
 def loss_nats(operators: str) -> float:

@@ -18,8 +18,8 @@ TRIALS = run_serially(make_proposer(trials=12))
 def finalists(trials=TRIALS, budget_ms=BUDGET_MS, **search):
     config = SearchConfig.model_validate({"finalists": 3, "finalist_seeds": 2} | search)
 
-    def build(operators, width):
-        return build_architecture(operators, width, ModelConfig(), 512)
+    def build(trial):
+        return build_architecture(trial.operators, trial.width, ModelConfig(), 512)
 
     return Finalists(config, 5, trials, budget_ms, build)
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from flashslm.config import RunConfig, from_step_json
+from flashslm.config import RunConfig, SizeChoice, from_step_json
 from flashslm.search.finalists import Finalists, judge_finalists
 from flashslm.search.halving import CandidatePruned
 from flashslm.search.result import pruned_by_step, pruning_in_words, trained_share
@@ -33,10 +33,12 @@ class Runs:
         self.names: list[str] = []
         self.tags: dict[str, str] = {}
         self.rows: list[tuple[int, dict[str, float]]] = []
+        self.params: dict[str, Any] = {}
 
     @contextmanager
     def nested(self, name: str, params: dict[str, Any]):
         self.names.append(name)
+        self.params = dict(params)
         yield self
 
     def set_tags(self, tags: dict[str, str]) -> None:
@@ -94,6 +96,18 @@ def test_a_candidate_is_trained_and_logged(make_trainer, runs: Runs) -> None:
     assert runs.names == ["trial 3 · DFDF w16"] and runs.tags == {}
     assert runs.rows[-1] == (8, {"proxy_loss_nats": outcome.validation_loss_nats, "latency_ms": 1.0})
     assert make_trainer()(candidate()).validation_loss_nats == outcome.validation_loss_nats
+
+
+def test_sizes_are_in_the_name_and_parameters_of_its_run_and_in_the_model(make_trainer, runs: Runs) -> None:
+    wide = tiny.architecture("DFDF").model_copy(update={"ffn_size": 256})
+    sized = Candidate(3, 0, "(DF)x2", wide, 1.0, None, "seed", SizeChoice(ffn_ratio=16.0))
+    other, own = make_trainer()(sized), make_trainer()(candidate())
+    assert runs.names == ["trial 3 · DFDF w16, ffn_ratio 16", "trial 3 · DFDF w16"]
+    assert "ffn_ratio" not in runs.params and "sizes" not in runs.params
+    assert other.validation_loss_nats != own.validation_loss_nats
+    make_trainer()(sized)
+    assert runs.params["ffn_ratio"] == 16.0 and "sizes" not in runs.params
+    assert runs.params["parameters"] - candidate().attributes()["parameters"] == 2 * 3 * 16 * (256 - 128)
 
 
 def test_one_that_loses_at_a_budget_is_pruned_there(make_trainer, runs: Runs) -> None:
@@ -178,7 +192,7 @@ def test_finalists_are_trained_with_new_seeds_and_judged_on_the_test_split(make_
         for slot, operators in enumerate(("DFDF", "MF", "AF"))
     ]
     search, seed = context.config.search, context.config.seed
-    finalists = Finalists(search, seed, trials, budget_ms=1.0, build=tiny.architecture)
+    finalists = Finalists(search, seed, trials, budget_ms=1.0, build=lambda trial: tiny.architecture(trial.operators))
     summary = run_worker(study, finalists, FinalistTrainer(context, study, finalists))
     assert summary.trained == 4 and [name.partition(" ·")[0] for name in runs.names] == [
         f"finalist {slot}" for slot in range(4)

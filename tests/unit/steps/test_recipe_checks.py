@@ -49,6 +49,22 @@ from flashslm.steps.recipe_checks import problems, problems_before_a_run, proble
             {"search": {"seed_designs": ["DFMFDFMF", "(DFMF)x2"]}},
             "search.seed_designs[1]: '(DFMF)x2' is the same design as 'DFMFDFMF'",
         ),
+        (
+            {"search": {"sizes": {"ffn_ratio": [2, 4]}}},
+            "search.sizes.ffn_ratio: [2.0, 4.0] without model.ffn_ratio (3)",
+        ),
+        (
+            {"search": {"sizes": {"ffn_ratio": [3, 3.01]}, "widths": [1024]}},
+            "search.sizes.ffn_ratio: 3 and 3.01 are the same ffn_size at every width of the search",
+        ),
+        (
+            {"search": {"sizes": {"head_dim": [64, 96]}}},
+            "search.sizes.head_dim: 96: width 1024 is not a multiple of model.head_dim 96",
+        ),
+        (
+            {"search": {"sizes": {"mamba_state": [96, 128]}}, "profiling": {"device": "cuda"}},
+            "search.sizes.mamba_state: 96: at width 1024: mamba_state is 96: a power of two from 16 to 256",
+        ),
         ({"evaluation": {"needle_lengths": [40000]}}, "evaluation.needle_lengths: 40000 and 256 meta tokens exceed"),
     ],
 )
@@ -121,3 +137,18 @@ def test_tasks_are_judged_by_the_harness(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_values_that_would_fail_late_or_mean_nothing_are_refused(section: str, values: dict) -> None:
     with pytest.raises(ValidationError, match=f"{section}.{next(iter(values))}"):
         RunConfig.model_validate({"name": "x", section: values})
+
+
+@pytest.mark.parametrize("kernels", [{"decode": "torch"}, {"default": "torch"}])
+def test_sizes_without_a_fused_kernel_run_in_torch(kernels: dict) -> None:
+    searched = {"sizes": {"mamba_state": [96, 128], "ffn_ratio": [3, 2], "head_dim": [64, 128]}}
+    recipe = {"name": "x", "search": searched, "profiling": {"device": "cuda"}, "kernels": kernels}
+    assert problems(RunConfig.model_validate(recipe)) == []
+
+
+def test_the_table_must_measure_what_is_searched() -> None:
+    """A pipeline's parameters may be changed by hand, one section without the other."""
+    config = RunConfig.model_validate({"name": "x", "search": {"sizes": {"ffn_ratio": [2, 3]}}})
+    changed = config.model_copy(update={"profiling": RunConfig(name="x").profiling})
+    missing = "search.sizes.ffn_ratio: [2.0, 3.0] not in profiling.sizes.ffn_ratio: the table must measure them"
+    assert problems(changed) == [missing]

@@ -45,6 +45,7 @@ def make_context(recipe: dict[str, Any] | None = None, step: str = "search_archi
         {"profiling": {"threads": 2}},
         {"latency": {"context": 4096}},
         {"scaling": {"block": "AF"}},
+        {"search": {"sizes": {"ffn_ratio": [2, 3]}}},
         *({"search": {name: value}} for name, value in {"trials": 7, "steps": 7, "widths": [1024]}.items()),
     ],
     ids=json.dumps,

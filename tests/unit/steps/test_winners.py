@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from flashslm.config import OperatorSizes
 from flashslm.profiling.timing import Timing
 from flashslm.steps import winners as module
 from flashslm.steps.winners import MAX_WINNERS, measure_winners
-from tests.unit.search.synthetic import make_table
+from tests.unit.search.synthetic import make_sized_table, make_table
 from tests.unit.steps.test_search_architecture import make_context, manifest
 
 
@@ -54,3 +55,19 @@ def test_a_table_of_other_weights_is_refused(context: Any, monkeypatch: pytest.M
     monkeypatch.setattr(context, "read_json", lambda *_: other.model_dump(mode="json"))
     with pytest.raises(ValueError, match=r"weights in 'int8', profiling.weights is 'full'"):
         measure_winners(context, trial("DF", 3.5, 2.0), [], budget_ms=5.0)
+
+
+def test_a_winner_is_measured_with_its_own_sizes(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sized = make_sized_table(OperatorSizes(ffn_ratio=(6.0,)))
+    monkeypatch.setattr(context, "read_json", lambda *_: sized.model_dump(mode="json"))
+    built: list[int] = []
+
+    def measure(points: Any, profiling: Any) -> list[Timing]:
+        built.extend(point.architecture.ffn_size for point in points)
+        return [Timing(sized.predict_ms(p.architecture, p.context, p.batch), 1.0, 1.0, 3) for p in points]
+
+    monkeypatch.setattr(module, "measure_models", measure)
+    own, wide = trial("DF", 3.5, 2.1) | {"sizes": {"ffn_ratio": 3.0}}, trial("DF", 4.5, 2.0)
+    found = measure_winners(context, wide | {"sizes": {"ffn_ratio": 6.0}}, [own], budget_ms=6.0)
+    assert built == [384, 128] and [w["sizes"]["ffn_ratio"] for w in found] == [6.0, 3.0]
+    assert found[0]["predicted_ms"] == pytest.approx(1.0 + 2.0 + 0.5 * 384 / 128)

@@ -15,11 +15,11 @@ from flashslm.inference.fused.attention import Rotation, Splits, attention_decod
 from flashslm.inference.fused.batched import project_batch
 from flashslm.inference.fused.mixers import delta_rule_decode, ssd_decode
 from flashslm.inference.fused.projection import VALUES_PER_LOAD, Best, Norm, Ring, project
+from flashslm.inference.fused.size_limits import size_blockers
 from flashslm.inference.fused.stream import Stream, step_unfused
 from flashslm.inference.fused.tilings import MAX_BATCH
 from flashslm.inference.fused.tokens import choose, embed
 from flashslm.inference.fused.weights import pack_rows
-from flashslm.models.architecture import Architecture
 from flashslm.models.attention import Attention
 from flashslm.models.cache import Cache
 from flashslm.models.deltanet import DeltaNet
@@ -29,7 +29,6 @@ from flashslm.models.interface import Operator
 from flashslm.models.mamba2 import Mamba2
 from flashslm.models.norm import INNER_NORM_EPS, RMSNorm
 from flashslm.models.operator_spec import CONV_SIZE, OPERATOR_SPECS
-from flashslm.models.operators import layer_class
 from flashslm.models.states import AttentionState, DeltaNetState, Mamba2State, NoState, State
 from flashslm.ops.delta_rule import L2_EPS
 from flashslm.ops.int8_weights import Int8Weight, quantise_rows
@@ -37,21 +36,6 @@ from flashslm.ops.kernels import MissingKernel, note
 
 KernelCall = Callable[[], None]
 CAPABILITIES = (9, 10)
-LARGEST_SIZE = 256  # of a head or a state, one tile of which is in registers
-
-
-def size_blockers(architecture: Architecture) -> list[str]:
-    """Sizes that the kernels cannot take, one line per size; empty: they can."""
-    a = architecture
-    used = {layer_class(operator) for operator in a.operators}
-    heads, mamba = bool(used & {DeltaNet, Attention}), Mamba2 in used
-    sizes = {"head_dim": (a.head_dim, 32, heads), "mamba_state": (a.mamba_state, 16, mamba)}
-    sizes["mamba_head_dim"] = (a.mamba_head_dim, 16, mamba)
-    return [
-        f"{name} is {size}: a power of two from {smallest} to {LARGEST_SIZE}"
-        for name, (size, smallest, used) in sizes.items()
-        if used and (size.bit_count() > 1 or not smallest <= size <= LARGEST_SIZE)
-    ]
 
 
 def _too_small(device: torch.device) -> list[str]:
