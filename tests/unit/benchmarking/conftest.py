@@ -7,6 +7,7 @@ from flashslm.benchmarking.case import Case
 from flashslm.config import KernelsConfig
 from flashslm.models.architecture import Architecture
 from flashslm.ops import kernels
+from tests.unit.tiny_hybrid import tiny_hybrid
 
 
 @pytest.fixture(autouse=True)
@@ -21,21 +22,7 @@ def quick_and_clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def architecture() -> Architecture:
     """A hybrid with room for 120 text tokens."""
-    return Architecture(
-        operators="DFMFAF",
-        hidden_size=32,
-        num_heads=4,
-        num_kv_heads=2,
-        ffn_size=48,
-        mamba_state=12,
-        mamba_head_dim=8,
-        mamba_expand=2,
-        vocab_size=50,
-        num_meta_tokens=8,
-        max_position_embeddings=128,
-        rope_theta=10_000.0,
-        norm_eps=1e-6,
-    )
+    return tiny_hybrid(num_meta_tokens=8)
 
 
 @pytest.fixture

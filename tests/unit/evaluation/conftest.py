@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from flashslm.evaluation import task_index
-from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
 from tests.unit.data.corpora import make_texts, prepare
+from tests.unit.tiny_hybrid import tiny_hybrid
 
 
 @pytest.fixture(scope="session")
@@ -21,20 +21,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model() -> HybridLM:
     """An untrained hybrid of every operator, its weights enlarged: the initial ones only ever repeat the last token."""
-    architecture = Architecture(
-        operators="DFMFAF",
+    architecture = tiny_hybrid(
         hidden_size=16,
         num_heads=2,
         num_kv_heads=1,
         ffn_size=32,
         mamba_state=8,
-        mamba_head_dim=8,
-        mamba_expand=2,
         vocab_size=300,
         num_meta_tokens=3,
         max_position_embeddings=67,  # 64 of them for text
-        rope_theta=10_000.0,
-        norm_eps=1e-6,
     )
     built = HybridLM.build(architecture, seed=0)
     with torch.no_grad():

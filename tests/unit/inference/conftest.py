@@ -3,25 +3,12 @@ import torch
 
 from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
+from tests.unit.tiny_hybrid import tiny_hybrid
 
 
 @pytest.fixture
 def architecture() -> Architecture:
-    return Architecture(
-        operators="DFMFAF",
-        hidden_size=32,
-        num_heads=4,
-        num_kv_heads=2,
-        ffn_size=48,
-        mamba_state=12,
-        mamba_head_dim=8,
-        mamba_expand=2,
-        vocab_size=50,
-        num_meta_tokens=6,
-        max_position_embeddings=128,
-        rope_theta=10_000.0,
-        norm_eps=1e-6,
-    )
+    return tiny_hybrid()
 
 
 @pytest.fixture

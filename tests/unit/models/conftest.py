@@ -3,25 +3,8 @@
 import pytest
 import torch
 
-from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
-
-SIZES = {
-    "operators": "DFMFAFGLW",
-    "hidden_size": 32,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "ffn_size": 48,
-    "mamba_state": 12,
-    "mamba_head_dim": 8,
-    "mamba_expand": 2,
-    "vocab_size": 50,
-    "num_meta_tokens": 6,
-    "max_position_embeddings": 128,
-    "rope_theta": 10_000.0,
-    "norm_eps": 1e-6,
-    "window": 7,
-}
+from tests.unit.tiny_hybrid import tiny_hybrid
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +14,8 @@ def seed() -> None:
 
 @pytest.fixture
 def make_architecture():
-    """`make_architecture(operators="DF", …)`: the small sizes with changes."""
-    return lambda **changes: Architecture(**(SIZES | changes))
+    """`make_architecture(operators="DF", …)`: `tiny_hybrid` of every operator, with changes."""
+    return lambda **changes: tiny_hybrid(**({"operators": "DFMFAFGLW", "window": 7} | changes))
 
 
 @pytest.fixture
