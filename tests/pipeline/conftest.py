@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from flashslm.config import RunConfig
 from flashslm.launch.compiling import arguments_for, compile_pipeline, pipeline_arguments
 from flashslm.launch.local.launcher import LocalResult, run_job
 from flashslm.launch.local.runner import Job
+from tests.pipeline.fake_kfp import FakeKfp
 
 FAKE_STEPS = Path(__file__).parent / "fake_steps"
 
@@ -100,3 +101,9 @@ class FakeRuns:
 @pytest.fixture
 def fake_runs(tmp_path: Path) -> Callable[..., FakeRuns]:
     return lambda **options: FakeRuns(tmp_path, **options)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeKfp]:
+    with FakeKfp() as server:
+        yield server

@@ -1,7 +1,6 @@
 """Submitting to KFP and what may go wrong on the way, against tests/pipeline/fake_kfp.py."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,6 @@ from tests.pipeline.fake_kfp import FakeKfp
 from tests.pipeline.tiny import enter_checkout
 
 RECIPE = RunConfig.model_validate({"name": "toy", "platform": {"service_account": "runner", "namespace": "team"}})
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeKfp]:
-    with FakeKfp() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """`runs show` and `runs logs` on what a real KFP answered: the pipeline's tasks, their states and reasons."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,12 +29,6 @@ TASKS = [
     "report",
 ]
 OUT_OF_MEMORY_POD = "design-and-train-rl4cb-metadata-1-2-retry-system-container-impl-39434997"
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeKfp]:
-    with FakeKfp() as server:
-        yield server
 
 
 def shown(fake: FakeKfp, name: str) -> dict[str, Any]:

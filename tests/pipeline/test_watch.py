@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -72,12 +71,6 @@ SNAPSHOTS: list[Snapshot] = [
     ("RUNNING", workflow(task("prepare-data", "Succeeded", 1, 2, attempts=0), task("evaluate", "Running", 4))),
     ("FAILED", FAILED),
 ]
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeKfp]:
-    with FakeKfp() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)
