@@ -35,7 +35,7 @@ class _Seen(NamedTuple):
     @classmethod
     def of(cls, trials: Sequence[FinishedTrial], candidates: Sequence[Candidate]) -> "_Seen":
         designs = {(t.operators, SizeChoice(**t.sizes)) for t in trials} | {(c.operators, c.sizes) for c in candidates}
-        return cls(designs, {t.digest for t in trials} | {c.architecture.digest for c in candidates})
+        return cls(designs, {t.digest for t in trials} | {c.digest for c in candidates})
 
 
 class Proposer:
@@ -115,7 +115,7 @@ class Proposer:
         for kind, changed in mutate(design, self.space, rng):
             if (changed.operators, changed.sizes) not in seen.designs:
                 child = self._candidate(changed, slot, cycle, parent.slot, kind)
-                if child is not None and child.architecture.digest not in seen.digests:
+                if child is not None and child.digest not in seen.digests:
                     return child
         return None
 
@@ -124,7 +124,7 @@ class Proposer:
             design = self.space.sample(rng)
             if (design.operators, design.sizes) not in seen.designs:
                 candidate = self._candidate(design, slot, cycle, None, "random")
-                if candidate is not None and candidate.architecture.digest not in seen.digests:
+                if candidate is not None and candidate.digest not in seen.digests:
                     return candidate
         return None
 

@@ -22,9 +22,9 @@ class WidthFitter:
 
     def fit(self, operators: str, sizes: SizeChoice = OWN_SIZES) -> tuple[Architecture, float]:
         """The architecture and its predicted ms per token; InfeasibleArchitecture when no width is fast enough."""
-        latency_ms = 0.0
+        own, latency_ms = sizes.applied_to(self.sizes), 0.0
         for width in sorted(self.widths, reverse=True):
-            architecture = build_architecture(operators, width, sizes.applied_to(self.sizes), self.vocab_size)
+            architecture = build_architecture(operators, width, own, self.vocab_size)
             latency_ms = self.table.predict_ms(architecture, self.latency.context, self.latency.batch)
             if latency_ms <= self.budget_ms:
                 return architecture, latency_ms

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from flashslm.config import OWN_SIZES, SizeChoice, sizes_in_words
@@ -33,6 +34,10 @@ class Candidate:
     def operators(self) -> str:
         return self.architecture.operators
 
+    @cached_property
+    def digest(self) -> str:
+        return self.architecture.digest
+
     @property
     def label(self) -> str:
         """`DFMF w64`, and the sizes where they are searched: `DFMF w64, ffn_ratio 2`."""
@@ -49,7 +54,7 @@ class Candidate:
             "width": self.architecture.hidden_size,
             "latency_ms": self.latency_ms,
             "parameters": parameters(self.architecture)["total"],
-            "digest": self.architecture.digest,
+            "digest": self.digest,
             "parent": self.parent,
             "mutation": self.mutation,
         } | _unless_empty(self.sizes.given())
