@@ -22,7 +22,7 @@ from typing import Any
 from flashslm.benchmarking.case import Case
 from flashslm.benchmarking.decode import DecodeResult, compare, measure_decode
 from flashslm.benchmarking.peer import DECODERS, Peer, find_peer, measure_peer
-from flashslm.benchmarking.record import Provenance, record_facts, result_name
+from flashslm.benchmarking.record import Provenance, record_facts, result_name, write_record
 from flashslm.benchmarking.result import BenchmarkResult
 from flashslm.benchmarking.throughput import bench_throughput, steps_ending_at
 from flashslm.config import KernelsConfig
@@ -107,8 +107,7 @@ class Session:
             traceback.print_exc()
             self.record["failed"].append({"what": what, "error": f"{type(error).__name__}: {error}"})
         print(f"{time.monotonic() - self.started:6.1f} s  {what}", file=sys.stderr, flush=True)
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        self.output.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
+        write_record(self.output, self.record)
 
     def measure_latency(self, case: Case) -> None:
         self.latency[case] = measure_decode(case, self.plan.setting)

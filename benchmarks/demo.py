@@ -10,7 +10,6 @@ stack, the run's own figures, command, commit, device, versions. `first` and `ag
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from flashslm.benchmarking.record import result_name, write_record
 from flashslm.hardware import device_fingerprint
 from flashslm.infra.stack import embedded_stack
 from flashslm.launch.local.full_run import environment
@@ -54,9 +54,7 @@ def main() -> None:
         "again": median_run(agains),
         "venv_bytes": sum(file.lstat().st_size for file in Path(sys.prefix).rglob("*") if not file.is_symlink()),
     }
-    name = f"demo_{re.sub(r'[^a-z0-9]+', '-', device.name.lower()).strip('-')}_{date.today()}.json"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(RESULTS / f"{result_name('demo', 'cpu')}.json", record)
     print(json.dumps(record))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from flashslm.benchmarking.record import record_facts, result_name
+from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.config import DataConfig
 from flashslm.data.encoding import TextEncoder
 from flashslm.data.pieces import BATCH_CHARACTERS
@@ -103,7 +103,7 @@ def main() -> None:
         "tokenizers": measured(peer, parts, num_bytes, given.repeats),
     }
     output = given.output or RESULTS / f"{result_name('encode', 'cpu')}.json"
-    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(output, record)
     print(json.dumps({name: record[name] for name in ("same_ids", "encoder", "tokenizers")}), "->", output)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from flashslm.benchmarking.record import record_facts, result_name
+from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.config import ExportConfig, ModelConfig
 from flashslm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter
@@ -61,8 +61,7 @@ def main() -> int:
     record["perplexity"] = perplexity(given, device)
     record["kernels"] = kernels.decisions()
     output = given.output or RESULTS / f"{result_name('evaluation', device)}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(output, record)
     print(json.dumps(record))
     return 0
 

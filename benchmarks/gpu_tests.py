@@ -6,7 +6,6 @@ Needs the extra `cuda`. Writes benchmarks/results/gpu-tests_<device>_<date>.json
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 
-from flashslm.benchmarking.record import record_facts, result_name
+from flashslm.benchmarking.record import record_facts, result_name, write_record
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +52,7 @@ def main() -> int:
         "by_file": {name: dict(counts) for name, counts in sorted(by_file.items())},
     }
     output = given.output or ROOT / "benchmarks" / "results" / f"{result_name('gpu-tests', 'cuda')}.json"
-    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(output, record)
     print(f"{record['total']} -> {output}")
     return code
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from flashslm.benchmarking.record import record_facts, result_name
+from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.config import ExportConfig, ModelConfig
 from flashslm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from flashslm.evaluation.harness import Asked, harness_outcome
@@ -54,7 +54,6 @@ def main() -> int:
     device = pick_device("auto")
     facts = record_facts(device)
     output = given.output or RESULTS / f"{result_name('harness-equality', device)}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"subject": "harness equality", **facts, "dtype": "float32"}
     with tempfile.TemporaryDirectory() as directory:
         exported = given.export / "huggingface" if given.export else export_random_model(given, Path(directory))
@@ -65,7 +64,7 @@ def main() -> int:
         for task in given.tasks:
             limit = given.limits.get(task, given.limit) or None
             record["tasks"].append(compare_task(ours, hf, Asked([task], limit, task_data=given.task_data)))
-            output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_record(output, record)
     print(json.dumps(record))
     return 0 if all(task["is_equal"] for task in record["tasks"]) else 1
 

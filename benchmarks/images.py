@@ -15,7 +15,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from flashslm.benchmarking.record import record_facts, result_name
+from flashslm.benchmarking.record import record_facts, result_name, write_record
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +47,7 @@ def main() -> int:
         "images": json.loads(images.get("value", "{}")),
     }
     output = given.output or ROOT / "benchmarks" / "results" / f"{result_name('images', 'cpu')}.json"
-    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(output, record)
     print(f"{record['tests']} in {seconds:.0f} s -> {output}")
     return code
 

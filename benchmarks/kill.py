@@ -30,9 +30,8 @@ from typing import Any
 import psutil
 from kill_targets import ROOT, Bench, Run, State, Step, Target
 
-from flashslm.benchmarking.record import provenance, result_name
+from flashslm.benchmarking.record import provenance, result_name, write_record
 from flashslm.infra.stack import daemons, embedded_stack
-from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage.audit import audit
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.tracking import spool
@@ -174,7 +173,7 @@ def main() -> None:
             arguments.kills,
             arguments.kinds,
             until_s,
-            lambda: write_whole(output, json.dumps(record, indent=1) + "\n"),
+            lambda: write_record(output, record),
         )
     print(json.dumps(record))
     sys.exit(1 if record["problems"] else 0)

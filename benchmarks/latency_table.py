@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flashslm.benchmarking.record import record_facts, result_name
+from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.hardware import device_fingerprint, pick_device
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
@@ -92,8 +92,7 @@ class Session:
             value = getattr(self, name)
             self.record[name] = value.model_dump(mode="json") if value else None
         self.record |= {"kernels": kernels.decisions(), "summary": self.summary()}
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        self.output.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
+        write_record(self.output, self.record)
 
     def summary(self) -> dict[str, Any]:
         found: dict[str, Any] = {"left_out": self.record["left_out"], "durations_s": self.record["durations_s"]}

@@ -24,7 +24,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashslm.benchmarking.record import record_facts, result_name
+from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.config import digest
 from flashslm.config.experiment import ExperimentRecipe
 from flashslm.config.file import load_as
@@ -80,14 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     judged: list[tuple[Peer, ComparedModel]] = []
     record = begin(recipe, models, len(peers))
     output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, pick_device('auto'))}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
     for peer in peers:
         place = peer.place(recipe, dataset, given.directory)
         if time.monotonic() > until_s and not (place / ITEMS_FILE).is_file():
             break
         judged.append((peer, judge_peer(peer, recipe, dataset, place)))
         record |= summary(judged, recipe.experiment.baseline)
-        write_whole(output, json.dumps(finite(record), indent=1) + "\n")
+        write_record(output, finite(record))
     print(json.dumps(finite({key: value for key, value in record.items() if key != "recipe"})))
     return 0 if len(judged) == len(peers) else CUT_OFF
 

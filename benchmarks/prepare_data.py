@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flashslm.benchmarking.record import provenance, result_name
+from flashslm.benchmarking.record import provenance, result_name, write_record
 from flashslm.config import DataConfig, RunConfig
 from flashslm.data.loader import TokenLoader
 from flashslm.data.sources import read_documents
@@ -124,7 +124,7 @@ def main() -> None:
     made = provenance("cpu")
     made |= {"subject": "prepare-data", "fingerprint": made["fingerprint"].model_dump()}
     record = made | {"runs": runs, "kills": kills}
-    asked.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(asked.output, record)
     print(json.dumps(record))
     sys.exit(0 if kills["same_to_the_bit"] else 1)
 

@@ -19,7 +19,7 @@ from statistics import median
 
 import torch
 
-from flashslm.benchmarking.record import record_facts, result_name
+from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.config import KernelsConfig, ModelConfig, WeightFormat
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.fused import projection
@@ -211,7 +211,7 @@ def main() -> None:
         "tilings": [entry._asdict() for entry in table],
     }
     output = given.output or ROOT / "benchmarks/results" / f"{result_name(table_file.stem, 'cuda')}.json"
-    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(output, record)
 
 
 if __name__ == "__main__":

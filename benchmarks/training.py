@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flashslm.benchmarking.record import Provenance, record_facts, result_name
+from flashslm.benchmarking.record import Provenance, record_facts, result_name, write_record
 from flashslm.hardware import pick_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,8 +58,7 @@ class Session:
         self._write()
 
     def _write(self) -> None:
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        self.output.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
+        write_record(self.output, self.record)
 
     def _parts(self, preset: str, alone: Result) -> Iterator[Result]:
         several: list[Result] = []

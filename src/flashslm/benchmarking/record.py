@@ -1,10 +1,12 @@
 """What every result holds besides its times: where, when, by which code and command, and what the times mean."""
 
 import importlib.metadata
+import json
 import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from flashslm.benchmarking.case import Case
 from flashslm.hardware import DeviceFingerprint, DeviceKind, device_fingerprint, peak
 from flashslm.infra.checkout import commit
+from flashslm.infra.state_files import write_whole
 from flashslm.models.accounting import parameters
 from flashslm.ops import kernels
 
@@ -144,3 +147,10 @@ def result_name(subject: str, device: DeviceKind) -> str:
     """`subject_device_date`, the stem of a result's file."""
     name = device_fingerprint(device).name.lower()
     return f"{subject}_{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}_{date.today()}"
+
+
+def write_record(file: Path, record: Mapping[str, Any]) -> None:
+    """As JSON, whole or not at all; its directory is made where it is missing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(record, indent=1) + "\n")
+    file.chmod(0o644)  # it is to be read by others, also where a benchmark runs as root

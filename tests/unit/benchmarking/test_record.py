@@ -71,3 +71,11 @@ def test_a_result_s_name(monkeypatch):
 
     monkeypatch.setattr(record, "device_fingerprint", lambda device: Fingerprint)
     assert re.fullmatch(r"decode_amd-epyc-2-cores_\d{4}-\d\d-\d\d", record.result_name("decode", "cpu"))
+
+
+def test_a_record_is_written_into_a_directory_that_is_not_there_and_everyone_reads_it(tmp_path):
+    file = tmp_path / "results" / "a.json"
+    record.write_record(file, {"date": "2026-11-27", "steps": [1, 2]})
+    assert json.loads(file.read_text(encoding="utf-8")) == {"date": "2026-11-27", "steps": [1, 2]}
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in file.parent.iterdir()] == ["a.json"]
