@@ -24,7 +24,7 @@ import psutil
 from flashslm.benchmarking.record import result_name, write_record
 from flashslm.hardware import device_fingerprint
 from flashslm.infra.stack import embedded_stack
-from flashslm.launch.local.full_run import environment
+from flashslm.launch.local.run_directory import environment
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
