@@ -16,8 +16,8 @@ from flashslm.search.space import SearchSpace
 
 def problems(config: RunConfig) -> list[str]:
     """Every inconsistency of a recipe, each as: where, what was given, what is allowed."""
-    found = [*_operators(config), *_grid(config), *_sizes(config), *_searched_sizes(config), *_lengths(config)]
-    return [*found, *_law(config), *_search(config)]
+    sizes = [*_sizes(config), *_searched_sizes(config), *_measured_sizes(config)]
+    return [*_operators(config), *_grid(config), *sizes, *_lengths(config), *_law(config), *_search(config)]
 
 
 def _operators(config: RunConfig) -> Iterator[str]:
@@ -123,14 +123,17 @@ def _grid(config: RunConfig) -> Iterator[str]:
 def _sizes(config: RunConfig) -> Iterator[str]:
     """What the run designs at a width must be buildable, and an export must be able to hold it."""
     widths = {*config.profiling.widths, *config.search.widths, *config.scaling.widths, config.scaling.holdout_width}
+    blockers: list[str] = []  # the same at every width
     for width in sorted(widths):
         try:
             built = build_architecture(EXPORTABLE_OPERATORS, width, config.model, config.data.vocab_size)
         except InfeasibleArchitecture as error:
             yield f"model, at width {width}: {error}"
             continue
+        blockers = _kernel_problems(config, built)
         for problem in export_problems(built):
             yield f"model, at width {width}: {problem}"
+    yield from (f"model: {problem}" for problem in blockers)
 
 
 def _searched_sizes(config: RunConfig) -> Iterator[str]:
@@ -153,23 +156,45 @@ def _size_values(name: str, values: Sequence[float], config: RunConfig) -> Itera
         try:
             built = [_exportable(width, sizes, config) for width in sorted(config.search.widths)]
         except InfeasibleArchitecture as error:
-            yield f"{value:g}: {error}"
+            reason = str(error).replace(f"model.{name}", name)  # it is this value, not the model section's
+            yield f"{value:g}: {reason}: remove the value"
             continue
         same = made.setdefault(tuple(getattr(architecture, field) for architecture in built), value)
         if same != value:
-            yield f"{same:g} and {value:g} are the same {field} at every width of the search"
+            yield f"{same:g} and {value:g} are the same {field} at every width of the search: remove one of them"
 
 
 def _exportable(width: int, sizes: ModelConfig, config: RunConfig) -> Architecture:
     """Raises InfeasibleArchitecture where no architecture has these sizes, or no export, or no kernel of a GPU."""
     built = build_architecture(EXPORTABLE_OPERATORS, width, sizes, config.data.vocab_size)
-    found = export_problems(built)
-    profiling, forms = config.profiling, (config.kernels.decode, config.kernels.default)
-    if profiling.device == "cuda" and profiling.dtype != "float32" and "torch" not in forms:
-        found += size_blockers(built)
-    if found:
+    if found := [*export_problems(built), *_kernel_problems(config, built)]:
         raise InfeasibleArchitecture(f"at width {width}: {'; '.join(found)}")
     return built
+
+
+def _kernel_problems(config: RunConfig, built: Architecture) -> list[str]:
+    """Sizes for which the GPU that the recipe asks for has no decode kernel."""
+    profiling, forms = config.profiling, (config.kernels.decode, config.kernels.default)
+    if profiling.device != "cuda" or profiling.dtype == "float32" or "torch" in forms:
+        return []
+    return [f"no fused decode kernel ({problem}; or set kernels.decode: torch)" for problem in size_blockers(built)]
+
+
+def _measured_sizes(config: RunConfig) -> Iterator[str]:
+    """Further values that only the table has: each is possible at some width, and the GPU has a kernel for it."""
+    widths = config.profiling.widths
+    for name in SIZE_FIELDS:
+        searched = getattr(config.search.sizes, name)
+        for value in (value for value in getattr(config.profiling.sizes, name) if value not in searched):
+            where, built = f"profiling.sizes.{name}: {value:g}", None
+            sizes = config.model.model_copy(update={name: value})
+            for width in sorted(widths):
+                with suppress(InfeasibleArchitecture):
+                    built = build_architecture(EXPORTABLE_OPERATORS, width, sizes, config.data.vocab_size)
+            if built is None:
+                yield f"{where} is possible at none of profiling.widths {list(widths)}: remove it, or add a width"
+            else:
+                yield from (f"{where}: {problem}" for problem in _kernel_problems(config, built))
 
 
 def _lengths(config: RunConfig) -> Iterator[str]:

@@ -55,15 +55,27 @@ from flashslm.steps.recipe_checks import problems, problems_before_a_run, proble
         ),
         (
             {"search": {"sizes": {"ffn_ratio": [3, 3.01]}, "widths": [1024]}},
-            "search.sizes.ffn_ratio: 3 and 3.01 are the same ffn_size at every width of the search",
+            "search.sizes.ffn_ratio: 3 and 3.01 are the same ffn_size at every width of the search: remove one",
         ),
         (
             {"search": {"sizes": {"head_dim": [64, 96]}}},
-            "search.sizes.head_dim: 96: width 1024 is not a multiple of model.head_dim 96",
+            "search.sizes.head_dim: 96: width 1024 is not a multiple of head_dim 96: remove the value",
         ),
         (
             {"search": {"sizes": {"mamba_state": [96, 128]}}, "profiling": {"device": "cuda"}},
-            "search.sizes.mamba_state: 96: at width 1024: mamba_state is 96: a power of two from 16 to 256",
+            "search.sizes.mamba_state: 96: at width 1024: no fused decode kernel (mamba_state is 96: a power of two",
+        ),
+        (
+            {"profiling": {"device": "cuda", "sizes": {"mamba_state": [96]}}},
+            "profiling.sizes.mamba_state: 96: no fused decode kernel (mamba_state is 96: a power of two from 16 to 256",
+        ),
+        (
+            {"profiling": {"widths": [1024, 2048], "sizes": {"head_dim": [128, 96]}}},
+            "profiling.sizes.head_dim: 96 is possible at none of profiling.widths [1024, 2048]: remove it, or add a",
+        ),
+        (
+            {"profiling": {"device": "cuda"}, "model": {"mamba_state": 96}},
+            "model: no fused decode kernel (mamba_state is 96: a power of two from 16 to 256; or set kernels.decode",
         ),
         ({"evaluation": {"needle_lengths": [40000]}}, "evaluation.needle_lengths: 40000 and 256 meta tokens exceed"),
     ],
@@ -142,8 +154,16 @@ def test_values_that_would_fail_late_or_mean_nothing_are_refused(section: str, v
 @pytest.mark.parametrize("kernels", [{"decode": "torch"}, {"default": "torch"}])
 def test_sizes_without_a_fused_kernel_run_in_torch(kernels: dict) -> None:
     searched = {"sizes": {"mamba_state": [96, 128], "ffn_ratio": [3, 2], "head_dim": [64, 128]}}
-    recipe = {"name": "x", "search": searched, "profiling": {"device": "cuda"}, "kernels": kernels}
+    measured = {"device": "cuda", "sizes": {"mamba_state": [48]}}
+    recipe = {"name": "x", "search": searched, "profiling": measured, "kernels": kernels}
     assert problems(RunConfig.model_validate(recipe)) == []
+
+
+def test_a_size_for_later_searches_is_measured_where_it_fits() -> None:
+    """256 divides 1024 and not 1152."""
+    measured = {"widths": [1024, 1152], "sizes": {"head_dim": [256]}, "device": "cuda"}
+    recipe = {"profiling": measured, "search": {"widths": [1024]}, "latency": {"reference_width": 1024}}
+    assert problems(RunConfig.model_validate({"name": "x", "model": {"mamba_head_dim": 32}} | recipe)) == []
 
 
 def test_the_table_must_measure_what_is_searched() -> None:
