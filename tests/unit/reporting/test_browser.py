@@ -1,5 +1,6 @@
 """The report in headless Chromium: it fits a phone and a desktop, tips appear, columns sort, a point finds its row."""
 
+import dataclasses
 import json
 import re
 from html import unescape
@@ -72,6 +73,19 @@ def test_the_report_fits_and_answers(tmp_path: Path, width: int) -> None:
     assert seen["lit"] == ["trial-2"]
     assert seen["rising"] == ["trial-2", "trial-0", "trial-1", "trial-3"], "a failed trial comes last"
     assert seen["falling"] == ["trial-1", "trial-0", "trial-2", "trial-3"] and seen["copy"] == 1
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_wide_tables_scroll_by_themselves(tmp_path: Path, width: int) -> None:
+    """Finalists of long designs, with sizes: more columns than a phone is wide."""
+    run, wide = artifacts(), {"operators": "DFMFAF" * 4, "sizes": {"ffn_ratio": 2.25, "mamba_state": 128}}
+    losses = {"validation_losses_nats": [4.5] * 3, "test_losses_nats": [4.7] * 3, "validation_loss_nats": 4.5}
+    losses |= {"test_loss_nats": 4.7, "difference_nats": 0.1, "difference_interval_nats": [-0.2, 0.4]}
+    rows = {name: [row | wide for row in getattr(run, name)] for name in ("history", "winners")}
+    finalists = [trial | losses for trial in rows["history"][:2]]
+    page = render(dataclasses.replace(run, **rows, finalists=finalists), run_facts())
+    seen = look(page, tmp_path, width)
+    assert seen["width"] == width and seen["scrollWidth"] <= width and seen["cut"] == []
 
 
 @pytest.mark.parametrize("width", [390, 1400])
