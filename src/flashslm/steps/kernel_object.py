@@ -18,7 +18,7 @@ from flashslm.infra.storage.s3 import StoreError
 from flashslm.ops.kernel_cache import cache_directory, cache_facts, cache_key
 
 ARCHIVE, FACTS = "kernels.tar.gz", "facts.json"
-# What Triton wrote on the way to a binary. It loads the binary alone, and these are four fifths of the bytes.
+# What Triton wrote on the way to a binary. It loads the binary alone, and these are seven tenths of the bytes.
 INTERMEDIATE = (".ttir", ".ttgir", ".llir", ".ptx", ".source")
 UNFINISHED = (".partial", ".lock", ".tmp")
 ATTEMPTS = 3  # another pod may store its kernels at the same time
