@@ -31,12 +31,13 @@ class HybridLMAdapter(TemplateLM):
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.scorer = Scorer(model)
+        self._end_of_document = int(tokenizer.eos_token_id)  # slow to ask for, and asked for with every text
         self.encoder = RequestEncoder(tokenizer)
         self.max_length = model.architecture.max_position_embeddings - model.architecture.num_meta_tokens
 
     @property
     def eot_token_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
+        return self._end_of_document
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         ids = self.encoder.ids(string)

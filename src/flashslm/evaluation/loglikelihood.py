@@ -113,7 +113,7 @@ def _score(scorer: Scorer, batch: list[SharedContext]) -> tuple[list[int], list[
     context = None
     if batch[0].prefix:
         index = [number for number, group in enumerate(batch) for _ in group.rows]
-        prefixes = scorer.read(torch.tensor([group.prefix for group in batch]))
+        prefixes = scorer.read(right_padded([group.prefix for group in batch]))  # of one length
         context = prefixes.rows(torch.tensor(index, device=scorer.device))
     rows = [row for group in batch for row in group.rows]
     found = [runs for group in batch for runs in group.rows.values()]

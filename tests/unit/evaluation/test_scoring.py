@@ -52,6 +52,18 @@ def test_carried_states_give_the_whole_forward_pass(
         torch.testing.assert_close(scorer.last_hidden(tokens_BT, 5), every_operator(tokens_BT)[:, -5:])
 
 
+def test_rows_and_targets_are_those_of_plain_lists() -> None:
+    rows = [[7, 8, 9], [], [5], [1, 2, 3, 4]]
+    assert right_padded(rows).tolist() == [[7, 8, 9, 0], [0] * 4, [5, 0, 0, 0], [1, 2, 3, 4]]
+    assert right_padded([(), ()]).shape == (2, 0)
+    targets = Targets.of_runs([(2, 5, [40, 41, 42]), (0, 3, []), (2, 0, [43])])
+    assert targets.rows_N.tolist() == [2, 2, 2, 2]
+    assert targets.columns_N.tolist() == [5, 6, 7, 0]
+    assert targets.tokens_N.tolist() == [40, 41, 42, 43]
+    assert targets.owners_N.tolist() == [0, 0, 0, 2]
+    assert {of.dtype for of in vars(targets).values()} == {torch.int64}
+
+
 def test_logits_are_never_those_of_all_tokens(every_operator: HybridLM, monkeypatch: pytest.MonkeyPatch) -> None:
     most, scores = [0], token_scores._scores
     monkeypatch.setattr(token_scores, "_scores", lambda logits, ids: most.append(len(logits)) or scores(logits, ids))
