@@ -261,10 +261,18 @@ def test_the_table_measures_the_sizes_of_the_search_and_its_own(tmp_path: Path) 
         "profiling": {"sizes": {"ffn_ratio": [3, 4], "head_dim": [32]}},
     }
     config = RunConfig.model_validate({"name": "x"} | given)
-    assert config.profiling.sizes.ffn_ratio == (3.0, 4.0, 2.0) and config.profiling.sizes.head_dim == (32,)
+    assert config.profiling.sizes.ffn_ratio == (2.0, 3.0, 4.0) and config.profiling.sizes.head_dim == (32,)
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
     step = from_step_json("profile_latency", config.for_step("profile_latency"))
     assert step.profiling.sizes == config.profiling.sizes
+
+
+def test_the_order_of_searched_sizes_measures_no_table_again() -> None:
+    first, second = (
+        RunConfig.model_validate({"name": "x", "search": {"sizes": {"head_dim": values}}}).for_step("profile_latency")
+        for values in ([64, 128, 32], [128, 32, 64])
+    )
+    assert first == second
 
 
 def test_a_recipe_without_sizes_is_what_it_was_before_there_were_any() -> None:

@@ -79,7 +79,8 @@ def with_measured_sizes(sections: Mapping[str, Any]) -> Mapping[str, Any]:
     if not searched:
         return sections
     for name, values in searched.items():
-        measured[name] = tuple(dict.fromkeys((*measured.get(name, ()), *values)))
+        # In order of size, so that a search with the values in another order finds the table measured.
+        measured[name] = tuple(sorted({*measured.get(name, ()), *values}))
     return {**sections, "profiling": {**sections.get("profiling", {}), "sizes": measured}}
 
 
