@@ -228,9 +228,10 @@ class LatencyTable(BaseModel):
 
     def _measured(self) -> str:
         operators = "".join(o for o in dict.fromkeys(e.operator for e in self.entries) if o != LM_HEAD)
+        further = "".join(f", {field} {sorted(sizes)} besides" for field, sizes in self._further_sizes.items() if sizes)
         return (
             f"measured: operators {operators}, widths {list(self.widths)}, contexts {list(self.contexts)}, "
-            f"batches {list(self.batches)}"
+            f"batches {list(self.batches)}{further}"
         )
 
 

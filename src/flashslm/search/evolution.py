@@ -52,6 +52,7 @@ class Proposer:
         extra_seed_designs: Iterable[str] = (),
     ) -> None:
         self.config, self.fitter, self.seed = config, fitter, seed
+        fitter.require_measured(config.sizes)
         sizes = SizeSpace(config.sizes, fitter.sizes)
         self.space = SearchSpace(config.max_operators, config.max_mixer_types, sizes)
         self.infeasible: dict[str, str] = {}  # notation -> why it fits at no width

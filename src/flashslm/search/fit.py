@@ -1,9 +1,11 @@
 """The hidden size of a design: the largest that meets the latency budget (Nemotron-Flash, app. C); never mutated."""
 
 from dataclasses import dataclass
+from itertools import product
 
-from flashslm.config import OWN_SIZES, LatencyConfig, ModelConfig, SizeChoice, sizes_in_words
+from flashslm.config import OWN_SIZES, LatencyConfig, ModelConfig, OperatorSizes, SizeChoice, sizes_in_words
 from flashslm.models.architecture import Architecture, InfeasibleArchitecture, build_architecture
+from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
 from flashslm.profiling.latency_table import LatencyTable
 
 
@@ -19,6 +21,14 @@ class WidthFitter:
     widths: tuple[int, ...]
     sizes: ModelConfig
     vocab_size: int
+
+    def require_measured(self, values: OperatorSizes) -> None:
+        """Raises ValueError where the table lacks a value that a candidate may have, before any is trained."""
+        for sizes, width in product(values.each(), self.widths):
+            all_operators = build_architecture(
+                EXPORTABLE_OPERATORS, width, sizes.applied_to(self.sizes), self.vocab_size
+            )
+            self.table.predict_ms(all_operators, self.latency.context, self.latency.batch)
 
     def fit(self, operators: str, sizes: SizeChoice = OWN_SIZES) -> tuple[Architecture, float]:
         """The architecture and its predicted ms per token; InfeasibleArchitecture when no width is fast enough."""

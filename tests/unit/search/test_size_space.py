@@ -11,6 +11,7 @@ import pytest
 from flashslm.config import OWN_SIZES, ModelConfig, OperatorSizes, SizeChoice
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import InfeasibleArchitecture, build_architecture
+from flashslm.profiling.latency_table import LatencyTable
 from flashslm.search.evolution import Proposer
 from flashslm.search.finalists import Finalists, judge_finalists
 from flashslm.search.mutation import MUTATIONS, SIZES, mutate, neighbours
@@ -162,3 +163,14 @@ def test_a_design_too_slow_names_its_sizes() -> None:
     with pytest.raises(InfeasibleArchitecture, match=r"DF with ffn_ratio 6, head_dim 32 takes .* width 64"):
         slow.fit("DF", SizeChoice(ffn_ratio=6.0, head_dim=32))
     assert fitter.fit("DF", SizeChoice(ffn_ratio=6.0))[0].ffn_size == 6 * WIDTHS[-1]
+
+
+def test_a_value_that_was_not_measured_ends_the_search_before_it_begins() -> None:
+    proposer, width = make_proposer(sizes={"mamba_state": [64, 128]}), WIDTHS[0]
+    table = proposer.fitter.table.model_dump()
+    left = {"operator": "M", "width": width, "context": 1024, "batch": 1, "size": 64, "reason": "needs 99 GB"}
+    table["entries"] = [e for e in table["entries"] if (e["width"], e.get("size")) != (width, 64)]
+    fitter = replace(proposer.fitter, table=LatencyTable.model_validate(table | {"left_out": [left]}))
+    missing = rf"M with mamba_state 64 at width {width}, .* \(it needs 99 GB\); .*, mamba_state \[64\] besides"
+    with pytest.raises(ValueError, match=missing):
+        Proposer(proposer.config, fitter, seed=0)
