@@ -107,6 +107,7 @@ def test_editors_accept_every_spelling_that_a_recipe_may_have() -> None:
         ({"search": {"strategy": "random", "sample": 4}}, "search.sample"),
         ({"search": {"strategy": "random", "seeding": "none", "population": 4, "sample": 2}}, "search.population"),
         ({"search": {"finalist_seeds": 2}}, "search.finalist_seeds"),
+        ({"search": {"sizes": {"ffn_ratio": [3], "head_dim": [64, 128]}}}, "search.sizes.ffn_ratio"),
         ({"search": {"halving_factor": 2}}, "search.halving_factor"),
         ({"search": {"seeding": "law", "seed_designs": ["DF"]}}, "search.seed_designs"),
         ({"profiling": {"device": "cpu", "compile_processes": 2}}, "profiling.compile_processes"),

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from flashslm.config.recipe import RunConfig
 from flashslm.config.steps import GPU_STEPS, STEP_SECTIONS
+from flashslm.models.operator_spec import SIZE_FIELDS
 
 
 def without_effect(config: RunConfig) -> list[str]:
@@ -73,6 +74,9 @@ def _search(config: RunConfig) -> Found:
         yield from _given(search, "search", ("finalist_seeds", "finalist_steps"), "finalists is 0")
     if search.workers > search.trials:
         yield from _given(search, "search", ("workers",), f"only {search.trials} trials are to be trained")
+    for name in SIZE_FIELDS:
+        if getattr(search.sizes, name) == (getattr(config.model, name),):
+            yield f"search.sizes.{name}", f"its only value is that of model.{name}"
 
 
 def _training(config: RunConfig) -> Found:
