@@ -131,7 +131,8 @@ class KernelsConfig(Section):
     attention: Literal["auto", "sdpa", "flash"] = Field(default="auto", description="Softmax attention.")
     cross_entropy: Literal["auto", "chunked", "triton"] = Field(
         default="auto",
-        description="The head with its loss, or with the log-probabilities of given tokens (in fp32 always chunked).",
+        description="The head with its loss, or with the log-probabilities of given tokens (those are chunked in fp32, "
+        "and on GPUs with less than 144 KiB of shared memory per block).",
     )
     elementwise: Literal["auto", "torch", "inductor"] = Field(
         default="auto", description="Norms, gates and residual additions in training; the gates of a prefill."

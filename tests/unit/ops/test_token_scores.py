@@ -2,13 +2,15 @@
 
 import math
 import os
+import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from flashslm.ops import token_scores
+from flashslm.ops import dispatch, token_scores
 from flashslm.ops.token_scores import ScoreTokens, token_scores_chunked, token_scores_naive
 
 SHAPES = [(1, 37, 16), (7, 300, 20), (50, 1000, 64), (131, 9000, 33)]  # tokens, vocabulary, width
@@ -60,6 +62,26 @@ def test_of_equal_logits_the_first_is_the_most_likely(form: ScoreTokens) -> None
 def test_no_token_has_no_score() -> None:
     hidden, weight, ids = inputs((0, 37, 16), torch.float32)
     assert [len(of) for of in token_scores_chunked(hidden, weight, ids)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shared_bytes", "fused"),
+    [(torch.bfloat16, 232_448, True), (torch.bfloat16, 101_376, False), (torch.float32, 232_448, False)],
+    ids=["H200", "L4", "fp32"],
+)
+def test_the_fused_form_runs_where_its_tiles_fit(
+    dtype: torch.dtype, shared_bytes: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernel would not start on a GPU with less shared memory. The device is made up."""
+    calls: list[int] = []
+    module = SimpleNamespace(token_scores_triton=lambda *given: calls.append(1) or token_scores_chunked(*given))
+    monkeypatch.setitem(sys.modules, "flashslm.ops.fused.token_scores", module)
+    monkeypatch.setattr(dispatch, "backend_of", lambda operation, x: "triton")
+    properties = SimpleNamespace(shared_memory_per_block_optin=shared_bytes)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    given = inputs(SHAPES[0], dtype)
+    found, expected = dispatch.token_scores(*given), token_scores_chunked(*given)
+    assert bool(calls) == fused and torch.equal(found.nats_N, expected.nats_N)
 
 
 interpreted = pytest.mark.skipif(
