@@ -20,7 +20,7 @@ SHARED_TABLES = {
 BELOW_INFERENCE = {"inference", "models", "ops"}
 MIDDLE = {"evaluation", "export", "profiling", "scaling", "search", "training"}
 
-# What each room of src/flashslm may import besides itself and the leaves.
+# What each subpackage of src/flashslm may import besides itself and the leaves.
 ALLOWED: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     "ops": set(),
@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": set(),
 }
-KFP_ROOMS = {"launch"}
+KFP_SUBPACKAGES = {"launch"}
 WITHOUT_TORCH = (
     "config/",
     "infra/",
@@ -68,8 +68,8 @@ class Import:
         return self.module.split(".")[0]
 
     @property
-    def room(self) -> str:
-        """The room of this project's package; empty for the package itself and for other packages."""
+    def subpackage(self) -> str:
+        """The first part below this project's package; empty for the package itself and for other packages."""
         first, _, rest = self.module.partition(".")
         return rest.split(".")[0] if first == PACKAGE else ""
 
@@ -108,22 +108,22 @@ def violations(root: Path) -> list[str]:
 
 
 def _package(file: str, item: Import) -> str:
-    room = file.split("/")[0].removesuffix(".py")
-    if room not in ALLOWED:
-        return f"room '{room}' has no rule: say in ALLOWED what it may import"
+    subpackage = file.split("/")[0].removesuffix(".py")
+    if subpackage not in ALLOWED:
+        return f"subpackage '{subpackage}' has no rule: say in ALLOWED what it may import"
     if item.package in ("components", "pipelines"):
         return f"the package imports {item.package}"
     if item.module in SHARED_TABLES:
         return ""
     if f"{PACKAGE}.{file.removesuffix('.py').replace('/', '.')}" in SHARED_TABLES and item.package == PACKAGE:
         return f"{file} imports {item.module}"
-    version = file == "__init__.py" or item.room in ("", "__version__")
-    if not version and item.room not in ALLOWED[room] | LEAVES | {room}:
-        return f"{room} imports {item.room}"
-    if room in LEAVES and item.room and item.room not in LEAVES:
-        return f"{room} imports {item.room}"
-    if item.package == "kfp" and room not in KFP_ROOMS:
-        return f"{room} imports kfp"
+    version = file == "__init__.py" or item.subpackage in ("", "__version__")
+    if not version and item.subpackage not in ALLOWED[subpackage] | LEAVES | {subpackage}:
+        return f"{subpackage} imports {item.subpackage}"
+    if subpackage in LEAVES and item.subpackage and item.subpackage not in LEAVES:
+        return f"{subpackage} imports {item.subpackage}"
+    if item.package == "kfp" and subpackage not in KFP_SUBPACKAGES:
+        return f"{subpackage} imports kfp"
     if item.package == "torch" and file.startswith(WITHOUT_TORCH):
         return f"{file} imports torch"
     if file.endswith("__init__.py") and item.package in HEAVY:
@@ -138,9 +138,9 @@ def _components(file: str, item: Import) -> str:
         return "" if item.module in (f"{PACKAGE}.config", "kfp") else f"{file} imports {item.module}"
     if item.at_top and item.package != "kfp" and item.module != "components.images":
         return f"a component imports {item.module} at its top: only its body runs in the step"
-    if file == "end_run/component.py" and item.room == "launch":  # it ends a run, as the local launcher does
+    if file == "end_run/component.py" and item.subpackage == "launch":  # it ends a run, as the local launcher does
         return ""
-    if not item.at_top and item.room != "steps":
+    if not item.at_top and item.subpackage != "steps":
         return f"a component's body imports {item.module}: call one function of {PACKAGE}.steps"
     return ""
 
@@ -210,7 +210,7 @@ BAD = [
     ("src/flashslm/models/__init__.py", "import torch", "a package imports torch"),
     ("src/flashslm/models/operator_spec.py", "from flashslm.ops import ssd", "imports flashslm.ops"),
     ("src/flashslm/config/a.py", "from flashslm.models.architecture import Architecture", "config imports models"),
-    ("src/flashslm/fresh/a.py", "import json", "room 'fresh' has no rule"),
+    ("src/flashslm/fresh/a.py", "import json", "subpackage 'fresh' has no rule"),
     ("components/gate/component.py", "import boto3", "a component imports boto3 at its top"),
     ("components/gate/component.py", "from flashslm.steps.run import run_step", "at its top"),
     (
