@@ -66,23 +66,19 @@ def sizes_in_words(sizes: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in sizes.items())
 
 
-def with_measured_sizes(sections: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The sections of a recipe, those values of search.sizes added to profiling.sizes that it lacks.
+def sizes_to_measure(search: Any, profiling: Any) -> dict[str, tuple[float, ...]]:
+    """profiling.sizes with those values of search.sizes that it lacks, from these two sections of a recipe.
 
-    What is not of the expected form is left as it is: the sections' own checks name it.
+    Empty if the search varies no size, or if a section has not the expected form: its own check names that.
     """
     try:
-        searched = _sizes(sections, "search").model_dump(exclude_defaults=True)
-        measured = _sizes(sections, "profiling").model_dump(exclude_defaults=True)
+        searched, measured = _given_sizes(search), _given_sizes(profiling)
     except (AttributeError, ValidationError):
-        return sections
-    if not searched:
-        return sections
-    for name, values in searched.items():
-        # In order of size, so that a search with the values in another order finds the table measured.
-        measured[name] = tuple(sorted({*measured.get(name, ()), *values}))
-    return {**sections, "profiling": {**sections.get("profiling", {}), "sizes": measured}}
+        return {}
+    # In order of size, so that a search with the values in another order finds the table measured.
+    joined = {name: tuple(sorted({*measured.get(name, ()), *values})) for name, values in searched.items()}
+    return measured | joined if joined else {}
 
 
-def _sizes(sections: Mapping[str, Any], section: str) -> OperatorSizes:
-    return OperatorSizes.model_validate(sections.get(section, {}).get("sizes", {}))
+def _given_sizes(section: Any) -> dict[str, tuple[float, ...]]:
+    return OperatorSizes.model_validate(section.get("sizes", {})).model_dump(exclude_defaults=True)

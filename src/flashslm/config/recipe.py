@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from flashslm.config import design
-from flashslm.config.operator_sizes import with_measured_sizes
+from flashslm.config.operator_sizes import sizes_to_measure
 from flashslm.config.platform_section import PlatformConfig
 from flashslm.config.problems import describe
 from flashslm.config.retraining import RetrainingConfig
@@ -57,7 +57,10 @@ class RunConfig(Section):
     @classmethod
     def _table_has_the_sizes_of_the_search(cls, sections: Any) -> Any:
         """The step that measures does not read the search section: its own one names all that it measures."""
-        return with_measured_sizes(sections) if cls is RunConfig and isinstance(sections, Mapping) else sections
+        given = sections if cls is RunConfig and isinstance(sections, Mapping) else {}
+        profiling = given.get("profiling", {})
+        sizes = sizes_to_measure(given.get("search", {}), profiling)
+        return {**given, "profiling": {**profiling, "sizes": sizes}} if sizes else sections
 
     def for_step(self, step: str) -> str:
         """The sections a step reads, as canonical JSON: the step's configuration and part of its cache key."""
