@@ -94,3 +94,35 @@ def test_every_import_of_the_product_is_asked_for() -> None:
     modules = {module_of(distribution).partition(".")[0] for distribution in installed}
     foreign = {name for name in imported(*PRODUCT) if "." not in name} - ours - modules - PEERS
     assert {name for name in foreign if COME_WITH.get(name) not in installed} == set()
+
+
+def locked(file: str) -> dict[str, tuple[int, ...]]:
+    """Version by distribution, its leading numbers."""
+    lines = re.findall(r"^([\w.-]+)(?:\[.*\])?==([\d.]+\d)", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): tuple(map(int, v.split("."))) for name, v in lines}
+
+
+def floors(*groups: str) -> dict[str, tuple[int, ...]]:
+    """The lower bound that pyproject.toml gives each distribution."""
+    optional = PROJECT["optional-dependencies"]
+    texts = PROJECT["dependencies"] + [text for group in groups for text in optional[group]]
+    found = {text: re.search(r">=([\d.]+\d|\d)", text) for text in texts}
+    return {distributions([text]).pop(): tuple(map(int, m[1].split("."))) for text, m in found.items() if m}
+
+
+def padded(version: tuple[int, ...], length: int = 4) -> tuple[int, ...]:
+    return (*version, *[0] * (length - len(version)))
+
+
+def test_the_lowest_versions_are_those_of_the_ranges() -> None:
+    """`make lowest-versions` resolves them again."""
+    lowest = locked("constraints-lowest.txt")
+    bounds = floors("platform", "train", "evaluation", "local")
+    assert {n: (bound, lowest[n]) for n, bound in bounds.items() if padded(lowest[n])[: len(bound)] != bound} == {}
+
+
+def test_the_locked_versions_are_within_the_ranges() -> None:
+    versions = locked("constraints.txt")
+    bounds = {n: b for n, b in floors(*PROJECT["optional-dependencies"]).items() if n in versions}
+    assert len(bounds) > 30
+    assert {n: (bound, versions[n]) for n, bound in bounds.items() if padded(versions[n]) < padded(bound)} == {}
