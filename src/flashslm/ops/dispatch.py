@@ -20,8 +20,6 @@ from flashslm.ops.ssd import RawScan, SSDInputs, SSDToken, ssd_chunked
 from flashslm.ops.ssd import ssd_step as ssd_step_torch
 from flashslm.ops.token_scores import TokenScores, token_scores_chunked
 
-TOKEN_SCORES_SHARED_BYTES = 147_456  # three stages of the fused kernel's two tiles, in half precision
-
 
 def delta_rule(inputs: DeltaRuleInputs, normalise: bool = False) -> tuple[Tensor, Tensor]:
     """The delta rule; with a decay, the gated one. With `normalise` q and k are still to go through normalise_heads."""
@@ -106,17 +104,13 @@ def token_scores(hidden_ND: Tensor, weight_VD: Tensor, tokens_N: Tensor) -> Toke
     So it is on GPUs whose blocks cannot have the kernel's shared memory, such as an L4 or an RTX 4090.
     """
     half_precision = hidden_ND.dtype in (torch.bfloat16, torch.float16)
-    if not half_precision or backend_of("cross_entropy", hidden_ND) != "triton" or not _holds_tiles(hidden_ND.device):
+    if not half_precision or backend_of("cross_entropy", hidden_ND) != "triton":
         return token_scores_chunked(hidden_ND, weight_VD, tokens_N)
-    from flashslm.ops.fused.token_scores import token_scores_triton
+    from flashslm.ops.fused.token_scores import SHARED_BYTES, token_scores_triton
 
-    return token_scores_triton(hidden_ND, weight_VD, tokens_N)
-
-
-def _holds_tiles(device: torch.device) -> bool:
-    """Whether a block of the GPU can have the tiles of the fused token scores in shared memory."""
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", 0) >= TOKEN_SCORES_SHARED_BYTES
+    block_bytes = getattr(torch.cuda.get_device_properties(hidden_ND.device), "shared_memory_per_block_optin", 0)
+    form = token_scores_triton if block_bytes >= SHARED_BYTES else token_scores_chunked
+    return form(hidden_ND, weight_VD, tokens_N)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -74,7 +74,12 @@ def test_the_fused_form_runs_where_its_tiles_fit(
 ) -> None:
     """Its kernel would not start on a GPU with less shared memory. The device is made up."""
     calls: list[int] = []
-    module = SimpleNamespace(token_scores_triton=lambda *given: calls.append(1) or token_scores_chunked(*given))
+
+    def triton_form(*given: Tensor) -> token_scores.TokenScores:
+        calls.append(1)
+        return token_scores_chunked(*given)
+
+    module = SimpleNamespace(SHARED_BYTES=147_456, token_scores_triton=triton_form)
     monkeypatch.setitem(sys.modules, "flashslm.ops.fused.token_scores", module)
     monkeypatch.setattr(dispatch, "backend_of", lambda operation, x: "triton")
     properties = SimpleNamespace(shared_memory_per_block_optin=shared_bytes)
@@ -100,3 +105,11 @@ def test_the_fused_form_is_naive_under_the_interpreter(shape: tuple[int, int, in
     check(token_scores_triton, inputs(shape, dtype), 1e-5, 1e-4)
     assert token_scores_triton(*ties()).is_likeliest_N.tolist() == [True, False, False, False]
     assert [len(of) for of in token_scores_triton(*inputs((0, 37, 16), dtype))] == [0, 0]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, but no GPU")
+def test_the_kernels_tiles_take_144_kib() -> None:
+    """As the description of `kernels.cross_entropy` says."""
+    from flashslm.ops.fused.token_scores import SHARED_BYTES
+
+    assert SHARED_BYTES == 144 * 1024

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from flashslm.ops.token_scores import TokenScores
 
-BLOCK_ROWS, BLOCK_ENTRIES, BLOCK_WIDTH = 128, 256, 64  # three stages of bf16 take 147 kB of shared memory
+BLOCK_ROWS, BLOCK_ENTRIES, BLOCK_WIDTH, STAGES = 128, 256, 64, 3
+SHARED_BYTES = 2 * STAGES * (BLOCK_ROWS + BLOCK_ENTRIES) * BLOCK_WIDTH  # of a block, in half precision
 SPAN = 8192  # entries of the vocabulary that a program goes through
 LOWEST = tl.constexpr(-1e30)  # of a lane that has seen nothing; the difference of two infinities is not a number
 
@@ -78,7 +79,7 @@ def token_scores_triton(hidden_ND: Tensor, weight_VD: Tensor, tokens_N: Tensor) 
         outputs, blocks = (maxima, totals, scores, likeliest), (span, BLOCK_ROWS, BLOCK_ENTRIES, BLOCK_WIDTH)
         grid, sizes = (triton.cdiv(rows, BLOCK_ROWS), parts), (rows, vocabulary, width)
         inputs = (hidden, weight, tokens_N.contiguous())
-        _parts_of_scores[grid](*inputs, *outputs, *sizes, *blocks, num_warps=8, num_stages=3)
+        _parts_of_scores[grid](*inputs, *outputs, *sizes, *blocks, num_warps=8, num_stages=STAGES)
     return _together(maxima, totals, scores, likeliest, tokens_N)
 
 
