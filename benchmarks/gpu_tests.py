@@ -1,8 +1,10 @@
 """Run tests/gpu on this machine's GPU and record the outcome.
 
-    python benchmarks/gpu_tests.py [--workers 8] [--output FILE]
+    python benchmarks/gpu_tests.py [--workers 8] [--output FILE] [TESTS ...]
 
-Needs the extra `cuda`. Writes benchmarks/results/gpu-tests_<device>_<date>.json and ends as pytest does.
+Needs the extra `cuda`. Writes benchmarks/results/gpu-tests_<device>_<date>.json and ends as pytest does. TESTS are
+files or directories. tests/gpu/test_vllm_plugin.py, with vLLM and the plug-in installed, is a record of its own
+(`--output gpu-tests-vllm_<device>_<date>.json`).
 """
 
 import argparse
@@ -18,12 +20,12 @@ from flashslm.benchmarking.record import record_facts, result_name, write_record
 ROOT = Path(__file__).parents[1]
 
 
-def run_tests(workers: int) -> tuple[int, ElementTree.Element]:
+def run_tests(workers: int, tests: list[str]) -> tuple[int, ElementTree.Element]:
     """pytest's exit code and its report, one element a test. Tests that share kernels share a worker."""
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.xml"
         options = ["-q", "--tb=short", "-n", str(workers), "--dist", "loadgroup", f"--junitxml={report}"]
-        done = subprocess.run([sys.executable, "-m", "pytest", *options, "tests/gpu"], cwd=ROOT)
+        done = subprocess.run([sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT)
         return done.returncode, ElementTree.parse(report).getroot()
 
 
@@ -40,8 +42,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("tests", nargs="*", default=["tests/gpu"])
     given = parser.parse_args()
-    code, report = run_tests(given.workers)
+    code, report = run_tests(given.workers, given.tests)
     by_file = outcomes(report)
     suite = report.find("testsuite")
     record = {

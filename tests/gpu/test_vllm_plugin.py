@@ -20,6 +20,7 @@ pytestmark = pytest.mark.gpu
 VOCABULARY, TEXT_TOKENS, NEW_TOKENS = 130, 100, 24
 LOGIT_TOLERANCE = 1e-2
 MAX_STEPS = 1000
+CACHE_BYTES = 1 << 30  # given: vLLM would measure what is free, and tests beside this one take and free memory
 
 
 @pytest.fixture(autouse=True)
@@ -111,9 +112,8 @@ def test_greedy_text_and_logits(operators: str, tmp_path: Path, monkeypatch: pyt
     flashslm_vllm.register()  # by itself where the package is installed
     model = trained(operators)
     export_huggingface(model, write_tokenizer(tmp_path / "tokenizer"), tmp_path / "export", ExportConfig())
-    engine = vllm.LLM(
-        model=str(tmp_path / "export"), dtype="bfloat16", max_num_seqs=8, gpu_memory_utilization=0.2, max_logprobs=-1
-    )
+    memory = {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": CACHE_BYTES}
+    engine = vllm.LLM(model=str(tmp_path / "export"), dtype="bfloat16", max_num_seqs=8, max_logprobs=-1, **memory)
     prompts_BT = texts(5, seed=10_000)[:, :70]
     sampling = vllm.SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, prompt_logprobs=-1)
     prompts = [{"prompt_token_ids": row[: 70 - 9 * index]} for index, row in enumerate(prompts_BT.tolist())]

@@ -29,6 +29,7 @@ MEASURED = {
     "evaluation": ("src/flashslm/evaluation", "src/flashslm/models", "benchmarks/evaluation.py"),
     "harness-equality": ("src/flashslm/evaluation", "src/flashslm/models", "benchmarks/harness_equality.py"),
     "gpu-tests": ("src/flashslm/ops", "src/flashslm/inference", "src/flashslm/models", "tests/gpu"),
+    "gpu-tests-vllm": ("plugins/vllm", "src/flashslm/models", "tests/gpu/test_vllm_plugin.py"),
     "training": _TRAINING,
     "kill": ("src/flashslm/infra", "src/flashslm/launch", "src/flashslm/steps"),
     "outages": ("src/flashslm/infra", "src/flashslm/search/database.py", "benchmarks/outages.py"),
