@@ -1,12 +1,13 @@
-"""Measure decoding on this machine: latency beside a peer, growing batches, throughput at 32k tokens.
+"""Measure decoding on this machine: latency beside peers, growing batches, throughput at 32k tokens.
 
-    .venv/bin/python benchmarks/decode.py [--quick] [--parts latency throughput batches] [--peer vllm|none]
-                                          [--weights int8] [--kernels decode=torch]
+    .venv/bin/python benchmarks/decode.py [--quick] [--parts latency throughput batches] [--weights int8]
+                                          [--peers hf vllm vllm-plugin] [--kernels decode=torch]
 
 Writes benchmarks/results/decode_<device>_<date>.json again after every measurement, so that a run that is cut short
 leaves what it has. The last line of stdout is that record. A measurement that fails is listed in it under `failed`, and
-the exit code is 1. `--quick` takes one context, one peer, fewer steps and no batches; prefill then runs in plain torch,
-whose forms need no autotuning, so its TTFT is not the engine's best.
+the exit code is 1. `--peers` are those of `flashslm bench decode --peer`, none after a bare `--peers`; those in vLLM
+are measured beside larger batches too. `--quick` takes one context, fewer steps and no batches; prefill then runs in
+plain torch, whose forms need no autotuning, so its TTFT is not the engine's best.
 """
 
 import argparse
@@ -14,17 +15,17 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flashslm.benchmarking.case import Case
-from flashslm.benchmarking.decode import DecodeResult, compare, measure_decode
-from flashslm.benchmarking.peer import DECODERS, Peer, find_peer, measure_peer
+from flashslm.benchmarking.decode import DecodeResult, measure_decode
+from flashslm.benchmarking.peer import DECODERS, OWN_MODEL, Peer, PeerResult, find_peer, measure_peers, share_a_decoder
+from flashslm.benchmarking.qwen3_shape import is_qwen3
 from flashslm.benchmarking.record import Provenance, record_facts, result_name, write_record
-from flashslm.benchmarking.result import BenchmarkResult
-from flashslm.benchmarking.throughput import bench_throughput, steps_ending_at
+from flashslm.benchmarking.throughput import ThroughputResult, bench_throughput, steps_ending_at
 from flashslm.config import KernelsConfig
 from flashslm.hardware import pick_device, pick_dtype
 from flashslm.models.presets import PRESETS
@@ -39,6 +40,8 @@ RIVALS = ("nemotron-flash-1b", "qwen3-0.6b")  # the record has the first one's t
 LONG_CONTEXT = 32_768
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 BATCHES_CONTEXT = 8192
+PEER_BATCHES_FROM = 8  # smaller ones say little that one sequence does not
+PeerOf = Callable[[str, Case], Peer | None]
 QUICK_KERNELS = {"delta_rule": "chunked", "ssd": "chunked"}
 
 
@@ -77,14 +80,16 @@ def make_plan(quick: bool, setting: KernelsConfig) -> Plan:
 
 
 class Session:
-    """Runs a plan and keeps its record in a file."""
+    """Runs a plan and keeps its record in a file. Peers come last, when our models have been freed."""
 
-    def __init__(self, plan: Plan, output: Path, peer: str = "hf") -> None:
-        self.plan, self.output, self.peer, self.started = plan, output, peer, time.monotonic()
+    def __init__(self, plan: Plan, output: Path, peers: tuple[str, ...] = ("hf",)) -> None:
+        self.plan, self.output, self.peers, self.started = plan, output, peers, time.monotonic()
         self.latency: dict[Case, DecodeResult] = {}
-        facts = record_facts(plan.latency[0].device)
-        self.record: dict[str, Any] = {"subject": "decode", **facts, "repeats": plan.latency[0].repeats}
-        self.record |= {"latency": [], "throughput": [], "batches": [], "throughput_ratio": None, "failed": []}
+        self.throughput: dict[Case, ThroughputResult] = {}
+        self.batches: dict[Case, ThroughputResult] = {}
+        self.found: dict[Peer | None, PeerResult] = {}
+        self.failed: list[dict[str, str]] = []
+        self.facts = {"subject": "decode", **record_facts(plan.latency[0].device), "repeats": plan.latency[0].repeats}
 
     def run(self, parts: tuple[str, ...]) -> dict[str, Any]:
         if "latency" in parts:
@@ -94,10 +99,10 @@ class Session:
             for case in getattr(self.plan, part) if part in parts else ():
                 what = "the largest batch" if part == "throughput" else f"batch {case.batch}"
                 self.attempt(f"throughput of {case.preset}, {what}", self.measure_throughput, case, part)
-        if "latency" in parts:
-            for peer in dict.fromkeys(find_peer(self.peer, case) for case in self.latency if self.peer):
-                self.attempt(f"peer {peer.case.preset} at {peer.case.context}", self.measure_peer, peer)
-        return self.record
+        for group in share_a_decoder(list(dict.fromkeys(self.all_peers()))):
+            sizes = ", ".join(f"{peer.case.batch} x {peer.case.context}" for peer in group)
+            self.attempt(f"peer {group[0].name} of {group[0].case.preset}, {sizes}", self.measure_peers, group)
+        return self.record()
 
     def attempt(self, what: str, measure: Callable[..., None], *arguments: Any) -> None:
         """One measurement; whatever goes wrong in it is recorded and does not cost the others."""
@@ -105,32 +110,63 @@ class Session:
             measure(*arguments)
         except Exception as error:
             traceback.print_exc()
-            self.record["failed"].append({"what": what, "error": f"{type(error).__name__}: {error}"})
+            self.failed.append({"what": what, "error": f"{type(error).__name__}: {error}"})
         print(f"{time.monotonic() - self.started:6.1f} s  {what}", file=sys.stderr, flush=True)
-        write_record(self.output, self.record)
+        write_record(self.output, self.record())
 
     def measure_latency(self, case: Case) -> None:
         self.latency[case] = measure_decode(case, self.plan.setting)
-        self.record["latency"] = [own_fields(result) for result in self.latency.values()]
 
     def measure_throughput(self, case: Case, part: str) -> None:
-        result = bench_throughput(case, self.plan.setting, largest=part == "throughput")
-        self.record[part].append(own_fields(result))
-        if part == "throughput" and len(rates := [r["tokens_per_s"] for r in self.record[part]]) == len(RIVALS):
-            self.record["throughput_ratio"] = rates[0] / rates[1]
+        getattr(self, part)[case] = bench_throughput(case, self.plan.setting, largest=part == "throughput")
 
-    def measure_peer(self, peer: Peer) -> None:
-        """Put the peer beside every case that it is the peer of."""
-        found = measure_peer(peer)
-        for case, result in self.latency.items():
-            if find_peer(self.peer, case) == peer:
-                self.latency[case] = compare(result, found)
-        self.record["latency"] = [own_fields(result) for result in self.latency.values()]
+    def measure_peers(self, group: list[Peer]) -> None:
+        for peer, result in zip(group, measure_peers(group), strict=True):
+            self.found[peer] = result
+            write_record(self.output, self.record())
+
+    def all_peers(self) -> Iterator[Peer]:
+        for name in self.peers:
+            yield from filter(None, (latency_peer(name, case) for case in self.latency))
+            yield from filter(None, (batch_peer(name, case) for case in self.batches))
+
+    def record(self) -> dict[str, Any]:
+        rates = [result.tokens_per_s for result in self.throughput.values()]
+        return self.facts | {
+            "latency": [self.row(latency_peer, case, result) for case, result in self.latency.items()],
+            "throughput": [own_fields(result) for result in self.throughput.values()],
+            "batches": [self.row(batch_peer, case, result) for case, result in self.batches.items()],
+            "throughput_ratio": rates[0] / rates[1] if len(rates) == len(RIVALS) else None,
+            "failed": self.failed,
+        }
+
+    def row(self, peer_of: PeerOf, case: Case, result: DecodeResult | ThroughputResult) -> dict[str, Any]:
+        """The result with its peers; a `ratio` is the peer's time over ours: above 1 ours is faster."""
+        peers = []
+        for name in self.peers:
+            if found := self.found.get(peer_of(name, case)):
+                peer = {"name": name, **found.model_dump(mode="json")}
+                peer["ratio"] = found.tpot_ms_median / result.tpot_ms_median
+                if isinstance(result, DecodeResult):
+                    peer["ttft_ratio"] = found.ttft_ms / result.ttft_ms
+                peers.append(peer)
+        return own_fields(result) | {"peers": peers}
 
 
-def own_fields(result: BenchmarkResult) -> dict[str, Any]:
+def latency_peer(name: str, case: Case) -> Peer | None:
+    """What `name` measures beside one sequence: our model in vLLM only where it is a hybrid."""
+    return None if name == OWN_MODEL and is_qwen3(case.architecture) else find_peer(name, case)
+
+
+def batch_peer(name: str, case: Case) -> Peer | None:
+    """What `name` measures beside a batch: the same model in vLLM."""
+    same_model = "vllm" if is_qwen3(case.architecture) else OWN_MODEL
+    return find_peer(name, case) if name == same_model and case.batch >= PEER_BATCHES_FROM else None
+
+
+def own_fields(result: DecodeResult | ThroughputResult) -> dict[str, Any]:
     """What is not the same for the whole record."""
-    return result.model_dump(mode="json", exclude=set(Provenance.model_fields))
+    return result.model_dump(mode="json", exclude={*Provenance.model_fields, "peer"})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -138,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--kernels", action="append", metavar="OPERATION=FORM")
-    parser.add_argument("--peer", choices=(*DECODERS, "none"), default="hf")
+    parser.add_argument("--peers", nargs="*", choices=DECODERS, default=["hf"])
     parser.add_argument("--weights", choices=("full", "int8"), default="full")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
@@ -146,7 +182,12 @@ def main(arguments: list[str] | None = None) -> int:
     plan = replace(plan, latency=tuple(replace(case, weights=given.weights) for case in plan.latency))
     subject = "decode" if given.weights == "full" else f"decode-{given.weights}"
     output = given.output or RESULTS / f"{result_name(subject, plan.latency[0].device)}.json"
-    record = Session(plan, output, given.peer if given.peer != "none" else "").run(tuple(given.parts))
+    try:
+        for name in given.peers:  # before minutes of measuring: whether it can be measured here
+            find_peer(name, plan.latency[0])
+    except ValueError as error:
+        parser.error(str(error))
+    record = Session(plan, output, tuple(given.peers)).run(tuple(given.parts))
     print(json.dumps(record))
     return 1 if record["failed"] else 0
 

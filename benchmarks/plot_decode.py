@@ -1,4 +1,4 @@
-"""Plot a record of benchmarks/decode.py: latency beside the peer and the bandwidth's floor, operators, batches.
+"""Plot a record of benchmarks/decode.py: latency beside the peers and the bandwidth's floor, operators, batches.
 
     .venv/bin/python benchmarks/plot_decode.py benchmarks/results/decode_<device>_<date>.json
 
@@ -16,6 +16,7 @@ from flashslm.benchmarking.record_plot import panels, save_beside
 from flashslm.models.operator_spec import COLORS, LABELS, LM_HEAD, OPERATOR_SPECS
 
 OURS, PEER, FLOOR = "#2563eb", "#9ca3af", "#111827"
+LIBRARIES = {"hf": "transformers", "vllm": "vLLM", "vllm-plugin": "vLLM by the plug-in"}
 STYLES = {spec.name: (spec.label, spec.color) for spec in OPERATOR_SPECS.values()}
 STYLES |= {LM_HEAD: (LABELS[LM_HEAD], COLORS[LM_HEAD]), RESIDUAL: (RESIDUAL, "#e5e7eb")}
 
@@ -38,17 +39,18 @@ def plot(record: dict[str, Any]) -> Figure:
 
 
 def latency(axes: Axes, results: list[dict[str, Any]]) -> None:
-    """Median TPOT with its p90, the peer's, and the time that the bytes alone take at the measured bandwidth."""
+    """Median TPOT with its p90, the peers', and the time that the bytes alone take at the measured bandwidth."""
+    height = 0.8 / (1 + max(len(result["peers"]) for result in results))
     for row, result in enumerate(results):
+        top = row - 0.4 + height / 2
         spread = [[0], [result["tpot_ms_p90"] - result["tpot_ms_median"]]]
-        axes.barh(row - 0.18, result["tpot_ms_median"], 0.34, xerr=spread, color=OURS, label=_once("this engine", row))
+        axes.barh(top, result["tpot_ms_median"], height, xerr=spread, color=OURS, label=_once("this engine", row))
         floor_ms = 1e3 * result["bytes_per_token"] / result["bandwidth_measured_bytes_per_s"]
-        axes.plot([floor_ms] * 2, [row - 0.38, row + 0.02], color=FLOOR, label=_once("bandwidth floor", row))
-    for row, result in enumerate(results):
-        if peer := result["peer"]:
-            axes.barh(row + 0.18, peer["tpot_ms_median"], 0.34, color=PEER)
-            text = f" {peer['preset']} in transformers, {peer['ratio']:.1f}x"
-            axes.text(0, row + 0.18, text, va="center", fontsize=7)
+        axes.plot([floor_ms] * 2, [top - height / 2, top + height / 2], color=FLOOR, label=_once("bandwidth", row))
+        for place, peer in enumerate(result["peers"], 1):
+            axes.barh(top + place * height, peer["tpot_ms_median"], height * 0.94, color=PEER)
+            text = f" {peer['preset']} in {LIBRARIES[peer['name']]}, {peer['ratio']:.1f}x"
+            axes.text(0, top + place * height, text, va="center", fontsize=6)
     _rows(axes, results, "ms per token")
 
 
@@ -67,16 +69,23 @@ def operators(axes: Axes, results: list[dict[str, Any]]) -> None:
 
 
 def batches(axes: Axes, results: list[dict[str, Any]]) -> None:
-    """Tokens a second over the batch size."""
+    """Tokens per second over the batch size, ours and, dashed, those in vLLM."""
     for preset in dict.fromkeys(result["preset"] for result in results):
         of_preset = [result for result in results if result["preset"] == preset]
-        axes.plot([r["batch"] for r in of_preset], [r["tokens_per_s"] for r in of_preset], marker="o", label=preset)
+        (line,) = axes.plot(*_rates(of_preset), marker="o", label=preset)
+        if peers := [peer | {"batch": result["batch"]} for result in of_preset for peer in result["peers"]]:
+            name = f"{preset} in vLLM"
+            axes.plot(*_rates(peers), marker="o", linestyle="--", color=line.get_color(), label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     sizes = sorted({result["batch"] for result in results})
     axes.set_xticks(sizes, list(map(str, sizes)))
     axes.set_xlabel(f"batch, context {results[0]['context']}")
     axes.set_ylabel("tokens per second")
+
+
+def _rates(results: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
+    return [result["batch"] for result in results], [result["tokens_per_s"] for result in results]
 
 
 def _rows(axes: Axes, results: list[dict[str, Any]], xlabel: str) -> None:

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -25,6 +25,9 @@ class PeerDecoder(Decoder, Protocol):
     """What a library's decoder has besides; `engine` names it with its version and settings."""
 
     engine: str
+
+    def close(self) -> None:
+        """Give back the device's memory."""
 
 
 OWN_MODEL = "vllm-plugin"  # the peer that runs the same model as ours
@@ -96,20 +99,37 @@ def _require_plugin(preset_name: str, case: Case) -> None:
 
 def measure_peer(peer: Peer) -> PeerResult:
     """Time it as ours is timed; compiling is part of the warm-up."""
+    (found,) = measure_peers([peer])
+    return found
+
+
+def share_a_decoder(peers: Sequence[Peer]) -> list[list[Peer]]:
+    """The peers in groups for `measure_peers`: a vLLM engine takes any sizes, transformers is compiled for each."""
+    groups: dict[tuple[object, ...], list[Peer]] = {}
+    for peer in peers:
+        sizes = (peer.case.context, peer.case.batch) if peer.name == "hf" else ()
+        groups.setdefault((peer.name, peer.case.preset, *sizes), []).append(peer)
+    return list(groups.values())
+
+
+def measure_peers(peers: Sequence[Peer]) -> Iterator[PeerResult]:
+    """Time a group of `share_a_decoder`, all by one decoder with the largest of their sizes."""
+    device = peers[0].case.device
     try:
-        return _measure(DECODERS[peer.name], peer.case)
+        yield from _measure(peers)
     finally:
-        if peer.case.device == "cuda":
+        if device == "cuda":
             torch._dynamo.reset()  # its graphs hold memory, and a second shape would be compiled as a dynamic one
-        memory.release(peer.case.device)
+        memory.release(device)
 
 
-def _measure(decoder_of: Callable[[Case], PeerDecoder], case: Case) -> PeerResult:
-    decoder = decoder_of(case)
-    times = clock.time_decoder(decoder, prompts(case), case.new_tokens, case.repeats, case.device)
-    return PeerResult(
-        **times.model_dump(),
-        preset=case.preset,
-        engine=decoder.engine,
-        tokens_per_s=1e3 * case.batch / times.tpot_ms_mean,
-    )
+def _measure(peers: Sequence[Peer]) -> Iterator[PeerResult]:
+    largest = {name: max(getattr(p.case, name) for p in peers) for name in ("context", "new_tokens", "batch")}
+    decoder = DECODERS[peers[0].name](replace(peers[0].case, **largest))
+    try:
+        for _, case in peers:
+            times = clock.time_decoder(decoder, prompts(case), case.new_tokens, case.repeats, case.device)
+            tokens_per_s = 1e3 * case.batch / times.tpot_ms_mean
+            yield PeerResult(**times.model_dump(), preset=case.preset, engine=decoder.engine, tokens_per_s=tokens_per_s)
+    finally:
+        decoder.close()

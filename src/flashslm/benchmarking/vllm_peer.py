@@ -22,17 +22,25 @@ from flashslm.export.hf_config import TOKEN_IDS, config_from_architecture
 DEFAULT_ATTENTION = "FLASH_ATTN"
 PLUGIN = "flashslm"  # the entry point's name in vllm.general_plugins
 MEMORY_SHARE = 0.9  # of the memory that is free: this process holds some already
+STEP_TOKENS = 1 << 16  # what a step reads at most of several prompts: an MLP's values then fit 32-bit offsets
 
 
 class VllmDecoder:
-    """Each prefill ends the sequences of the one before. No prefix is cached, and a prompt is read in one step."""
+    """Prompts and batches up to the case's sizes.
+
+    Each prefill ends the sequences of the one before. No prefix is cached, and a prompt is read in one step. Prompts of
+    more than STEP_TOKENS together are read in several steps, in which those read first get their next tokens.
+    """
 
     def __init__(self, case: Case) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vLLM is imported
         attention = os.environ.get("VLLM_ATTENTION_BACKEND", DEFAULT_ATTENTION)  # vLLM itself reads it only up to 0.13
         import vllm
 
-        meta_tokens = case.architecture.num_meta_tokens  # the plug-in puts them before each prompt
+        prompt_tokens = case.architecture.num_meta_tokens + case.context  # the plug-in puts meta tokens before each
+        step_tokens = max(prompt_tokens + 1, min(case.batch * (prompt_tokens + 1), STEP_TOKENS))
+        prefill_steps = -(-case.batch * prompt_tokens // step_tokens)
+        new_tokens = case.capacity - case.context + prefill_steps
         with tempfile.TemporaryDirectory() as directory:
             self.write_config(case, Path(directory))
             self.llm = vllm.LLM(
@@ -40,16 +48,14 @@ class VllmDecoder:
                 load_format="dummy",
                 skip_tokenizer_init=True,
                 dtype=case.dtype,
-                max_model_len=meta_tokens + case.capacity + 1,
+                max_model_len=prompt_tokens + new_tokens,
                 max_num_seqs=case.batch,
-                max_num_batched_tokens=case.batch * (meta_tokens + case.context) + case.batch,
+                max_num_batched_tokens=step_tokens,
                 enable_prefix_caching=False,
                 attention_config={"backend": attention},
                 **_memory(case),
             )
-        self.sampling = vllm.SamplingParams(
-            temperature=0.0, max_tokens=case.capacity - case.context + 1, ignore_eos=True, detokenize=False
-        )
+        self.sampling = vllm.SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
         self.numbers = count()
         self.requests: list[str] = []
         self.engine = (
@@ -79,6 +85,10 @@ class VllmDecoder:
     def advance(self) -> None:
         """One decode step; returns when its tokens are on the host."""
         self.llm.llm_engine.step()
+
+    def close(self) -> None:
+        """Shut the engine down: while it lives, its caches are hidden from the garbage collector."""
+        self.llm.llm_engine.engine_core.shutdown()
 
 
 class PluginDecoder(VllmDecoder):

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import decode as runner
 from benchmarks import plot_decode
 from flashslm.benchmarking import memory
-from flashslm.benchmarking.peer import PeerResult
+from flashslm.benchmarking.peer import Peer, PeerResult
 from flashslm.benchmarking.record_plot import save_beside
 from flashslm.config import KernelsConfig
 
@@ -34,7 +34,7 @@ def plan(make_case, qwen3, monkeypatch) -> runner.Plan:
 @pytest.fixture
 def record(plan, tmp_path, monkeypatch, capsys) -> dict:
     peers = []
-    monkeypatch.setattr(runner, "measure_peer", lambda peer: peers.append(peer) or fake_peer(peer))
+    monkeypatch.setattr(runner, "measure_peers", lambda group: peers.extend(group) or map(fake_peer, group))
     monkeypatch.setattr(runner, "make_plan", lambda quick, setting: plan)
     monkeypatch.setenv("FLASHSLM_COMMIT", "0123456789abcdef")
     output = tmp_path / "results" / "decode.json"
@@ -52,9 +52,12 @@ def record(plan, tmp_path, monkeypatch, capsys) -> dict:
 def test_the_record(record):
     assert record["commit"] == "0123456789abcdef" and record["repeats"] == 1 and record["failed"] == []
     assert {"subject", "command", "device", "fingerprint", "versions", "date"} <= record.keys()
-    latency = [(r["preset"], r["context"], r["peer"]["preset"]) for r in record["latency"]]
-    assert latency[1:3] == [("hybrid", 20, "qwen3-0.6b"), ("attention", 10, "attention")]
-    assert all(r["peer"]["ratio"] == pytest.approx(1000 / r["tpot_ms_median"]) for r in record["latency"])
+    latency = [(r["preset"], r["context"], [p["preset"] for p in r["peers"]]) for r in record["latency"]]
+    assert latency[1:3] == [("hybrid", 20, ["qwen3-0.6b"]), ("attention", 10, ["attention"])]
+    for row in record["latency"]:
+        (peer,) = row["peers"]
+        assert peer["name"] == "hf" and peer["ratio"] == pytest.approx(1000 / row["tpot_ms_median"])
+        assert peer["ttft_ratio"] == pytest.approx(1000 / row["ttft_ms"])
     assert [r["batch"] for r in record["batches"]] == [1, 2, 1, 2]
     hybrid, attention = record["throughput"]
     assert hybrid["largest"] and hybrid["batch"] > 10
@@ -69,8 +72,8 @@ def test_the_plot_shows_the_record(record, tmp_path):
     assert "<svg" in (tmp_path / "decode.svg").read_text(encoding="utf-8")
     latency, operators, batches = plot_decode.plot(record).axes
     widths = [bar.get_width() for bar in latency.patches]
-    assert widths[: len(record["latency"])] == pytest.approx([r["tpot_ms_median"] for r in record["latency"]])
-    assert widths[len(record["latency"]) :] == [1000.0] * len(record["latency"])
+    assert widths[::2] == pytest.approx([r["tpot_ms_median"] for r in record["latency"]])
+    assert widths[1::2] == [1000.0] * len(record["latency"])
     assert [t.get_text() for t in operators.get_legend().get_texts()][-2:] == ["embedding + head", "residual"]
     assert batches.lines[1].get_ydata().tolist() == [r["tokens_per_s"] for r in record["batches"][2:]]
 
@@ -86,7 +89,7 @@ def test_a_failure_costs_nothing_else(plan, tmp_path, monkeypatch, capsys):
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(runner, "bench_throughput", crowded)
-    monkeypatch.setattr(runner, "measure_peer", fake_peer)
+    monkeypatch.setattr(runner, "measure_peers", lambda group: map(fake_peer, group))
     monkeypatch.setattr(runner, "make_plan", lambda quick, setting: plan)
     output = tmp_path / "decode.json"
     assert runner.main(["--output", str(output), "--parts", "throughput", "latency"]) == 1
@@ -94,6 +97,47 @@ def test_a_failure_costs_nothing_else(plan, tmp_path, monkeypatch, capsys):
     assert [f["error"] for f in found["failed"]] == ["RuntimeError: no memory"] * 2
     assert found["failed"][0]["what"] == "throughput of hybrid, the largest batch"
     assert len(found["latency"]) == 4 and found["throughput_ratio"] is None
+
+
+@pytest.fixture
+def in_vllm(plan, tmp_path, monkeypatch) -> dict:
+    """A record beside vLLM, whose measurements of the hybrid fail after the first."""
+
+    def measure(group):
+        assert len({(peer.name, peer.case.preset) for peer in group}) == 1
+        yield fake_peer(group[0])
+        if group[0].name == "vllm-plugin":
+            raise RuntimeError("no memory")
+        yield from map(fake_peer, group[1:])
+
+    monkeypatch.setattr(runner, "measure_peers", measure)
+    monkeypatch.setattr(runner, "find_peer", lambda name, case: Peer(name, case))
+    monkeypatch.setattr(runner, "PEER_BATCHES_FROM", 2)
+    return runner.Session(plan, tmp_path / "decode.json", ("vllm", "vllm-plugin")).run(("latency", "batches"))
+
+
+def test_peers_in_vllm(in_vllm, tmp_path):
+    """Each engine measures all of a model: what it has measured stays, also where it fails later."""
+    beside = [(r["preset"], r["context"], [p["name"] for p in r["peers"]]) for r in in_vllm["latency"]]
+    hybrid, dense = ["vllm"], ["vllm"]
+    assert beside == [
+        ("hybrid", 10, [*hybrid, "vllm-plugin"]), ("hybrid", 20, hybrid),
+        ("attention", 10, dense), ("attention", 20, dense),
+    ]  # fmt: skip
+    batches = [(r["preset"], r["batch"], [p["name"] for p in r["peers"]]) for r in in_vllm["batches"]]
+    assert batches == [("hybrid", 1, []), ("hybrid", 2, []), ("attention", 1, []), ("attention", 2, ["vllm"])]
+    (failed,) = in_vllm["failed"]
+    assert failed["what"] == "peer vllm-plugin of hybrid, 1 x 10, 1 x 20, 2 x 20"
+    figure = plot_decode.plot(in_vllm)
+    labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+    assert labels == ["hybrid", "attention", "attention in vLLM"]
+
+
+def test_a_peer_that_cannot_be_measured_is_refused_first(plan, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "make_plan", lambda quick, setting: plan)
+    with pytest.raises(SystemExit):
+        runner.main(["--peers", "hf", "vllm"])
+    assert "needs a GPU" in capsys.readouterr().err
 
 
 def test_nothing_to_plot():

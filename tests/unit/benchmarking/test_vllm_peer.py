@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from flashslm.benchmarking import decode, peer
+from flashslm.benchmarking import decode, peer, vllm_peer
 from flashslm.benchmarking.case import prompts
 from flashslm.benchmarking.vllm_peer import VllmDecoder
 from flashslm.config import KernelsConfig
@@ -52,9 +52,13 @@ MADE: list["LLM"] = []
 
 class LLM:
     def __init__(self, **settings):
-        self.settings, self.llm_engine = settings, Engine()
+        self.settings, self.llm_engine, self.closed = settings, Engine(), False
+        self.llm_engine.engine_core = SimpleNamespace(shutdown=self.close)
         self.config = json.loads(Path(settings["model"], "config.json").read_text(encoding="utf-8"))
         MADE.append(self)
+
+    def close(self):
+        self.closed = True
 
 
 @pytest.fixture
@@ -117,6 +121,34 @@ def test_its_record(vllm, case, monkeypatch):
     monkeypatch.setattr(decode.peer, "_require_vllm", lambda library, case: None)
     result = decode.bench_decode(case, KernelsConfig(), "vllm")
     assert result.peer.engine == found.engine and result.peer.ttft_ratio > 0
+
+
+def test_one_engine_measures_a_group(vllm, case):
+    cases = [case, replace(case, context=30, batch=1), replace(case, batch=3, new_tokens=2)]
+    hybrid, other = peer.Peer("vllm", case), peer.Peer("hf", case)
+    peers = [peer.Peer("vllm", c) for c in cases]
+    assert peer.share_a_decoder([*peers, other, other]) == [peers, [other, other]]
+    assert peer.share_a_decoder([hybrid, hybrid._replace(case=replace(case, preset="else"))]) != [[hybrid] * 2]
+    found = list(peer.measure_peers(peers))
+    (llm,) = MADE
+    assert [result.tokens_per_s * result.tpot_ms_mean / 1e3 for result in found] == pytest.approx([2, 1, 3])
+    assert llm.settings["max_num_seqs"] == 3 and llm.settings["max_model_len"] >= 30 + case.capacity - 20 + 1
+    assert llm.closed
+
+
+def test_a_failure_closes_the_engine(vllm, case, monkeypatch):
+    monkeypatch.setattr(peer.clock, "time_decoder", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        peer.measure_peer(peer.Peer("vllm", case))
+    assert MADE[0].closed
+
+
+def test_many_prompts_are_read_in_several_steps(vllm, case, monkeypatch):
+    """Whoever is read first gets a token in every further step, for which there must be space."""
+    monkeypatch.setattr(vllm_peer, "STEP_TOKENS", 21)
+    VllmDecoder(case)
+    assert MADE[0].settings["max_num_batched_tokens"] == 21
+    assert MADE[0].settings["max_model_len"] == case.capacity + 2
 
 
 def test_it_needs_a_gpu_and_the_package(case, monkeypatch):
