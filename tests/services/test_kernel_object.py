@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.ops import kernel_cache
 from flashslm.steps import kernel_object
 from flashslm.steps.kernel_object import shared_kernels
@@ -33,7 +34,17 @@ def write(directory, name, text="kernel"):
 
 
 def files(directory):
-    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    own = {kernel_object.UNPACKED, kernel_object.UNPACKING}
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()} - own
+
+
+def stored_once(store, machine):
+    """A machine whose cache is in the store."""
+    directory = machine("first")
+    with shared_kernels(store):
+        write(directory, "winners/a.json")
+        write(directory, "triton/X/k.cubin", "binary")
+    return directory
 
 
 def test_a_second_machine_starts_with_what_the_first_has_tuned(store, machine):
@@ -82,12 +93,70 @@ def test_nothing_new_is_not_stored_again(store, machine, monkeypatch):
         pass
 
 
-def test_a_corrupt_object_costs_a_warning_and_is_replaced(store, machine, caplog):
+def test_an_object_that_is_unpacked_here_is_not_read_again(store, machine, monkeypatch):
+    stored_once(store, machine)
+    second = machine("second")
+    with shared_kernels(store):
+        pass
+    read = []
+    get_tree = type(store).get_tree
+    monkeypatch.setattr(type(store), "get_tree", lambda *given: read.append(given) or get_tree(*given))
+    for directory in (second, machine("first")):  # the first machine has made it
+        machine(directory.parent.name)
+        with shared_kernels(store):
+            assert files(directory) == {"winners/a.json", "triton/X/k.cubin"}
+    assert not read
+    (machine("second") / "triton/X/k.cubin").unlink()
+    with shared_kernels(store):
+        assert (second / "triton/X/k.cubin").read_text() == "binary"
+    assert len(read) == 1
+
+
+def test_what_a_neighbour_has_stored_is_not_stored_again(store, machine, monkeypatch):
     first = machine("first")
-    store.put_json(f"kernels/{kernel_cache.cache_key()}.json", {"kind": "nonsense"})
     with shared_kernels(store):
         write(first, "winners/a.json")
+        with shared_kernels(store):  # another process that shares the cache, and ends before
+            write(first, "winners/b.json")
+        monkeypatch.setattr(kernel_object, "_pack", lambda *_: pytest.fail("packed"))
+
+
+def test_a_process_that_is_killed_while_it_unpacks_leaves_no_half_file(store, machine, monkeypatch):
+    stored_once(store, machine)
+    second = machine("second")
+    monkeypatch.setattr(kernel_object, "_move_paths", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    with shared_kernels(store):
+        assert files(second) == set()
+    assert not list(second.parent.glob("new-*"))
+
+
+def test_what_triton_is_writing_is_left_out(store, machine):
+    first = machine("first")
+    with shared_kernels(store):
+        write(first, "triton/X/k.cubin")
+        write(first, "triton/X/tmp.pid_12_ab/k.json")
+        write(first, "triton/X/.k.json.0123.new")
+    second = machine("second")
+    with shared_kernels(store):
+        assert files(second) == {"triton/X/k.cubin"}
+
+
+@pytest.mark.parametrize("damage", ["pointer", "text", "tree"])
+def test_an_object_that_cannot_be_read_costs_a_warning_and_is_replaced(store, machine, caplog, damage):
+    first, pointer = stored_once(store, machine), f"kernels/{kernel_cache.cache_key()}.json"
+    if damage == "tree":
+        store.delete_tree(Manifest.model_validate(store.get_json(pointer)[0]))
+    else:
+        body = b'{"kind": "nonsense"}' if damage == "pointer" else b"no JSON"
+        store.client.put_object(Bucket=store.bucket, Key=pointer, Body=body)
+    (first / kernel_object.UNPACKED).unlink()
+    with shared_kernels(store):
+        write(first, "winners/b.json")
     assert "compiled kernels were not fetched" in caplog.text
+    assert "the stored kernels are replaced" in caplog.text
+    second = machine("second")
+    with shared_kernels(store):
+        assert files(second) == {"winners/a.json", "winners/b.json", "triton/X/k.cubin"}
 
 
 def test_without_a_gpu_nothing_is_asked_of_the_store(monkeypatch):

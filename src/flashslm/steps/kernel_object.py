@@ -13,14 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flashslm.infra.state_files import locked_file, write_whole
 from flashslm.infra.storage.object_store import Manifest, ObjectStore, PreconditionFailed
-from flashslm.infra.storage.s3 import StoreError
+from flashslm.infra.storage.s3 import ObjectCorrupt, ObjectMissing, StoreError
 from flashslm.ops.kernel_cache import cache_directory, cache_facts, cache_key
 
 ARCHIVE, FACTS = "kernels.tar.gz", "facts.json"
 # What Triton wrote on the way to a binary. It loads the binary alone, and these are seven tenths of the bytes.
 INTERMEDIATE = (".ttir", ".ttgir", ".llir", ".ptx", ".source")
-UNFINISHED = (".partial", ".lock", ".tmp")
+UNFINISHED = (".partial", ".lock", ".tmp", ".new")
+UNFINISHED_DIRECTORY = "tmp.pid_"  # begins the name of one in which Triton writes a file
+UNPACKED, UNPACKING = "unpacked.json", "unpacking.lock"  # in the cache: which object it holds; held while it gets one
 ATTEMPTS = 3  # another pod may store its kernels at the same time
 _log = logging.getLogger(__name__)
 
@@ -43,28 +46,47 @@ def shared_kernels(store: ObjectStore, stores: bool = True) -> Iterator[None]:
 
 
 def fetch_kernels(store: ObjectStore) -> set[str]:
-    """Unpack the object into this machine's cache; files that are already there stay. Returns the object's files."""
+    """Unpack the object into this machine's cache; files that are already there stay. Returns the object's files.
+
+    An object that an earlier step unpacked here is not read again, unless a file of it was removed since.
+    """
     found = store.get_json(_pointer())
     return set() if found is None else _unpack(store, Manifest.model_validate(found[0]))
 
 
 def store_kernels(store: ObjectStore) -> set[str]:
-    """Store this machine's cache, joined with what others have stored meanwhile. Returns the object's files."""
+    """Store this machine's cache, joined with what others have stored meanwhile. Returns the object's files.
+
+    Where another process of this machine has stored all of it, nothing is. What cannot be read is replaced.
+    """
     for _ in range(ATTEMPTS):
-        found = store.get_json(_pointer())
-        if found is not None:
-            _unpack(store, Manifest.model_validate(found[0]))
+        found = store.get_bytes(_pointer())
+        known = _readable(store, found[0]) if found else set()
         files = _files()
-        value = _pack(store, files).model_dump(mode="json")
+        if known >= files:
+            return known
+        manifest = _pack(store, files)
         try:
             if found is None:
-                store.put_json(_pointer(), value, if_absent=True)
+                store.put_json(_pointer(), manifest.model_dump(mode="json"), if_absent=True)
             else:
-                store.put_json(_pointer(), value, if_match=found[1])
+                store.put_json(_pointer(), manifest.model_dump(mode="json"), if_match=found[1])
         except PreconditionFailed:
             continue
+        _note_unpacked(manifest, files)
         return files
     raise StoreError(f"{_pointer()} changed {ATTEMPTS} times while kernels were being stored: store them again")
+
+
+def _readable(store: ObjectStore, pointer: bytes) -> set[str]:
+    """The files of the object behind a pointer, unpacked; none, after a warning, where pointer or object are damaged
+    or gone.
+    """
+    try:
+        return _unpack(store, Manifest.model_validate_json(pointer))
+    except (ObjectMissing, ObjectCorrupt, ValueError, tarfile.TarError) as error:
+        _log.warning("the stored kernels are replaced: %s", error)
+        return set()
 
 
 def _pack(store: ObjectStore, files: set[str]) -> Manifest:
@@ -81,29 +103,64 @@ def _pack(store: ObjectStore, files: set[str]) -> Manifest:
 def _unpack(store: ObjectStore, manifest: Manifest) -> set[str]:
     root = cache_directory()
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="flashslm-kernels-") as name:
-        tree = store.get_tree(manifest, Path(name) / "tree")
-        facts = json.loads((tree / FACTS).read_text(encoding="utf-8"))
-        with tarfile.open(tree / ARCHIVE) as archive:
+    with locked_file(root / UNPACKING):  # of several processes that start together one does it
+        if known := _unpacked_before(manifest):
+            return known
+        with tempfile.TemporaryDirectory(prefix="flashslm-kernels-") as name:
+            tree = store.get_tree(manifest, Path(name) / "tree")
+            facts = json.loads((tree / FACTS).read_text(encoding="utf-8"))
+            _extract(tree / ARCHIVE, root, facts["root"])
+        files = set(facts["files"])
+        _note_unpacked(manifest, files)
+    return files
+
+
+def _extract(archive_file: Path, root: Path, root_before: str) -> None:
+    """Add the archive's files to the cache, each of them whole: a killed process leaves no half of one."""
+    with tempfile.TemporaryDirectory(prefix="new-", suffix=".tmp", dir=root.parent) as name:
+        with tarfile.open(archive_file) as archive:
             missing = [member for member in archive if not (root / member.name).exists()]
-            archive.extractall(root, missing, filter="data")
-    if facts["root"] != str(root):
-        _move_paths([root / member.name for member in missing], facts["root"], str(root))
-    return set(facts["files"])
+            archive.extractall(name, missing, filter="data")
+        for member in missing:
+            file = Path(name) / member.name
+            _move_paths(file, root_before, str(root))
+            (root / member.name).parent.mkdir(parents=True, exist_ok=True)
+            file.replace(root / member.name)
 
 
-def _move_paths(files: list[Path], before: str, now: str) -> None:
+def _move_paths(file: Path, before: str, now: str) -> None:
     """Triton's lists of a kernel's files hold absolute paths."""
-    for file in files:
-        if file.name.startswith("__grp__"):
-            file.write_text(file.read_text(encoding="utf-8").replace(before, now), encoding="utf-8")
+    if file.name.startswith("__grp__") and before != now:
+        file.write_text(file.read_text(encoding="utf-8").replace(before, now), encoding="utf-8")
+
+
+def _unpacked_before(manifest: Manifest) -> set[str]:
+    """The object's files if this cache has all of them since an earlier step; else none."""
+    root = cache_directory()
+    try:
+        noted = json.loads((root / UNPACKED).read_text(encoding="utf-8"))
+        files = set(noted["files"]) if noted["sha256"] == manifest.sha256 else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return files if all((root / file).exists() for file in files) else set()
+
+
+def _note_unpacked(manifest: Manifest, files: set[str]) -> None:
+    noted = {"sha256": manifest.sha256, "files": sorted(files)}
+    write_whole(cache_directory() / UNPACKED, json.dumps(noted))
 
 
 def _files() -> set[str]:
     """Whole files of the cache that a later process reads; one that was killed may have left others."""
     root = cache_directory()
-    paths = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
-    return {str(p.relative_to(root)) for p in paths if not p.name.endswith(INTERMEDIATE + UNFINISHED)}
+    paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    return {str(path) for path in paths if _is_kept(path)}
+
+
+def _is_kept(path: Path) -> bool:
+    if path.name.endswith(INTERMEDIATE + UNFINISHED) or path == Path(UNPACKED):
+        return False
+    return not any(part.startswith(UNFINISHED_DIRECTORY) for part in path.parts)
 
 
 def _pointer() -> str:
