@@ -36,6 +36,12 @@ PEAKS = {
     "NVIDIA B200": Peak(2250e12, 8.0e12),
 }
 
+# In the texts of RuntimeErrors. The last is that of an allocation on a CPU.
+_LACK_OF_MEMORY = (
+    *("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    "DefaultCPUAllocator: can't allocate memory",
+)
+
 
 class DeviceFingerprint(BaseModel):
     """Everything that a measured time depends on outside this project; an empty string is "not there"."""
@@ -135,3 +141,12 @@ def _nvidia_smi(fields: str) -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return found.strip().splitlines()
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; torch and its libraries report that by errors of several types."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in str(error) for sign in _LACK_OF_MEMORY
+    )

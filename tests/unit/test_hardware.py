@@ -72,3 +72,11 @@ def test_driver_version_is_empty_where_the_tool_is_absent(monkeypatch, tmp_path)
 def test_torch_is_not_imported_before_it_is_needed(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_lack_of_memory_is_distinguished_from_other_errors():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60)
+    assert hardware.is_lack_of_memory(error.value)
+    assert hardware.is_lack_of_memory(torch.OutOfMemoryError("any text")) and hardware.is_lack_of_memory(MemoryError())
+    assert not hardware.is_lack_of_memory(RuntimeError("a size does not match"))

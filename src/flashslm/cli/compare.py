@@ -49,6 +49,7 @@ def compare(  # noqa: PLR0913 - one parameter an option
     if html:
         from flashslm.reporting.comparison import render_comparison
 
+        html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(render_comparison(values), encoding="utf-8")
         console.print(f"the table is in {html}", highlight=False, markup=False, soft_wrap=True)
     if as_json:

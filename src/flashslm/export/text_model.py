@@ -53,7 +53,15 @@ class TextModel:
         return load_export(self.directory, pick_device("auto")).eval()
 
     def encode(self, text: str) -> list[int]:
-        """Every text begins with the beginning-of-text token, as every document does in training."""
+        """Every text begins with the beginning-of-text token, as every document does in training.
+
+        Raises ValueError for a text with half of a surrogate pair, which is what a terminal makes of bytes other than
+        UTF-8.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text is not valid UTF-8 from character {error.start + 1} on") from error
         return [self.bos_id, *self.tokenizer.encode(text, add_special_tokens=False).ids]
 
     def stop_strings(self, stops: Sequence[str]) -> StopStrings:

@@ -164,8 +164,10 @@ def build_app(endpoints: Endpoints, api_key: str, host: str) -> Starlette:
 
     async def refuse(_: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            error = ApiError(error.status_code, f"{error.detail}: see docs/serving.md for what is served", "not_served")
-        assert isinstance(error, ApiError)
+            text = f"{error.detail}: see docs/serving.md for what is served"
+            error = ApiError(error.status_code, text, "not_served", headers=error.headers)
+        elif not isinstance(error, ApiError):  # Starlette raises it again afterwards, so that the log has it
+            error = ApiError(500, f"the server failed: {type(error).__name__}", "internal_error")
         endpoints.scheduler.metrics.refused.labels(str(error.status)).inc()
         return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
@@ -179,7 +181,7 @@ def build_app(endpoints: Endpoints, api_key: str, host: str) -> Starlette:
     ]
     hosts = ["*"] if api_key else [*LOOPBACK_NAMES, host]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)]
-    handlers = {ApiError: refuse, HTTPException: refuse}
+    handlers = {ApiError: refuse, HTTPException: refuse, Exception: refuse}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-import torch
 import uvicorn
 
 from flashslm.config import WeightFormat
 from flashslm.export.text_model import TextModel
+from flashslm.hardware import is_lack_of_memory
 from flashslm.inference.continuous import ContinuousBatch
 from flashslm.serving.app import Endpoints, build_app
 from flashslm.serving.chat import ChatTemplate
@@ -111,7 +111,9 @@ def _batch(text_model: TextModel, options: ServeOptions) -> ContinuousBatch:
         weights = options.weights or text_model.weights
         batch = ContinuousBatch(text_model.load(), options.max_batch_size, max_context, weights=weights)
         batch.generate([[text_model.bos_id]], min(2, max_context - 1), lambda _: False)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_lack_of_memory(error):
+            raise
         raise ValueError(
             f"{options.max_batch_size} rows of {max_context} tokens do not fit into the device's memory: lower "
             f"--max-batch-size or --max-context ({error})"

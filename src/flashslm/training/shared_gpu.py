@@ -17,9 +17,9 @@ from typing import TypeVar
 
 import torch
 
+from flashslm.hardware import is_lack_of_memory
 from flashslm.infra.state_files import locked_file
 
-_SIGNS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")  # of errors of other types
 _log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -78,7 +78,7 @@ def _unless_memory_ends(work: Callable[[], Result]) -> tuple[list[Result], str]:
     try:
         made = [work()]
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not _is_lack_of_memory(error):
+        if not is_lack_of_memory(error):
             raise
         lacked = str(error).splitlines()[0] if str(error) else type(error).__name__
     if lacked:
@@ -86,7 +86,3 @@ def _unless_memory_ends(work: Callable[[], Result]) -> tuple[list[Result], str]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return made, lacked
-
-
-def _is_lack_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _SIGNS)

@@ -75,6 +75,11 @@ def test_too_long_a_request_is_refused(exported_dir):
         generate_text(exported_dir, "", max_new_tokens=251)
 
 
+def test_bytes_that_are_not_utf8_are_refused(exported_dir):
+    with pytest.raises(ValueError, match="not valid UTF-8 from character 5 on"):
+        generate_text(exported_dir, "the \udcff cat", max_new_tokens=2)  # as Python reads such an argument
+
+
 def test_pieces_come_with_the_tokens_and_make_the_text(exported_dir):
     pieces = []
     result = generate_text(exported_dir, "the cat", max_new_tokens=12, on_text=pieces.append)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import sys
@@ -143,6 +144,23 @@ def refused(*arguments: Any) -> str:
     return str(result.exception)
 
 
+def test_a_method_that_a_path_does_not_take(client: Client) -> None:
+    answer = client.get("/v1/completions")
+    assert answer.status == 405 and answer.headers["allow"] == "POST"
+    assert answer.body["error"]["code"] == "not_served"
+
+
+def test_an_error_of_the_servers_own_has_the_form_of_the_others(directory: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(directory, tmp_path / "model")
+    (copy / "chat_template.jinja").write_text("{{ messages[0].content + 1 }}")
+    with served(copy, "--max-batch-size", "1") as (client, _):
+        answer = client.chat("a")
+        assert answer.status == 500 and answer.body["error"]["message"] == "the server failed: TypeError"
+        assert answer.body["error"]["type"] == "server_error"
+        assert client.metric('flashslm_requests_refused_total{status="500"}') == 1
+        assert client.complete("a", max_tokens=1).status == 200
+
+
 def test_another_address_needs_a_key(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLASHSLM_API_KEY", raising=False)
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
@@ -172,6 +190,10 @@ def test_a_server_that_has_no_memory_for_its_first_step(directory: Path, monkeyp
 
     monkeypatch.setattr(ContinuousBatch, "generate", lack)
     assert "8 rows of 8187 tokens do not fit" in refused(directory, "--port", 0)
+
+
+def test_more_rows_than_memory_holds(directory: Path) -> None:
+    assert f"{10**12} rows of 8187 tokens do not fit" in refused(directory, "--port", 0, "--max-batch-size", 10**12)
 
 
 def test_a_signal_that_comes_before_the_server_listens(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
