@@ -112,11 +112,12 @@ class CheckpointStore:
             _log.warning("the checkpoint of step %d was not stored: %s", step, error)
 
     def _store(self, about: Checkpoint, copy: dict[str, Tensor], rows: list[Row]) -> None:
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import save
 
+        from flashslm.training.safetensors_writer import SafetensorsWriter
+
         with tempfile.TemporaryDirectory(prefix="flashslm-checkpoint-") as name:
-            writer = HuggingFaceStorageWriter(name, save_distributed=True)
+            writer = SafetensorsWriter(name)
             save(copy, storage_writer=writer, process_group=self._group.handle, no_dist=self._group.handle is None)
             # The run key makes the tree this run's own: no other run can hold the same content when it is removed.
             owner = {"run_key": self.run_key, "step": about.step}

@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from flashslm.infra.storage.object_store import StoreUnavailable
 from flashslm.training.checkpoint import CheckpointStore
+from flashslm.training.safetensors_writer import SafetensorsWriter
 from tests.unit.training.tiny import DirectoryStore
 
 Loaded = tuple[int, dict[str, torch.Tensor], dict[str, Any], list[dict[str, float]]]
@@ -48,6 +52,29 @@ def test_a_state_comes_back_bit_by_bit(checkpoints: CheckpointStore) -> None:
     assert step == 5 and values == {"train_time_s": 0.1 + 0.2} and rows == []
     assert all(torch.equal(loaded[k].view(-1), t.view(-1)) and loaded[k].dtype == t.dtype for k, t in tensors.items())
     assert torch.signbit(loaded["a"][1])
+
+
+def test_a_file_is_what_torchs_own_writer_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the whole file in memory, which torch's has while no other thread runs."""
+    tensors = {
+        "w": torch.arange(6.0).reshape(3, 2),
+        "odd": torch.arange(3, dtype=torch.uint8),
+        "step": torch.tensor(7.0),
+    }
+    dcp.save(
+        tensors, storage_writer=HuggingFaceStorageWriter(str(tmp_path / "torch"), save_distributed=True), no_dist=True
+    )
+    monkeypatch.setattr("safetensors.torch.save", lambda *_, **__: pytest.fail("the file was made in memory"))
+    dcp.save(tensors, storage_writer=SafetensorsWriter(str(tmp_path / "ours")), no_dist=True)
+    (expected,), (written,) = ((tmp_path / name).glob("*.safetensors") for name in ("torch", "ours"))
+    assert written.name == expected.name
+    with safe_open(written, "pt") as ours, safe_open(expected, "pt") as theirs:
+        assert set(ours.keys()) == set(theirs.keys()) == set(tensors)
+        assert all(torch.equal(ours.get_tensor(name), tensor) for name, tensor in tensors.items())
+        about = [file.metadata() for file in (ours, theirs)]
+    for metadata in about:
+        metadata["DCP_SHARDING_INFO"] = json.loads(metadata["DCP_SHARDING_INFO"])
+    assert about[0] == about[1]
 
 
 def test_what_is_saved_is_the_state_at_the_call(checkpoints: CheckpointStore, monkeypatch) -> None:
