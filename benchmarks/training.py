@@ -3,25 +3,28 @@
     .venv/bin/python benchmarks/training.py [--presets nemotron-flash-1b ...] [--steps 30] [--sequence-length 4096]
                                             [--batch 8] [--width W] [--checkpoint] [--deterministic]
                                             [--processes N ...] [--gather-dtype float32] [--output FILE]
+                                            [--max-minutes M] [--max-minutes-each M]
 
 Every preset (or a model's architecture.json) runs twice, each time in a process of its own: the second one's first
-step is what a process takes that finds compiled kernels. More on demand:
+step is what a process takes that finds compiled kernels. More on demand, in this order:
 
     --processes N     as many under torchrun: tokens/s of each against one alone, and the losses of the first steps
                       against those of one process with N micro-batches; several numbers are measured in turn
-    --width W         the first step of a process at a hidden size that the ones before did not have
-    --checkpoint      how much steps slow down while a checkpoint is written
+    --checkpoint      how much steps slow down while a checkpoint is written (by that second process)
     --deterministic   the same steps under deterministic algorithms
+    --width W         the first step of a process at a hidden size that the ones before did not have
 
 Writes benchmarks/results/training_<device>_<date>.json again after each part, so that a run that is cut short leaves
-what it has. The last line of stdout is that record. A measurement that fails is listed in it under `failed`, and the
-exit code is 1.
+what it has. The last line of stdout is that record. A measurement that fails, or takes longer than it may, is listed in
+it under `failed` with the end of what it said, and the exit code is 1.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,11 +32,14 @@ from typing import Any
 
 from flashslm.benchmarking.record import Provenance, record_facts, result_name, write_record
 from flashslm.hardware import pick_device
+from flashslm.launch.processes import stop_tree
 
 RESULTS = Path(__file__).parent / "results"
 # Preset -> the library that has its shape.
 PEERS = {"nemotron-flash-1b": "", "qwen3-0.6b": "transformers", "deltanet-1b": "fla"}
 WARM_STEPS = 1  # of a process whose first step is what counts
+TIMED_OUT = 124  # as of coreutils' timeout
+LINES_SAID = 20  # of a failed measurement's stderr
 Result = dict[str, Any]
 
 
@@ -66,14 +72,14 @@ class Session:
             for found in self._several(preset, alone, number):
                 several = [*(row for row in several if row["processes"] != number), found]
                 yield {"several_processes": several}
-        if other := self._bench(preset, WARM_STEPS, []):
-            yield {"first_step_of_a_second_process_s": other["first_step_s"]}
-        if self.given.width and (other := self._bench(preset, WARM_STEPS, ["--width", str(self.given.width)])):
-            yield {"first_step_of_another_width_s": {self.given.width: other["first_step_s"]}}
-        if self.given.checkpoint and (other := self._bench(preset, self.given.steps, ["--checkpoint"])):
-            yield {"checkpoint": other["checkpoint"]}
+        checkpoint = ["--checkpoint"] if self.given.checkpoint else []
+        if other := self._bench(preset, self.given.steps if checkpoint else WARM_STEPS, checkpoint):
+            written = {"checkpoint": other["checkpoint"]} if checkpoint else {}
+            yield {"first_step_of_a_second_process_s": other["first_step_s"], **written}
         if self.given.deterministic and (other := self._bench(preset, self.given.steps, ["--deterministic"])):
             yield {"deterministic": {key: other[key] for key in ("weight_norm_off", "weight_norm_on")}}
+        if self.given.width and (other := self._bench(preset, WARM_STEPS, ["--width", str(self.given.width)])):
+            yield {"first_step_of_another_width_s": {self.given.width: other["first_step_s"]}}
 
     def _several(self, preset: str, alone: Result, number: int) -> Iterator[Result]:
         """Speeds of so many processes; then the same with their losses beside those of one."""
@@ -102,13 +108,40 @@ class Session:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "flashslm"]
         command = [*start, "bench", "training", *arguments, *options]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        code, lines, said = run(command, self._seconds_left())
         print(f"{time.monotonic() - self.started:6.1f} s  {' '.join(command[1:])}", file=sys.stderr, flush=True)
-        if done.returncode:
-            self.record["failed"].append({"what": preset, "command": " ".join(command[1:]), "code": done.returncode})
+        found = [line for line in lines if line.startswith("{")]  # libraries print there too
+        if code or not found:
+            failed = {"what": preset, "command": " ".join(command[1:]), "code": code, "stderr": said[-LINES_SAID:]}
+            self.record["failed"].append(failed)
+            print("\n".join(f"  | {line}" for line in failed["stderr"]), file=sys.stderr, flush=True)
             return None
-        found: Result = json.loads(done.stdout.splitlines()[-1])
-        return found
+        result: Result = json.loads(found[-1])
+        return result
+
+    def _seconds_left(self) -> float:
+        left_s = 60 * self.given.max_minutes - (time.monotonic() - self.started)
+        return min(60 * self.given.max_minutes_each, left_s)
+
+
+def run(command: list[str], limit_s: float) -> tuple[int, list[str], list[str]]:
+    """Exit code and the lines of stdout and stderr; after `limit_s` the command and all below it are ended."""
+    if limit_s <= 0:
+        return TIMED_OUT, [], ["no time was left for it"]
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=output, stderr=errors)
+        try:
+            code = process.wait(None if limit_s == math.inf else limit_s)
+        except subprocess.TimeoutExpired:
+            code = TIMED_OUT
+        finally:
+            if process.poll() is None:
+                stop_tree(process.pid)
+                process.wait()
+        output.seek(0)
+        errors.seek(0)
+        ended = [f"ended after {limit_s:.0f} s"] if code == TIMED_OUT else []
+        return code, output.read().splitlines(), errors.read().splitlines() + ended
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,6 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--processes", type=int, nargs="+", default=[])
     parser.add_argument("--gather-dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--max-minutes", type=float, default=math.inf, help="of all measurements together")
+    parser.add_argument("--max-minutes-each", type=float, default=math.inf, help="of each measurement")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     output = given.output or RESULTS / f"{result_name('training', pick_device('auto'))}.json"

@@ -5,10 +5,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import benchmarks.training
 from flashslm.benchmarking import checkpoint_cost, training_graph
 from flashslm.benchmarking.training import bench_training
 from flashslm.benchmarking.training_peer import build_peer
@@ -155,3 +157,28 @@ def test_the_benchmark_compares_two_processes_with_one(tmp_path):
         assert len(set(several["first_losses_nats"])) == len(several["first_losses_nats"]) == 3
     assert row["first_step_of_another_width_s"]["32"] > 0 and row["deterministic"]["weight_norm_on"]["tokens_per_s"] > 0
     assert row["checkpoint"]["checkpoint_bytes"] > 12 * row["parameters"]
+
+
+def test_a_measurement_that_takes_too_long_is_ended_with_all_below_it(tmp_path, monkeypatch):
+    class Impatient(subprocess.Popen):
+        def wait(self, timeout=None):
+            if timeout is None:
+                return super().wait()
+            while not (tmp_path / "ready").exists():
+                time.sleep(0.01)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(benchmarks.training.subprocess, "Popen", Impatient)
+    script = f"sleep 600 & echo $!; echo step 7 >&2; touch {tmp_path}/ready; wait"
+    code, lines, said = benchmarks.training.run(["sh", "-c", script], 60.0)
+    assert (code, said) == (benchmarks.training.TIMED_OUT, ["step 7", "ended after 60 s"])
+    child = int(lines[0])  # at most a zombie that nothing has waited for
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert benchmarks.training.run(["true"], 0.0) == (benchmarks.training.TIMED_OUT, [], ["no time was left for it"])
+
+
+def test_a_measurement_that_fails_is_listed_with_what_it_said(tmp_path, capsys):
+    assert benchmarks.training.main(["--presets", "no-such", "--output", str(tmp_path / "record.json")]) == 1
+    (failed,) = json.loads((tmp_path / "record.json").read_text())["failed"]
+    assert (failed["what"], failed["code"]) == ("no-such", 1) and "'no-such' is unknown" in "".join(failed["stderr"])
+    assert "'no-such' is unknown" in capsys.readouterr().err
