@@ -103,6 +103,7 @@ def test_only_what_nothing_needs_goes_and_only_when_that_is_asked_for(shop: Shop
     _, manifest_file = keep(shop.home, "checkpoint", model.sha256, model.uri)
     model.write(manifest_file)
     ended, live = shop.checkpoint(finished), shop.checkpoint(going_on)
+    shop.store.put_json(scaled := f"scaling/{finished}/2-8.json", {})
     run = shop.runs / "20261127-070000-toy"
     of_run.write(run / "artifacts" / "report.json")
     old_run = make_old(of_run.write(shop.runs / "20260101-070000-toy" / "artifacts" / "x.json").parents[1])
@@ -112,7 +113,7 @@ def test_only_what_nothing_needs_goes_and_only_when_that_is_asked_for(shop: Shop
     assert {ended.sha256, f"checkpoints/{finished}/00000001.json", str(old_run)} <= shop.names(found)
     assert not shop.names(found) & {loose.sha256, live.sha256, str(run), str(mine)}, "too young, or no run"
     everything = shop.names(shop.command("gc", "--days", "0"))
-    assert loose.sha256 in everything and not everything & {registered.sha256, data.sha256, planned.sha256}
+    assert {loose.sha256, scaled} <= everything and not everything & {registered.sha256, data.sha256, planned.sha256}
     for manifest in (registered, data, planned, cached, of_run, loose, model, ended, live):
         shop.store.verify_tree(manifest)  # nothing was removed yet
 

@@ -114,6 +114,7 @@ def test_editors_accept_every_spelling_that_a_recipe_may_have() -> None:
         ({"latency": {"target_ms": 2.0, "reference_width": 64}}, "latency.reference_width"),
         ({"search": {"trials": 8, "population": 8, "sample": 3}}, "search.sample"),
         ({"search": {"trials": 2, "population": 2, "sample": 2, "workers": 3}}, "search.workers"),
+        ({"scaling": {"depths": [1], "widths": [64, 128], "workers": 4}}, "scaling.workers"),
         ({"training": {"steps": 10, "checkpoint_every_steps": 20}}, "training.checkpoint_every_steps"),
         ({"training": {"steps": 10, "min_learning_rate_ratio": 0.2}}, "training.min_learning_rate_ratio"),
         ({"retraining": {"steps": 10, "min_learning_rate_ratio": 0.2}}, "retraining.min_learning_rate_ratio"),

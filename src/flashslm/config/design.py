@@ -240,6 +240,13 @@ class LatencyConfig(Section):
 class ScalingConfig(Section):
     """The small (depth, width) family of the law L0 + a·D^-alpha + b·W^-beta + c·N^-gamma."""
 
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that train the family's models side by side on one device, each on `profiling.threads` "
+        "threads of a CPU.",
+    )
     block: str = Field(default="DFMF", description="Operators of the block whose repeats make the depth.")
     depths: Distinct[Depth] = Field(
         default=(6, 12, 18), min_length=1, description="Token mixers of the trained models."

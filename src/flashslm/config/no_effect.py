@@ -11,7 +11,7 @@ from flashslm.models.operator_spec import SIZE_FIELDS
 
 def without_effect(config: RunConfig) -> list[str]:
     """Each as `section.key: why it has no effect`; only what the recipe itself gives counts, defaults never do."""
-    checks = (_data, _design, _search, _training, _graphs, _evaluation, _hook, _platform)
+    checks = (_data, _design, _scaling, _search, _training, _graphs, _evaluation, _hook, _platform)
     return [f"{where}: no effect: {why}" for check in checks for where, why in check(config)]
 
 
@@ -53,6 +53,13 @@ def _design(config: RunConfig) -> Found:
     if latency.target_ms:
         names = ("reference_operators", "reference_width", "reference_factor")
         yield from _given(latency, "latency", names, f"target_ms is {latency.target_ms:g}")
+
+
+def _scaling(config: RunConfig) -> Found:
+    scaling = config.scaling
+    models = len(scaling.depths) * len(scaling.widths) + 1
+    if scaling.workers > models:
+        yield from _given(scaling, "scaling", ("workers",), f"only {models} models are to be trained")
 
 
 def _search(config: RunConfig) -> Found:

@@ -1,10 +1,7 @@
 """Run an experiment: text, models, every cell, and after each of them the record of what is known so far."""
 
 import json
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +17,11 @@ from flashslm.experiments.contrasts import differences, grouped, means, rankings
 from flashslm.experiments.matching import MatchedModel, match_models
 from flashslm.experiments.table import markdown
 from flashslm.hardware import pick_device
-from flashslm.infra.process.parent import PARENT_PID, die_with_parent
 from flashslm.infra.settings import Settings
 from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage.object_store import Manifest, hash_tree, tree_digest
 from flashslm.ops import kernels
+from flashslm.training.side_by_side import side_by_side
 
 RECORD_FILE, TABLE_FILE = "record.json", "table.md"
 # Of a recipe; budgets, meta tokens, the baseline and the question change no model's size.
@@ -98,10 +95,7 @@ class Experiment:
                 yield done
             else:
                 missing.append(cell)
-        if self.workers == 1:
-            yield from map(runner.run, missing)
-        elif missing:
-            yield from _side_by_side(runner, missing, self.workers)
+        yield from side_by_side(runner.run, missing, self.workers)
 
     def _write(self, models: Sequence[MatchedModel], results: Sequence[CellResult], cells: Sequence[Cell]) -> None:
         groups = grouped(results)
@@ -118,26 +112,6 @@ class Experiment:
         }
         write_whole(self.directory / RECORD_FILE, json.dumps(record, indent=1, sort_keys=False) + "\n")
         write_whole(self.directory / TABLE_FILE, markdown(record))
-
-
-def _side_by_side(runner: CellRunner, cells: Sequence[Cell], workers: int) -> Iterator[CellResult]:
-    """Each worker is a process of its own, as CUDA wants, and ends with this one, however that ends.
-
-    An error ends the experiment once running cells are done.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_die_with, initargs=(os.getpid(),)) as pool:
-        try:
-            for future in as_completed([pool.submit(runner.run, cell) for cell in cells]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _die_with(parent_pid: int) -> None:
-    os.environ[PARENT_PID] = str(parent_pid)
-    die_with_parent()
 
 
 def manifest_of(dataset: Path) -> Manifest:

@@ -1,21 +1,19 @@
 """fit_scaling_law: train the small (depth, width) family, fit the law, choose depth and width under the budget."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from flashslm.config import RunConfig
-from flashslm.hardware import pick_device
 from flashslm.models.architecture import build_architecture, repeat_block
 from flashslm.profiling.budget import latency_budget_ms
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.scaling.choice import Choice, InfeasibleBudget, choose_depth_width
-from flashslm.scaling.family import Family, train_family
 from flashslm.scaling.holdout import leave_out_sizes
 from flashslm.scaling.law import DepthWidthLaw, ScalingPoint, fit_law
 from flashslm.steps.context import StepContext
 from flashslm.steps.latency_tables import read_latency_table
+from flashslm.steps.scaling_family import trained_family
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -53,22 +51,6 @@ def run(context: StepContext) -> dict[str, Any]:
         "summary": f"depth {choice.depth}, width {choice.width}{outside} within {budget_ms:.3f} ms/token; "
         f"largest error of a held-out perplexity {error:.1%}",
     }
-
-
-def trained_family(context: StepContext) -> Family:
-    """The family's points, each model reported as it is trained."""
-    config = context.config
-    done, total = itertools.count(1), len(config.scaling.depths) * len(config.scaling.widths) + 1
-    return train_family(
-        config.scaling,
-        config.model,
-        context.manifest("dataset"),
-        context.stream,
-        seed=config.seed,
-        device=pick_device(config.profiling.training_device),
-        threads=config.profiling.threads,
-        on_model=lambda text: context.events.emit("progress", text, done=next(done), total=total),
-    )
 
 
 def with_fit(law: DepthWidthLaw, points: Sequence[ScalingPoint]) -> list[dict[str, Any]]:

@@ -98,6 +98,7 @@ def study_name(context: StepContext) -> str:
     sections = json.loads(context.config.for_step("search_architecture"))
     for name in ("workers", *_OF_FINALISTS):
         del sections["search"][name]
+    del sections["scaling"]["workers"]
     inputs = {name: context.manifest(name).sha256 for name in ("dataset", "latency_table", "scaling_law")}
     work = {"config": sections, "inputs": inputs, "code": context.parameters["code_digest"]}
     search = context.config.search

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from flashslm.config import ScalingConfig
 from flashslm.models.hybrid import HybridLM
-from flashslm.scaling.family import train_family
+from flashslm.scaling.family import FamilyTraining, family_of, holdout_of, members
 from flashslm.scaling.points import evaluation_steps
 from flashslm.training.proxy import proxy_training
 from flashslm.training.spec import FromArchitecture
@@ -30,9 +30,10 @@ def test_family_trains_the_grid_and_the_held_out_model(tmp_path: Path) -> None:
         sequence_length=16,
         learning_rate=1e-2,
     )
-    lines: list[str] = []
     manifest, fetch = tiny.manifest(vocab_size=tiny.VOCAB), tiny.fetching(dataset)
-    family = train_family(config, tiny.SIZES, manifest, fetch, seed=0, device="cpu", threads=1, on_model=lines.append)
+    training = FamilyTraining(config, tiny.SIZES, manifest, seed=0, device="cpu", threads=1)
+    trained = {member: training.train(member, fetch) for member in reversed(members(config))}
+    family = family_of(config, trained)
     grid = [(depth, width, steps * 64) for depth in (1, 2) for width in (8, 16) for steps in (1, 4)]
     assert [(p.depth, p.width, p.tokens) for p in family.points] == grid
     assert [(p.depth, p.width, p.tokens) for p in family.holdout] == [(3, 24, 64), (3, 24, 256)]
@@ -41,4 +42,5 @@ def test_family_trains_the_grid_and_the_held_out_model(tmp_path: Path) -> None:
     spec = tiny.spec(proxy_training(config, 1, decay=False), start=FromArchitecture(architecture=architecture))
     alone = train(spec, HybridLM.build(architecture), fetch)
     assert family.points[-1].loss_nats == alone.validation_loss_nats
-    assert len(lines) == 5 and lines[-1].startswith("depth 3, width 24")
+    held_out = trained[holdout_of(config)]
+    assert held_out.summary.startswith("depth 3, width 24") and held_out.kernels

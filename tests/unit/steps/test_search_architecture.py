@@ -73,6 +73,7 @@ def test_other_code_makes_another_study() -> None:
         {"gate": {"max_perplexity": 3}},
         {"platform": {"retries": 0}},
         {"search": {"workers": 9}},
+        {"scaling": {"workers": 3}},
         {"search": {"finalists": 3, "finalist_seeds": 4, "finalist_steps": 5}},
     ],
     ids=json.dumps,

@@ -9,7 +9,7 @@ from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.s3 import ObjectCorrupt, ObjectMissing
 from flashslm.infra.storage.tree import CAS, holds, tree_prefix
 
-RECORDS = ("checkpoints/", "preparation/", "pretraining/", "registry/", "schedules/")  # objects of JSON
+RECORDS = ("checkpoints/", "preparation/", "pretraining/", "registry/", "scaling/", "schedules/")  # objects of JSON
 
 
 class Damage(NamedTuple):

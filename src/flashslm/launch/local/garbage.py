@@ -24,6 +24,7 @@ _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _RUN = re.compile(r"\d{8}-\d{6}-.+")
 _RECORDS = ("schedules/", "registry/", long_tags.PREFIX)
 _CHECKPOINTS, _PRETRAINING, _PREPARATION, _PROBES = "checkpoints/", "pretraining/", "preparation/", "probe/"
+_SCALING = "scaling/"
 
 
 class Garbage(NamedTuple):
@@ -128,7 +129,7 @@ class Collector:
                 yield Garbage("checkpoint", key, entry.bytes, "finished" if is_finished else "old", (key,))
 
     def _records(self) -> Iterator[Garbage]:
-        for prefix in (_PRETRAINING, _PREPARATION, _PROBES):
+        for prefix in (_PRETRAINING, _PREPARATION, _PROBES, _SCALING):
             for key, entry in self.store.entries(prefix).items():
                 if self._is_old(entry.modified_s):
                     yield Garbage("record", key, entry.bytes, "old", (key,))

@@ -1,0 +1,50 @@
+"""Independent trainings on one device: one after the other in this process, or side by side in several."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from flashslm.infra.process.parent import PARENT_PID, die_with_parent
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class WorkerKilled(RuntimeError):
+    """A worker process ended without an answer."""
+
+
+def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+    """What `work` returns for each item: in their order with one worker, else as they end.
+
+    Each of several workers is a process of its own, as CUDA wants, and ends with this one, however that ends; `work`
+    and the items are pickled. An error ends all of it once running items are done, a signal at once. Raises
+    WorkerKilled.
+    """
+    if workers == 1 or len(items) < 2:
+        yield from map(work, items)
+        return
+    spawn, processes = multiprocessing.get_context("spawn"), min(workers, len(items))
+    with ProcessPoolExecutor(processes, spawn, initializer=_die_with, initargs=(os.getpid(),)) as pool:
+        try:
+            for future in as_completed([pool.submit(work, item) for item in items]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise WorkerKilled(
+                f"one of {processes} workers was killed, for lack of memory perhaps: what is finished is kept, and the "
+                "same command goes on; fewer workers need less memory"
+            ) from error
+        except BaseException as error:
+            if not isinstance(error, Exception):  # this process is to end, in seconds
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _die_with(parent_pid: int) -> None:
+    os.environ[PARENT_PID] = str(parent_pid)
+    die_with_parent()
