@@ -26,11 +26,11 @@ FAKE_STEPS = Path(__file__).parent / "fake_steps"
 
 
 @functools.cache
-def compiled_text(pipeline: str, retries: int) -> str:
-    """A shipped pipeline; a retry does not wait."""
+def compiled_text(pipeline: str, retries: int, retry_wait_s: int) -> str:
+    """A shipped pipeline with another wait before its first retry."""
     with tempfile.TemporaryDirectory() as directory:
         file = compile_pipeline(pipeline, Path(directory) / "pipeline.yaml", retries=retries)
-        return file.read_text().replace("backoffDuration: 5s", "backoffDuration: 0s")
+        return file.read_text().replace("backoffDuration: 5s", f"backoffDuration: {retry_wait_s}s")
 
 
 @dataclass
@@ -40,6 +40,7 @@ class FakeRuns:
     directory: Path
     pipeline: str = "design_and_train"
     retries: int = 0
+    retry_wait_s: int = 0
     digest: str = "code"
     count: int = 0
     printed: str = ""
@@ -73,7 +74,7 @@ class FakeRuns:
         run_dir = self.directory / f"run-{self.count}"
         run_dir.mkdir()
         compiled = run_dir / "pipeline.yaml"
-        compiled.write_text(compiled_text(self.pipeline, self.retries))
+        compiled.write_text(compiled_text(self.pipeline, self.retries, self.retry_wait_s))
         spec = next(yaml.safe_load_all(compiled.read_text()))
         arguments = arguments_for(spec, pipeline_arguments(self.config, self.digest, "source"))
         return Job(compiled, arguments, run_dir, self.directory / "home")

@@ -97,10 +97,11 @@ def test_failing_step_is_reported_with_its_message_and_its_log(fake_runs: FakeRu
 
 
 def test_an_error_that_would_come_again_is_not_retried(fake_runs: FakeRuns) -> None:
-    runs = fake_runs(retries=2)
+    runs = fake_runs(retries=2, retry_wait_s=3_000)
     result = runs.run(fail={"prepare_data": "no text"})
-    assert (by_label(result)["prepare_data worker=0"].attempt, runs.ran()) == (1, FIRST_STEPS)
+    assert (by_label(result)["prepare_data worker=0"].attempt, runs.ran()) == (1, FIRST_STEPS), "nor waited for"
     assert "prepare_data worker=0 failed: ValueError: no text" in runs.printed
+    runs.retry_wait_s = 0
     assert by_label(runs.run(fail={"prepare_data": "busy"}, may_pass=True))["prepare_data worker=0"].attempt == 3
 
 

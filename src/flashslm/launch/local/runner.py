@@ -13,10 +13,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from flashslm.infra.events import Events
@@ -126,7 +128,7 @@ def observe_tasks(logs: Path, home: Path) -> None:
 
         def run(self) -> Any:
             task: Task = current.task
-            if task.is_hopeless:  # kfp retries whatever failed
+            if task.is_hopeless:  # kfp retries whatever failed, without a wait (below)
                 return status.Status.FAILURE
             events_before = _size(task.events.path)
             failed = run_attempt(task, self.full_command, self.env_vars) != 0
@@ -136,7 +138,12 @@ def observe_tasks(logs: Path, home: Path) -> None:
                 kept_summaries.add(home, task.key, said["summary"])
             return status.Status.FAILURE if failed else status.Status.SUCCESS
 
+    def wait_to_retry(seconds: float) -> None:
+        if not current.task.is_hopeless:
+            time.sleep(seconds)
+
     task_executor.execute_single_task = execute_observed
+    task_executor.time = SimpleNamespace(sleep=wait_to_retry)
     subprocess_task_handler.SubprocessTaskHandler = Handler
 
 
