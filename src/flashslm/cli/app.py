@@ -19,6 +19,7 @@ from flashslm.cli.schedule import schedule_app
 from flashslm.cli.stack import stack_app
 from flashslm.cli.store import store_app
 from flashslm.config.secret import without_secrets
+from flashslm.infra.process.collection import end_without_collection
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,6 +61,7 @@ def options(
 
 def main() -> None:
     """Entry point: an error is one clear message and exit code 1; FLASHSLM_DEBUG=1 shows the traceback."""
+    end_without_collection()
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:

@@ -5,6 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
+from flashslm.infra.process.collection import collection_held
 from flashslm.steps.attempts import MAY_PASS, may_pass
 from flashslm.steps.run import run_step
 
@@ -13,7 +14,8 @@ def main(request: str, result: str) -> None:
     """Run the step that `request` names with the arguments that it holds. Exit code 75 says: it may pass next time."""
     call = json.loads(Path(request).read_text(encoding="utf-8"))
     try:
-        made = run_step(call.pop("name"), **call)
+        with collection_held():
+            made = run_step(call.pop("name"), **call)
     except Exception as error:
         if not may_pass(error):
             raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flashslm.config.steps import STEP_SECTIONS, section_parameter
+from flashslm.infra.process.collection import collection_held
 from flashslm.steps.run import run_step
 
 METRICS = "metrics"  # the output that KFP compares runs by
@@ -25,13 +26,14 @@ def run_component(step: str, arguments: Mapping[str, Any], outputs: Sequence[str
     sections = {section: name for section, name in parameters_of.items() if name in arguments}
     rest = {k: v for k, v in arguments.items() if k not in {*sections.values(), *outputs, *ONLY_FOR_THE_CACHE, METRICS}}
     parameters = {k: v for k, v in rest.items() if isinstance(v, str)}
-    result = run_step(
-        step,
-        config=json.dumps({section: arguments[name] for section, name in sections.items()}),
-        inputs={k: paths for k, v in rest.items() if (paths := _paths(v))},
-        outputs={name: arguments[name].path for name in outputs},
-        parameters=parameters,
-    )
+    with collection_held():
+        result = run_step(
+            step,
+            config=json.dumps({section: arguments[name] for section, name in sections.items()}),
+            inputs={k: paths for k, v in rest.items() if (paths := _paths(v))},
+            outputs={name: arguments[name].path for name in outputs},
+            parameters=parameters,
+        )
     if METRICS in arguments:
         variant = {k: v for k, v in parameters.items() if k in ("seed", "weight_norm")}
         _write_metrics(arguments[METRICS], result, variant)

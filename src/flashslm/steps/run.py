@@ -12,6 +12,7 @@ from flashslm.config.steps import GPU_STEPS, MEASURING_STEPS, PROXY_STEPS
 from flashslm.infra import outages
 from flashslm.infra.events import Events
 from flashslm.infra.mounted_environment import load_mounted_environment
+from flashslm.infra.process.collection import resume_collection
 from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.process.private_logs import log_privately
 from flashslm.infra.settings import Settings
@@ -124,6 +125,7 @@ def _log_to_stderr() -> None:
 def _work(context: StepContext) -> dict[str, Any]:
     """The step itself, and again while the model registry is away, which three steps need; all can be repeated."""
     run = importlib.import_module(f"flashslm.steps.{context.step}").run
+    resume_collection()  # what is imported, MLflow before it, stays to the end of the process
     with outages.Wait("model registry", context.settings.tracking_uri, context.settings.patience_s) as wait:
         while True:
             try:

@@ -1,5 +1,6 @@
 """What a KFP component hands to its step, and what KFP shows of it."""
 
+import gc
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,14 @@ def test_absent_artifacts_and_lists_of_texts_are_no_inputs(calls: list[dict[str,
     arguments = sections | artifacts | {"seed": 0, "workers": ["done", "done"]}
     run_component("select_architecture", arguments)
     assert calls[0]["inputs"] == {"dataset": "/d"}
+
+
+def test_nothing_is_collected_before_the_step_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+    monkeypatch.setattr(component, "run_step", lambda *_, **__: held.append(not gc.isenabled()) or {})
+    run_component("plan_data", {"seed": 0, "data": {}})
+    gc.unfreeze()
+    assert held == [True] and gc.isenabled()
 
 
 def test_several_artifacts_are_a_list(calls: list[dict[str, Any]]) -> None:

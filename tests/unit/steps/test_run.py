@@ -1,5 +1,6 @@
 """run_step before any service is needed: its errors, and the identity of a step's work."""
 
+import gc
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from flashslm.config import KernelsConfig, RunConfig, from_step_json
 from flashslm.infra import outages
 from flashslm.infra.events import Events
+from flashslm.infra.process.collection import collection_held
 from flashslm.infra.settings import SettingsError
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.infra.tracking.mlflow_client import MlflowUnavailable
@@ -74,6 +76,17 @@ def run_with_kernels(monkeypatch: pytest.MonkeyPatch, **setting: str) -> dict[st
     run_module._execute(make_context(mlflow_run=recorder, settings=settings, recipe={"kernels": setting}), {})
     kernels.configure(KernelsConfig())
     return recorder.tags
+
+
+def test_garbage_is_collected_from_the_steps_own_beginning_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    collects: list[bool] = []
+    step = SimpleNamespace(run=lambda context: collects.append(gc.isenabled()) or {})
+    monkeypatch.setattr(run_module.importlib, "import_module", lambda name: step)
+    with collection_held():
+        collects.append(gc.isenabled())
+        run_module._work(make_context(settings=SimpleNamespace(tracking_uri="", patience_s=0)))
+    gc.unfreeze()
+    assert collects == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""When a process that runs one step collects garbage: not while it imports, and never what it imported.
+
+PyTorch and MLflow leave 400,000 objects behind that live as long as the process. To walk them while they are made, and
+once more at the end of the process, costs a third of the processor time of a step that does little.
+"""
+
+import atexit
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def collection_held() -> Iterator[None]:
+    """No garbage collection before `resume_collection` or the end of the block, and none at the end of the process."""
+    end_without_collection()
+    gc.disable()
+    try:
+        yield
+    finally:
+        resume_collection()
+
+
+def resume_collection() -> None:
+    """Collect again, but what is made from now on alone. Nothing happens where collection is not held."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+def end_without_collection() -> None:
+    """Leave the objects of this process to the kernel when it ends; what `atexit` and finalizers do is still done."""
+    atexit.register(gc.freeze)
