@@ -39,8 +39,10 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 demo: $(INSTALLED)
 	$(BIN)/flashslm run --config configs/demo.yaml
 
+# Files in the order of their folders: those of whole pipelines and services, which take minutes, are not left to the end.
+TWO_WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15
+	$(BIN)/python -m pytest -q $(TWO_WORKERS) --durations 15
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -78,11 +80,11 @@ lowest-versions: $(INSTALLED)
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct --python-version 3.11 \
 	  $(addprefix --extra=,$(subst $(COMMA), ,$(LOWEST_EXTRAS))) --output-file constraints-lowest.txt pyproject.toml
 
-NUMERICS := $(addprefix tests/unit/,ops models training inference export evaluation)
-TRACKING := tests/unit/infra/tracking tests/services/test_tracking.py
+NUMERICS := $(addprefix tests/unit/,training models inference ops export evaluation)
+TRACKING := tests/services/test_tracking.py tests/unit/infra/tracking
 PORTABLE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OMP_NUM_THREADS=1
 test-oldest: $(LOWEST)/.installed
-	$(PORTABLE) $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile $(NUMERICS) $(TRACKING)
+	$(PORTABLE) $(LOWEST)/bin/python -m pytest -q $(TWO_WORKERS) $(TRACKING) $(NUMERICS)
 
 test-unit: $(INSTALLED)
 	$(BIN)/python -m pytest -q tests/unit
