@@ -9,7 +9,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= auto
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test lint format test-oldest lowest-versions test-unit test-gpu test-containers images pin-images golden golden-losses recipe-reference clean
+.PHONY: setup demo test lint format setup-oldest test-oldest lowest-versions test-unit test-gpu test-containers images pin-images golden golden-losses recipe-reference clean
 
 setup: $(INSTALLED)
 
@@ -60,6 +60,8 @@ format: $(INSTALLED)
 LOWEST := .venv-lowest
 LOWEST_EXTRAS := platform,train,evaluation,local,dev
 COMMA := ,
+setup-oldest: $(LOWEST)/.installed
+
 $(LOWEST)/.installed: constraints-lowest.txt pyproject.toml $(INSTALLED)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "test-oldest needs Python 3.11," \
 	  "for which constraints-lowest.txt is resolved: make clean, then make test-oldest PYTHON=/path/to/python3.11"; exit 1; }
