@@ -7,6 +7,9 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -44,6 +47,25 @@ def leaders(home, service: str) -> list[int]:
     return [p.pid for p in daemons.marked(f"{service}@{home.resolve()}") if os.getsid(p.pid) == p.pid]
 
 
+@contextmanager
+def taken(address: str) -> Iterator[None]:
+    """Another process listens where a service did, and hangs up on those who call."""
+    with socket.create_server(("127.0.0.1", int(address.rsplit(":", 1)[1]))) as listener:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
 def test_two_ups_at_once_start_one_of_each(home):
     status = embedded_stack.status(home)
     assert status.healthy and [service.name for service in status.services] == ["s3", "mlflow"]
@@ -77,9 +99,7 @@ def test_a_killed_daemon_comes_back_with_its_data_even_on_another_port(home):
     os.kill(before["s3"], signal.SIGKILL)
     psutil.wait_procs([psutil.Process(before["s3"])] if psutil.pid_exists(before["s3"]) else [], timeout=10)
     assert {s.name: s.running for s in embedded_stack.status(home).services} == {"s3": False, "mlflow": True}
-    with socket.create_server(
-        ("127.0.0.1", int(settings.endpoint_url.rsplit(":", 1)[1]))
-    ):  # another process has it now
+    with taken(settings.endpoint_url):
         moved = embedded_stack.up(home)
     assert moved.endpoint_url != settings.endpoint_url
     assert moved == settings.model_copy(update={"endpoint_url": moved.endpoint_url})
@@ -117,8 +137,7 @@ def test_a_running_step_follows_services_that_got_new_ports(home, tmp_path):
     assert step.stdout.readline() == "begun\n"
     for service in ("s3", "mlflow"):
         daemons.stop(f"{service}@{home.resolve()}")
-    ports = [int(address.rsplit(":", 1)[1]) for address in (settings.endpoint_url, settings.tracking_uri)]
-    with socket.create_server(("127.0.0.1", ports[0])), socket.create_server(("127.0.0.1", ports[1])):
+    with taken(settings.endpoint_url), taken(settings.tracking_uri):
         moved = embedded_stack.up(home)
         assert settings.present() == moved.present() and moved.endpoint_url != settings.endpoint_url
         assert moved.tracking_uri != settings.tracking_uri
@@ -180,14 +199,20 @@ def test_a_failing_start_shows_its_log(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b'{"access_key": "a', b"\xff\xfe", b"[]", b'{"access_key": "", "ports": {}}'])
-def test_a_damaged_state_is_set_aside_and_nothing_stored_is_lost(content, home):
+def test_a_damaged_state_is_set_aside(content, tmp_path):
+    (tmp_path / "stack.json").write_bytes(content)
+    assert embedded_stack.status(tmp_path).services == []
+    (aside,) = tmp_path.glob("stack.json.damaged-*")
+    assert aside.read_bytes() == content and embedded_stack.settings_of(tmp_path) is None
+
+
+def test_nothing_stored_is_lost_with_the_state(home):
+    """Credentials and ports are new ones then, and the services are started again with them."""
     settings = embedded_stack.up(home)
     ObjectStore(settings).put_json("kept/value.json", {"n": 1})
-    (home / "stack.json").write_bytes(content)
-    assert embedded_stack.status(home).services == []
+    (home / "stack.json").write_bytes(b'{"access_key": "a')
     again = embedded_stack.up(home)
     assert embedded_stack.status(home).healthy and again.secret_key != settings.secret_key
     assert ObjectStore(again).get_json("kept/value.json")[0] == {"n": 1}
     (aside,) = home.glob("stack.json.damaged-*")
-    assert aside.read_bytes() == content
     aside.unlink()
