@@ -9,9 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from flashslm.cli.options import JsonOption
-from flashslm.cli.recipe_argument import Overrides, load_recipe
-from flashslm.config.file import dump
+from flashslm.cli.recipe_argument import Overrides, load_recipe, warn_of_no_effect
+from flashslm.config import RunConfig
+from flashslm.config.experiment import ExperimentRecipe
+from flashslm.config.file import dump, is_experiment, load_as
 from flashslm.config.reference import Setting, differences, json_schema, near_settings, page, read_by, settings
+from flashslm.experiments import checks as experiment_checks
 from flashslm.steps.recipe_checks import problems
 
 config_app = typer.Typer(no_args_is_help=True, help="What a recipe may say, and what is wrong in one.")
@@ -44,7 +47,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Name every problem of a recipe, what has no effect in it, and how it differs from the defaults."""
-    recipe = load_recipe(config, overrides, problems)
+    recipe = _load(config, overrides)
     changed = differences(recipe)
     if as_json:
         print(json.dumps({"name": recipe.name, "differences": changed}))
@@ -57,7 +60,7 @@ def check(
 @config_app.command("show")
 def show_resolved(config: Annotated[Path, typer.Argument(help="The recipe.")], overrides: Overrides = None) -> None:
     """Print a recipe with every default written out."""
-    print(dump(load_recipe(config, overrides, problems)), end="")
+    print(dump(_load(config, overrides)), end="")
 
 
 @config_app.command("schema")
@@ -72,6 +75,15 @@ def reference() -> None:
     print(page())
 
 
+def _load(config: Path, overrides: list[str] | None) -> RunConfig:
+    """A run's recipe or an experiment's, each by its own checks, after warnings of what it gives in vain."""
+    if not is_experiment(config):
+        return load_recipe(config, overrides, problems)
+    recipe = load_as(ExperimentRecipe, config, overrides, experiment_checks.problems)
+    warn_of_no_effect(recipe)
+    return recipe
+
+
 def _explain_one(setting: Setting, config: Path | None) -> None:
     lines: dict[str, Any] = {
         "allowed": setting.allowed,
@@ -79,7 +91,7 @@ def _explain_one(setting: Setting, config: Path | None) -> None:
         "read by": ", ".join(read_by(setting.section)) or "the launchers; no step runs again",
     }
     if config:
-        value: Any = load_recipe(config, None, problems).model_dump(mode="json")
+        value: Any = _load(config, None).model_dump(mode="json")
         for part in setting.key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         lines[str(config)] = json.dumps(value)

@@ -7,7 +7,7 @@ import typer
 
 from flashslm.cli.options import HOME, MODELS, HomeOption, JsonOption
 from flashslm.cli.output import console
-from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand
+from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, warn_of_no_effect
 
 if TYPE_CHECKING:
     from flashslm.infra.settings import Settings
@@ -41,6 +41,7 @@ def experiment(
     from flashslm.experiments.experiment import RECORD_FILE, TABLE_FILE, Experiment
 
     recipe = load_as(ExperimentRecipe, config, overrides, problems)
+    warn_of_no_effect(recipe)
     directory = output or Path("experiments") / recipe.name
     settings = _tracking(home)
     Experiment(recipe, directory, workers, settings, _say).run(dataset)

@@ -14,6 +14,7 @@ from flashslm.config.reference import near_settings
 from flashslm.config.secret import MISPLACED, SECRET_FIELDS, leaves, places_of_secrets, without_secrets
 
 Recipe = TypeVar("Recipe", bound=RunConfig)
+EXPERIMENT = "experiment"  # the section by which an experiment's recipe is known
 _MAX_PROBLEMS = 50  # that one message lists
 
 
@@ -68,6 +69,8 @@ def load_as(
     values, places = _read_mapping(Path(path))
     problems = [p for p in (_apply_override(values, text, places) for text in overrides or []) if p]
     found = [f"{where}: {MISPLACED}" for where in places_of_secrets(values) if where not in SECRET_FIELDS]
+    if EXPERIMENT in values and EXPERIMENT not in schema.model_fields:
+        raise ConfigError(f"recipe '{path}' is that of an experiment: `flashslm experiment {path}` runs it")
     config, invalid, dropped = _validate(values, schema)
     found += invalid
     found += [p for p in (checks(config) if config else []) if not any(name in p for name in dropped)]
@@ -75,6 +78,14 @@ def load_as(
     if problems or not config:
         raise ConfigError(f"recipe '{path}' has {len(problems)} problem(s):\n{_listed(problems)}")
     return config
+
+
+def is_experiment(path: str | Path) -> bool:
+    """Whether a file is an experiment's recipe; not if it cannot be read, which `load` explains."""
+    try:
+        return EXPERIMENT in _read_mapping(Path(path))[0]
+    except ConfigError:
+        return False
 
 
 def _listed(problems: list[str]) -> str:

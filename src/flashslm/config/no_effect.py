@@ -4,22 +4,64 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
+from flashslm.config.experiment import ExperimentRecipe
 from flashslm.config.recipe import RunConfig
 from flashslm.config.steps import GPU_STEPS, STEP_SECTIONS
+from flashslm.config.training import ExportConfig
 from flashslm.models.operator_spec import SIZE_FIELDS
 
 
 def without_effect(config: RunConfig) -> list[str]:
     """Each as `section.key: why it has no effect`; only what the recipe itself gives counts, defaults never do."""
-    checks = (_data, _design, _scaling, _search, _training, _graphs, _evaluation, _hook, _platform)
-    return [f"{where}: no effect: {why}" for check in checks for where, why in check(config)]
+    if isinstance(config, ExperimentRecipe):
+        found = [*_of_experiment(config), *_data(config), *_evaluation(config)]
+    else:
+        checks = (_data, _design, _scaling, _search, _training, _graphs, _evaluation, _hook, _platform)
+        found = [one for check in checks for one in check(config)]
+    return [f"{where}: no effect: {why}" for where, why in found]
 
 
 Found = Iterator[tuple[str, str]]
 
 
 def _given(section: BaseModel, where: str, names: tuple[str, ...], why: str) -> Found:
-    yield from ((f"{where}.{name}", why) for name in names if name in section.model_fields_set)
+    yield from ((f"{where}.{name}".strip("."), why) for name in names if name in section.model_fields_set)
+
+
+# Unread by `flashslm experiment`.
+UNREAD_SECTIONS = ("scaling", "search", "gate", "retraining", "platform")
+# Of the sections that it does read.
+UNREAD_FIELDS: dict[str, tuple[str, ...]] = {
+    "profiling": ("sizes", "sweep_block", "sweep_depths", "sweep_parameters", "calibration_models", "check_models"),
+    "training": (
+        *("deploy", "deploy_seed", "checkpoint_every_steps", "keep_checkpoints", "processes"),
+        *("micro_batch_per_process", "shard_processes", "gather_dtype", "gradient_sync"),
+    ),
+    "evaluation": ("lm_eval_tasks",),
+    "export": tuple(name for name in ExportConfig.model_fields if name != "dtype"),
+}
+
+
+def _of_experiment(recipe: ExperimentRecipe) -> Found:
+    """What `flashslm experiment` does not read."""
+    experiment, by_latency = recipe.experiment, recipe.experiment.match.startswith("latency")
+    why = "an experiment does not read it"
+    yield from ((name, why) for name in UNREAD_SECTIONS if name in recipe.model_fields_set)
+    for name, fields in UNREAD_FIELDS.items():
+        yield from _given(getattr(recipe, name), name, fields, why)
+    for name, timed_at in (("contexts", recipe.latency.context), ("batches", recipe.latency.batch)):
+        if timed_at not in getattr(recipe.profiling, name):
+            yield from _given(
+                recipe.profiling, "profiling", (name,), f"models are timed at {timed_at} (latency section)"
+            )
+    if experiment.match != "latency_by_width":
+        yield from _given(recipe.profiling, "profiling", ("widths",), f"match is '{experiment.match}'")
+    if not by_latency and not experiment.measure_latency:
+        unread = f"measure_latency is false and match is '{experiment.match}'"
+        yield from _given(recipe, "", ("latency",), unread)
+    elif recipe.latency.target_ms or not by_latency:
+        reference = ("reference_operators", "reference_width", "reference_factor")
+        yield from _given(recipe.latency, "latency", reference, "no model is matched with the reference")
 
 
 def _data(config: RunConfig) -> Found:

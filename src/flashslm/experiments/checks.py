@@ -8,7 +8,7 @@ from flashslm.models.architecture import InfeasibleArchitecture, build_architect
 
 def problems(recipe: ExperimentRecipe) -> list[str]:
     """Every inconsistency, each as: where, what was given, what is allowed."""
-    return [*_models(recipe), *_reference(recipe), *_lengths(recipe)]
+    return [*_models(recipe), *_reference(recipe), *_lengths(recipe), *_mixture(recipe)]
 
 
 def _models(recipe: ExperimentRecipe) -> Iterator[str]:
@@ -61,3 +61,13 @@ def _lengths(recipe: ExperimentRecipe) -> Iterator[str]:
     for where, length in longest.items():
         if length + meta_tokens > limit:
             yield (f"{where}: {length} and {meta_tokens} meta tokens exceed model.max_position_embeddings {limit}")
+
+
+def _mixture(recipe: ExperimentRecipe) -> Iterator[str]:
+    """An experiment's data set lies on this disk, and there is none beside it."""
+    for index, source in enumerate(recipe.training.mixture):
+        if source.dataset:
+            yield (
+                f"training.mixture[{index}]: '{source.name}' is another data set ({source.dataset}); an experiment "
+                "trains on one: prepare the mixture as one data set, and give it with --dataset"
+            )

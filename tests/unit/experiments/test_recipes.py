@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from flashslm.cli.app import app
 from flashslm.config.experiment import ExperimentRecipe
-from flashslm.config.file import ConfigError, load_as
+from flashslm.config.file import ConfigError, load, load_as
+from flashslm.config.no_effect import without_effect
 from flashslm.experiments.checks import problems
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture
@@ -15,14 +18,14 @@ from tests.unit.experiments.tiny import recipe
 SHIPPED = sorted((Path(__file__).parents[3] / "configs" / "experiments").glob("*.yaml"))
 
 
-def load(path: Path) -> ExperimentRecipe:
+def load_experiment(path: Path) -> ExperimentRecipe:
     return load_as(ExperimentRecipe, path, None, problems)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_experiments_load_and_are_of_proxy_size(path: Path) -> None:
-    found = load(path)
-    assert found.name == path.stem
+    found = load_experiment(path)
+    assert found.name == path.stem and without_effect(found) == []
     if found.experiment.match == "none":
         for model in found.experiment.models.values():
             width = model.width or found.experiment.width
@@ -33,7 +36,7 @@ def test_shipped_experiments_load_and_are_of_proxy_size(path: Path) -> None:
 def test_the_seeds_experiments_are_there() -> None:
     names = {path.stem for path in SHIPPED}
     assert {"latency-sweep", "operator-ablation", "weight-norm-validation", "verdict", "proxy-quality"} <= names
-    proxy = load(next(path for path in SHIPPED if path.stem == "proxy-quality"))
+    proxy = load_experiment(next(path for path in SHIPPED if path.stem == "proxy-quality"))
     assert len(proxy.experiment.models) >= 12
     assert max(proxy.experiment.steps) >= 4 * sorted(proxy.experiment.steps)[-2]
 
@@ -67,6 +70,10 @@ def test_the_seeds_experiments_are_there() -> None:
             {"experiment": {"meta_tokens": [0, 220]}, "training": {"sequence_length": 40}},
             "training.sequence_length: 40 and 220 meta tokens exceed",
         ),
+        (
+            {"training": {"mixture": [{"name": "web", "weight": 1, "dataset": f"s3://b/cas/ab/{'0' * 64}"}]}},
+            "training.mixture[0]: 'web' is another data set (s3://b/cas/ab/0",
+        ),
         ({"evaluation": {"needle_lengths": [300]}}, "evaluation.needle_lengths: 300 and 0 meta tokens exceed"),
     ],
 )
@@ -90,10 +97,49 @@ def test_a_wrong_recipe_is_named_with_its_line(tmp_path: Path, experiment: str, 
     text = f"name: x\nexperiment:\n  question: Which?\n{width}  models: {{a: {{operators: AF}}}}\n  {experiment}\n"
     (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path / "x.yaml")
+        load_experiment(tmp_path / "x.yaml")
     assert expected in str(caught.value) and "x.yaml:" in str(caught.value)
 
 
 def test_budgets_want_one_schedule() -> None:
     with pytest.raises(ValueError, match=r"training.stages must be empty"):
         recipe(experiment={"steps": [2, 4]}, training={"stages": [{"from_step": 2, "sequence_length": 16}]})
+
+
+@pytest.mark.parametrize(
+    ("sections", "where"),
+    [
+        ({"search": {"sizes": {"ffn_ratio": [2, 3]}}}, "search"),
+        ({"scaling": {"steps": 10}}, "scaling"),
+        ({"platform": {"retries": 0}}, "platform"),
+        ({"profiling": {"sizes": {"ffn_ratio": [2]}}}, "profiling.sizes"),
+        ({"profiling": {"contexts": [64]}}, "profiling.contexts"),
+        ({"training": {"keep_checkpoints": 3}}, "training.keep_checkpoints"),
+        ({"evaluation": {"lm_eval_tasks": ["piqa"]}}, "evaluation.lm_eval_tasks"),
+        ({"export": {"parity_tokens": 16}}, "export.parity_tokens"),
+        ({"experiment": {"measure_latency": True}, "latency": {"reference_width": 16}}, "latency.reference_width"),
+    ],
+)
+def test_what_an_experiment_does_not_read_is_named(sections: dict[str, Any], where: str) -> None:
+    usual = {text.partition(":")[0] for text in without_effect(recipe())}
+    named = {text.partition(":")[0] for text in without_effect(recipe(**sections))}
+    assert where in named - usual
+
+
+def test_what_it_reads_is_not_named(tmp_path: Path) -> None:
+    read = {"match": "latency_by_width", "measure_latency": True}
+    found = recipe(
+        experiment=read, latency={"reference_width": 16, "reference_operators": "AF"}, export={"dtype": "float32"}
+    )
+    assert without_effect(found) == []
+
+
+def test_an_experiment_is_checked_as_one_and_not_run_as_a_pipeline() -> None:
+    file = next(path for path in SHIPPED if path.stem == "verdict")
+    checked = CliRunner().invoke(app, ["config", "check", str(file), "search.trials=4"])
+    assert checked.exit_code == 0 and "can run" in checked.stdout
+    assert "search: no effect: an experiment does not read it" in checked.output
+    shown = CliRunner().invoke(app, ["config", "show", str(file)])
+    assert "question: Which design has the lowest perplexity" in shown.stdout
+    with pytest.raises(ConfigError, match=r"is that of an experiment: `flashslm experiment .*verdict.yaml` runs it"):
+        load(file)
