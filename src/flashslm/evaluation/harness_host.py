@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from functools import lru_cache, partialmethod, wraps
 from typing import Any
 
@@ -29,8 +29,8 @@ def lean_harness() -> Iterator[None]:
         stack.enter_context(_bootstrap_in_process())
         stack.enter_context(_timed_requests())
         stack.enter_context(redirect_stdout(sys.stderr))
-        if not sys.stderr.isatty():
-            stack.enter_context(without_bars())
+        stack.enter_context(bars_on_a_terminal())
+        stack.enter_context(_without_git())
         yield
 
 
@@ -40,6 +40,13 @@ def compiled_once() -> Iterator[None]:
     from lm_eval.utils import env
 
     with _replaced(env, "from_string", lru_cache(TEMPLATES)(env.from_string)):
+        yield
+
+
+@contextmanager
+def bars_on_a_terminal() -> Iterator[None]:
+    """Progress bars of the harness and of `datasets` are drawn where a person watches, and not in a log."""
+    with nullcontext() if sys.stderr.isatty() else without_bars():
         yield
 
 
@@ -107,6 +114,15 @@ def _timed_requests() -> Iterator[None]:
         _log.info(f"{task.task_name}: {items:,} items, {len(task.instances):,} requests made in {seconds:.1f} s")
 
     with _replaced(Task, "build_all_requests", timed):
+        yield
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """The harness asks git for the commit of the working directory, which outside of a checkout prints an error."""
+    from lm_eval import evaluator
+
+    with _replaced(evaluator, "get_git_commit_hash", lambda: None):
         yield
 
 

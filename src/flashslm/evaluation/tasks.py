@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashslm.config import EvaluationConfig
 from flashslm.evaluation import task_files, task_presets
+from flashslm.evaluation.harness_host import bars_on_a_terminal
 from flashslm.evaluation.task_data import LocalSets
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def problems(config: EvaluationConfig) -> Iterator[str]:
             )
         elif config.task_data and not manager.says(task, "custom_dataset"):
             try:
-                manager.load(specifications([task]))
+                with bars_on_a_terminal():
+                    manager.load(specifications([task]))
             except (ValueError, IndexError) as error:
                 yield f"evaluation.task_data: {task}: {error}"

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from lm_eval.api.task import Task, tqdm
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import env
 
+from flashslm.config import EvaluationConfig
 from flashslm.evaluation.harness import BOOTSTRAPS, Asked, harness_outcome
 from flashslm.evaluation.harness_host import lean_harness, processed_once, without_bars
+from flashslm.evaluation.tasks import problems
 
 TASK = """task: {name}
 dataset_path: json
@@ -135,6 +138,27 @@ def test_bars_are_for_terminals_and_lines_for_logs(
         harness_outcome(ScoredByLength(), Asked(["choice"], include_path=directory))
     assert ("9/9" in capsys.readouterr().err) is is_terminal
     assert "choice: 9 items, 18 requests made in " in caplog.text
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_looking_tasks_up_draws_bars_on_a_terminal_only(
+    directory: Path, is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (directory / "sets").mkdir()
+    shutil.copy(directory / "rows.jsonl", directory / "sets" / "json_test.jsonl")
+    config = EvaluationConfig(lm_eval_tasks=(str(directory / "choice.yaml"),), task_data=str(directory / "sets"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    assert list(problems(config)) == []
+    assert ("Map:" in capsys.readouterr().err) == is_terminal
+
+
+def test_a_working_directory_without_a_checkout_is_no_error(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """git would print one into the step's log."""
+    monkeypatch.chdir(tmp_path)
+    harness_outcome(ScoredByLength(), Asked(["choice"], include_path=directory))
+    assert "fatal" not in capfd.readouterr().err
 
 
 def test_bars_of_datasets_are_silenced_too(capsys: pytest.CaptureFixture[str]) -> None:
