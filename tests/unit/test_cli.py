@@ -95,6 +95,12 @@ WITH_A_RECIPE = [
 ]
 
 
+def test_tasks_are_looked_up_before_a_model_is_evaluated(tmp_path: Path) -> None:
+    recipe = ["--config", str(ROOT / "configs" / "smoke.yaml"), "evaluation.lm_eval_tasks=[preset:nothing]"]
+    result = CliRunner().invoke(app, ["evaluate", *recipe, "--home", str(tmp_path)])
+    assert "there is no 'preset:nothing'" in str(result.exception)
+
+
 @pytest.mark.parametrize("command", WITH_A_RECIPE, ids=" ".join)
 def test_no_command_takes_an_inconsistent_recipe(tmp_path: Path, command: list[str]) -> None:
     """Each field by itself is allowed: only the check of the whole recipe sees that the table lacks the width."""

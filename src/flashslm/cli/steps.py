@@ -13,7 +13,7 @@ from flashslm.cli.output import show
 from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, warn_of_no_effect
 from flashslm.config import STEP_SECTIONS, RunConfig
 from flashslm.config.file import load
-from flashslm.steps.recipe_checks import problems
+from flashslm.steps.recipe_checks import problems, problems_before_a_run_here
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,11 @@ Work = Callable[[StepRunner], dict[str, Any]]
 
 def register(app: typer.Typer) -> None:
     for name, work, text in COMMANDS:
-        app.command(name, help=text, cls=RecipeCommand, rich_help_panel=STEPS)(command(work))
+        checks = problems_before_a_run_here if name == "evaluate" else problems  # to look tasks up takes seconds
+        app.command(name, help=text, cls=RecipeCommand, rich_help_panel=STEPS)(command(work, checks))
 
 
-def command(work: Work) -> Callable[..., None]:
+def command(work: Work, checks: Callable[[RunConfig], list[str]] = problems) -> Callable[..., None]:
     """The command that does this work for a recipe and shows its result."""
 
     def run(
@@ -79,7 +80,7 @@ def command(work: Work) -> Callable[..., None]:
         home: HomeOption = HOME,
         as_json: JsonOption = False,
     ) -> None:
-        recipe = load(config, overrides, checks=problems)
+        recipe = load(config, overrides, checks=checks)
         warn_of_no_effect(recipe)
         show(work(StepRunner(recipe, artifacts, home)), as_json)
 

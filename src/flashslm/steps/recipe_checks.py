@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from flashslm.config import ModelConfig, RunConfig
+from flashslm.config import EvaluationConfig, ModelConfig, RunConfig
 from flashslm.evaluation import task_files, task_presets, tasks
 from flashslm.export.hf_config import export_problems
 from flashslm.inference.fused.size_limits import size_blockers
@@ -86,10 +86,14 @@ def problems_before_a_run(config: RunConfig) -> list[str]:
 
     Where it is not installed they are judged where it is.
     """
-    evaluation = config.evaluation
+    return [*problems(config), *task_problems(config.evaluation)]
+
+
+def task_problems(evaluation: EvaluationConfig) -> list[str]:
+    """What is wrong with the tasks of lm-evaluation-harness, as far as what is installed can tell."""
     named = evaluation.lm_eval_tasks
     judged = [*task_presets.problems(named), *task_files.problems(named)]
-    found = [*problems(config), *(f"evaluation.lm_eval_tasks: {problem}" for problem in judged)]
+    found = [f"evaluation.lm_eval_tasks: {problem}" for problem in judged]
     if named and evaluation.task_data and not Path(evaluation.task_data).is_dir():
         return [*found, f"evaluation.task_data: the directory '{evaluation.task_data}' does not exist"]
     if named and not judged and tasks.is_installed():
