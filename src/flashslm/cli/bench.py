@@ -124,7 +124,7 @@ def training(  # noqa: PLR0913 - one parameter an option
     kernels: KernelsOption = None,
     output: OutputOption = None,
 ) -> None:
-    """Tokens a second, parts of a step and MFU, without and with weight normalisation; the last line is JSON.
+    """Tokens per second, parts of a step and MFU, without and with weight normalisation; the last line is JSON.
 
     Under torchrun the processes share the model, and the first one speaks.
     """

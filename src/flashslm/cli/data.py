@@ -113,7 +113,7 @@ def data_tokens(  # noqa: PLR0913 - one parameter an option
 def opened_dataset(source: str, runs: Path, home: Path, split: str = "") -> "Files":
     """The files of a prepared data set; of one in the store they are fetched into the home's cache when they are read.
 
-    Raises ValueError for what is no data set, or one without that split.
+    Raises ValueError for what is not a data set, or one without that split.
     """
     from flashslm.data.files import LocalFiles
     from flashslm.data.inspection import splits, summary

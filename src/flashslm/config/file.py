@@ -140,7 +140,7 @@ def _drop_all(values: dict[str, Any], locations: Iterable[tuple[Any, ...]]) -> b
 def _drop(values: dict[str, Any], location: tuple[Any, ...]) -> bool | None:
     """Remove the value at `location` (a whole section where the section itself is inconsistent): whether it was there.
 
-    None for what no removal mends.
+    None where no removal helps.
     """
     if location == ("name",):
         former, values["name"] = values.get("name"), "unnamed"

@@ -13,7 +13,7 @@ Row = TypeVar("Row")
 
 
 class UnreadableRow(ValueError):
-    """A row that is no document; `place` is its file and its line or row, from 1 on."""
+    """A row that is not a document; `place` is its file and its line or row, from 1 on."""
 
     def __init__(self, place: str, message: str):
         super().__init__(message)
