@@ -41,7 +41,8 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
 from flashslm.reporting.comparison import comparison_rows
 from flashslm.statistics import judge, t_difference
-from flashslm.steps.compare_models import ComparedModel, compare_models, evaluate_candidate, finite
+from flashslm.steps.compare_models import compare_models, evaluate_candidate, finite
+from flashslm.steps.named_model import NamedModel
 from flashslm.training.spec import FromArchitecture, TrainSpec
 from flashslm.training.trainer import train
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dataset = prepare_once(recipe.data, recipe.seed, given.directory)
     models = Experiment(recipe, given.directory).models(manifest_of(dataset))
     peers = [Peer(model, seed) for seed, model in product(recipe.training.seeds, models)]
-    judged: list[tuple[Peer, ComparedModel]] = []
+    judged: list[tuple[Peer, NamedModel]] = []
     record = begin(recipe, models, len(peers))
     output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, pick_device('auto'))}.json"
     for peer in peers:
@@ -104,7 +105,7 @@ def begin(recipe: ExperimentRecipe, models: Sequence[MatchedModel], planned: int
     }
 
 
-def judge_peer(peer: Peer, recipe: ExperimentRecipe, dataset: Path, directory: Path) -> ComparedModel:
+def judge_peer(peer: Peer, recipe: ExperimentRecipe, dataset: Path, directory: Path) -> NamedModel:
     """Train, export and evaluate, as far as an earlier call has not."""
     training, items = directory / TRAINING_FILE, directory / ITEMS_FILE
     if not training.is_file():
@@ -112,9 +113,9 @@ def judge_peer(peer: Peer, recipe: ExperimentRecipe, dataset: Path, directory: P
     facts = json.loads(training.read_text(encoding="utf-8"))
     name = f"{peer.model.name}, seed {peer.seed}"
     if items.is_file():
-        return ComparedModel(name, facts, metric_items.load(json.loads(items.read_text(encoding="utf-8"))))
+        return NamedModel(name, facts, metric_items.load(json.loads(items.read_text(encoding="utf-8"))))
     started = time.perf_counter()
-    found = evaluate_candidate(ComparedModel(name, facts, model_directory=lambda: directory), recipe, dataset)
+    found = evaluate_candidate(NamedModel(name, facts, model_directory=lambda: directory), recipe, dataset)
     found.facts["evaluation_s"] = time.perf_counter() - started
     write_whole(training, json.dumps(found.facts))
     write_whole(items, json.dumps(metric_items.dump(found.items or {})))
@@ -139,7 +140,7 @@ def trained(peer: Peer, recipe: ExperimentRecipe, dataset: Path, directory: Path
     return outcome.model_dump(include=known)
 
 
-def summary(judged: Sequence[tuple[Peer, ComparedModel]], baseline: str) -> dict[str, Any]:
+def summary(judged: Sequence[tuple[Peer, NamedModel]], baseline: str) -> dict[str, Any]:
     """Every model's metrics, and the differences to the baseline of the same seed."""
     trainings = [
         {"model": p.model.name, "seed": p.seed, "facts": m.facts, "metrics": metric_items.numbers(m.items or {})}
@@ -149,7 +150,7 @@ def summary(judged: Sequence[tuple[Peer, ComparedModel]], baseline: str) -> dict
     return {"trainings": trainings, "differences": differences, "over_seeds": list(over_seeds(differences))}
 
 
-def _differences(judged: Sequence[tuple[Peer, ComparedModel]], baseline: str) -> Iterator[dict[str, Any]]:
+def _differences(judged: Sequence[tuple[Peer, NamedModel]], baseline: str) -> Iterator[dict[str, Any]]:
     bases = {peer.seed: found for peer, found in judged if peer.model.name == baseline}
     for peer, model in judged:
         if peer.model.name != baseline and peer.seed in bases:

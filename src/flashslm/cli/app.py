@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flashslm import __version__
-from flashslm.cli import cluster, compare, describe, experiment, export, pipeline, runs, serve, steps
+from flashslm.cli import cluster, compare, describe, experiment, export, lm_eval, pipeline, runs, serve, steps
 from flashslm.cli.bench import bench_app
 from flashslm.cli.config import config_app
 from flashslm.cli.data import data_app
@@ -34,6 +34,7 @@ describe.register(app)
 export.register(app)
 serve.register(app)
 compare.register(app)
+lm_eval.register(app)
 experiment.register(app)
 app.add_typer(models_app, name="models", rich_help_panel=MODELS)
 app.add_typer(bench_app, name="bench", rich_help_panel=MODELS)

@@ -8,16 +8,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flashslm.cli.options import HOME, MODELS, HomeOption, JsonOption
+from flashslm.cli.options import HOME, MODELS, DatasetOption, HomeOption, JsonOption, RunsOption
 from flashslm.cli.output import console
 from flashslm.cli.recipe_argument import Overrides
 from flashslm.config.file import load
-from flashslm.steps.recipe_checks import problems
+from flashslm.steps.recipe_checks import problems_before_a_run_here
 
 if TYPE_CHECKING:
     from flashslm.steps.compare_models import ModelComparison
 
-Model = Annotated[str, typer.Argument(help="A run, checkpoint, export, manifest, or NAME@VERSION of the registry.")]
+Model = Annotated[
+    str, typer.Argument(help="A run, checkpoint, export, manifest, NAME@VERSION of the registry, or hf://OWNER/NAME.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,9 +31,9 @@ def compare(  # noqa: PLR0913 - one parameter an option
     second: Model,
     overrides: Overrides = None,
     config: Annotated[Path | None, typer.Option(help="Evaluate both by this recipe, on --dataset.")] = None,
-    dataset: Annotated[Path | None, typer.Option(help="A prepared data set, or its manifest.")] = None,
+    dataset: DatasetOption = None,
     html: Annotated[Path | None, typer.Option(help="Also write the table as a page.")] = None,
-    runs: Annotated[Path, typer.Option(help="Where runs lie.")] = Path("runs"),
+    runs: RunsOption = Path("runs"),
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,15 +64,15 @@ def _candidates(
     texts: list[str], overrides: list[str] | None, config: Path | None, dataset: Path | None, runs: Path, home: Path
 ) -> list[Any]:
     from flashslm.infra.stack.services import existing_settings
-    from flashslm.infra.storage.object_store import Manifest
-    from flashslm.steps.compare_models import ModelFinder, evaluate_candidate
+    from flashslm.steps.compare_models import evaluate_candidate
+    from flashslm.steps.named_model import ModelFinder
 
     finder = ModelFinder(lambda: existing_settings(home), home / "trees", runs)
     found = [finder.find(text) for text in texts]
     if config is None or dataset is None:
         return found
-    recipe = load(config, overrides, checks=problems)
-    directory = dataset if dataset.is_dir() else finder.fetch(Manifest.read(dataset))
+    recipe = load(config, overrides, checks=problems_before_a_run_here)
+    directory = finder.dataset(dataset)
     made = []
     for candidate in found:
         console.print(f"evaluating {candidate.name} …", highlight=False, markup=False)

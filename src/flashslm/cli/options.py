@@ -27,6 +27,8 @@ HomeOption = Annotated[
         help="Where the embedded stack and caches live; not given: the nearest .flashslm here or above.",
     ),
 ]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs lie.")]
+DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="A prepared data set, or its manifest.")]
 ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where manifests of inputs and outputs live.")]
 KernelsOption = Annotated[
     list[str] | None,

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flashslm.config import EvaluationConfig
 from flashslm.evaluation import task_presets
 from flashslm.evaluation.harness_host import lean_harness
 from flashslm.evaluation.items import MetricItems
+from flashslm.evaluation.request_encoding import TextEnds
 from flashslm.evaluation.task_results import task_items, task_results
 from flashslm.evaluation.tasks import find_tasks, specifications
 from flashslm.models.hybrid import HybridLM
@@ -28,19 +30,26 @@ class Asked(NamedTuple):
     task_data: str = ""
     run_generated_code: bool = False
 
+    @classmethod
+    def of(cls, config: EvaluationConfig) -> "Asked":
+        """What a recipe asks for."""
+        tasks, limit = config.lm_eval_tasks, config.lm_eval_limit or None
+        return cls(tasks, limit, task_data=config.task_data, run_generated_code=config.run_generated_code)
+
 
 def run_tasks(
-    model: HybridLM, tokenizer: Any, asked: Asked
+    model: HybridLM, tokenizer: Any, asked: Asked, ends: TextEnds | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, MetricItems]]]:
     """Metrics of every task, group and averaged preset with their standard errors; and item by item.
 
     `samples` is how many documents there were, `version` the task's, `shots` how many examples a prompt has. A filter's
-    name is appended to its metrics. Raises ValueError for a task that lm_eval does not know or cannot load. lm_eval
-    seeds the global generators of random, numpy and torch.
+    name is appended to its metrics. `ends` is where texts begin and end, None: at the tokenizer's end-of-text token.
+    Raises ValueError for a task that lm_eval does not know or cannot load. lm_eval seeds the global generators of
+    random, numpy and torch.
     """
     from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter
 
-    adapter = HybridLMAdapter(model, tokenizer)
+    adapter = HybridLMAdapter(model, tokenizer, ends=ends)
     facts = {"tokenizer": tokenizer.name_or_path, "max_seq_lengths": task_presets.ruler_lengths(adapter.max_length)}
     outcome = harness_outcome(adapter, asked, facts)
     items = {task: task_items(outcome, task) for task in outcome["samples"]}

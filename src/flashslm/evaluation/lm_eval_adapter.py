@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 from flashslm.evaluation.loglikelihood import Pair, log_likelihoods
-from flashslm.evaluation.request_encoding import RequestEncoder
+from flashslm.evaluation.request_encoding import RequestEncoder, TextEnds
 from flashslm.evaluation.scoring import Scorer
 from flashslm.inference.continuous import ContinuousBatch
 from flashslm.inference.sampling import Sampling
@@ -22,16 +22,19 @@ GENERATED_TOGETHER = 32  # texts
 
 
 class HybridLMAdapter(TemplateLM):
-    """Every text begins with the end-of-document token, as every document does in training.
+    """Every text begins with the end-of-document token, as every document does in training, or with that of `ends`.
 
     Longer inputs than the model has positions for lose their beginning.
     """
 
-    def __init__(self, model: HybridLM, tokenizer: Any, batch_size: int = GENERATED_TOGETHER):
+    def __init__(
+        self, model: HybridLM, tokenizer: Any, batch_size: int = GENERATED_TOGETHER, ends: TextEnds | None = None
+    ):
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.scorer = Scorer(model)
         self._end_of_document = int(tokenizer.eos_token_id)  # slow to ask for, and asked for with every text
+        self.ends = ends or TextEnds(self._end_of_document, {self._end_of_document})
         self.encoder = RequestEncoder(tokenizer)
         self.max_length = model.architecture.max_position_embeddings - model.architecture.num_meta_tokens
 
@@ -39,9 +42,13 @@ class HybridLMAdapter(TemplateLM):
     def eot_token_id(self) -> int:
         return self._end_of_document
 
+    @property
+    def prefix_token_id(self) -> int:
+        return self.ends.begin_id
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         ids = self.encoder.ids(string)
-        return ids if add_special_tokens is False else [self.eot_token_id, *ids]
+        return ids if add_special_tokens is False else [self.prefix_token_id, *ids]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(nats, is it the greedy choice) of each request's continuation, as the harness asks for them."""
@@ -57,7 +64,7 @@ class HybridLMAdapter(TemplateLM):
         with self.encoder.encoded_together(("", request.args[0]) for request in requests):
             texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
         for owner, ids in enumerate(texts):
-            for window in get_rolling_token_windows(ids, self.eot_token_id, self.max_length, context_len=1):
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
                 pairs.append((("", ""), *make_disjoint_window(window)))
                 owners.append(owner)
         totals = [0.0] * len(requests)
@@ -96,7 +103,7 @@ class HybridLMAdapter(TemplateLM):
         prompts = [self.tok_encode(context)[new_tokens - self.max_length :] for context in contexts]
         longest = max(map(len, prompts)) + new_tokens
         rows, sampling = min(self.batch_size, len(prompts)), Sampling(**settings["sampling"])
-        stops = StopStrings(self.tokenizer, settings["until"], {self.eot_token_id})
+        stops = StopStrings(self.tokenizer, settings["until"], self.ends.end_ids)
         batch = ContinuousBatch(self.model, rows, longest, sampling)
         return [stops.text(ids) for ids in batch.generate(prompts, new_tokens, stops.has_ended)]
 

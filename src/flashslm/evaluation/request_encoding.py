@@ -1,18 +1,25 @@
-"""Token ids of the harness's texts, encoded together before it asks for them one by one."""
+"""Token ids of the harness's texts, encoded together before it asks for them one by one, and of their ends."""
 
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from flashslm.data.encoding import TextEncoder, TokenIds
 
 _log = logging.getLogger(__name__)
 
 ENCODED_TOGETHER = 8192  # texts
+
+
+class TextEnds(NamedTuple):
+    """The token that begins every text, and those that end one. Published models may have a token for each."""
+
+    begin_id: int
+    end_ids: Collection[int]
 
 
 class RequestEncoder:

@@ -1,4 +1,6 @@
-"""What the results of an lm-eval task hold. No imports: reports and model cards read it too."""
+"""What the results of an lm-eval task hold. Reports, model cards and commands read it too."""
+
+from typing import Any
 
 ASKED = ("samples", "version", "shots")  # beside the metrics and their standard errors
 
@@ -6,3 +8,19 @@ ASKED = ("samples", "version", "shots")  # beside the metrics and their standard
 def is_metric(name: str) -> bool:
     """Whether a key of a task's results is a metric, not its standard error or what was asked."""
     return name not in ASKED and not name.endswith("_stderr")
+
+
+def task_rows(tasks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every metric of every lm-eval task as the harness shows it: version, shots, value, standard error."""
+    return [
+        {
+            "task": task,
+            "metric": metric,
+            "value": value,
+            "error": metrics.get(f"{metric}_stderr"),
+            **{name: f"{metrics[name]:,.10g}" if name in metrics else "" for name in ASKED},
+        }
+        for task, metrics in tasks.items()
+        for metric, value in metrics.items()
+        if is_metric(metric)
+    ]

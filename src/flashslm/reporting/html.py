@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from flashslm.config import sizes_in_words
-from flashslm.evaluation.task_metrics import ASKED, is_metric
+from flashslm.evaluation.task_metrics import task_rows
 from flashslm.models.architecture import parse_operators
 from flashslm.models.operator_spec import COLORS, FFN, LABELS, LM_HEAD, depends_on_context
 from flashslm.reporting import charts
@@ -110,22 +110,6 @@ def share_interval(share: float, samples: int) -> tuple[float, float]:
     middle, weight = (share + z * z / (2 * samples)) / (1 + z * z / samples), 1 + z * z / samples
     half = z * ((share * (1 - share) + z * z / (4 * samples)) / samples) ** 0.5 / weight
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def task_rows(tasks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every metric of every lm-eval task as the harness shows it: version, shots, value, standard error."""
-    return [
-        {
-            "task": task,
-            "metric": metric,
-            "value": value,
-            "error": metrics.get(f"{metric}_stderr"),
-            **{name: f"{metrics[name]:,.10g}" if name in metrics else "" for name in ASKED},
-        }
-        for task, metrics in tasks.items()
-        for metric, value in metrics.items()
-        if is_metric(metric)
-    ]
 
 
 def _charts(run: RunArtifacts) -> dict[str, Any]:

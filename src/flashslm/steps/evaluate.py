@@ -157,10 +157,4 @@ def _lm_eval(
     from flashslm.evaluation.harness import Asked, run_tasks
 
     check_unchanged(config)
-    asked = Asked(
-        config.lm_eval_tasks,
-        config.lm_eval_limit or None,
-        task_data=config.task_data,
-        run_generated_code=config.run_generated_code,
-    )
-    return run_tasks(model, load_tokenizer(dataset / "tokenizer"), asked)
+    return run_tasks(model, load_tokenizer(dataset / "tokenizer"), Asked.of(config))

@@ -13,6 +13,7 @@ from flashslm.data.tokenizer import load_tokenizer
 from flashslm.evaluation import task_index
 from flashslm.evaluation.harness import Asked, run_tasks
 from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter, _generation_arguments
+from flashslm.evaluation.request_encoding import TextEnds
 from flashslm.models.hybrid import HybridLM
 
 PAIRS = [
@@ -123,13 +124,23 @@ def test_empty_stops_null_and_max_new_tokens_generate(adapter: HybridLMAdapter, 
     assert found == [tokenizer.decode(row)] * 3
 
 
-def test_generation_ends_with_the_document(adapter: HybridLMAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_ends_with_the_document(adapter: HybridLMAdapter) -> None:
     row = greedy_ids(adapter.model, adapter.tok_encode("the dogs"), 6)
     end = next(place for place in range(1, 6) if row[place] not in row[:place])
-    monkeypatch.setattr(HybridLMAdapter, "eot_token_id", property(lambda _: row[end]))
-    monkeypatch.setattr(HybridLMAdapter, "tok_encode", lambda *_: [0, *adapter.tokenizer("the dogs")["input_ids"]])
-    (text,) = adapter.generate_until(requests(("the dogs", {"max_gen_toks": 6})))
-    assert text == adapter.tokenizer.decode(row[:end])
+    for end_ids in ({row[end]}, {299, row[end]}):
+        ending = HybridLMAdapter(adapter.model, adapter.tokenizer, ends=TextEnds(0, end_ids))
+        (text,) = ending.generate_until(requests(("the dogs", {"max_gen_toks": 6})))
+        assert text == adapter.tokenizer.decode(row[:end])
+
+
+def test_texts_begin_with_the_token_that_is_given(model: HybridLM, tokenizer: Any) -> None:
+    """Published models may begin texts with another token than the one that ends them."""
+    adapter, ids = HybridLMAdapter(model, tokenizer, ends=TextEnds(5, {0})), tokenizer("the dogs")["input_ids"]
+    expected = brute_force(model, [5, *ids], len(ids))[0]
+    assert adapter.loglikelihood(requests(("", "the dogs")))[0][0] == pytest.approx(expected, rel=1e-4)
+    assert adapter.loglikelihood_rolling(requests(("the dogs",))) == pytest.approx([expected], rel=1e-4)
+    (text,) = adapter.generate_until(requests(("the dogs", {"max_gen_toks": 4})))
+    assert text == tokenizer.decode(greedy_ids(model, [5, *ids], 4))
 
 
 def test_what_does_not_fit_is_refused(adapter: HybridLMAdapter) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from flashslm.evaluation.task_metrics import task_rows
 from flashslm.reporting.charts import ablation_curves, origin
 from flashslm.reporting.document import document, render_document
-from flashslm.reporting.html import render, share_interval, task_rows
+from flashslm.reporting.html import render, share_interval
 from flashslm.reporting.plots import figures
 from flashslm.reporting.run_facts import duration
 from flashslm.reporting.svg import around, ticks

@@ -18,7 +18,8 @@ from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import save_model
 from flashslm.reporting.comparison import comparison_rows, render_comparison
-from flashslm.steps.compare_models import ComparedModel, ModelFinder, compare_models, finite
+from flashslm.steps.compare_models import compare_models, finite
+from flashslm.steps.named_model import ModelFinder, NamedModel
 from tests.unit.data.corpora import make_texts, prepare
 from tests.unit.training.tiny import SIZES
 
@@ -70,7 +71,7 @@ def test_a_checkpoint_and_its_export_are_the_same_model(place: Path) -> None:
 
 
 def test_a_spoilt_model_is_worse_in_the_terminal_and_on_the_page(place: Path, tmp_path: Path) -> None:
-    page = tmp_path / "table.html"
+    page = tmp_path / "made" / "table.html"
     done = run(place, *evaluated(place, "one", "spoilt"), "--html", str(page))
     assert done.exit_code == 0, done.output
     assert "worse" in done.stdout and "test/bits_per_byte" in done.stdout
@@ -95,7 +96,7 @@ def test_a_narrow_terminal_breaks_no_word(place: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing", "nowhere"], "'nothing' is not a model to compare: give a run's directory"),
+        (["nothing", "nowhere"], "'nothing' is not a model: give a run's directory"),
         (["{place}/one", "{place}/export"], "has no stored evaluation, item by item: give --config and --dataset"),
         (["{place}/one", "{place}/one", "--config", "{place}/recipe.yaml"], "--config and --dataset belong together"),
     ],
@@ -105,6 +106,20 @@ def test_bad_input_says_what_to_give(place: Path, arguments: list[str], message:
     assert done.exit_code == 1 and message in str(done.exception)
 
 
+@pytest.mark.parametrize("given", ["nowhere", "{place}/one", "{place}/recipe.json"])
+def test_what_is_no_data_set_is_refused_before_anything_is_evaluated(place: Path, given: str) -> None:
+    Manifest(kind="evaluation", uri="s3://b/cas/aa/x", sha256="0" * 64, bytes=1).write(place / "recipe.json")
+    options = ["--config", str(place / "recipe.yaml"), "--dataset", given.format(place=place)]
+    done = run(place, str(place / "one"), str(place / "export"), *options)
+    assert "is not a prepared data set: give its directory, or a manifest of one" in str(done.exception)
+    assert "evaluating" not in done.output
+
+
+def test_an_unknown_task_is_seen_before_anything_is_evaluated(place: Path) -> None:
+    done = run(place, *evaluated(place, "one", "export"), "evaluation.lm_eval_tasks=[preset:nothing]")
+    assert "there is no 'preset:nothing'" in str(done.exception) and "evaluating" not in done.output
+
+
 def test_another_tokenizer_is_refused(place: Path, tmp_path: Path) -> None:
     prepare(tmp_path / "data", make_texts(150, seed=1, words=90))
     options = ["--config", str(place / "recipe.yaml"), "--dataset", str(tmp_path / "data")]
@@ -112,10 +127,10 @@ def test_another_tokenizer_is_refused(place: Path, tmp_path: Path) -> None:
     assert "another tokenizer than the data set" in str(done.exception)
 
 
-def candidate(name: str, right: list[bool], **facts: Any) -> ComparedModel:
+def candidate(name: str, right: list[bool], **facts: Any) -> NamedModel:
     single = MetricItems(totals=(3.0,), weights=(2.0,), higher_is_better=False, items_sha256="one document")
     items = {"arc/acc": accuracy_items(right, "questions"), "test/loss_nats": single}
-    return ComparedModel(name, facts, items | ({"only": single} if name == "a" else {}))
+    return NamedModel(name, facts, items | ({"only": single} if name == "a" else {}))
 
 
 def test_pairs_latencies_of_one_place_and_what_only_one_has() -> None:

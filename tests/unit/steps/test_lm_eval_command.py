@@ -1,0 +1,117 @@
+"""`flashslm lm-eval`: tasks on a checkpoint, an export and a model of the hub, and what is refused before they run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from typer.testing import CliRunner
+
+from flashslm.cli.app import app
+from flashslm.config import ExportConfig
+from flashslm.data.tokenizer import load_tokenizer
+from flashslm.evaluation.harness import Asked, run_tasks
+from flashslm.export.huggingface import export_huggingface
+from flashslm.models.architecture import build_architecture
+from flashslm.models.hybrid import HybridLM
+from flashslm.models.serialization import save_model
+from tests.unit.data.corpora import WORDS, make_texts, prepare
+from tests.unit.training.tiny import SIZES
+
+VOCABULARY = 300
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CHOICE = """task: choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {directory}/rows.jsonl}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: answer
+doc_to_choice: choices
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set, a checkpoint, its export, and a task."""
+    directory = tmp_path_factory.mktemp("judged")
+    prepare(directory / "data", make_texts(150))
+    model = HybridLM.build(build_architecture("DFMFAF", 32, SIZES, VOCABULARY), seed=0)
+    (directory / "checkpoint").mkdir()
+    save_model(model, directory / "checkpoint")
+    (directory / "export").mkdir()
+    export_huggingface(model, directory / "data" / "tokenizer", directory / "export" / "hf", ExportConfig())
+    rows = [
+        {"question": text, "choices": list(WORDS[i % 8 : i % 8 + 4]), "answer": i % 4}
+        for i, text in enumerate(make_texts(20, words=6))
+    ]
+    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "choice.yaml").write_text(CHOICE.format(directory=directory))
+    return directory
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, ["lm-eval", *map(str, arguments)])
+
+
+def results(*arguments: Any) -> dict[str, Any]:
+    done = run(*arguments, "--json")
+    assert done.exit_code == 0, (done.output, done.exception)
+    return dict(json.loads(done.stdout.splitlines()[-1])["tasks"])
+
+
+@pytest.fixture
+def on_the_hub(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The export as the hub's cache holds it, with which the library answers without a network."""
+    published = tmp_path / "models--owner--tiny"
+    shutil.copytree(place / "export" / "hf", published / "snapshots" / COMMIT)
+    (published / "refs").mkdir()
+    (published / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return "hf://owner/tiny"
+
+
+def test_checkpoint_export_and_hub_give_what_the_adapter_gives(place: Path, on_the_hub: str) -> None:
+    task, model = place / "choice.yaml", HybridLM.build(build_architecture("DFMFAF", 32, SIZES, VOCABULARY), seed=0)
+    expected, _ = run_tasks(model.eval(), load_tokenizer(place / "data" / "tokenizer"), Asked([str(task)]))
+    assert expected["choice"]["samples"] == 20 and 0 < expected["choice"]["acc"] < 1
+    assert results(place / "checkpoint", task, "--dataset", place / "data") == expected
+    exported = results(place / "export" / "hf", task)
+    assert set(exported["choice"]) == set(expected["choice"])  # its weights are in bf16
+    assert results(on_the_hub, task) == results(f"{on_the_hub}@{COMMIT}", task) == exported
+    assert results(on_the_hub, task, "--limit", 3)["choice"]["samples"] == 3
+
+
+def test_the_table_is_the_harness_s(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    head, row = run(place / "export" / "hf", place / "choice.yaml").stdout.splitlines()[-2:]
+    assert head.split() == ["task", "version", "shots", "samples", "metric", "value", "stderr"]
+    assert row.split()[:4] == ["choice", "0", "20", "acc"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{place}/checkpoint", "{place}/choice.yaml"], "is a checkpoint, which has no tokenizer: give --dataset"),
+        (["{place}/checkpoint", "{place}/choice.yaml", "--dataset", "{place}/export"], "is not a prepared data set"),
+        (["{place}/export/hf", "preset:commonsense"], "lm_eval_tasks: there is no 'preset:commonsense'"),
+        (["{place}/export/hf", "choice.yaml"], "choice.yaml"),
+        (["{place}/export/hf", "piqa", "--task-data", "nowhere"], "task_data: the directory 'nowhere' does not exist"),
+        (["nothing", "{place}/choice.yaml"], "'nothing' is not a model"),
+        (["hf://tiny@x@y", "{place}/choice.yaml"], "cannot be fetched (expected hf://OWNER/NAME[@REVISION])"),
+        (["hf://owner/absent", "{place}/choice.yaml"], "'hf://owner/absent' cannot be fetched"),
+    ],
+)
+def test_bad_input_says_what_to_give(place: Path, on_the_hub: str, arguments: list[str], message: str) -> None:
+    done = run(*(text.format(place=place) for text in arguments))
+    assert done.exit_code == 1 and message in str(done.exception)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(place: Path, tmp_path: Path) -> None:
+    save_model(HybridLM.build(build_architecture("DF", 32, SIZES, 128), seed=0), tmp_path)
+    done = run(tmp_path, place / "choice.yaml", "--dataset", place / "data")
+    assert "the data set's tokenizer has 300 tokens" in str(done.exception)
