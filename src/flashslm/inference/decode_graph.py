@@ -52,7 +52,7 @@ class DecodeGraph:
             self.logits_BV = self.model.decode_step(self.tokens_B, self.cache)
         else:
             self.logits_BV = self.decoder.decode_step(self.tokens_B)
-        if self.decoder is not None and self.sampler.sampling.temperature == 0:
+        if self.decoder is not None and self.sampler.sampling.is_greedy:
             self.decoder.choose_greedily(self.tokens_B)
         else:
             self.tokens_B.copy_(self.sampler(self.logits_BV))

@@ -1,5 +1,6 @@
 """Choose the next token on the device, without waiting for it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -7,10 +8,15 @@ from random import Random
 import torch
 from torch import Tensor
 
+LEAST_TEMPERATURE = 1e-5  # logits divided by less overflow; the likeliest token has all of the probability before that
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """Greedy at temperature 0; top_k 0 and top_p 1 keep every token. Top-k comes first, then top-p of what is left."""
+    """Greedy at temperature 0 and below LEAST_TEMPERATURE; top_k 0 and top_p 1 keep every token.
+
+    Top-k comes first, then top-p of what is left.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
@@ -19,14 +25,20 @@ class Sampling:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.temperature < 0:
-            problems.append(f"temperature is {self.temperature}: at least 0 (0 = greedy)")
+        if not 0 <= self.temperature < math.inf:
+            problems.append(f"temperature is {self.temperature}: a number of at least 0 (0 = greedy)")
         if self.top_k < 0:
             problems.append(f"top_k is {self.top_k}: at least 0 (0 = all tokens)")
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p is {self.top_p}: above 0, at most 1 (1 = all tokens)")
+        if not -(2**63) <= self.seed < 2**64:
+            problems.append(f"seed is {self.seed}: from -2**63 to 2**64 - 1")
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < LEAST_TEMPERATURE
 
 
 GREEDY = Sampling()
@@ -42,7 +54,7 @@ class Sampler:
     def __call__(self, logits_BV: Tensor) -> Tensor:
         """One token per row, int64 [B]."""
         s = self.sampling
-        if s.temperature == 0:
+        if s.is_greedy:
             return logits_BV.argmax(dim=-1)
         scores = logits_BV.float() / s.temperature
         tokens = None
@@ -79,7 +91,7 @@ class RowSampler:
 
     def __call__(self, logits_BV: Tensor, tokens_B: Tensor, rows: Sequence[int]) -> None:
         """Draw the tokens of those of `rows` that sample."""
-        drawing = [row for row in rows if self.samplings[row].temperature > 0]
+        drawing = [row for row in rows if not self.samplings[row].is_greedy]
         if not drawing:
             return
         vocabulary = logits_BV.shape[-1]

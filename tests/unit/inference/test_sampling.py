@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashslm.inference.sampling import GREEDY, RowSampler, Sampler, Sampling
+from flashslm.inference.sampling import GREEDY, LEAST_TEMPERATURE, RowSampler, Sampler, Sampling
 
 PROBABILITIES = torch.tensor([0.05, 0.4, 0.25, 0.1, 0.2])
 
@@ -17,6 +17,25 @@ def frequencies(sampling: Sampling, probabilities: Tensor = PROBABILITIES, count
 def test_temperature_zero_is_greedy():
     logits = torch.randn(30, 11, generator=torch.Generator().manual_seed(0))
     assert torch.equal(Sampler(Sampling(top_k=3, top_p=0.5), "cpu")(logits), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-39, 5e-324])
+def test_a_temperature_that_logits_overflow_at_is_greedy(temperature: float) -> None:
+    sampling = Sampling(temperature=temperature, top_p=0.9)
+    logits_BV = torch.randn(30, 11, generator=torch.Generator().manual_seed(0)) * 40
+    assert torch.equal(Sampler(sampling, "cpu")(logits_BV), logits_BV.argmax(-1))
+    sampler, tokens_B = RowSampler(30), logits_BV.argmax(-1)
+    for row in range(30):
+        sampler.begin(row, sampling)
+    sampler(logits_BV, tokens_B, range(30))
+    assert torch.equal(tokens_B, logits_BV.argmax(-1))
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_the_least_temperature_is_finite(factor: float) -> None:
+    logits_BV = torch.randn(30, 11, generator=torch.Generator().manual_seed(0)) * 1000
+    chosen = Sampler(Sampling(temperature=LEAST_TEMPERATURE * factor), "cpu")(logits_BV)
+    assert torch.equal(chosen, logits_BV.argmax(-1))
 
 
 CASES = [
@@ -52,6 +71,14 @@ def test_draws_depend_on_the_seed_alone():
 
     assert torch.equal(draw(3), draw(3))
     assert not torch.equal(draw(3), draw(4))
+
+
+@pytest.mark.parametrize(
+    "given", [{"temperature": float("nan")}, {"temperature": float("inf")}, {"seed": 2**64}, {"seed": -(2**63) - 1}]
+)
+def test_numbers_that_cannot_be_taken_are_refused(given: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is "):
+        Sampling(**given)  # type: ignore[arg-type]
 
 
 def test_all_problems_in_one_error():
