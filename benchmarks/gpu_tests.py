@@ -2,40 +2,64 @@
 
     python benchmarks/gpu_tests.py [--workers 8] [--output FILE] [TESTS ...]
 
-Needs the extra `cuda`. Writes benchmarks/results/gpu-tests_<device>_<date>.json and ends as pytest does. TESTS are
-files or directories. tests/gpu/test_vllm_plugin.py, with vLLM and the plug-in installed, is a record of its own
+Needs the extra `cuda`. Writes benchmarks/results/gpu-tests_<device>_<date>.json after every result, so that a run that
+is cut short leaves what it has (its `exit_code` is null), and ends as pytest does. TESTS are files or directories.
+tests/gpu/test_vllm_plugin.py, with vLLM and the plug-in installed, is a record of its own
 (`--output gpu-tests-vllm_<device>_<date>.json`).
 """
 
 import argparse
-import subprocess
-import sys
-import tempfile
-import xml.etree.ElementTree as ElementTree
+import os
+import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from flashslm.benchmarking.record import record_facts, result_name, write_record
 
 ROOT = Path(__file__).parents[1]
 
 
-def run_tests(workers: int, tests: list[str]) -> tuple[int, ElementTree.Element]:
-    """pytest's exit code and its report, one element a test. Tests that share kernels share a worker."""
-    with tempfile.TemporaryDirectory() as directory:
-        report = Path(directory) / "report.xml"
-        options = ["-q", "--tb=short", "-n", str(workers), "--dist", "loadgroup", f"--junitxml={report}"]
-        done = subprocess.run([sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT)
-        return done.returncode, ElementTree.parse(report).getroot()
+class Recorder:
+    """A plug-in of pytest that keeps the outcomes by file in `output`, beside `facts`."""
+
+    def __init__(self, output: Path, facts: dict[str, Any]) -> None:
+        self.output, self.facts, self.started = output, facts, time.monotonic()
+        self.collected = 0
+        self.exit_code: int | None = None
+        self.by_file: dict[str, Counter[str]] = {}
+
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        self.collected = len(ids)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or not report.passed:
+            found = "error" if report.failed and report.when != "call" else report.outcome
+            self.by_file.setdefault(report.nodeid.partition("::")[0], Counter())[found] += 1
+            self.write()
+
+    def record(self) -> dict[str, Any]:
+        return self.facts | {
+            "exit_code": self.exit_code,
+            "seconds": round(time.monotonic() - self.started, 1),
+            "collected": self.collected,
+            "total": dict(sum(self.by_file.values(), Counter())),
+            "by_file": {name: dict(counts) for name, counts in sorted(self.by_file.items())},
+        }
+
+    def write(self) -> None:
+        write_record(self.output, self.record())
 
 
-def outcomes(report: ElementTree.Element) -> dict[str, Counter[str]]:
-    """Passed, failed and skipped tests by file."""
-    counts: dict[str, Counter[str]] = {}
-    for case in report.iter("testcase"):
-        found = next((tag for tag in ("failure", "error", "skipped") if case.find(tag) is not None), "passed")
-        counts.setdefault(case.get("classname", ""), Counter())[found] += 1
-    return counts
+def run_tests(workers: int, tests: list[str], recorder: Recorder) -> int:
+    """pytest's exit code. Tests that share kernels share a worker."""
+    os.chdir(ROOT)
+    options = ["-q", "--tb=short", "-n", str(workers), "--dist", "loadgroup"]
+    recorder.exit_code = int(pytest.main([*options, *tests], plugins=[recorder]))
+    recorder.write()
+    return recorder.exit_code
 
 
 def main() -> int:
@@ -44,19 +68,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path)
     parser.add_argument("tests", nargs="*", default=["tests/gpu"])
     given = parser.parse_args()
-    code, report = run_tests(given.workers, given.tests)
-    by_file = outcomes(report)
-    suite = report.find("testsuite")
-    record = {
-        **record_facts("cuda"),
-        "exit_code": code,
-        "seconds": float(suite.get("time", "0")) if suite is not None else None,
-        "total": dict(sum(by_file.values(), Counter())),
-        "by_file": {name: dict(counts) for name, counts in sorted(by_file.items())},
-    }
     output = given.output or ROOT / "benchmarks" / "results" / f"{result_name('gpu-tests', 'cuda')}.json"
-    write_record(output, record)
-    print(f"{record['total']} -> {output}")
+    recorder = Recorder(output.absolute(), record_facts("cuda"))
+    code = run_tests(given.workers, given.tests, recorder)
+    print(f"{recorder.record()['total']} of {recorder.collected} -> {output}")
     return code
 
 
