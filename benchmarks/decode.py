@@ -22,7 +22,7 @@ from typing import Any
 
 from flashslm.benchmarking.case import Case
 from flashslm.benchmarking.decode import DecodeResult, measure_decode
-from flashslm.benchmarking.peer import DECODERS, OWN_MODEL, Peer, PeerResult, find_peer, measure_peers, share_a_decoder
+from flashslm.benchmarking.peer import DECODERS, OWN_MODEL, Peer, PeerResult, find_peer, measure_apart, share_a_decoder
 from flashslm.benchmarking.qwen3_shape import is_qwen3
 from flashslm.benchmarking.record import Provenance, record_facts, result_name, write_record
 from flashslm.benchmarking.throughput import ThroughputResult, bench_throughput, steps_ending_at
@@ -121,9 +121,10 @@ class Session:
         getattr(self, part)[case] = bench_throughput(case, self.plan.setting, largest=part == "throughput")
 
     def measure_peers(self, group: list[Peer]) -> None:
-        for peer, result in zip(group, measure_peers(group), strict=True):
-            self.found[peer] = result
-            write_record(self.output, self.record())
+        found, error = measure_apart(group)
+        self.found |= zip(group, found, strict=False)  # after an error they are fewer
+        if error:
+            raise error
 
     def all_peers(self) -> Iterator[Peer]:
         for name in self.peers:

@@ -2,7 +2,10 @@
 
 import importlib.metadata
 import importlib.util
+import multiprocessing
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -25,9 +28,6 @@ class PeerDecoder(Decoder, Protocol):
     """What a library's decoder has besides; `engine` names it with its version and settings."""
 
     engine: str
-
-    def close(self) -> None:
-        """Give back the device's memory."""
 
 
 OWN_MODEL = "vllm-plugin"  # the peer that runs the same model as ours
@@ -123,13 +123,29 @@ def measure_peers(peers: Sequence[Peer]) -> Iterator[PeerResult]:
         memory.release(device)
 
 
+def measure_apart(peers: Sequence[Peer]) -> tuple[list[PeerResult], Exception | None]:
+    """What `measure_peers` gives up to an error, and that error, from a process of its own.
+
+    Not all memory of a vLLM engine comes back before its process ends.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_until_error, peers).result()
+
+
+def _until_error(peers: Sequence[Peer]) -> tuple[list[PeerResult], Exception | None]:
+    found: list[PeerResult] = []
+    try:
+        found.extend(measure_peers(peers))
+    except Exception as error:
+        traceback.print_exc()
+        return found, RuntimeError(f"{type(error).__name__}: {error}")  # the error's own class may not be picklable
+    return found, None
+
+
 def _measure(peers: Sequence[Peer]) -> Iterator[PeerResult]:
     largest = {name: max(getattr(p.case, name) for p in peers) for name in ("context", "new_tokens", "batch")}
     decoder = DECODERS[peers[0].name](replace(peers[0].case, **largest))
-    try:
-        for _, case in peers:
-            times = clock.time_decoder(decoder, prompts(case), case.new_tokens, case.repeats, case.device)
-            tokens_per_s = 1e3 * case.batch / times.tpot_ms_mean
-            yield PeerResult(**times.model_dump(), preset=case.preset, engine=decoder.engine, tokens_per_s=tokens_per_s)
-    finally:
-        decoder.close()
+    for _, case in peers:
+        times = clock.time_decoder(decoder, prompts(case), case.new_tokens, case.repeats, case.device)
+        tokens_per_s = 1e3 * case.batch / times.tpot_ms_mean
+        yield PeerResult(**times.model_dump(), preset=case.preset, engine=decoder.engine, tokens_per_s=tokens_per_s)

@@ -51,9 +51,6 @@ class TransformersDecoder:
         else:
             self.tokens_B1.copy_(self.step(self.tokens_B1))
 
-    def close(self) -> None:
-        """Nothing else holds its memory."""
-
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Record a step on the cache that the first prefill has allocated; all it changes, it changes in place."""
         stream = torch.cuda.Stream()

@@ -86,10 +86,6 @@ class VllmDecoder:
         """One decode step; returns when its tokens are on the host."""
         self.llm.llm_engine.step()
 
-    def close(self) -> None:
-        """Shut the engine down: while it lives, its caches are hidden from the garbage collector."""
-        self.llm.llm_engine.engine_core.shutdown()
-
 
 class PluginDecoder(VllmDecoder):
     """The case's own architecture, as exported and served by the plug-in."""

@@ -1,5 +1,7 @@
 """The peer in transformers: the same shape, decoded rightly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -104,3 +106,11 @@ def test_unknown_peers(spec, make_case):
 def test_shapes_that_qwen3_has_not(change, qwen3):
     assert is_qwen3(qwen3)
     assert not is_qwen3(qwen3.model_copy(update=change))
+
+
+def test_a_group_in_a_process_of_its_own_up_to_an_error(case):
+    good, bad = peer.Peer("hf", replace(case, new_tokens=2, repeats=1)), peer.Peer("hf", replace(case, dtype="none"))
+    found, error = peer.measure_apart([good])
+    assert [result.preset for result in found] == ["tiny"] and error is None
+    found, error = peer.measure_apart([bad])
+    assert found == [] and "KeyError: 'none'" in str(error)

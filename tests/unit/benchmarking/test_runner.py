@@ -19,6 +19,10 @@ def fake_peer(peer):
     return PeerResult(preset=peer.case.preset, engine=engine, tokens_per_s=1.0, **times, **repeats)
 
 
+def fake_peers(group):
+    return list(map(fake_peer, group)), None
+
+
 @pytest.fixture
 def plan(make_case, qwen3, monkeypatch) -> runner.Plan:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
@@ -34,7 +38,7 @@ def plan(make_case, qwen3, monkeypatch) -> runner.Plan:
 @pytest.fixture
 def record(plan, tmp_path, monkeypatch, capsys) -> dict:
     peers = []
-    monkeypatch.setattr(runner, "measure_peers", lambda group: peers.extend(group) or map(fake_peer, group))
+    monkeypatch.setattr(runner, "measure_apart", lambda group: peers.extend(group) or fake_peers(group))
     monkeypatch.setattr(runner, "make_plan", lambda quick, setting: plan)
     monkeypatch.setenv("FLASHSLM_COMMIT", "0123456789abcdef")
     output = tmp_path / "results" / "decode.json"
@@ -89,7 +93,7 @@ def test_a_failure_costs_nothing_else(plan, tmp_path, monkeypatch, capsys):
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(runner, "bench_throughput", crowded)
-    monkeypatch.setattr(runner, "measure_peers", lambda group: map(fake_peer, group))
+    monkeypatch.setattr(runner, "measure_apart", fake_peers)
     monkeypatch.setattr(runner, "make_plan", lambda quick, setting: plan)
     output = tmp_path / "decode.json"
     assert runner.main(["--output", str(output), "--parts", "throughput", "latency"]) == 1
@@ -105,12 +109,11 @@ def in_vllm(plan, tmp_path, monkeypatch) -> dict:
 
     def measure(group):
         assert len({(peer.name, peer.case.preset) for peer in group}) == 1
-        yield fake_peer(group[0])
         if group[0].name == "vllm-plugin":
-            raise RuntimeError("no memory")
-        yield from map(fake_peer, group[1:])
+            return [fake_peer(group[0])], RuntimeError("no memory")
+        return fake_peers(group)
 
-    monkeypatch.setattr(runner, "measure_peers", measure)
+    monkeypatch.setattr(runner, "measure_apart", measure)
     monkeypatch.setattr(runner, "find_peer", lambda name, case: Peer(name, case))
     monkeypatch.setattr(runner, "PEER_BATCHES_FROM", 2)
     return runner.Session(plan, tmp_path / "decode.json", ("vllm", "vllm-plugin")).run(("latency", "batches"))
