@@ -20,6 +20,7 @@ EXPERIMENTS = [path.stem for path in (ROOT / "configs" / "experiments").glob("*.
 # What a record of each subject measures: paths from the root.
 MEASURED = {
     "decode": (*_DECODING, "benchmarks/decode.py"),
+    "decode-vllm-plugin": (*_DECODING, "plugins/vllm"),
     "decode-int8": (*_DECODING, "benchmarks/decode.py"),
     "decode-variants": _DECODING,
     "latency_table": (*_DECODING, "src/flashslm/profiling", "benchmarks/latency_table.py"),
@@ -100,16 +101,18 @@ def test_pages_name_the_commit_of_a_record_older_than_its_code(record: Path) -> 
 
 
 def test_every_figure_of_the_headline_is_the_records() -> None:
-    record = json.loads((RESULTS / "decode_nvidia-h200_2026-11-22.json").read_text())
+    record = json.loads((RESULTS / "decode_nvidia-h200_2026-11-28.json").read_text())
     rows = {(row["preset"], row["context"]): row for row in record["latency"]}
     hybrid, dense = rows["nemotron-flash-1b", 8192], rows["qwen3-0.6b", 8192]
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     ours_ms, same_shape_ms = hybrid["tpot_ms_median"], dense["tpot_ms_median"]
-    peer_ms = hybrid["peer"]["tpot_ms_median"]
+    peers = {peer["name"]: peer for peer in dense["peers"]}
+    peer_ms, vllm_ms = peers["hf"]["tpot_ms_median"], peers["vllm"]["tpot_ms_median"]
     for text in (
         f"a token of Nemotron-Flash-1B takes {ours_ms:.2f} ms",
         f"takes {peer_ms:.2f} ms. Of this factor of {peer_ms / ours_ms:.1f} the decode engine is",
         f"the decode engine is {peer_ms / same_shape_ms:.1f} (Qwen3-0.6B's own shape takes",
         f"takes it {same_shape_ms:.2f} ms) and the architecture {same_shape_ms / ours_ms:.1f}.",
+        f"vLLM 0.22 takes {vllm_ms:.2f} ms for Qwen3-0.6B, {vllm_ms / same_shape_ms:.1f} times this engine's time;",
     ):
         assert text in readme
