@@ -1,83 +1,27 @@
 """Two processes on the CPU (gloo, FSDP2) against one."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
 
-from flashslm.models.hybrid import HybridLM
 from flashslm.training import step
 from flashslm.training.distributed import World, any_rank, current_world
-from flashslm.training.spec import TrainOutcome
 from flashslm.training.trainer import train
 from tests.unit.training import tiny
+from tests.unit.training.ranks import (
+    assert_same_run,
+    check_a_checkpoint_of_two_ranks_continues_on_one,
+    check_two_ranks_against_one,
+    run_workers,
+)
 
-ROOT = Path(__file__).parents[3]
 CHANGES = {"learning_rate": 1e-3, "micro_batch_size": 2}
 
 
-def run_workers(arguments: list[dict], size: int, code: int = 0) -> None:
-    """What `torchrun --nproc-per-node size` sets up; `code` is what each worker is to exit with."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "tests.unit.training.worker", json.dumps(arguments)]
-    workers = [
-        subprocess.Popen(command, cwd=ROOT, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(size)
-    ]
-    assert [worker.wait(timeout=300) for worker in workers] == [code] * size
-
-
 def test_two_ranks_give_the_single_process_run(tmp_path: Path) -> None:
-    """From the beginning, and resumed from a checkpoint that a single process left at step 3."""
-    dataset = tiny.write_dataset(tmp_path / "dataset")
-    fetch, model = tiny.fetching(dataset), tiny.model()
-    spec = tiny.spec(tiny.config(**CHANGES, keep_checkpoints=1), weight_norm=True)
-    single = train(spec, model, fetch)
-
-    def stop(step: int, metrics: dict[str, float]) -> None:
-        if step == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(spec, tiny.model(), fetch, tiny.DirectoryStore(tmp_path / "stopped"), stop)
-    runs = {"fresh": 0, "stopped": 3}
-    arguments = [
-        {"dataset": str(dataset), "store": str(tmp_path / name), "output": f"{tmp_path / name}-out", "changes": CHANGES}
-        for name in runs
-    ]
-    run_workers(arguments, size=2)
-    for name, start in runs.items():
-        result = assert_same_run(Path(f"{tmp_path / name}-out"), single, model)
-        assert (result["world_size"], result["resumed_from_step"]) == (2, start)
-
-
-def assert_same_run(output: Path, single: TrainOutcome, model: HybridLM, rounded: int = 1) -> dict[str, Any]:
-    """What workers left there is the history and the weights of that run; returns their outcome.
-
-    Tolerances are those of fp32, or `rounded` times as large.
-    """
-    result: dict[str, Any] = json.loads((output / "result.json").read_text())
-    for alone, together in zip(single.history, result["history"], strict=True):
-        assert together.keys() == alone.keys()
-        for key in alone.keys() & {"train/loss_nats", "weight_norm", "validation/loss_nats"}:
-            assert together[key] == pytest.approx(alone[key], abs=1e-5 * rounded), (output.name, alone["step"], key)
-        assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=2e-4 * rounded)
-    weights = load_file(output / "model.safetensors")
-    for parameter, tensor in model.state_dict().items():
-        atol = 1e-3 if rounded == 1 else 1e-2
-        torch.testing.assert_close(weights[parameter], tensor, atol=atol, rtol=0, msg=parameter)
-    return result
+    check_two_ranks_against_one(tmp_path, CHANGES)
 
 
 SETTINGS: dict[int, dict[str, dict[str, Any]]] = {  # by the number of processes
@@ -160,20 +104,7 @@ def test_a_checkpoint_of_two_copies_continues_on_one_process(tmp_path: Path) -> 
 
 
 def test_a_checkpoint_of_two_ranks_continues_on_one(tmp_path: Path) -> None:
-    """SIGTERM reaches rank 0 alone in step 4: both save their parts and end."""
-    dataset = tiny.write_dataset(tmp_path / "dataset")
-    fetch, store = tiny.fetching(dataset), tmp_path / "store"
-    spec = tiny.spec(tiny.config(**CHANGES), weight_norm=True)
-    expected, model = tiny.model(), tiny.model()
-    single = train(spec, expected, fetch)
-    call = {"dataset": str(dataset), "store": str(store), "output": "", "changes": CHANGES, "signals": {4: "SIGTERM"}}
-    run_workers([call], size=2, code=143)
-    resumed = train(spec, model, fetch, tiny.DirectoryStore(store))
-    assert resumed.resumed_from_step == 4 and len(resumed.history) == len(single.history)
-    for alone, row in zip(single.history, resumed.history, strict=True):
-        assert row["train/loss_nats"] == pytest.approx(alone["train/loss_nats"], abs=1e-5)
-    for name, tensor in expected.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-3, rtol=0, msg=name)
+    check_a_checkpoint_of_two_ranks_continues_on_one(tmp_path, CHANGES)
 
 
 def test_without_torchrun_the_world_is_one() -> None:

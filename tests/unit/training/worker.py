@@ -10,7 +10,9 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import save_file
 
+from flashslm.config import KernelsConfig
 from flashslm.models.hybrid import HybridLM
+from flashslm.ops.kernels import configure
 from flashslm.training import step
 from flashslm.training.distributed import World, add_up_gradients, gather_to_main, world_from_environment
 from flashslm.training.trainer import train
@@ -18,7 +20,14 @@ from tests.unit.training import tiny
 
 
 def run(
-    world: World, dataset: str, store: str, output: str, changes: dict, signals: dict[str, str] | None = None
+    world: World,
+    dataset: str,
+    store: str,
+    output: str,
+    changes: dict,
+    signals: dict[str, str] | None = None,
+    device: str = "cpu",
+    kernels: dict[str, str] | None = None,
 ) -> None:
     """Train the tiny model from its newest checkpoint; `signals` are what the process sends itself, by step."""
 
@@ -26,7 +35,8 @@ def run(
         if name := (signals or {}).get(str(step)):
             os.kill(os.getpid(), signal.Signals[name])
 
-    model = tiny.model()
+    configure(KernelsConfig(**kernels or {}))
+    model = tiny.model().to(device)
     spec = tiny.spec(tiny.config(**changes), weight_norm=True)
     whole = []  # for each micro-batch, whether its forward pass finds weights that are gathered already
 
