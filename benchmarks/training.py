@@ -105,7 +105,13 @@ class Session:
         what = "model" if preset.endswith(".json") else "preset"
         sizes = {what: preset, "sequence-length": self.given.sequence_length, "batch": self.given.batch, "steps": steps}
         arguments = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        torchrun = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--local-addr=127.0.0.1",
+            f"--nproc-per-node={processes}",
+        ]
         start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "flashslm"]
         command = [*start, "bench", "training", *arguments, *options]
         code, lines, said = run(command, self._seconds_left())

@@ -121,7 +121,7 @@ def bench_training(
 def _measure_ours(
     case: TrainingCase, checkpoint: bool, graph: bool
 ) -> tuple[float, list[float], StepSpeed, StepSpeed, CheckpointCost | None, GraphComparison | None]:
-    model = HybridLM.build(case.architecture, device=case.device)
+    model = HybridLM.build(case.architecture, device=case.device, init_on_device=True)
     shard_model(model, gather_dtype=getattr(torch, case.gather_dtype))
     config = TrainingConfig(batch_size=case.batch, sequence_length=case.sequence_length)
     step = TrainStep(model, config, case.precision, weight_norm=True)
