@@ -10,7 +10,7 @@ from flashslm.benchmarking import memory
 from flashslm.benchmarking.checkpoint_cost import CheckpointCost, measure_checkpoint
 from flashslm.benchmarking.record import Provenance, provenance
 from flashslm.benchmarking.training_graph import GraphComparison, compare_graph, require_recordable
-from flashslm.benchmarking.training_peer import Library, build_peer
+from flashslm.benchmarking.training_peer import Library, build_peer, require_peer
 from flashslm.benchmarking.training_steps import (
     StepSpeed,
     Trained,
@@ -84,6 +84,8 @@ def bench_training(
     """
     if peer and current_world().size > 1:
         raise ValueError("a peer trains in one process: leave out --peer, or torchrun")
+    if peer:
+        require_peer(case, peer)
     kernels.configure(setting)
     memory.release(case.device)
     memory.reset_peak(case.device)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,9 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 import benchmarks.training
-from flashslm.benchmarking import checkpoint_cost, training_graph
+from flashslm.benchmarking import checkpoint_cost, training, training_graph, training_peer
 from flashslm.benchmarking.training import bench_training
-from flashslm.benchmarking.training_peer import build_peer
+from flashslm.benchmarking.training_peer import build_peer, require_peer
 from flashslm.benchmarking.training_steps import PARTS, TrainingCase, random_batch
 from flashslm.cli.app import app
 from flashslm.cli.bench import show_training
@@ -59,6 +60,20 @@ def test_a_size_that_does_not_fit_is_named(changes, said):
 def test_a_library_without_the_shape_says_which_it_has(library, other):
     with pytest.raises(ValueError, match=other):
         build_peer(case(), library)
+
+
+def test_a_peer_that_cannot_run_is_named_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(training, "_measure_ours", lambda *_: pytest.fail("measured"))
+    with pytest.raises(ValueError, match="fla's DeltaNet has no shape like 'tiny'"):
+        bench_training(case(), KernelsConfig(), "fla")
+    deltanet = case(
+        preset="mine", architecture=ARCHITECTURE.model_copy(update={"operators": "DF", "num_meta_tokens": 0})
+    )
+    with pytest.raises(ValueError, match="peer 'fla' needs a GPU, and this run is on the CPU: leave out --peer"):
+        bench_training(deltanet, KernelsConfig(), "fla")
+    monkeypatch.setattr(training_peer.importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(ValueError, match="peer 'fla' needs flash-linear-attention and transformers: pip install"):
+        require_peer(dataclasses.replace(deltanet, device="cuda"), "fla")
 
 
 def test_the_command_ends_with_one_json_object(tmp_path):
