@@ -1,6 +1,7 @@
 """The winners of tuning on disk, with a tuner that has what Triton's has."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,32 @@ def test_a_second_process_takes_the_winner_without_tuning():
     assert first.get() == 32 and first.tuned == 1
     second = Tuner({16: 0.5, 32: 1.0, 64: 2.0})
     assert second.get() == 32 and second.tuned == 0
+
+
+def test_of_two_that_need_a_kernel_at_the_same_time_one_tunes(monkeypatch):
+    second_waits, locked_file = threading.Event(), tuning.locked_file
+
+    def noted(path):
+        if threading.current_thread() is waiting:
+            second_waits.set()
+        return locked_file(path)
+
+    class Slow(Tuner):
+        def get(self, key=(64, "bf16")):
+            def bench():
+                waiting.start()
+                assert second_waits.wait(60)
+                self.cache[key], self.configs_timings = self.configs[0], {self.configs[0]: [1.0]}
+
+            tuning._look_up_or_tune(self, key, self.configs, bench)
+            return self.cache[key].block
+
+    monkeypatch.setattr(tuning, "locked_file", noted)
+    second = Tuner({16: 3.0, 32: 1.0})
+    waiting = threading.Thread(target=second.get)
+    assert Slow({16: 3.0, 32: 1.0}).get() == 16
+    waiting.join()
+    assert second.get() == 16 and second.tuned == 0
 
 
 def test_another_key_source_or_list_of_configurations_is_tuned():

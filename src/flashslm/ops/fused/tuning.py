@@ -4,7 +4,7 @@ Triton keeps timings in memory: every process compiles and times every configura
 the other. Here the winner of each kernel and tuning key is a small JSON file. It holds for configurations with a
 `pre_hook` too, which Triton's own disk cache leaves out. A number of heads without a winner takes that of the nearest
 one, up to twice or half as many: a model of another width starts without tuning. Of a kernel without either all
-configurations are compiled together before they are timed.
+configurations are compiled together before they are timed. Of processes that need one at the same time, one tunes.
 """
 
 import hashlib
@@ -17,12 +17,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flashslm.infra.state_files import locked_file
 from flashslm.ops.kernel_cache import cache_directory
 
 logger = logging.getLogger(__name__)
 
 WARM_UP_MS, TIMED_MS = 5, 25  # of each configuration; Triton's 25 and 100 choose the same ones
 HEAD_COUNTS = {"H", "HV", "nheads"}  # in tuning keys of fla and mamba-ssm: how often a kernel's work is repeated
+LOCK = "tuning.lock"  # beside the winners of a kernel: held by the process that tunes it
 NEAR = 2.0  # the largest ratio of two numbers of heads that share a winner
 
 
@@ -48,15 +50,24 @@ def install() -> None:
 def _look_up_or_tune(tuner: Any, tuning_key: Any, configs: list[Any], bench_fn: Any) -> bool:
     """In place of Autotuner.check_disk_cache. Returns whether the winner was known."""
     file = _winner_file(tuner, tuning_key, configs)
+    if _take_winner(tuner, tuning_key, file, configs):
+        return True
+    with locked_file(file.with_name(LOCK)):  # another process may be tuning it: they would disturb each other's times
+        if _take_winner(tuner, tuning_key, file, configs):
+            return True
+        tuner.flashslm_uncompiled = configs
+        bench_fn()
+        _write_winner(file, tuner, tuning_key)
+    return False
+
+
+def _take_winner(tuner: Any, tuning_key: Any, file: Path, configs: list[Any]) -> bool:
+    """Whether there is one on disk, which the tuner then has."""
     winner = next((w for f in (file, *_near(file)) if (w := _read_winner(f, configs)) is not None), None)
     if winner is not None:
         tuner.cache[tuning_key] = winner
         tuner.configs_timings = {winner: 0.0}
-        return True
-    tuner.flashslm_uncompiled = configs
-    bench_fn()
-    _write_winner(file, tuner, tuning_key)
-    return False
+    return winner is not None
 
 
 def _winner_file(tuner: Any, tuning_key: Any, configs: list[Any]) -> Path:
