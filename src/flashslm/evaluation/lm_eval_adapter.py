@@ -7,6 +7,7 @@ from typing import Any
 from flashslm.evaluation.loglikelihood import Pair, log_likelihoods
 from flashslm.evaluation.request_encoding import RequestEncoder, TextEnds
 from flashslm.evaluation.scoring import Scorer
+from flashslm.evaluation.task_metrics import DEFAULT_NEW_TOKENS
 from flashslm.inference.continuous import ContinuousBatch
 from flashslm.inference.sampling import Sampling
 from flashslm.inference.stops import StopStrings
@@ -17,7 +18,6 @@ try:
 except ImportError as error:
     raise ImportError("lm-eval tasks need lm_eval: pip install 'flashslm[evaluation]'") from error
 
-DEFAULT_NEW_TOKENS = 256  # lm-eval's own default
 GENERATED_TOGETHER = 32  # texts
 
 

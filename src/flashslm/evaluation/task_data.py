@@ -33,6 +33,10 @@ DEFAULT_CONFIGURATIONS = (None, "", "default", "main")
 LOADERS = ("json", "csv", "parquet", "text", "arrow")  # of `datasets`, for files that a task names itself
 
 
+class TaskDataError(ValueError):
+    """What is wrong with a directory of sets, in words for who has made it."""
+
+
 class LocalSets:
     """Reads what `datasets.load_dataset` would fetch. Files are read when a split is asked for, once each."""
 
@@ -84,14 +88,18 @@ class LocalSplits(dict[str, Any]):
         stems = [f"{self._set}_{split}"] + ([f"{self._set}_train_fewshot"] if split == "train" else [])
         rows = next((found for stem in stems if (found := self._sets.rows(stem)) is not None), None)
         if rows is None and split != "train":
-            raise ValueError(
+            raise TaskDataError(
                 f"'{self._sets.directory}' has no {stems[0]}.jsonl (nor {', '.join(SUFFIXES[1:])}): put the set's "
                 f"'{split}' split there, one row per line with the hub's columns"
             )
         if self._column:
             rows = [row for row in rows or () if row.get(self._column) == self._configuration]
             if not rows and split != "train":
-                raise ValueError(f"{stems[0]} in '{self._sets.directory}' has no {self._column} {self._configuration}")
+                raise TaskDataError(
+                    f"{stems[0]} in '{self._sets.directory}' has no {self._column} {self._configuration}"
+                )
+        if not rows and split != "train":
+            raise TaskDataError(f"{stems[0]} in '{self._sets.directory}' has no rows: fetch the set again")
         self[split] = Dataset.from_list(rows or [])
         return self[split]
 
@@ -106,7 +114,7 @@ def set_name(path: str, configuration: str | None) -> str:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Raises ValueError with file and line for what is not rows."""
+    """Raises TaskDataError with file and line for what is not rows."""
     import pyarrow
     from pyarrow import parquet
 
@@ -121,5 +129,5 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
                 place = f"{file}:{number}"
                 rows.append(dict(json.loads(line)))
     except (OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
-        raise ValueError(f"'{place}' cannot be read as rows ({error}): fetch the set again") from error
+        raise TaskDataError(f"'{place}' cannot be read as rows ({error}): fetch the set again") from error
     return rows

@@ -4,11 +4,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from flashslm.evaluation.harness_host import processed_once
-from flashslm.evaluation.task_data import LocalSets
+from flashslm.evaluation.task_data import LocalSets, TaskDataError
+from flashslm.evaluation.task_files import is_file
+from flashslm.evaluation.task_metrics import DEFAULT_NEW_TOKENS
 
 
 class RecipeTaskManager(TaskManager):
@@ -31,12 +34,12 @@ class RecipeTaskManager(TaskManager):
         self._all_tasks = sorted(self._index)
 
     def load(self, task_list: Any) -> Any:
-        """As the harness does. Raises ValueError where a set, its examples or a package is missing."""
+        """As the harness does. Raises TaskDataError where a set, its examples or a package is missing."""
         try:
             with self.data.serving() if self.data else nullcontext():
                 loaded = super().load(task_list)
         except (ImportError, KeyError, OSError) as error:
-            raise ValueError(f"lm_eval cannot load it: {' '.join(str(error).split())}") from error
+            raise TaskDataError(f"lm_eval cannot load it: {' '.join(str(error).split())}") from error
         for name, count in self.shots.items():
             group = loaded["groups"].get(name)
             for task in group.get_all_tasks() if group else filter(None, [loaded["tasks"].get(name)]):
@@ -45,7 +48,7 @@ class RecipeTaskManager(TaskManager):
             if process := getattr(task.config, "process_docs", None):
                 task.config.process_docs = processed_once(process)
             if self.data and (count := task.config.num_fewshot or 0) and len(list(task.fewshot_docs())) < count:
-                raise ValueError(
+                raise TaskDataError(
                     f"'{self.data.directory}' has fewer than the {count} examples that {name} shows first: put its "
                     "training split there, as SET_train.jsonl or some of it as SET_train_fewshot.jsonl"
                 )
@@ -54,4 +57,12 @@ class RecipeTaskManager(TaskManager):
     def says(self, task: str, key: str) -> Any:
         """A key of a task's own file, without loading the task; None where it has none."""
         entry = self.task_index.get(task)
-        return load_yaml(entry.yaml_path, resolve_func=False).get(key) if entry and entry.yaml_path else None
+        path = Path(task) if is_file(task) else entry.yaml_path if entry else None
+        return load_yaml(path, resolve_func=False).get(key) if path else None
+
+    def generated_tokens(self, task: str) -> int:
+        """The tokens that a task has a model generate at most; 0 for a task that only scores, and for a group."""
+        if self.says(task, "output_type") != "generate_until":
+            return 0
+        given = self.says(task, "generation_kwargs") or {}
+        return int(normalize_gen_kwargs(given, DEFAULT_NEW_TOKENS)["max_gen_toks"])

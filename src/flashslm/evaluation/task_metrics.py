@@ -1,7 +1,8 @@
-"""What the results of an lm-eval task hold. Reports, model cards and commands read it too."""
+"""What an lm-eval task asks for and what its results hold. Reports, model cards and commands read it too."""
 
 from typing import Any
 
+DEFAULT_NEW_TOKENS = 256  # that a task generates where it says nothing: the harness's own
 ASKED = ("samples", "version", "shots")  # beside the metrics and their standard errors
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flashslm.config import EvaluationConfig
 from flashslm.evaluation import task_files, task_presets
 from flashslm.evaluation.harness_host import bars_on_a_terminal
-from flashslm.evaluation.task_data import LocalSets
+from flashslm.evaluation.task_data import LocalSets, TaskDataError
 
 if TYPE_CHECKING:
     from flashslm.evaluation.task_manager import RecipeTaskManager
@@ -53,11 +53,11 @@ def specifications(names: Sequence[str]) -> list[Any]:
     return [load_yaml(Path(task)) if task_files.is_file(task) else task for task in tasks]
 
 
-def problems(config: EvaluationConfig) -> Iterator[str]:
+def problems(config: EvaluationConfig, text_positions: int | None = None) -> Iterator[str]:
     """What the harness finds wrong with a recipe's tasks, before anything runs.
 
-    With local data every task is loaded, apart from those that make their own text to the measure of a tokenizer; else
-    the names are looked up: loading would fetch the sets.
+    `text_positions` are those of the model, None: not known yet. With local data every task is loaded, apart from those
+    that make their own text to the measure of a tokenizer; else the names are looked up: loading would fetch the sets.
     """
     try:
         manager = find_tasks(config.lm_eval_tasks, task_data=config.task_data)
@@ -70,9 +70,17 @@ def problems(config: EvaluationConfig) -> Iterator[str]:
                 f"evaluation.lm_eval_tasks: {task} runs the programs that the model writes, on this machine: set "
                 "evaluation.run_generated_code to true where that is safe, or leave the task out"
             )
+        elif text_positions is not None and (tokens := manager.generated_tokens(task)) >= text_positions:
+            yield (
+                f"evaluation.lm_eval_tasks: {task} generates up to {tokens} tokens, and the model has positions for "
+                f"{text_positions} of text, prompt included: raise model.max_position_embeddings, or leave the task out"
+            )
         elif config.task_data and not manager.says(task, "custom_dataset"):
             try:
                 with bars_on_a_terminal():
                     manager.load(specifications([task]))
-            except (ValueError, IndexError) as error:
+            except TaskDataError as error:
                 yield f"evaluation.task_data: {task}: {error}"
+            except Exception as error:  # templates and functions of tasks raise anything for rows they do not expect
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                yield f"evaluation.task_data: {task}: its rows are not as on the hub, column by column ({reason})"

@@ -86,18 +86,20 @@ def problems_before_a_run(config: RunConfig) -> list[str]:
 
     Where it is not installed they are judged where it is.
     """
-    return [*problems(config), *task_problems(config.evaluation)]
+    sizes = config.model
+    text_positions = sizes.max_position_embeddings - sizes.num_meta_tokens
+    return [*problems(config), *task_problems(config.evaluation, text_positions)]
 
 
-def task_problems(evaluation: EvaluationConfig) -> list[str]:
-    """What is wrong with the tasks of lm-evaluation-harness, as far as what is installed can tell."""
+def task_problems(evaluation: EvaluationConfig, text_positions: int | None = None) -> list[str]:
+    """What is wrong with the tasks of lm-evaluation-harness, as far as it is known where this is asked."""
     named = evaluation.lm_eval_tasks
     judged = [*task_presets.problems(named), *task_files.problems(named)]
     found = [f"evaluation.lm_eval_tasks: {problem}" for problem in judged]
     if named and evaluation.task_data and not Path(evaluation.task_data).is_dir():
         return [*found, f"evaluation.task_data: the directory '{evaluation.task_data}' does not exist"]
     if named and not judged and tasks.is_installed():
-        found += tasks.problems(evaluation)
+        found += tasks.problems(evaluation, text_positions)
     return found
 
 

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from flashslm.config import EvaluationConfig, RunConfig
+from flashslm.config import EvaluationConfig, ModelConfig, RunConfig
 from flashslm.config.paths import with_absolute_paths
 from flashslm.data.tokenizer import load_tokenizer
 from flashslm.evaluation import task_files, tasks
@@ -90,6 +90,56 @@ def test_what_is_missing_is_named_before_a_run(sets: Path) -> None:
     write(sets, "mmlu_dev", ROWS["mmlu_dev"])
     virology, _ = problems_before_a_run(recipe)
     assert "mmlu_test in" in virology and "has no subject virology" in virology
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("piqa_validation", [], "piqa_validation in '{sets}' has no rows: fetch the set again"),
+        ("piqa_validation", [{"goal": 3}], "its rows are not as on the hub, column by column (ValueError: "),
+        ("arc_easy_test", [{"question": "often", "choices": 3}], "(UndefinedError: "),
+        ("mmlu_test", [], "has no subject anatomy"),
+    ],
+)
+def test_rows_that_a_task_cannot_read_are_a_problem(sets: Path, name: str, rows: list[Any], message: str) -> None:
+    write(sets, name, rows)
+    (problem,) = problems_before_a_run(
+        RunConfig(name="x", evaluation=section(sets, "piqa", "arc_easy", "mmlu_anatomy"))
+    )
+    assert problem.startswith("evaluation.task_data: ") and message.format(sets=sets) in problem
+
+
+OWN_TASK = """task: own
+dataset_path: own
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "positions", "message"),
+    [
+        ("", 260, "generates up to 256 tokens, and the model has positions for 256 of text, prompt included"),
+        ("", 261, ""),
+        ("generation_kwargs: {max_new_tokens: 90, until: [x]}", 94, "generates up to 90 tokens"),
+        ("generation_kwargs: {max_new_tokens: 90, until: [x]}", 95, ""),
+        ("unsafe_code: true", 1024, "own.yaml runs the programs that the model writes"),
+    ],
+)
+def test_a_task_that_cannot_be_run_is_seen_before_a_run(sets: Path, more: str, positions: int, message: str) -> None:
+    """Four of the positions are meta tokens'."""
+    write(sets, "own_test", ROWS["gsm8k_test"])
+    (sets / "own.yaml").write_text(OWN_TASK + more)
+    evaluation = section(sets, str(sets / "own.yaml"), sequence_length=64)
+    model = ModelConfig(max_position_embeddings=positions, num_meta_tokens=4)
+    found = [
+        text
+        for text in problems_before_a_run(RunConfig(name="x", model=model, evaluation=evaluation))
+        if "own.yaml" in text
+    ]
+    assert bool(found) == bool(message) and all(message in text for text in found)
 
 
 def test_a_directory_that_is_not_there_is_a_problem_and_a_relative_one_is_made_absolute(

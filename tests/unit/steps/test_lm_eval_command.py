@@ -67,8 +67,11 @@ def results(*arguments: Any) -> dict[str, Any]:
 def on_the_hub(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The export as the hub's cache holds it, with which the library answers without a network."""
     published = tmp_path / "models--owner--tiny"
-    shutil.copytree(place / "export" / "hf", published / "snapshots" / COMMIT)
-    (published / "refs").mkdir()
+    shutil.copytree(place / "export" / "hf", published / "blobs")
+    for part in ("refs", f"snapshots/{COMMIT}"):
+        (published / part).mkdir(parents=True)
+    for file in (published / "blobs").iterdir():
+        (published / "snapshots" / COMMIT / file.name).symlink_to(f"../../blobs/{file.name}")
     (published / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
