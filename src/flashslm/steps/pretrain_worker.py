@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 
 from flashslm.infra import outages
 from flashslm.infra.mounted_environment import load_mounted_environment
+from flashslm.infra.process.collection import end_without_collection
 from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.process.private_logs import log_privately
 from flashslm.infra.settings import Settings
@@ -70,5 +71,6 @@ def _kernels_of_nodes(store: ObjectStore, world: World) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    end_without_collection()
     with print_failure(), outages.heard_by(print_outage):
         main(sys.argv[1], watched=WATCHED in sys.argv[2:])

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from flashslm.config import KernelsConfig
+from flashslm.infra.process.collection import end_without_collection
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops.kernels import configure
 from flashslm.training import step
@@ -57,6 +58,7 @@ def run(
 
 
 if __name__ == "__main__":
+    end_without_collection()
     with world_from_environment() as joined:
         for arguments in json.loads(sys.argv[1]):
             run(joined, **arguments)
