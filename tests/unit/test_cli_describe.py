@@ -96,6 +96,7 @@ def test_a_recipe_s_own_sizes(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ("{", "describes no architecture"),
+        ('{"kind": "architecture", "uri": "s3://b/x", "sha256": "00"}', "it is the manifest of a stored object"),
         ("[1]", "describes no architecture: .* not a JSON object"),
         ('{"operators": "DF"}', "describes no architecture: hidden_size: Field required; num_heads: Field"),
         ('{"hidden_size": 3}', "describes no architecture: config.json: .*vocab_size is missing"),

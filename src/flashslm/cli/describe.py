@@ -103,6 +103,8 @@ def _stored_architecture(file: Path) -> "Architecture":
 
     try:
         facts = read_object(file)
+        if {"uri", "sha256"} <= facts.keys():
+            raise ValueError("it is the manifest of a stored object: give an export, or a checkpoint's directory")
         ours = "operators" in facts
         return make_architecture(**facts) if ours else architecture_from_config(plain_config(facts)[0])
     except ValueError as error:

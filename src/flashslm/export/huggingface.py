@@ -163,7 +163,7 @@ _autodeploy --extra_llm_api_options PATH/nemotron_flash.yaml`. On one machine `f
 API with this project's own decoder, and `flashslm generate --model PATH --prompt TEXT` continues one text.
 
 For vLLM 0.22 there is a plug-in, which `pip install PROJECT PROJECT/plugins/vllm` brings (PROJECT is a checkout of
-flashslm). It has not been run on a GPU yet; `docs/vllm.md` there says what it supports.
+flashslm). `docs/vllm.md` there says what it supports and how fast it is.
 
 ```bash
 vllm serve PATH
