@@ -3,11 +3,15 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from flashslm.cli.app import app
+from flashslm.experiments.experiment import TABLE_FILE
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.ops import kernel_cache
 from flashslm.steps import kernel_object
 from flashslm.steps.kernel_object import shared_kernels
+from tests.unit.experiments import tiny
 
 pytestmark = pytest.mark.services
 
@@ -157,6 +161,26 @@ def test_an_object_that_cannot_be_read_costs_a_warning_and_is_replaced(store, ma
     second = machine("second")
     with shared_kernels(store):
         assert files(second) == {"winners/a.json", "winners/b.json", "triton/X/k.cubin"}
+
+
+def test_an_experiment_takes_and_leaves_kernels_too(store, settings, machine, monkeypatch, tmp_path):
+    stored_once(store, machine)
+    second = machine("second")
+
+    def run(experiment, dataset):
+        assert files(second) == {"winners/a.json", "triton/X/k.cubin"}
+        write(second, "winners/c.json")
+        (experiment.directory).mkdir()
+        (experiment.directory / TABLE_FILE).write_text("a table")
+
+    monkeypatch.setattr("flashslm.cli.experiment._tracking", lambda _: settings)
+    monkeypatch.setattr("flashslm.experiments.experiment.Experiment.run", run)
+    arguments = ["experiment", str(tiny.write(tmp_path, tiny.recipe())), "--output", str(tmp_path / "made")]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "a table" in result.stdout
+    third = machine("third")
+    with shared_kernels(store):
+        assert "winners/c.json" in files(third)
 
 
 def test_without_a_gpu_nothing_is_asked_of_the_store(monkeypatch):

@@ -9,12 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from flashslm.cli.options import JsonOption
-from flashslm.cli.recipe_argument import Overrides, load_recipe, warn_of_no_effect
+from flashslm.cli.recipe_argument import Overrides, load_experiment, load_recipe
 from flashslm.config import RunConfig
-from flashslm.config.experiment import ExperimentRecipe
-from flashslm.config.file import dump, is_experiment, load_as
+from flashslm.config.file import dump, is_experiment
 from flashslm.config.reference import Setting, differences, json_schema, near_settings, page, read_by, settings
-from flashslm.experiments import checks as experiment_checks
 from flashslm.steps.recipe_checks import problems
 
 config_app = typer.Typer(no_args_is_help=True, help="What a recipe may say, and what is wrong in one.")
@@ -77,11 +75,7 @@ def reference() -> None:
 
 def _load(config: Path, overrides: list[str] | None) -> RunConfig:
     """A run's recipe or an experiment's, each by its own checks, after warnings of what it gives in vain."""
-    if not is_experiment(config):
-        return load_recipe(config, overrides, problems)
-    recipe = load_as(ExperimentRecipe, config, overrides, experiment_checks.problems)
-    warn_of_no_effect(recipe)
-    return recipe
+    return load_experiment(config, overrides) if is_experiment(config) else load_recipe(config, overrides, problems)
 
 
 def _explain_one(setting: Setting, config: Path | None) -> None:

@@ -1,5 +1,6 @@
 """`flashslm experiment`: named models under the same training, compared seed by seed."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from flashslm.cli.options import HOME, MODELS, HomeOption, JsonOption
 from flashslm.cli.output import console
-from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, warn_of_no_effect
+from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_experiment
 
 if TYPE_CHECKING:
     from flashslm.infra.settings import Settings
@@ -35,16 +36,13 @@ def experiment(
 
     The runs go to MLflow if the environment or a running stack names one.
     """
-    from flashslm.config.experiment import ExperimentRecipe
-    from flashslm.config.file import load_as
-    from flashslm.experiments.checks import problems
     from flashslm.experiments.experiment import RECORD_FILE, TABLE_FILE, Experiment
 
-    recipe = load_as(ExperimentRecipe, config, overrides, problems)
-    warn_of_no_effect(recipe)
+    recipe = load_experiment(config, overrides)
     directory = output or Path("experiments") / recipe.name
     settings = _tracking(home)
-    Experiment(recipe, directory, workers, settings, _say).run(dataset)
+    with _compiled_kernels(settings):
+        Experiment(recipe, directory, workers, settings, _say).run(dataset)
     _say(f"record and table: {directory / RECORD_FILE}, {directory / TABLE_FILE}")
     shown = RECORD_FILE if as_json else TABLE_FILE
     print((directory / shown).read_text(encoding="utf-8"))
@@ -60,6 +58,14 @@ def _tracking(home: Path) -> "Settings | None":
     except StackError as error:
         _say(f"not tracked in MLflow: {error}")
         return None
+
+
+def _compiled_kernels(settings: "Settings | None") -> AbstractContextManager[None]:
+    """Fetched from the object store, and stored there, where there is one."""
+    from flashslm.infra.storage.object_store import ObjectStore
+    from flashslm.steps.kernel_object import shared_kernels
+
+    return shared_kernels(ObjectStore(settings)) if settings else nullcontext()
 
 
 def _say(sentence: str) -> None:

@@ -1,16 +1,19 @@
 """`flashslm kernels`: compile and tune a recipe's kernels ahead, for every later step on such a machine."""
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from flashslm.cli.options import HOME, HomeOption
 from flashslm.cli.output import console
-from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand
+from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_experiment
 
 if TYPE_CHECKING:
+    from flashslm.config import RunConfig
     from flashslm.infra.storage.object_store import ObjectStore
+    from flashslm.steps.warm_kernels import WarmUp
 
 kernels_app = typer.Typer(no_args_is_help=True, help="Compiled kernels, shared by all steps on one kind of GPU.")
 
@@ -22,28 +25,43 @@ def kernels() -> None:
 
 @kernels_app.command(cls=RecipeCommand)
 def warm(config: ConfigOption, overrides: Overrides = None, home: HomeOption = HOME) -> None:
-    """Run one training step of each operator and width of a recipe, and put the kernels into the object store."""
-    from flashslm.config.file import load
+    """Run one training step of each operator and width of a recipe, and put the kernels into the object store.
+
+    The recipe may be an experiment's.
+    """
     from flashslm.hardware import pick_device
     from flashslm.infra.stack.services import resolve_settings
     from flashslm.infra.storage.object_store import ObjectStore
-    from flashslm.steps.warm_kernels import warm_ups
 
-    recipe = load(config, overrides or [])
+    recipe, planned = _planned(config, overrides)
     if pick_device("auto") != "cuda":
         raise ValueError("this machine has no usable GPU, and kernels are tuned for one: run this where the steps run")
     settings = resolve_settings(home)
-    _warm_all(recipe, warm_ups(recipe), ObjectStore(settings))
+    _warm_all(recipe, planned, ObjectStore(settings))
 
 
-def _warm_all(recipe: object, planned: list, store: "ObjectStore") -> None:
+def _planned(config: Path, overrides: list[str] | None) -> "tuple[RunConfig, list[WarmUp]]":
+    """The recipe, checked, and the steps that warm its kernels."""
+    from flashslm.config.file import is_experiment, load
+    from flashslm.experiments.warming import experiment_warm_ups
+    from flashslm.steps.recipe_checks import problems
+    from flashslm.steps.warm_kernels import warm_ups
+
+    if is_experiment(config):
+        experiment = load_experiment(config, overrides)
+        return experiment, experiment_warm_ups(experiment)
+    recipe = load(config, overrides, checks=problems)
+    return recipe, warm_ups(recipe)
+
+
+def _warm_all(recipe: "RunConfig", planned: "list[WarmUp]", store: "ObjectStore") -> None:
     from flashslm.steps.kernel_object import shared_kernels
     from flashslm.steps.warm_kernels import warm
 
     with shared_kernels(store):
         for number, warm_up in enumerate(planned, start=1):
             started = time.perf_counter()
-            warm(recipe, warm_up)  # type: ignore[arg-type]
+            warm(recipe, warm_up)
             a = warm_up.architecture
             what = f"{a.operators} {a.hidden_size} wide, {warm_up.batch} x {warm_up.sequence_length} tokens"
             console.print(f"{number}/{len(planned)}  {what}: {time.perf_counter() - started:.1f} s", highlight=False)

@@ -9,8 +9,10 @@ from typer.core import TyperCommand
 
 from flashslm.cli.output import console
 from flashslm.config import RunConfig
-from flashslm.config.file import load
+from flashslm.config.experiment import ExperimentRecipe
+from flashslm.config.file import load, load_as
 from flashslm.config.no_effect import without_effect
+from flashslm.experiments.checks import problems as experiment_problems
 
 ConfigOption = Annotated[
     Path,
@@ -37,6 +39,13 @@ class RecipeCommand(TyperCommand):
 def load_recipe(config: Path, overrides: list[str] | None, checks: Callable[[RunConfig], list[str]]) -> RunConfig:
     """The recipe, after a warning on stderr for each setting that it gives in vain. Raises ConfigError."""
     recipe = load(config, overrides, checks=checks)
+    warn_of_no_effect(recipe)
+    return recipe
+
+
+def load_experiment(config: Path, overrides: list[str] | None) -> ExperimentRecipe:
+    """An experiment's recipe by its own checks, after the same warnings. Raises ConfigError."""
+    recipe = load_as(ExperimentRecipe, config, overrides, experiment_problems)
     warn_of_no_effect(recipe)
     return recipe
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from flashslm.config import OWN_SIZES, RunConfig, ScalingConfig, SearchConfig, SizeChoice
+from flashslm.config import OWN_SIZES, ModelConfig, RunConfig, ScalingConfig, SearchConfig, SizeChoice
 from flashslm.data.loader import Batch
 from flashslm.hardware import pick_device, pick_dtype
-from flashslm.models.architecture import Architecture, build_architecture
+from flashslm.models.architecture import Architecture, build_architecture, parse_operators
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
 from flashslm.ops import kernels
@@ -33,11 +33,15 @@ def warm_ups(config: RunConfig) -> list[WarmUp]:
     return list(dict.fromkeys(_warm_ups(config)))
 
 
+def one_layer_each(operators: str, width: int, sizes: ModelConfig, batch: int, sequence_length: int) -> WarmUp:
+    """Of the operators that a design such as `(DFMF)x6` has."""
+    letters = "".join(dict.fromkeys(parse_operators(operators)))
+    return WarmUp(build_architecture(letters, width, sizes, VOCAB_SIZE), batch, sequence_length)
+
+
 def _warm_ups(config: RunConfig) -> Iterator[WarmUp]:
     def at(operators: str, width: int, batch: int, length: int, sizes: SizeChoice = OWN_SIZES) -> WarmUp:
-        letters = "".join(dict.fromkeys(letter for letter in operators if letter.isalpha()))
-        architecture = build_architecture(letters, width, sizes.applied_to(config.model), VOCAB_SIZE)
-        return WarmUp(architecture, batch, length)
+        return one_layer_each(operators, width, sizes.applied_to(config.model), batch, length)
 
     scaling, search, training = config.scaling, config.search, config.training
     for width in (*scaling.widths, scaling.holdout_width):

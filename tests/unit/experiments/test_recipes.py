@@ -11,6 +11,7 @@ from flashslm.config.experiment import ExperimentRecipe
 from flashslm.config.file import ConfigError, load, load_as
 from flashslm.config.no_effect import without_effect
 from flashslm.experiments.checks import problems
+from flashslm.experiments.warming import experiment_warm_ups
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture
 from tests.unit.experiments.tiny import recipe
@@ -143,3 +144,26 @@ def test_an_experiment_is_checked_as_one_and_not_run_as_a_pipeline() -> None:
     assert "question: Which design has the lowest perplexity" in shown.stdout
     with pytest.raises(ConfigError, match=r"is that of an experiment: `flashslm experiment .*verdict.yaml` runs it"):
         load(file)
+
+
+def test_each_model_of_an_experiment_is_compiled_ahead() -> None:
+    planned = experiment_warm_ups(recipe(experiment={"meta_tokens": [0, 4]}))
+    made = {(w.architecture.operators, w.architecture.hidden_size, w.architecture.num_meta_tokens) for w in planned}
+    assert made == {("AF", 16, 0), ("AF", 16, 4), ("DF", 16, 0), ("DF", 16, 4)} and len(planned) == 4
+    assert {(w.batch, w.sequence_length) for w in planned} == {(2, 32)}
+    by_width = recipe(experiment={"match": "latency_by_width", "width": 0}, profiling={"widths": [16, 24]})
+    assert {w.architecture.hidden_size for w in experiment_warm_ups(by_width)} == {16, 24}
+    equal = {"match": "parameters", "parameters": 36_000, "models": {"x": {"operators": "(AF)x4"}}, "baseline": ""}
+    (one,) = experiment_warm_ups(recipe(experiment=equal))
+    assert (one.architecture.operators, one.architecture.hidden_size) == ("AF", 16)
+
+
+def test_the_command_that_warms_kernels_takes_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[int] = []
+    monkeypatch.setattr("flashslm.hardware.pick_device", lambda _: "cuda")
+    monkeypatch.setattr("flashslm.infra.stack.services.resolve_settings", lambda _: None)
+    monkeypatch.setattr("flashslm.infra.storage.object_store.ObjectStore", lambda _: None)
+    monkeypatch.setattr("flashslm.cli.kernels._warm_all", lambda recipe, planned, store: warmed.append(len(planned)))
+    file = next(path for path in SHIPPED if path.stem == "weight-norm-validation")
+    assert CliRunner().invoke(app, ["kernels", "warm", str(file)], catch_exceptions=False).exit_code == 0
+    assert warmed == [8]  # four families, with meta tokens and without
