@@ -41,8 +41,10 @@ demo: $(INSTALLED)
 
 # Files in the order of their folders: those of whole pipelines and services, which take minutes, are not left to the end.
 TWO_WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+# Each worker has as many threads as there are cores: one that waits for the others leaves its core to the other worker.
+PATIENT_THREADS := OMP_WAIT_POLICY=passive
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -q $(TWO_WORKERS) --durations 15
+	$(PATIENT_THREADS) $(BIN)/python -m pytest -q $(TWO_WORKERS) --durations 15
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
