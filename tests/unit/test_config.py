@@ -291,6 +291,7 @@ def test_a_recipe_without_sizes_is_what_it_was_before_there_were_any() -> None:
     [
         ({"ffn_ratio": [0]}, "search.sizes.ffn_ratio.0: Input should be greater than 0"),
         ({"mamba_state": [2]}, "search.sizes.mamba_state.0: Input should be greater than or equal to 4"),
+        ({"mamba_state": [2048]}, "search.sizes.mamba_state.0: Input should be less than or equal to 1024"),
         ({"head_dim": [64, 64]}, "search.sizes.head_dim: 64 is there more than once"),
         ({"ratio": [2]}, "search.sizes.ratio: unknown key"),
         (3, "search.sizes: Input should be a valid dictionary"),

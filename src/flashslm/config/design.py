@@ -90,7 +90,7 @@ class ModelConfig(Section):
     ffn_ratio: float = Field(
         default=3.0, gt=0, le=1024, description="Hidden size of the feed-forward layer over the width."
     )
-    mamba_state: int = Field(default=128, ge=4, description="State size of Mamba-2 per head channel.")
+    mamba_state: int = Field(default=128, ge=4, le=1024, description="State size of Mamba-2 per head channel.")
     mamba_head_dim: int = Field(default=64, ge=4, description="Size of a head of Mamba-2.")
     mamba_expand: int = Field(default=2, ge=1, description="Inner size of Mamba-2 over the width.")
     num_meta_tokens: int = Field(default=256, ge=0, description="Learned tokens in front of every sequence.")

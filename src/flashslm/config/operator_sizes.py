@@ -9,7 +9,7 @@ from flashslm.config.section import Distinct, Section
 from flashslm.models.operator_spec import SIZE_FIELDS
 
 FfnRatio = Annotated[float, Field(gt=0, le=1024)]
-MambaState = Annotated[int, Field(ge=4)]
+MambaState = Annotated[int, Field(ge=4, le=1024)]
 Sizes = TypeVar("Sizes", bound=Section)  # the model section
 HeadDim = Annotated[int, Field(ge=4, le=256)]
 
