@@ -1,5 +1,6 @@
 """The winners of tuning on disk, with a tuner that has what Triton's has."""
 
+import errno
 import json
 import threading
 from types import SimpleNamespace
@@ -76,6 +77,16 @@ def test_of_two_that_need_a_kernel_at_the_same_time_one_tunes(monkeypatch):
     assert Slow({16: 3.0, 32: 1.0}).get() == 16
     waiting.join()
     assert second.get() == 16 and second.tuned == 0
+
+
+def test_a_cache_on_a_file_system_without_locks_is_tuned_and_kept(monkeypatch):
+    def refused(path):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(tuning, "locked_file", refused)
+    assert Tuner({16: 3.0, 32: 1.0}).get() == 32
+    second = Tuner({16: 3.0, 32: 1.0})
+    assert second.get() == 32 and second.tuned == 0
 
 
 def test_another_key_source_or_list_of_configurations_is_tuned():

@@ -12,7 +12,9 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,13 +54,24 @@ def _look_up_or_tune(tuner: Any, tuning_key: Any, configs: list[Any], bench_fn: 
     file = _winner_file(tuner, tuning_key, configs)
     if _take_winner(tuner, tuning_key, file, configs):
         return True
-    with locked_file(file.with_name(LOCK)):  # another process may be tuning it: they would disturb each other's times
+    with _alone(file.with_name(LOCK)):
         if _take_winner(tuner, tuning_key, file, configs):
             return True
         tuner.flashslm_uncompiled = configs
         bench_fn()
         _write_winner(file, tuner, tuning_key)
     return False
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Once no other process tunes the kernel: they would disturb each other's times. At once where the file system
+    of the cache has no locks.
+    """
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(locked_file(lock))
+        yield
 
 
 def _take_winner(tuner: Any, tuning_key: Any, file: Path, configs: list[Any]) -> bool:
