@@ -286,6 +286,13 @@ def test_a_recipe_without_sizes_is_what_it_was_before_there_were_any() -> None:
     assert "sizes" not in str(plain.as_parameters()) and "sizes" not in str(emptied.as_parameters())
 
 
+@pytest.mark.parametrize("name", ["head_dim", "ffn_ratio", "mamba_state", "mamba_expand"])
+def test_a_slip_of_a_digit_in_a_size_is_named(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, json.dumps({"name": "x", "model": {name: 100_000}}))
+    with pytest.raises(ConfigError, match=f"model.{name}: Input should be less than or equal to"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [

@@ -92,7 +92,7 @@ class ModelConfig(Section):
     )
     mamba_state: int = Field(default=128, ge=4, le=1024, description="State size of Mamba-2 per head channel.")
     mamba_head_dim: int = Field(default=64, ge=4, description="Size of a head of Mamba-2.")
-    mamba_expand: int = Field(default=2, ge=1, description="Inner size of Mamba-2 over the width.")
+    mamba_expand: int = Field(default=2, ge=1, le=64, description="Inner size of Mamba-2 over the width.")
     num_meta_tokens: int = Field(default=256, ge=0, description="Learned tokens in front of every sequence.")
     max_position_embeddings: int = Field(default=33_024, ge=64, description="Positions, meta tokens included.")
     rope_theta: float = Field(default=10_000.0, gt=0, description="Base of the rotary position embedding.")
