@@ -8,7 +8,7 @@ An item is a context and four endings of random tokens, in lengths like HellaSwa
 times; the harness's hf model scores the first `hf-items` of them once, after a warm-up, with the same weights as
 exported, in the same precision; how many choices agree and the largest difference in nats are part of the record.
 Perplexity reads documents of `context` tokens with the preset's shape (empty: the small model's) and random weights.
-Its `heads` are forms of the last part, the tokens' log-probabilities: `chunked`, and on a GPU `fused`, which never
+Its `heads` are backends of the last part, the tokens' log-probabilities: `chunked`, and on a GPU `fused`, which never
 writes a logit (`ops/fused/token_scores.py`); without the option that which evaluation runs is measured. `head_ms` is
 that part alone, for as many tokens as are read at a time.
 On a CPU give small sizes, such as --width 256 --vocabulary 1024 --items 40 --hf-items 40 --preset "" --context 2048.
@@ -40,7 +40,7 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.models.presets import preset
 from flashslm.models.random_weights import random_model
 from flashslm.ops import kernels
-from flashslm.ops.token_scores import ScoreTokens, token_scores_chunked
+from flashslm.ops.token_scores import HeadInputs, ScoreTokens, token_scores_chunked
 
 RESULTS = Path(__file__).parent / "results"
 ENDINGS = 4
@@ -137,9 +137,9 @@ def perplexity(given: argparse.Namespace, device: DeviceKind) -> dict[str, Any]:
     texts = torch.randint(architecture.vocab_size, (given.documents, given.context + 1))
     reading = Reading(given.context, given.context, given.windows)
 
-    def measured(form: ScoreTokens) -> dict[str, Any]:
+    def measured(backend: ScoreTokens) -> dict[str, Any]:
         def read(documents: int) -> tuple[float, ...]:
-            return document_nats(model, lambda number: texts[number], [given.context] * documents, reading, form)
+            return document_nats(model, lambda number: texts[number], [given.context] * documents, reading, backend)
 
         read(given.windows)
         if device == "cuda":
@@ -151,7 +151,7 @@ def perplexity(given: argparse.Namespace, device: DeviceKind) -> dict[str, Any]:
             "tokens_per_s": given.documents * given.context / statistics.median(seconds),
             "nats_per_token": sum(rounds[0][1]) / (given.documents * given.context),
             "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
-            "head_ms": head_ms(form, model, given, device),
+            "head_ms": head_ms(backend, model, given, device),
         }
 
     return {
@@ -161,11 +161,11 @@ def perplexity(given: argparse.Namespace, device: DeviceKind) -> dict[str, Any]:
         "context": given.context,
         "documents": given.documents,
         "windows_at_a_time": given.windows,
-        "heads": {name: measured(head_form(name)) for name in given.heads or [USUAL_HEAD[device]]},
+        "heads": {name: measured(head_backend(name)) for name in given.heads or [USUAL_HEAD[device]]},
     }
 
 
-def head_form(name: str) -> ScoreTokens:
+def head_backend(name: str) -> ScoreTokens:
     """`chunked` or `fused`."""
     if name == "chunked":
         return token_scores_chunked
@@ -175,13 +175,14 @@ def head_form(name: str) -> ScoreTokens:
 
 
 @torch.inference_mode()
-def head_ms(form: ScoreTokens, model: HybridLM, given: argparse.Namespace, device: DeviceKind) -> list[float]:
+def head_ms(backend: ScoreTokens, model: HybridLM, given: argparse.Namespace, device: DeviceKind) -> list[float]:
     """Milliseconds of the log-probabilities of one chunk of random hidden states."""
     weight = model.embedding.weight
     tokens = min(given.context, max(CHUNK_TOKENS[device], BATCH_TOKENS[device]))
     hidden_ND = torch.randn(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
     ids_N = torch.randint(len(weight), (tokens,), device=weight.device)
-    return [1e3 * timed(lambda: form(hidden_ND, weight, ids_N), device)[0] for _ in range(given.repeats + 1)][1:]
+    inputs = HeadInputs(hidden_ND, weight, ids_N)
+    return [1e3 * timed(lambda: backend(inputs), device)[0] for _ in range(given.repeats + 1)][1:]
 
 
 def timed(work: Callable[[], Any], device: DeviceKind) -> tuple[float, Any]:

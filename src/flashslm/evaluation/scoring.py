@@ -14,7 +14,7 @@ from torch import Tensor
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.states import State, make_state
 from flashslm.ops.dispatch import token_scores
-from flashslm.ops.token_scores import ScoreTokens
+from flashslm.ops.token_scores import HeadInputs, ScoreTokens
 
 CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}  # of each row at a time
 BATCH_TOKENS = {"cpu": 0, "cuda": 32768}  # of all rows at a time where the rows are few: a pass must fill the device
@@ -63,7 +63,7 @@ class Context:
 class Scorer:
     """Reads right-padded rows with a model; the states of its meta tokens are computed once, here.
 
-    `score_tokens` is the form in which the head's log-probabilities are computed.
+    `score_tokens` is the backend by which the head's log-probabilities are computed.
     """
 
     def __init__(self, model: HybridLM, chunk_tokens: int = 0, score_tokens: ScoreTokens = token_scores):
@@ -113,7 +113,7 @@ class Scorer:
 
     def _add(self, hidden_BTD: Tensor, targets: Targets, first: int, nats_O: Tensor, misses_O: Tensor) -> None:
         hidden_ND = hidden_BTD[targets.rows_N, targets.columns_N - first]
-        nats_N, is_likeliest_N = self.score_tokens(hidden_ND, self.model.embedding.weight, targets.tokens_N)
+        nats_N, is_likeliest_N = self.score_tokens(HeadInputs(hidden_ND, self.model.embedding.weight, targets.tokens_N))
         nats_O.index_add_(0, targets.owners_N, nats_N.double())
         misses_O.index_add_(0, targets.owners_N, (~is_likeliest_N).long())
 

@@ -18,7 +18,7 @@ from flashslm.ops.kernels import MissingKernel, backend_of
 from flashslm.ops.rotary import HeadsInputs, attention_heads_naive
 from flashslm.ops.ssd import RawScan, SSDInputs, SSDToken, ssd_chunked
 from flashslm.ops.ssd import ssd_step as ssd_step_torch
-from flashslm.ops.token_scores import TokenScores, token_scores_chunked
+from flashslm.ops.token_scores import HeadInputs, TokenScores, token_scores_chunked
 
 
 def delta_rule(inputs: DeltaRuleInputs, normalise: bool = False) -> tuple[Tensor, Tensor]:
@@ -97,20 +97,21 @@ def attention_heads(inputs: HeadsInputs) -> tuple[Tensor, Tensor, Tensor]:
     return attention_heads_triton(inputs)
 
 
-def token_scores(hidden_ND: Tensor, weight_VD: Tensor, tokens_N: Tensor) -> TokenScores:
+def token_scores(inputs: HeadInputs) -> TokenScores:
     """How likely a head finds tokens: `kernels.cross_entropy` chooses the backend, with two exceptions.
 
     In fp32 it is always torch's: the fused kernel computes fp32 products exactly, which was never measured beside it.
     So it is on GPUs whose blocks cannot have the kernel's shared memory, such as an L4 or an RTX 4090.
     """
+    hidden_ND = inputs.hidden_ND
     half_precision = hidden_ND.dtype in (torch.bfloat16, torch.float16)
     if not half_precision or backend_of("cross_entropy", hidden_ND) != "triton":
-        return token_scores_chunked(hidden_ND, weight_VD, tokens_N)
+        return token_scores_chunked(inputs)
     from flashslm.ops.fused.token_scores import SHARED_BYTES, token_scores_triton
 
     block_bytes = getattr(torch.cuda.get_device_properties(hidden_ND.device), "shared_memory_per_block_optin", 0)
-    form = token_scores_triton if block_bytes >= SHARED_BYTES else token_scores_chunked
-    return form(hidden_ND, weight_VD, tokens_N)
+    backend = token_scores_triton if block_bytes >= SHARED_BYTES else token_scores_chunked
+    return backend(inputs)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

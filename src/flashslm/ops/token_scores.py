@@ -1,6 +1,6 @@
 """How likely a linear head finds given tokens, without the whole matrix of logits.
 
-Shapes: hidden [N, D], weight [V, D], tokens int64 [N]. `ops.fused.token_scores` has a form that never writes a logit.
+`ops.fused.token_scores` has a form that never writes a logit.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,14 @@ from flashslm.ops.precision import at_least_fp32
 CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}  # held at a time
 
 
+class HeadInputs(NamedTuple):
+    """Hidden states [N, D], the head's weight [V, D], and the tokens (int64 [N]) whose scores are asked for."""
+
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    tokens_N: Tensor
+
+
 class TokenScores(NamedTuple):
     """Log-probabilities, at least fp32, and whether each token has the highest one (of equal ones the first has)."""
 
@@ -22,18 +30,20 @@ class TokenScores(NamedTuple):
     is_likeliest_N: Tensor
 
 
-ScoreTokens = Callable[[Tensor, Tensor, Tensor], TokenScores]
+ScoreTokens = Callable[[HeadInputs], TokenScores]
 
 
-def token_scores_naive(hidden_ND: Tensor, weight_VD: Tensor, tokens_N: Tensor) -> TokenScores:
+def token_scores_naive(inputs: HeadInputs) -> TokenScores:
     """Form all logits: the specification."""
+    hidden_ND, weight_VD, tokens_N = inputs
     logits_NV = at_least_fp32(hidden_ND) @ at_least_fp32(weight_VD).T
     nats_N = logits_NV.log_softmax(dim=-1).gather(1, tokens_N[:, None])[:, 0]
     return TokenScores(nats_N, logits_NV.argmax(dim=-1) == tokens_N)
 
 
-def token_scores_chunked(hidden_ND: Tensor, weight_VD: Tensor, tokens_N: Tensor) -> TokenScores:
+def token_scores_chunked(inputs: HeadInputs) -> TokenScores:
     """Logits of a few tokens at a time, in hidden's dtype; their softmax is at least fp32."""
+    hidden_ND, weight_VD, tokens_N = inputs
     rows = max(1, CHUNK_LOGITS[hidden_ND.device.type] // weight_VD.shape[0])
     chunks = zip(hidden_ND.split(rows), tokens_N.split(rows), strict=True)
     parts = [_scores(F.linear(hidden, weight_VD), tokens) for hidden, tokens in chunks]

@@ -8,43 +8,41 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
 
 from flashslm.ops import dispatch, token_scores
-from flashslm.ops.token_scores import ScoreTokens, token_scores_chunked, token_scores_naive
+from flashslm.ops.token_scores import HeadInputs, ScoreTokens, token_scores_chunked, token_scores_naive
 
 SHAPES = [(1, 37, 16), (7, 300, 20), (50, 1000, 64), (131, 9000, 33)]  # tokens, vocabulary, width
 
 
-def inputs(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(shape: tuple[int, int, int], dtype: torch.dtype) -> HeadInputs:
     """About every third token is the most likely one."""
     tokens, vocabulary, width = shape
     hidden, weight = torch.randn(tokens, width), torch.randn(vocabulary, width)
     ids = torch.randint(vocabulary, (tokens,))
     ids[::3] = (hidden.to(dtype).double() @ weight.to(dtype).double().T).argmax(dim=-1)[::3]
-    return hidden.to(dtype), weight.to(dtype), ids
+    return HeadInputs(hidden.to(dtype), weight.to(dtype), ids)
 
 
-def check(form: ScoreTokens, given: tuple[Tensor, Tensor, Tensor], rtol: float, atol: float) -> None:
+def check(form: ScoreTokens, given: HeadInputs, rtol: float, atol: float) -> None:
     """Against the naive form in float64 of the same rounded values."""
     hidden, weight, ids = given
-    expected = token_scores_naive(hidden.double().cpu(), weight.double().cpu(), ids.cpu())
-    found = form(hidden, weight, ids)
+    expected = token_scores_naive(HeadInputs(hidden.double().cpu(), weight.double().cpu(), ids.cpu()))
+    found = form(given)
     torch.testing.assert_close(found.nats_N.double().cpu(), expected.nats_N, rtol=rtol, atol=atol)
     assert found.is_likeliest_N.tolist() == expected.is_likeliest_N.tolist()
 
 
-def ties() -> tuple[Tensor, Tensor, Tensor]:
+def ties() -> HeadInputs:
     """Four of 9,000 entries are the same and the best: the first of them counts as the most likely."""
     weight, ids = torch.randn(9000, 16).clamp(-1, 1), torch.tensor([3, 250, 550, 8800])
     weight[ids] = 2.0
-    return torch.ones(4, 16), weight, ids
+    return HeadInputs(torch.ones(4, 16), weight, ids)
 
 
 def test_naive_is_the_log_of_the_softmax() -> None:
-    nats, is_likeliest = token_scores_naive(
-        torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]]), torch.tensor([1])
-    )
+    inputs = HeadInputs(torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]]), torch.tensor([1]))
+    nats, is_likeliest = token_scores_naive(inputs)
     assert nats.item() == pytest.approx(math.log(0.75)) and is_likeliest.tolist() == [True]
 
 
@@ -56,12 +54,11 @@ def test_chunked_is_naive(shape: tuple[int, int, int], monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("form", [token_scores_naive, token_scores_chunked])
 def test_of_equal_logits_the_first_is_the_most_likely(form: ScoreTokens) -> None:
-    assert form(*ties()).is_likeliest_N.tolist() == [True, False, False, False]
+    assert form(ties()).is_likeliest_N.tolist() == [True, False, False, False]
 
 
 def test_no_token_has_no_score() -> None:
-    hidden, weight, ids = inputs((0, 37, 16), torch.float32)
-    assert [len(of) for of in token_scores_chunked(hidden, weight, ids)] == [0, 0]
+    assert [len(of) for of in token_scores_chunked(inputs((0, 37, 16), torch.float32))] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -75,9 +72,9 @@ def test_the_fused_form_runs_where_its_tiles_fit(
     """Its kernel would not start on a GPU with less shared memory. The device is made up."""
     calls: list[int] = []
 
-    def triton_form(*given: Tensor) -> token_scores.TokenScores:
+    def triton_form(given: HeadInputs) -> token_scores.TokenScores:
         calls.append(1)
-        return token_scores_chunked(*given)
+        return token_scores_chunked(given)
 
     module = SimpleNamespace(SHARED_BYTES=147_456, token_scores_triton=triton_form)
     monkeypatch.setitem(sys.modules, "flashslm.ops.fused.token_scores", module)
@@ -85,7 +82,7 @@ def test_the_fused_form_runs_where_its_tiles_fit(
     properties = SimpleNamespace(shared_memory_per_block_optin=shared_bytes)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     given = inputs(SHAPES[0], dtype)
-    found, expected = dispatch.token_scores(*given), token_scores_chunked(*given)
+    found, expected = dispatch.token_scores(given), token_scores_chunked(given)
     assert bool(calls) == fused and torch.equal(found.nats_N, expected.nats_N)
 
 
@@ -103,8 +100,8 @@ def test_the_fused_form_is_naive_under_the_interpreter(shape: tuple[int, int, in
     from flashslm.ops.fused.token_scores import token_scores_triton
 
     check(token_scores_triton, inputs(shape, dtype), 1e-5, 1e-4)
-    assert token_scores_triton(*ties()).is_likeliest_N.tolist() == [True, False, False, False]
-    assert [len(of) for of in token_scores_triton(*inputs((0, 37, 16), dtype))] == [0, 0]
+    assert token_scores_triton(ties()).is_likeliest_N.tolist() == [True, False, False, False]
+    assert [len(of) for of in token_scores_triton(inputs((0, 37, 16), dtype))] == [0, 0]
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, but no GPU")

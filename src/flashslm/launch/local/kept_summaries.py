@@ -18,14 +18,14 @@ _adding = threading.Lock()  # steps of a run end in threads of one process, whic
 
 
 def task_key(step: str, arguments: dict[str, Any]) -> str:
-    """Of a task's step and arguments; artifacts count by their address."""
+    """Of a task's step and arguments; artifacts count by their address. Raises TypeError as `digest` does."""
     return digest([step, {name: _plain(value) for name, value in arguments.items()}])[:32]
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return value.uri if hasattr(value, "uri") else json.dumps(value, sort_keys=True, default=str)
+    return value.uri if hasattr(value, "uri") else value
 
 
 def read(home: Path) -> dict[str, str]:

@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashslm.ops.token_scores import TokenScores
+from flashslm.ops.token_scores import HeadInputs, TokenScores
 
-BLOCK_ROWS, BLOCK_ENTRIES, BLOCK_WIDTH, STAGES = 128, 256, 64, 3
-SHARED_BYTES = 2 * STAGES * (BLOCK_ROWS + BLOCK_ENTRIES) * BLOCK_WIDTH  # of a block, in half precision
+BLOCK_M, BLOCK_N, BLOCK_K, STAGES = 128, 256, 64, 3  # tokens, entries of the vocabulary, width
+SHARED_BYTES = 2 * STAGES * (BLOCK_M + BLOCK_N) * BLOCK_K  # of a block, in half precision
 SPAN = 8192  # entries of the vocabulary that a program goes through
 LOWEST = tl.constexpr(-1e30)  # of a lane that has seen nothing; the difference of two infinities is not a number
 
@@ -32,24 +32,24 @@ def _parts_of_scores(
     vocabulary,
     width: tl.constexpr,
     SPAN: tl.constexpr,
-    ROWS: tl.constexpr,
-    ENTRIES: tl.constexpr,
-    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """Programs beside each other on the device read the same tile of the weight, for other rows."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     part = tl.program_id(1)
     hidden_ptr += row.to(tl.int64)[:, None] * width
     token = tl.load(token_ptr + row, mask=row < rows, other=-1)
-    maximum, total = tl.full((ROWS,), LOWEST, tl.float32), tl.zeros((ROWS,), tl.float32)
-    score, likeliest = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.int32)
-    for offset in range(0, SPAN, ENTRIES):
+    maximum, total = tl.full((BLOCK_M,), LOWEST, tl.float32), tl.zeros((BLOCK_M,), tl.float32)
+    score, likeliest = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.int32)
+    for offset in range(0, SPAN, BLOCK_N):
         first = part * SPAN + offset
-        entry = first + tl.arange(0, ENTRIES)
+        entry = first + tl.arange(0, BLOCK_N)
         entry_ptr = weight_ptr + entry.to(tl.int64)[None, :] * width
-        logits = tl.zeros((ROWS, ENTRIES), tl.float32)
-        for start in range(0, width, WIDTH):
-            at = start + tl.arange(0, WIDTH)
+        logits = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for start in range(0, width, BLOCK_K):
+            at = start + tl.arange(0, BLOCK_K)
             h = tl.load(hidden_ptr + at[None, :], mask=(row < rows)[:, None] & (at < width)[None, :], other=0.0)
             w = tl.load(entry_ptr + at[:, None], mask=(entry < vocabulary)[None, :] & (at < width)[:, None], other=0.0)
             logits = tl.dot(h, w, logits, input_precision="ieee")
@@ -67,19 +67,20 @@ def _parts_of_scores(
     tl.store(likeliest_ptr + at, likeliest, mask=row < rows)
 
 
-def token_scores_triton(hidden_ND: Tensor, weight_VD: Tensor, tokens_N: Tensor) -> TokenScores:
+def token_scores_triton(inputs: HeadInputs) -> TokenScores:
     """Returns what `token_scores_naive` does in fp32; products take hidden's dtype."""
+    hidden_ND, weight_VD, tokens_N = inputs
     hidden, weight = hidden_ND.contiguous(), weight_VD.to(hidden_ND.dtype).contiguous()
     (rows, width), vocabulary = hidden.shape, len(weight)
-    span = min(SPAN, triton.cdiv(vocabulary, BLOCK_ENTRIES) * BLOCK_ENTRIES)
+    span = min(SPAN, triton.cdiv(vocabulary, BLOCK_N) * BLOCK_N)
     parts = triton.cdiv(vocabulary, span)
     maxima, totals, scores = (hidden.new_empty(parts, rows, dtype=torch.float32) for _ in range(3))
     likeliest = tokens_N.new_empty(parts, rows, dtype=torch.int32)
     if rows:
-        outputs, blocks = (maxima, totals, scores, likeliest), (span, BLOCK_ROWS, BLOCK_ENTRIES, BLOCK_WIDTH)
-        grid, sizes = (triton.cdiv(rows, BLOCK_ROWS), parts), (rows, vocabulary, width)
-        inputs = (hidden, weight, tokens_N.contiguous())
-        _parts_of_scores[grid](*inputs, *outputs, *sizes, *blocks, num_warps=8, num_stages=STAGES)
+        outputs, blocks = (maxima, totals, scores, likeliest), (span, BLOCK_M, BLOCK_N, BLOCK_K)
+        grid, sizes = (triton.cdiv(rows, BLOCK_M), parts), (rows, vocabulary, width)
+        tensors = (hidden, weight, tokens_N.contiguous())
+        _parts_of_scores[grid](*tensors, *outputs, *sizes, *blocks, num_warps=8, num_stages=STAGES)
     return _together(maxima, totals, scores, likeliest, tokens_N)
 
 

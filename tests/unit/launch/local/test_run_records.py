@@ -156,6 +156,8 @@ def test_a_tasks_key_is_that_of_its_step_and_all_it_is_given() -> None:
     assert key() == key() == key(data=Address("x"))
     others = [key("gate"), key(data=Address("y")), key(seed="1"), key(config={"a": 2.0}), key(data=[Address("x")])]
     assert len({key(), *others}) == 6
+    with pytest.raises(TypeError, match="no stable identity"):
+        key(seed=object())
 
 
 def test_results_are_kept_by_key(tmp_path: Path) -> None:
