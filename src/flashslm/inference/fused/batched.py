@@ -81,31 +81,18 @@ def _finish(
     tl.store(out, y, mask=inside)
 
 
-def project_batch(
-    x_BD: Tensor,
-    weight_RD: Tensor,
-    out_BR: Tensor | Stream,
-    norm: Norm | None = None,
-    *,
-    swiglu: bool = False,
-    ring: Ring | None = None,
-) -> None:
-    """What `project` does, for any number of inputs; the product itself has the weight's dtype.
+def normalised(x_BD: Tensor, norm: Norm) -> Tensor:
+    """The inputs after the norm, in their dtype."""
+    (batch, size), out_BD = x_BD.shape, torch.empty_like(x_BD)
+    padded = triton.next_power_of_2(size)
+    _normalise[(batch,)](x_BD, norm.weight, out_BD, size, norm.eps, PADDED=padded, HEAD_DIM=norm.head_dim)
+    return out_BD
 
-    The rows that a convolution follows also go, convolved and activated, where they belong in `out`.
-    """
-    batch, size = x_BD.shape
+
+def finish(y_BR: Tensor, out_BR: Tensor | Stream, ring: Ring | None = None, *, swiglu: bool = False) -> None:
+    """What follows a product `y`: SwiGLU, the sum with the stream, or the convolution of the ring's rows."""
     out, rounded = out_BR if isinstance(out_BR, Stream) else (out_BR, out_BR)
-    rows = out.shape[1]
-    if norm is not None:
-        normed = torch.empty_like(x_BD)
-        padded = triton.next_power_of_2(size)
-        _normalise[(batch,)](x_BD, norm.weight, normed, size, norm.eps, PADDED=padded, HEAD_DIM=norm.head_dim)
-        x_BD = normed
-    plain = not (swiglu or isinstance(out_BR, Stream) or ring) and out.dtype == weight_RD.dtype
-    y_BR = torch.mm(x_BD, weight_RD.T, out=out if plain else None)
-    if plain:
-        return
+    batch, rows = out.shape
     _finish[(batch, triton.cdiv(rows, BLOCK))](
         y_BR,
         out,
@@ -123,3 +110,26 @@ def project_batch(
         RING=ring is not None,
         BIAS=ring is not None and ring.bias_C is not None,
     )
+
+
+def project_batch(
+    x_BD: Tensor,
+    weight_RD: Tensor,
+    out_BR: Tensor | Stream,
+    norm: Norm | None = None,
+    *,
+    swiglu: bool = False,
+    ring: Ring | None = None,
+) -> None:
+    """What `project` does, for any number of inputs; the product itself has the weight's dtype.
+
+    The rows that a convolution follows also go, convolved and activated, where they belong in `out`.
+    """
+    if norm is not None:
+        x_BD = normalised(x_BD, norm)
+    plain = None
+    if isinstance(out_BR, Tensor) and not swiglu and ring is None and out_BR.dtype == weight_RD.dtype:
+        plain = out_BR
+    y_BR = torch.mm(x_BD, weight_RD.T, out=plain)
+    if plain is None:
+        finish(y_BR, out_BR, ring, swiglu=swiglu)
