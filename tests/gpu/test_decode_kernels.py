@@ -24,12 +24,24 @@ def normal(*shape, dtype=torch.bfloat16):
 def forms():
     from flashslm.inference.fused.batched import project_batch
     from flashslm.inference.fused.projection import project
+    from flashslm.inference.fused.tiled import project_tiled
 
-    return {"few": project, "many": project_batch}
+    return {"few": project, "many": project_batch, "tiled": project_tiled}
 
 
 few_or_many = pytest.mark.parametrize(
-    "form, batch", [("few", 1), ("few", 2), ("few", 3), ("few", 4), ("many", 1), ("many", 33)]
+    "form, batch",
+    [
+        ("few", 1),
+        ("few", 2),
+        ("few", 3),
+        ("few", 4),
+        ("many", 1),
+        ("many", 33),
+        ("tiled", 5),
+        ("tiled", 33),
+        ("tiled", 70),
+    ],
 )
 every_size = pytest.mark.parametrize("size, rows", SIZES)
 
@@ -198,6 +210,7 @@ def test_ssd(heads, size, state_size, convolved):
 @pytest.mark.parametrize("groups, group, size", [(2, 3, 64), (4, 4, 128), (2, 1, 32)])
 def test_attention(groups, group, size, lengths, normed, splits):
     from flashslm.inference.fused.attention import Rotation, Splits, attention_decode
+    from flashslm.inference.fused.step_plan import AttentionPlan
 
     batch, heads, slots = 2, groups * group, 1000
     inputs = normal(batch, (heads + 2 * groups) * size)
@@ -206,7 +219,7 @@ def test_attention(groups, group, size, lengths, normed, splits):
     lengths_B, angles = torch.tensor(lengths).cuda(), rotary(torch.arange(slots).cuda(), size, 10_000.0)
     norms = [torch.rand(size, device="cuda") + 0.5 if normed else None for _ in range(2)]
     cos, sin = (table[:, 0].contiguous() for table in angles)
-    work = Splits.allocate(batch, heads, groups, size, slots, torch.device("cuda"))
+    work = Splits.allocate(AttentionPlan(), heads, keys)
     work = work._replace(number=splits or work.number)
     out = torch.full((batch, heads * size), torch.nan, device="cuda", dtype=torch.bfloat16)
     attention_decode(inputs, Rotation(cos, sin, norms[0], norms[1], 1e-5), lengths_B, keys, values, out, work)

@@ -5,6 +5,7 @@ import torch
 
 from flashslm.config import ModelConfig
 from flashslm.inference.engine import DecodeEngine
+from flashslm.inference.fused.step_plan import AttentionPlan, ProductTile, StepPlan
 from flashslm.inference.sampling import Sampling
 from flashslm.models.architecture import build_architecture
 from flashslm.models.cache import Cache
@@ -81,6 +82,45 @@ def test_decoder_is_model(operators, sizes, batch):
         for name, actual, expected in zip(state._fields, state, expected_state, strict=True):
             if name != "conv":  # the decoder keeps the convolution's inputs in rings of its own
                 assert relative_error(actual, expected) < 2e-2
+
+
+def plans():
+    """Every form of a product, and attention's programs of other sizes and numbers."""
+    tiles = (None, ProductTile(16, 64), ProductTile(32, 128, stages=3), ProductTile(64, 64, warps=8))
+    attentions = (
+        AttentionPlan(programs=396),
+        AttentionPlan(programs=396, whole_waves=True),
+        AttentionPlan(keys=64, stages=2, programs=528),
+        AttentionPlan(keys=64, stages=2, warps=2, programs=24, whole_waves=True),
+        AttentionPlan(keys=32, stages=5),
+    )
+    return (
+        *(StepPlan(product) for product in ("vector", "tiled", "matrix")),
+        *(StepPlan("tiled", tile=tile) for tile in tiles[1:]),
+        *(StepPlan("matrix", attention) for attention in attentions),
+        StepPlan("tiled", attentions[1], tiles[1]),
+    )
+
+
+@pytest.mark.parametrize("plan", plans(), ids=str)
+@pytest.mark.parametrize("operators, batch", [("DFMFAF", 3), ("AF", 8), ("DFMFAF", 33)])
+def test_every_plan_is_the_model(operators, batch, plan):
+    from flashslm.inference.fused.decoder import FusedDecoder
+
+    if plan.product == "vector" and batch > 8:
+        pytest.skip("registers hold no more inputs")
+    model = build(operators)
+    cache, reference = (filled(model.architecture, batch, dtype) for dtype in (torch.bfloat16, torch.float32))
+    exact, decoder = in_fp32(model), FusedDecoder(model, cache, plan=plan)
+    decoder.begin()
+    decoder.logits_BV.fill_(torch.nan)
+    with torch.inference_mode():
+        for tokens_B in torch.randint(1003, (3, batch), device="cuda"):
+            expected = exact.decode_step(tokens_B, reference)
+            assert relative_error(decoder.decode_step(tokens_B), expected) < 2e-2
+    for state, expected_state in zip(cache.layers, reference.layers, strict=True):
+        for name, actual, expected in zip(state._fields, state, expected_state, strict=True):
+            assert name == "conv" or relative_error(actual, expected) < 2e-2
 
 
 @pytest.mark.parametrize("lengths", [[0, 1, 300], [63, 64, 65]])

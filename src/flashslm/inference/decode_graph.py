@@ -12,6 +12,7 @@ from flashslm.ops.kernels import backend_of
 
 if TYPE_CHECKING:
     from flashslm.inference.fused.decoder import FusedDecoder
+    from flashslm.inference.fused.step_plan import StepPlan
 
 WARM_UP_STEPS = 3  # compile and choose algorithms before a capture
 
@@ -20,12 +21,21 @@ class DecodeGraph:
     """One step of `len(tokens_B)` sequences, sampling included, on fixed addresses.
 
     Its backend is `kernels.decode`: fused kernels, with `int8` on weights of 8 bits, or the model's own operators.
+    `plan` replaces the usual plan of a fused step.
     """
 
-    def __init__(self, model: HybridLM, cache: Cache, tokens_B: Tensor, sampler: Sampler, int8: bool = False) -> None:
+    def __init__(
+        self,
+        model: HybridLM,
+        cache: Cache,
+        tokens_B: Tensor,
+        sampler: Sampler,
+        int8: bool = False,
+        plan: "StepPlan | None" = None,
+    ) -> None:
         self.model, self.cache, self.tokens_B, self.sampler = model, cache, tokens_B, sampler
         self.backend = backend_of("decode", model.embedding.weight)
-        self.decoder = self._fused_decoder(int8) if self.backend == "fused" else None
+        self.decoder = self._fused_decoder(int8, plan) if self.backend == "fused" else None
         # Of the last step, in a buffer that the next one overwrites.
         self.logits_BV = model.embedding.weight.new_zeros(len(tokens_B), model.architecture.vocab_size)
         self.cuda_graph = self._capture() if tokens_B.device.type == "cuda" else None
@@ -42,10 +52,10 @@ class DecodeGraph:
         else:
             self._step()
 
-    def _fused_decoder(self, int8: bool) -> "FusedDecoder":
+    def _fused_decoder(self, int8: bool, plan: "StepPlan | None") -> "FusedDecoder":
         from flashslm.inference.fused.decoder import FusedDecoder
 
-        return FusedDecoder(self.model, self.cache, int8)
+        return FusedDecoder(self.model, self.cache, int8, plan)
 
     def _step(self) -> None:
         if self.decoder is None:

@@ -12,11 +12,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from flashslm.inference.fused.step_plan import AttentionPlan
+
 MIN_BLOCK_M = 16  # the smallest operand of a tensor-core product
-BLOCK_N = 64
-STAGES = 3  # blocks: one in use, the others under way
 COMBINED_LANES = 32  # value channels that a program combines
-TARGET_PROGRAMS = 264  # two a multiprocessor of an H100 or H200
 
 
 @triton.jit
@@ -187,13 +186,16 @@ class Splits(NamedTuple):
     number: int
     mixed: Tensor  # fp32 [B·H, splits, K]
     weights: Tensor  # fp32 [B·H, splits, 2]
+    plan: AttentionPlan
 
     @classmethod
-    def allocate(cls, batch: int, heads: int, groups: int, head: int, slots: int, device: torch.device) -> "Splits":
-        count = max(1, min(-(-TARGET_PROGRAMS // (batch * groups)), slots // BLOCK_N))
-        shape = (batch * heads, count)
+    def allocate(cls, plan: AttentionPlan, heads: int, keys_BGSK: Tensor) -> "Splits":
+        """For a cache of keys, with so many query heads."""
+        batch, groups, slots, head = keys_BGSK.shape
+        count = plan.splits(batch * groups, slots, 2 * head * keys_BGSK.element_size())
+        shape, device = (batch * heads, count), keys_BGSK.device
         empty = torch.empty(*shape, head, device=device), torch.empty(*shape, 2, device=device)
-        return cls(count, *empty)
+        return cls(count, *empty, plan)
 
 
 class Rotation(NamedTuple):
@@ -237,11 +239,11 @@ def attention_decode(
         GROUP=group,
         BLOCK_M=max(MIN_BLOCK_M, triton.next_power_of_2(group)),
         HEAD_DIM=head,
-        BLOCK_N=BLOCK_N,
+        BLOCK_N=splits.plan.keys,
         SPLITS=splits.number,
         NORM=normed,
-        STAGES=STAGES,
-        num_warps=4,
+        STAGES=splits.plan.stages,
+        num_warps=splits.plan.warps,
         launch_pdl=True,
     )
     if splits.number > 1:

@@ -16,8 +16,9 @@ from flashslm.inference.fused.batched import project_batch
 from flashslm.inference.fused.mixers import delta_rule_decode, ssd_decode
 from flashslm.inference.fused.projection import VALUES_PER_LOAD, Best, Norm, Ring, project
 from flashslm.inference.fused.size_limits import size_blockers
+from flashslm.inference.fused.step_plan import StepPlan, usual_plan
 from flashslm.inference.fused.stream import Stream, step_unfused
-from flashslm.inference.fused.tilings import MAX_BATCH
+from flashslm.inference.fused.tiled import project_tiled
 from flashslm.inference.fused.tokens import choose, embed
 from flashslm.inference.fused.weights import pack_rows
 from flashslm.models.attention import Attention
@@ -48,17 +49,18 @@ def _too_small(device: torch.device) -> list[str]:
 class FusedDecoder:
     """Steps of `batch` sequences over `cache`. The model's projections become views of packed matrices.
 
-    With `int8` the kernels for few sequences read copies of them in 8 bits. Raises MissingKernel, which names the other
-    backend, for sizes that the kernels cannot take.
+    With `int8` vector products read copies of them in 8 bits. `plan` None: the usual one for so many sequences. Raises
+    MissingKernel, which names the other backend, for sizes that the kernels cannot take.
     """
 
-    def __init__(self, model: HybridLM, cache: Cache, int8: bool = False) -> None:
+    def __init__(self, model: HybridLM, cache: Cache, int8: bool = False, plan: StepPlan | None = None) -> None:
         weight = model.embedding.weight
         if found := _too_small(weight.device) + size_blockers(model.architecture):
             raise MissingKernel(f"kernels.decode: backend 'fused' cannot run: {'; '.join(found)}; or set it to torch")
         self.model, self.cache, self.int8 = model, cache, int8
         batch, vocabulary = cache.lengths_B.shape[0], weight.shape[0]
         self.device, self.dtype, self.batch = weight.device, weight.dtype, batch
+        self.plan = plan or usual_plan(batch)
         exact_BD = torch.zeros(batch, model.architecture.hidden_size, device=self.device)
         self.stream = Stream(exact_BD, exact_BD.to(self.dtype))
         self.logits_BV = torch.empty(batch, vocabulary, device=self.device)
@@ -92,7 +94,7 @@ class FusedDecoder:
         if self.best is not None:
             project(self.stream.rounded, self.head, self.logits_BV, norm, best=self.best)
         else:
-            project_batch(self.stream.rounded, self.model.embedding.weight, self.logits_BV, norm)
+            self._product_of_many()(self.stream.rounded, self.model.embedding.weight, self.logits_BV, norm)
         self.cache.lengths_B += 1
         return self.logits_BV
 
@@ -145,13 +147,12 @@ class FusedDecoder:
     def _attention(self, operator: Attention, norm: Norm, state: AttentionState) -> list[KernelCall]:
         packed = pack_rows(operator, ("q_proj", "k_proj", "v_proj"))
         keys, values = state.keys.transpose(1, 2), state.values.transpose(1, 2)
-        _, groups, slots, head = keys.shape
         size = operator.o_proj.weight.shape[1]
         inputs, mixed = self._buffer(packed.shape[0]), self._buffer(size)
         cos, sin = (table[:, 0].contiguous() for table in self.cache.angles)
         norms = [n.weight if isinstance(n, RMSNorm) else None for n in (operator.q_norm, operator.k_norm)]
         rotation = Rotation(cos, sin, norms[0], norms[1], INNER_NORM_EPS)
-        splits = Splits.allocate(self.batch, size // head, groups, head, slots, self.device)
+        splits = Splits.allocate(self.plan.attention, size // keys.shape[3], keys)
         attend = partial(attention_decode, inputs, rotation, self.cache.lengths_B, keys, values, mixed, splits)
         return [
             self._project(self.stream.rounded, packed, inputs, norm),
@@ -172,10 +173,14 @@ class FusedDecoder:
 
     def _few(self, weight_RD: Tensor) -> bool:
         """Whether the kernel for few inputs takes a product with this weight."""
-        return self.batch <= MAX_BATCH and weight_RD.shape[1] % VALUES_PER_LOAD == 0
+        return self.plan.product == "vector" and weight_RD.shape[1] % VALUES_PER_LOAD == 0
+
+    def _product_of_many(self) -> Callable[..., None]:
+        """The form of a product that the kernel for few inputs does not take."""
+        return partial(project_tiled, tile=self.plan.tile) if self.plan.product == "tiled" else project_batch
 
     def _project(self, x_BD: Tensor, weight_RD: Tensor, *arguments: Any, **options: Any) -> KernelCall:
-        product: Callable[..., None] = project if self._few(weight_RD) else project_batch
+        product: Callable[..., None] = project if self._few(weight_RD) else self._product_of_many()
         return partial(product, x_BD, self._stored(weight_RD), *arguments, **options)
 
     def _stored(self, weight_RD: Tensor) -> Tensor | Int8Weight:
