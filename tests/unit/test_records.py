@@ -27,6 +27,7 @@ MEASURED = {
     "latency_table-int8": (*_DECODING, "src/flashslm/profiling", "benchmarks/latency_table.py"),
     "tilings-int8": ("src/flashslm/inference/fused", "benchmarks/tilings.py"),
     "tilings": ("src/flashslm/inference/fused", "benchmarks/tilings.py"),
+    "step-plans": ("src/flashslm/inference/fused", "benchmarks/step_plans.py"),
     "evaluation": ("src/flashslm/evaluation", "src/flashslm/models", "benchmarks/evaluation.py"),
     "harness-equality": ("src/flashslm/evaluation", "src/flashslm/models", "benchmarks/harness_equality.py"),
     "gpu-tests": ("src/flashslm/ops", "src/flashslm/inference", "src/flashslm/models", "tests/gpu"),
