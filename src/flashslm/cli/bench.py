@@ -1,5 +1,6 @@
 """`flashslm bench`: decoding, throughput and training of a model with random weights, on this machine."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -266,16 +267,26 @@ def show_training(result: "TrainingResult") -> None:
         lines["CUDA graph"] += f", {graphs.speed_up:.2f} times as fast, recorded in {graphs.record_s:.1f} s"
     for name, text in lines.items():
         out.print(f"{name:<12}  {text}", highlight=False, markup=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    columns = ["", "tokens/s", "TFLOP/s", "MFU", "step ms", "p90", *result.weight_norm_on.parts_ms, "loader wait"]
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
-    rows = {"weight norm off": result.weight_norm_off, "weight norm on": result.weight_norm_on}
+    rows: dict[str, StepSpeed] = {"weight norm off": result.weight_norm_off, "weight norm on": result.weight_norm_on}
     if result.peer:
-        rows[f"{result.peer.engine}, ours {result.peer.ratio:.2f} times"] = result.peer
-    for name, speed in rows.items():
-        table.add_row(name, *_speed_cells(speed))
-    out.print(table)
+        rows["peer"] = result.peer
+        engine = f"{result.peer.engine}: ours is {result.peer.ratio:.2f} times as fast"
+        out.print(f"{'peer':<12}  {engine}", highlight=False, markup=False, soft_wrap=True)
+    speeds = ("tokens/s", "TFLOP/s", "MFU", "step ms", "p90", "loader wait")
+    out.print(_table(speeds, {name: _speed_cells(speed) for name, speed in rows.items()}))
+    parts = {name: [f"{ms:.1f}" for ms in speed.parts_ms.values()] for name, speed in rows.items()}
+    out.print(_table(tuple(result.weight_norm_on.parts_ms), parts, "ms per step"))
+
+
+def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]], corner: str = "") -> Table:
+    """Numbers by column and row; narrow enough for 80 characters, so that none is cut off."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(corner)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    return table
 
 
 def _whole_step(step: "WholeStep") -> str:
@@ -285,5 +296,5 @@ def _whole_step(step: "WholeStep") -> str:
 
 def _speed_cells(speed: "StepSpeed") -> list[str]:
     mfu = "-" if speed.mfu is None else f"{speed.mfu:.1%}"
-    times = [speed.step_ms_median, speed.step_ms_p90, *speed.parts_ms.values(), speed.loader_wait_ms]
+    times = [speed.step_ms_median, speed.step_ms_p90, speed.loader_wait_ms]
     return [f"{speed.tokens_per_s:,.0f}", f"{speed.tflops_per_s:.1f}", mfu, *(f"{time:.1f}" for time in times)]

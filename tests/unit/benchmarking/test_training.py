@@ -141,6 +141,20 @@ def test_both_forms_of_a_step_are_timed(monkeypatch):
     show_training(result)
 
 
+def test_no_number_is_cut_off_where_80_characters_are_wide(monkeypatch, capsys):
+    """A log's lines are."""
+    monkeypatch.setenv("COLUMNS", "80")
+    result = bench_training(case(), KernelsConfig())
+    slow = {"tokens_per_s": 1_234_567.0, "step_ms_median": 123_456.7, "step_ms_p90": 234_567.8}
+    times = dict(zip(PARTS, (34_567.1, 45_678.2, 56_789.3, 67_890.4), strict=True))
+    speed = result.weight_norm_off.model_copy(update=slow | {"parts_ms": times, "loader_wait_ms": 1_234.5})
+    show_training(result.model_copy(update={"weight_norm_off": speed}))
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for number in ("1,234,567", "123456.7", "234567.8", "34567.1", "45678.2", "56789.3", "67890.4", "1234.5"):
+        assert number in shown.split()
+
+
 def test_a_cpu_has_no_graph_to_time(monkeypatch):
     """Said before minutes of other measurements are made."""
     monkeypatch.setattr(TrainStep, "whole", lambda *_: pytest.fail("a step was run first"))
