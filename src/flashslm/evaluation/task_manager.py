@@ -56,9 +56,22 @@ class RecipeTaskManager(TaskManager):
 
     def says(self, task: str, key: str) -> Any:
         """A key of a task's own file, without loading the task; None where it has none."""
-        entry = self.task_index.get(task)
-        path = Path(task) if is_file(task) else entry.yaml_path if entry else None
+        path = self._path(task)
         return load_yaml(path, resolve_func=False).get(key) if path else None
+
+    def missing_package(self, task: str) -> str:
+        """Why the functions that a task's file names cannot be imported here; empty where they can be."""
+        try:
+            if path := self._path(task):
+                load_yaml(path)
+        except ImportError as error:
+            return " ".join(str(error).split())
+        return ""
+
+    def _path(self, task: str) -> Path | None:
+        """A task's own file; None for a group of tasks."""
+        entry = self.task_index.get(task)
+        return Path(task) if is_file(task) else entry.yaml_path if entry else None
 
     def generated_tokens(self, task: str) -> int:
         """The tokens that a task has a model generate at most; 0 for a task that only scores, and for a group."""

@@ -53,11 +53,12 @@ def specifications(names: Sequence[str]) -> list[Any]:
     return [load_yaml(Path(task)) if task_files.is_file(task) else task for task in tasks]
 
 
-def problems(config: EvaluationConfig, text_positions: int | None = None) -> Iterator[str]:
+def problems(config: EvaluationConfig, text_positions: int | None = None, runs_here: bool = False) -> Iterator[str]:
     """What the harness finds wrong with a recipe's tasks, before anything runs.
 
     `text_positions` are those of the model, None: not known yet. With local data every task is loaded, apart from those
     that make their own text to the measure of a tokenizer; else the names are looked up: loading would fetch the sets.
+    With `runs_here` this machine needs the packages that those tasks import.
     """
     try:
         manager = find_tasks(config.lm_eval_tasks, task_data=config.task_data)
@@ -75,7 +76,10 @@ def problems(config: EvaluationConfig, text_positions: int | None = None) -> Ite
                 f"evaluation.lm_eval_tasks: {task} generates up to {tokens} tokens, and the model has positions for "
                 f"{text_positions} of text, prompt included: raise model.max_position_embeddings, or leave the task out"
             )
-        elif config.task_data and not manager.says(task, "custom_dataset"):
+        elif manager.says(task, "custom_dataset"):  # its text is made to the measure of a tokenizer
+            if runs_here and (lacking := manager.missing_package(task)):
+                yield f"evaluation.lm_eval_tasks: {task}: {lacking}"
+        elif config.task_data:
             try:
                 with bars_on_a_terminal():
                     manager.load(specifications([task]))

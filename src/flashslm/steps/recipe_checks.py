@@ -81,17 +81,19 @@ def _search(config: RunConfig) -> Iterator[str]:
                 yield f"search.seed_designs[{index}]: '{text}' is the same design as '{search.seed_designs[first]}'"
 
 
-def problems_before_a_run(config: RunConfig) -> list[str]:
+def problems_before_a_run(config: RunConfig, runs_here: bool = False) -> list[str]:
     """`problems`, and task names that the harness does not have: asking it takes seconds.
 
     Where it is not installed they are judged where it is.
     """
     sizes = config.model
     text_positions = sizes.max_position_embeddings - sizes.num_meta_tokens
-    return [*problems(config), *task_problems(config.evaluation, text_positions)]
+    return [*problems(config), *task_problems(config.evaluation, text_positions, runs_here)]
 
 
-def task_problems(evaluation: EvaluationConfig, text_positions: int | None = None) -> list[str]:
+def task_problems(
+    evaluation: EvaluationConfig, text_positions: int | None = None, runs_here: bool = False
+) -> list[str]:
     """What is wrong with the tasks of lm-evaluation-harness, as far as it is known where this is asked."""
     named = evaluation.lm_eval_tasks
     judged = [*task_presets.problems(named), *task_files.problems(named)]
@@ -99,7 +101,7 @@ def task_problems(evaluation: EvaluationConfig, text_positions: int | None = Non
     if named and evaluation.task_data and not Path(evaluation.task_data).is_dir():
         return [*found, f"evaluation.task_data: the directory '{evaluation.task_data}' does not exist"]
     if named and not judged and tasks.is_installed():
-        found += tasks.problems(evaluation, text_positions)
+        found += tasks.problems(evaluation, text_positions, runs_here)
     return found
 
 
@@ -108,7 +110,7 @@ def problems_before_a_run_here(config: RunConfig) -> list[str]:
     if config.evaluation.lm_eval_tasks and not tasks.is_installed():
         missing = "evaluation.lm_eval_tasks: they need lm_eval: pip install 'flashslm[evaluation]'"
         return [*problems(config), missing]
-    return problems_before_a_run(config)
+    return problems_before_a_run(config, runs_here=True)
 
 
 def _grid(config: RunConfig) -> Iterator[str]:

@@ -42,7 +42,7 @@ def evaluate_tasks(
     """
     if not tasks.is_installed():
         raise ValueError("tasks need lm_eval: pip install 'flashslm[evaluation]'")
-    if problems := task_problems(evaluation):
+    if problems := task_problems(evaluation, runs_here=True):
         raise ValueError("\n".join(problem.replace("evaluation.", "") for problem in problems))
     model, tokenizer, ends, own_weights = _load(named, dataset)
     device: DeviceKind = "cuda" if model.embedding.weight.is_cuda else "cpu"

@@ -21,7 +21,7 @@ from flashslm.launch.compiling import pipeline_arguments
 from flashslm.launch.kfp.submit import cluster_arguments
 from flashslm.launch.processes import LaunchError
 from flashslm.models.hybrid import HybridLM
-from flashslm.steps.recipe_checks import problems_before_a_run
+from flashslm.steps.recipe_checks import problems_before_a_run, problems_before_a_run_here
 
 QUESTION = {"choices": ["blue", "green", "seven", "dogs"], "answer": 1, "question": "the river is"}
 pytestmark = pytest.mark.usefixtures("few_harness_tasks")
@@ -140,6 +140,15 @@ def test_a_task_that_cannot_be_run_is_seen_before_a_run(sets: Path, more: str, p
         if "own.yaml" in text
     ]
     assert bool(found) == bool(message) and all(message in text for text in found)
+
+
+@pytest.mark.parametrize(("imported", "is_there"), [("json", True), ("a_package_that_is_not_installed", False)])
+def test_a_task_that_makes_its_own_text_needs_its_packages(sets: Path, imported: str, is_there: bool) -> None:
+    (sets / "made.py").write_text(f"import {imported}\n\n\ndef texts(**_):\n    raise AssertionError('made')\n")
+    (sets / "own.yaml").write_text(OWN_TASK + "custom_dataset: !function made.texts")
+    recipe = RunConfig(name="x", evaluation=section(sets, str(sets / "own.yaml")))
+    assert [imported in text for text in problems_before_a_run_here(recipe)] == ([] if is_there else [True])
+    assert problems_before_a_run(recipe) == [], "an image may have it"
 
 
 def test_a_directory_that_is_not_there_is_a_problem_and_a_relative_one_is_made_absolute(
