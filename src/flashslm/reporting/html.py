@@ -1,5 +1,6 @@
 """The run's report as one HTML file that needs no network: charts are SVG, a short script shows tips and sorts."""
 
+import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,7 @@ def render(run: RunArtifacts, facts: RunFacts | None = None) -> str:
         blocks=_blocks(run),
         shares=_shares(run),
         trials=_trials(run),
+        slack=_slack(run),
         heat=needle_heat(run.evaluation["needle"]),
         recall_heat=recall_heat(run.evaluation.get("recall", [])),
         task_rows=task_rows(run.evaluation["tasks"]),
@@ -152,6 +154,14 @@ def _trials(run: RunArtifacts) -> list[dict[str, Any]]:
     # Columns that the histories of earlier runs, or of those without the setting, do not have.
     later: dict[str, Any] = {"pruned_at_step": None, "recall_accuracy": None, "sizes": {}}
     return [later | t | {"origin": charts.origin(t), "is_on_front": t["slot"] in front} for t in run.history]
+
+
+def _slack(run: RunArtifacts) -> dict[str, float]:
+    """Which share of the latency budget designs leave unused, by the table: the chosen one, and over all trials."""
+    budget_ms = run.scaling["budget_ms"]
+    shares = [1 - trial["latency_ms"] / budget_ms for trial in run.history]
+    chosen = 1 - run.best["latency_ms"] / budget_ms
+    return {"chosen": chosen, "median": statistics.median(shares), "largest": max(shares)}
 
 
 def needle_heat(needles: list[dict[str, Any]]) -> dict[str, Any] | None:

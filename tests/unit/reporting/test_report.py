@@ -120,6 +120,16 @@ def test_the_search_shows_every_trial_with_its_design_and_the_budget(page: str) 
     assert len(re.findall(r'<tr id="trial-\d"', page)) == 4 and '<td class="n" data-value="">failed</td>' in page
 
 
+def test_the_unused_part_of_the_latency_budget_is_said() -> None:
+    run = artifacts()
+    history = [
+        trial | {"latency_ms": share * BUDGET_MS} for trial, share in zip(run.history, (1, 0.9, 0.5, 0.7), strict=True)
+    ]
+    best = run.best | {"latency_ms": 0.9 * BUDGET_MS}
+    page = render(dataclasses.replace(run, history=history, best=best), run_facts())
+    assert "the chosen one 10.0 %, the trials 20.0 % in the median and 50.0 % at most." in page
+
+
 def test_what_was_pruned_says_after_how_many_steps() -> None:
     run = artifacts()
     history = [*run.history[:-1], run.history[-1] | {"pruned_at_step": 40}]
