@@ -21,7 +21,7 @@ import torch
 
 from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.inference.decode_graph import DecodeGraph
-from flashslm.inference.fused.step_plan import AttentionPlan, ProductTile, StepPlan, usual_plan
+from flashslm.inference.fused.step_plan import MOST_VECTORS, AttentionPlan, ProductTile, StepPlan, usual_plan
 from flashslm.inference.sampling import GREEDY, Sampler
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
@@ -33,10 +33,9 @@ SHAPES = ("qwen3-0.6b", "nemotron-flash-1b")
 BATCHES = (8, 16, 32, 64, 4, 2, 1)  # where most is to be gained first: a budget may end
 CONTEXT = 8192
 SETS, STEPS = 5, 16  # replays: the median of the sets counts
-MOST_VECTORS = 8  # inputs that registers hold
 ATTENTIONS = {
-    "396 programs": AttentionPlan(programs=396),
     "waves of 396": AttentionPlan(programs=396, whole_waves=True),
+    "768 programs": AttentionPlan(programs=768),
     "1584 programs": AttentionPlan(programs=1584),
     "2 stages, waves of 528": AttentionPlan(stages=2, programs=528, whole_waves=True),
     "2 stages, 2 warps, waves of 792": AttentionPlan(stages=2, warps=2, programs=792, whole_waves=True),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashslm.inference.fused.step_plan import AttentionPlan, StepPlan, usual_plan, usual_tile
+from flashslm.inference.fused.step_plan import MOST_VECTORS, AttentionPlan, StepPlan, usual_plan, usual_tile
 from flashslm.inference.fused.tilings import MAX_BATCH
 
 SMS, WAVE = 132, 396
@@ -18,6 +18,13 @@ MEASURED_US = {
 @pytest.mark.parametrize("batch", [1, 2, MAX_BATCH, MAX_BATCH + 1, 8, 64, 1000])
 def test_a_batch_takes_the_form_that_was_measured(batch):
     assert usual_plan(batch) == StepPlan("vector" if batch <= MAX_BATCH else "matrix", AttentionPlan())
+
+
+def test_a_vector_product_takes_few_sequences():
+    StepPlan("vector").check(MOST_VECTORS)
+    StepPlan("tiled").check(1000)
+    with pytest.raises(ValueError, match=r"'vector' for 9 sequences: it takes up to 8; choose 'tiled' or 'matrix'"):
+        StepPlan("vector").check(MOST_VECTORS + 1)
 
 
 @pytest.mark.parametrize(

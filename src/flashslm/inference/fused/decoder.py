@@ -50,7 +50,8 @@ class FusedDecoder:
     """Steps of `batch` sequences over `cache`. The model's projections become views of packed matrices.
 
     With `int8` vector products read copies of them in 8 bits. `plan` None: the usual one for so many sequences. Raises
-    MissingKernel, which names the other backend, for sizes that the kernels cannot take.
+    ValueError for a plan that they cannot have, and MissingKernel, which names the other backend, for sizes that the
+    kernels cannot take.
     """
 
     def __init__(self, model: HybridLM, cache: Cache, int8: bool = False, plan: StepPlan | None = None) -> None:
@@ -61,6 +62,7 @@ class FusedDecoder:
         batch, vocabulary = cache.lengths_B.shape[0], weight.shape[0]
         self.device, self.dtype, self.batch = weight.device, weight.dtype, batch
         self.plan = plan or usual_plan(batch)
+        self.plan.check(batch)
         exact_BD = torch.zeros(batch, model.architecture.hidden_size, device=self.device)
         self.stream = Stream(exact_BD, exact_BD.to(self.dtype))
         self.logits_BV = torch.empty(batch, vocabulary, device=self.device)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from flashslm.inference.fused.tilings import MAX_BATCH
 
 ProductForm = Literal["vector", "tiled", "matrix"]
+MOST_VECTORS = 8  # sequences whose inputs a vector product holds in registers
 
 # An H200's, fitted to Qwen3-0.6B's layers at 8k and batches of 1 to 64, where an SM runs three programs at a time. For
 # Nemotron-Flash-1B, which the fit did not use, the model is within 2 % of the times at batches of 16 to 64.
@@ -70,6 +71,13 @@ class StepPlan(NamedTuple):
     product: ProductForm
     attention: AttentionPlan = AttentionPlan()
     tile: ProductTile | None = None
+
+    def check(self, batch: int) -> None:
+        """Raise ValueError if a step of `batch` sequences cannot have this plan."""
+        if self.product == "vector" and batch > MOST_VECTORS:
+            raise ValueError(
+                f"product 'vector' for {batch} sequences: it takes up to {MOST_VECTORS}; choose 'tiled' or 'matrix'"
+            )
 
 
 # Up to how many sequences, and the plan that was measured to be the fastest for them; the last one for more.
