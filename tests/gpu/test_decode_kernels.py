@@ -66,6 +66,18 @@ def test_projection_of_normalised_inputs(size, rows, head, form, batch):
     assert relative_error(out, normed @ weight.double().T) < TOLERANCE
 
 
+@pytest.mark.parametrize("size, rows", [(8, 3), (72, 5), (136, 70)])
+def test_tiled_products_of_narrow_inputs(size, rows):
+    """Rows shorter than a tile, with numbers that are not numbers right behind the last."""
+    from flashslm.inference.fused.tiled import project_tiled
+
+    x, memory = normal(5, size), torch.full((rows * size + 4096,), torch.nan, device="cuda", dtype=torch.bfloat16)
+    weight = memory[: rows * size].view(rows, size).copy_(normal(rows, size))
+    out = torch.full((5, rows), torch.nan, device="cuda")
+    project_tiled(x, weight, out)
+    assert relative_error(out, x.double() @ weight.double().T) < 1e-5
+
+
 @few_or_many
 @every_size
 def test_gated_projection(size, rows, form, batch):

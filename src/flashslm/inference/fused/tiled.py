@@ -63,8 +63,9 @@ def _product(
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     b, column = tl.program_id(1) * BATCH + tl.arange(0, BATCH), tl.arange(0, BLOCK_K)
     second_ptr = weight_ptr + tl.cast(rows, tl.int64) * SIZE if SWIGLU else weight_ptr + HALF
+    first_last = HALF if HALF < SIZE else SIZE
     second_last = SIZE if SWIGLU else SIZE - HALF
-    w = _weights(weight_ptr, row, column, rows, HALF, SIZE)
+    w = _weights(weight_ptr, row, column, rows, first_last, SIZE)
     w_second = _weights(second_ptr, row, column, rows, second_last, SIZE)
     gdc_launch_dependents()
     gdc_wait()
@@ -76,7 +77,7 @@ def _product(
     second = tl.dot(w_second, tl.trans(x))
     for start in tl.range(BLOCK_K, HALF, BLOCK_K, num_stages=STAGES):
         at = start + column
-        w = _weights(weight_ptr, row, at, rows, HALF, SIZE)
+        w = _weights(weight_ptr, row, at, rows, first_last, SIZE)
         w_second = _weights(second_ptr, row, at, rows, second_last, SIZE)
         x, more = _inputs(x_ptr, norm_ptr, b, at, batch, SIZE, NORM)
         squares += more
