@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flashslm.cli.options import HOME, MODELS, DatasetOption, HomeOption, JsonOption, RunsOption
+from flashslm.cli.options import HOME, MODELS, RUNS, DatasetOption, HomeOption, JsonOption, RunsOption
 from flashslm.cli.output import console
 from flashslm.cli.recipe_argument import Overrides
 from flashslm.config.file import load
@@ -33,7 +33,7 @@ def compare(  # noqa: PLR0913 - one parameter an option
     config: Annotated[Path | None, typer.Option(help="Evaluate both by this recipe, on --dataset.")] = None,
     dataset: DatasetOption = None,
     html: Annotated[Path | None, typer.Option(help="Also write the table as a page.")] = None,
-    runs: RunsOption = Path("runs"),
+    runs: RunsOption = RUNS,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from flashslm.cli.options import HOME, HomeOption, JsonOption
+from flashslm.cli.options import HOME, RUNS, HomeOption, JsonOption, RunsOption
 from flashslm.cli.output import show
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ SourceArgument = Annotated[
 ]
 SplitOption = Annotated[str, typer.Option("--split", help="train, validation or test.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Another seed shows other text.")]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs lie.")]
-RUNS = Path("runs")
 
 data_app = typer.Typer(no_args_is_help=True, help="What is in a prepared data set.")
 

@@ -1,7 +1,6 @@
 """`flashslm lm-eval`: tasks of lm-evaluation-harness on one model."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -11,6 +10,7 @@ from rich.table import Table
 from flashslm.cli.options import (
     HOME,
     MODELS,
+    RUNS,
     DatasetOption,
     HomeOption,
     JsonOption,
@@ -43,7 +43,7 @@ def lm_eval(  # noqa: PLR0913 - one parameter an option
     ] = "auto",
     weights: ServedWeightsOption = None,
     kernel_settings: KernelsOption = None,
-    runs: RunsOption = Path("runs"),
+    runs: RunsOption = RUNS,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:

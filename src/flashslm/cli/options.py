@@ -27,7 +27,7 @@ HomeOption = Annotated[
         help="Where the embedded stack and caches live; not given: the nearest .flashslm here or above.",
     ),
 ]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs lie.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs of this machine leave their directories.")]
 DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="A prepared data set, or its manifest.")]
 ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where manifests of inputs and outputs live.")]
 KernelsOption = Annotated[
@@ -46,4 +46,5 @@ PIPELINES, STEPS, MODELS = "Pipelines and runs", "Single steps of the pipeline",
 RECIPES, SERVICES = "Recipes", "Services of this machine"
 
 HOME = Path(".flashslm")
+RUNS = Path("runs")
 ARTIFACTS = Path("artifacts")

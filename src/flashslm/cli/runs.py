@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flashslm.cli.cluster import NamespaceOption, client, counts
-from flashslm.cli.options import PIPELINES, JsonOption
+from flashslm.cli.options import PIPELINES, RUNS, JsonOption, RunsOption
 from flashslm.cli.output import console, show
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 HostOption = Annotated[
     str, typer.Option("--host", envvar="KF_PIPELINES_ENDPOINT", help="KFP's address; not given: runs of this machine.")
 ]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs of this machine leave their directories.")]
 RunId = Annotated[str, typer.Argument(help="As `flashslm runs list` shows it; here also its beginning, or latest.")]
-RUNS = Path("runs")
 
 runs_app = typer.Typer(no_args_is_help=True, help="Runs of this machine, or with --host of a cluster.")
 

@@ -1,18 +1,16 @@
 """`flashslm store`: verify what is stored, and remove what nothing needs."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from flashslm.cli.options import HOME, HomeOption, JsonOption
+from flashslm.cli.options import HOME, RUNS, HomeOption, JsonOption, RunsOption
 
-RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs leave their directories.")]
 DaysOption = Annotated[float, typer.Option("--days", min=0.0, help="Nothing younger goes, checkpoints excepted.")]
-RUNS, DAYS = Path("runs"), 30.0
+DAYS = 30.0
 
 store_app = typer.Typer(no_args_is_help=True, help="The object store and this machine's caches of it.")
 
