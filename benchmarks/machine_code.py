@@ -63,7 +63,7 @@ def launch_all(projection: ModuleType, a: Architecture, batch: int, dtype: torch
             lengths = torch.zeros(batch, dtype=torch.int64)
             options["ring"] = projection.Ring(empty(batch, 4, 8), 0, lengths, empty(8, 4, of=torch.float32))
         best = projection.Best.allocate(batch, weight) if options.pop("best", False) else None
-        projection.project(empty(batch, size), weight, outs[out](), given, best=best, **options)
+        projection.project(projection.Product(empty(batch, size), weight, outs[out](), given, **options), best)
 
     hidden, heads = a.hidden_size, a.heads_size
     if "D" in a.operators:

@@ -21,6 +21,12 @@ def normal(*shape, dtype=torch.bfloat16):
     return torch.randn(*shape, device="cuda").to(dtype)
 
 
+def product(*arguments, **options):
+    from flashslm.inference.fused.projection import Product
+
+    return Product(*arguments, **options)
+
+
 def forms():
     from flashslm.inference.fused.batched import project_batch
     from flashslm.inference.fused.projection import project
@@ -60,7 +66,7 @@ def test_projection_of_normalised_inputs(size, rows, head, form, batch):
         torch.rand(head or size, device="cuda") + 0.5,
     )
     out = torch.full((batch, rows), torch.nan, device="cuda", dtype=torch.bfloat16)
-    forms()[form](x, weight, out, Norm(norm, EPS, head))
+    forms()[form](product(x, weight, out, Norm(norm, EPS, head)))
     heads = x.double().view(batch, -1, head or size)
     normed = F.rms_norm(heads, (head or size,), norm.double(), EPS).flatten(1)
     assert relative_error(out, normed @ weight.double().T) < TOLERANCE
@@ -74,7 +80,7 @@ def test_tiled_products_of_narrow_inputs(size, rows):
     x, memory = normal(5, size), torch.full((rows * size + 4096,), torch.nan, device="cuda", dtype=torch.bfloat16)
     weight = memory[: rows * size].view(rows, size).copy_(normal(rows, size))
     out = torch.full((5, rows), torch.nan, device="cuda")
-    project_tiled(x, weight, out)
+    project_tiled(product(x, weight, out))
     assert relative_error(out, x.double() @ weight.double().T) < 1e-5
 
 
@@ -83,7 +89,7 @@ def test_tiled_products_of_narrow_inputs(size, rows):
 def test_gated_projection(size, rows, form, batch):
     x, weight = normal(batch, size), normal(2 * rows, size) * size**-0.5
     out = torch.full((batch, rows), torch.nan, device="cuda", dtype=torch.bfloat16)
-    forms()[form](x, weight, out, swiglu=True)
+    forms()[form](product(x, weight, out, swiglu=True))
     gate, up = (x.double() @ weight.double().T).chunk(2, dim=1)
     assert relative_error(out, F.silu(gate) * up) < TOLERANCE
 
@@ -95,7 +101,7 @@ def test_projection_onto_the_stream(size, rows, form, batch):
 
     x, weight, before = normal(batch, size), normal(rows, size) * size**-0.5, normal(batch, rows, dtype=torch.float32)
     stream = Stream(before.clone(), torch.full((batch, rows), torch.nan, device="cuda", dtype=torch.bfloat16))
-    forms()[form](x, weight, stream)
+    forms()[form](product(x, weight, stream))
     assert relative_error(stream.exact, before.double() + x.double() @ weight.double().T) < TOLERANCE
     assert torch.equal(stream.rounded, stream.exact.bfloat16())
 
@@ -112,7 +118,7 @@ def test_projection_into_a_ring(biased, form, batch):
     bias = normal(20, dtype=torch.float32) if biased else None
     lengths_B, rows = torch.randint(1000, (batch,), device="cuda"), torch.arange(batch, device="cuda")
     inputs = ring_of(conv, torch.full((batch, 20), torch.nan, device="cuda", dtype=torch.bfloat16), lengths_B)
-    forms()[form](x, weight, out, ring=Ring(inputs, 7, lengths_B, taps, bias))
+    forms()[form](product(x, weight, out, ring=Ring(inputs, 7, lengths_B, taps, bias)))
     expected = x.double() @ weight.double().T
     assert relative_error(inputs[rows, lengths_B % 4], expected[:, 7:27]) < TOLERANCE
     assert relative_error(out[:, :7], expected[:, :7]) < TOLERANCE
@@ -135,7 +141,7 @@ def test_greedy_choice_takes_the_first_of_the_best(rows):
     weight[rows // 2 :] = weight[: rows - rows // 2].clone()  # every score twice or more
     logits, tokens = torch.empty(2, rows, device="cuda"), torch.zeros(2, dtype=torch.int64, device="cuda")
     best = Best.allocate(2, weight)
-    project(x, weight, logits, best=best)
+    project(product(x, weight, logits), best)
     choose(best, tokens)
     assert torch.equal(tokens, (logits == logits.amax(1, keepdim=True)).int().argmax(1))
 
@@ -268,15 +274,15 @@ def test_weights_of_8_bits(size, rows, batch, warp_rows, monkeypatch):
     weight = quantise_rows(normal(2 * rows, size) * size**-0.5)
     exact = weight.dequantised().double()
     out = torch.full((batch, 2 * rows), torch.nan, device="cuda")
-    project(x, weight, out)
+    project(product(x, weight, out))
     assert relative_error(out, x.double() @ exact.T) < 1e-4
     gated = torch.full((batch, rows), torch.nan, device="cuda", dtype=torch.bfloat16)
-    project(x, weight, gated, Norm(norm, EPS), swiglu=True)
+    project(product(x, weight, gated, Norm(norm, EPS), swiglu=True))
     gate, up = (F.rms_norm(x.double(), (size,), norm.double(), EPS) @ exact.T).chunk(2, dim=1)
     assert relative_error(gated, F.silu(gate) * up) < TOLERANCE
     if size % 64:
         return
     stream = Stream(torch.ones(batch, 2 * rows, device="cuda"), torch.empty(batch, 2 * rows, device="cuda").bfloat16())
-    project(x, weight, stream, Norm(norm[:64], EPS, 64))
+    project(product(x, weight, stream, Norm(norm[:64], EPS, 64)))
     heads = F.rms_norm(x.double().view(batch, -1, 64), (64,), norm[:64].double(), EPS).flatten(1)
     assert relative_error(stream.exact, 1 + heads @ exact.T) < TOLERANCE

@@ -93,7 +93,7 @@ def test_normalised_inputs(projection, size, rows, batch, dtype):
     torch.manual_seed(0)
     x, weight, norm = normal(batch, size), normal(rows, size) * size**-0.5, (torch.rand(size) + 0.5).to(dtype)
     out = unwritten(batch, rows)
-    projection.project(x, weight, out, projection.Norm(norm, EPS))
+    projection.project(projection.Product(x, weight, out, projection.Norm(norm, EPS)))
     assert error(out, F.rms_norm(x.double(), (size,), norm.double(), EPS) @ weight.double().T) < TOLERANCE
 
 
@@ -104,7 +104,7 @@ def test_float16_holds_what_is_normalised(projection, scale):
     size, rows, dtype = 520, 21, torch.float16
     x, norm = (torch.randn(3, size) * scale).to(dtype), (torch.rand(size) * 6).to(dtype)
     weight, out = normal(rows, size, dtype=dtype) / 24, unwritten(3, rows, dtype=dtype)
-    projection.project(x, weight, out, projection.Norm(norm, 1e-12))
+    projection.project(projection.Product(x, weight, out, projection.Norm(norm, 1e-12)))
     expected = F.rms_norm(x.double(), (size,), norm.double(), 1e-12) @ weight.double().T
     assert error(out, expected) < 2e-3
 
@@ -115,7 +115,7 @@ def test_whatever_part_of_the_weights_waits(projection, monkeypatch, waiting):
     torch.manual_seed(0)
     monkeypatch.setattr(projection, "tiling", lambda *shape: Tiling(2, 2, 3, *waiting))
     x, weight, out = normal(1, 1496), normal(35, 1496) / 38, unwritten(1, 35, dtype=torch.float32)
-    projection.project(x, weight, out)
+    projection.project(projection.Product(x, weight, out))
     assert error(out, x.double() @ weight.double().T) < 1e-5
 
 
@@ -124,7 +124,7 @@ def test_normalised_heads(projection, head):
     torch.manual_seed(0)
     x, weight, norm = normal(2, 768), normal(19, 768) / 28, (torch.rand(head) + 0.5).bfloat16()
     out = unwritten(2, 19)
-    projection.project(x, weight, out, projection.Norm(norm, EPS, head))
+    projection.project(projection.Product(x, weight, out, projection.Norm(norm, EPS, head)))
     heads = F.rms_norm(x.double().view(2, -1, head), (head,), norm.double(), EPS).flatten(1)
     assert error(out, heads @ weight.double().T) < TOLERANCE
 
@@ -136,7 +136,7 @@ def test_gated(projection, dtype, size, rows):
     x, weight, norm = normal(1, size), normal(2 * rows, size) * size**-0.5, torch.rand(size) + 0.5
     x, weight, norm = (tensor.to(dtype) for tensor in (x, weight, norm))
     out = unwritten(1, rows, dtype=dtype)
-    projection.project(x, weight, out, projection.Norm(norm, EPS), swiglu=True)
+    projection.project(projection.Product(x, weight, out, projection.Norm(norm, EPS), swiglu=True))
     gate, up = (F.rms_norm(x.double(), (size,), norm.double(), EPS) @ weight.double().T).chunk(2, dim=1)
     assert error(out, F.silu(gate) * up) < TOLERANCE
 
@@ -146,7 +146,7 @@ def test_onto_the_stream(projection, batch):
     torch.manual_seed(0)
     x, weight, before = normal(batch, 1024), normal(37, 1024) / 32, normal(batch, 37, dtype=torch.float32)
     stream = projection.Stream(before.clone(), unwritten(batch, 37))
-    projection.project(x, weight, stream)
+    projection.project(projection.Product(x, weight, stream))
     assert error(stream.exact, before.double() + x.double() @ weight.double().T) < 1e-5
     assert torch.equal(stream.rounded, stream.exact.bfloat16())
 
@@ -155,7 +155,9 @@ def test_into_a_ring(projection):
     torch.manual_seed(0)
     x, weight, lengths_B = normal(3, 512), normal(50, 512) / 16, torch.tensor([5, 1003, 2])
     out, inputs = unwritten(3, 50), unwritten(3, 4, 20)
-    projection.project(x, weight, out, ring=projection.Ring(inputs, 7, lengths_B, torch.zeros(20, 4)))
+    projection.project(
+        projection.Product(x, weight, out, ring=projection.Ring(inputs, 7, lengths_B, torch.zeros(20, 4)))
+    )
     expected = x.double() @ weight.double().T
     assert error(inputs[torch.arange(3), lengths_B % 4], expected[:, 7:27]) < TOLERANCE
     assert error(torch.cat([out[:, :7], out[:, 27:]], 1), torch.cat([expected[:, :7], expected[:, 27:]], 1)) < TOLERANCE
@@ -168,7 +170,7 @@ def test_the_first_of_the_best(projection, rows):
     x, weight = normal(2, 256), normal(rows, 256)
     weight[rows // 2 :] = weight[: rows - rows // 2].clone()  # every score twice or more
     logits, best = unwritten(2, rows, dtype=torch.float32), projection.Best.allocate(2, weight)
-    projection.project(x, weight, logits, best=best)
+    projection.project(projection.Product(x, weight, logits), best)
     highest = best.score_BP == best.score_BP.amax(1, keepdim=True)
     assert torch.equal(best.score_BP.amax(1), logits.amax(1))
     assert torch.equal(torch.where(highest, best.row_BP, rows).amin(1), logits.argmax(1).int())
@@ -185,7 +187,7 @@ def test_weights_of_8_bits(projection, size, rows, batch):
     x, weight, norm = normal(batch, size), normal(rows, size) * size**-0.5, torch.rand(size) + 0.5
     x[:, 5] *= 100  # an outlier among the inputs
     quantised, out = quantise_rows(weight), unwritten(batch, rows, dtype=torch.float32)
-    projection.project(x, quantised, out, projection.Norm(norm, EPS))
+    projection.project(projection.Product(x, quantised, out, projection.Norm(norm, EPS)))
     normed = (x.double() * norm).bfloat16().double() * torch.rsqrt(x.double().square().mean(1, keepdim=True) + EPS)
     assert error(out, normed @ quantised.dequantised().double().T) < 1e-4
 
@@ -197,7 +199,7 @@ def test_gated_with_weights_of_8_bits(projection, dtype, size, rows):
     x, weight, norm = normal(2, size), normal(2 * rows, size) * size**-0.5, torch.rand(size) + 0.5
     x, weight, norm = (tensor.to(dtype) for tensor in (x, weight, norm))
     quantised, out = quantise_rows(weight), unwritten(2, rows, dtype=dtype)
-    projection.project(x, quantised, out, projection.Norm(norm, EPS), swiglu=True)
+    projection.project(projection.Product(x, quantised, out, projection.Norm(norm, EPS), swiglu=True))
     normed = F.rms_norm(x.double(), (size,), norm.double(), EPS)
     gate, up = (normed @ quantised.dequantised().double().T).chunk(2, dim=1)
     assert error(out, F.silu(gate) * up) < TOLERANCE
@@ -209,7 +211,7 @@ def test_weights_of_8_bits_onto_the_stream_from_normalised_heads(projection, hea
     x, weight, norm = normal(3, 768), normal(19, 768) / 28, (torch.rand(head) + 0.5).bfloat16()
     before = normal(3, 19, dtype=torch.float32)
     stream, quantised = projection.Stream(before.clone(), unwritten(3, 19)), quantise_rows(weight)
-    projection.project(x, quantised, stream, projection.Norm(norm, EPS, head))
+    projection.project(projection.Product(x, quantised, stream, projection.Norm(norm, EPS, head)))
     heads = F.rms_norm(x.double().view(3, -1, head), (head,), norm.double(), EPS).flatten(1)
     assert error(stream.exact, before.double() + heads @ quantised.dequantised().double().T) < TOLERANCE
 
@@ -220,13 +222,13 @@ def test_whatever_part_of_the_8_bits_waits(projection, monkeypatch):
     for waiting in ((4, 0), (4, 4), (20, 4)):
         monkeypatch.setattr(projection, "tiling", lambda *shape, waiting=waiting: Tiling(2, 2, 3, *waiting))
         out, quantised = unwritten(1, 35, dtype=torch.float32), quantise_rows(weight)
-        projection.project(x, quantised, out)
+        projection.project(projection.Product(x, quantised, out))
         assert error(out, x.double() @ quantised.dequantised().double().T) < 1e-4
 
 
 def test_a_row_and_an_input_of_zeros(projection):
     x, weight, out = torch.zeros(1, 272).bfloat16(), torch.zeros(9, 272).bfloat16(), unwritten(1, 9)
-    projection.project(x, quantise_rows(weight), out)
+    projection.project(projection.Product(x, quantise_rows(weight), out))
     assert torch.equal(out, torch.zeros(1, 9).bfloat16())
 
 
@@ -245,7 +247,7 @@ def test_warps_of_16_rows(projection, monkeypatch, waiting, size, rows, batch):
     use_16_rows(projection, monkeypatch, 2, 2, waiting)
     x, weight, norm = normal(batch, size), normal(rows, size) * size**-0.5, torch.rand(size) + 0.5
     quantised, out = quantise_rows(weight), unwritten(batch, rows, dtype=torch.float32)
-    projection.project(x, quantised, out, projection.Norm(norm, EPS))
+    projection.project(projection.Product(x, quantised, out, projection.Norm(norm, EPS)))
     normed = (x.double() * norm).bfloat16().double() * torch.rsqrt(x.double().square().mean(1, keepdim=True) + EPS)
     assert error(out, normed @ quantised.dequantised().double().T) < 1e-4
 
@@ -255,7 +257,7 @@ def test_gated_by_warps_of_16_rows(projection, monkeypatch):
     use_16_rows(projection, monkeypatch, 1, 2, (8, 4))
     x, weight, norm = normal(1, 1040), normal(74, 1040) / 32, (torch.rand(1040) + 0.5).bfloat16()
     quantised, out = quantise_rows(weight), unwritten(1, 37)
-    projection.project(x, quantised, out, projection.Norm(norm, EPS), swiglu=True)
+    projection.project(projection.Product(x, quantised, out, projection.Norm(norm, EPS), swiglu=True))
     normed = F.rms_norm(x.double(), (1040,), norm.double(), EPS)
     gate, up = (normed @ quantised.dequantised().double().T).chunk(2, dim=1)
     assert error(out, F.silu(gate) * up) < TOLERANCE
@@ -269,7 +271,7 @@ def test_the_first_of_the_best_by_warps_of_16_rows(projection, monkeypatch, stri
     weight[50:] = weight[:51].clone()  # every score twice
     quantised = quantise_rows(weight)
     logits, best = unwritten(2, 101, dtype=torch.float32), projection.Best.allocate(2, quantised)
-    projection.project(x, quantised, logits, best=best)
+    projection.project(projection.Product(x, quantised, logits), best)
     highest = best.score_BP == best.score_BP.amax(1, keepdim=True)
     assert torch.equal(best.score_BP.amax(1), logits.amax(1))
     assert torch.equal(torch.where(highest, best.row_BP, 101).amin(1), logits.argmax(1).int())

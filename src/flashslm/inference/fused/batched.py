@@ -1,6 +1,6 @@
 """Projections of many inputs at once: a matrix product, with what comes before and after it in one kernel each.
 
-Called like `projection.project`, which is faster up to `tilings.MAX_BATCH`, but for the greedy choice.
+`projection.project` is faster up to `tilings.MAX_BATCH`.
 """
 
 import torch
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashslm.inference.fused.projection import Norm, Ring
+from flashslm.inference.fused.projection import Norm, Product
 from flashslm.inference.fused.stream import Stream
 
 BLOCK = 1024
@@ -89,9 +89,9 @@ def normalised(x_BD: Tensor, norm: Norm) -> Tensor:
     return out_BD
 
 
-def finish(y_BR: Tensor, out_BR: Tensor | Stream, ring: Ring | None = None, *, swiglu: bool = False) -> None:
-    """What follows a product `y`: SwiGLU, the sum with the stream, or the convolution of the ring's rows."""
-    out, rounded = out_BR if isinstance(out_BR, Stream) else (out_BR, out_BR)
+def finish(y_BR: Tensor, product: Product) -> None:
+    """What follows the product `y`: SwiGLU, the sum with the stream, or the convolution of the ring's rows."""
+    (out, rounded), ring = product.outputs(), product.ring
     batch, rows = out.shape
     _finish[(batch, triton.cdiv(rows, BLOCK))](
         y_BR,
@@ -105,26 +105,20 @@ def finish(y_BR: Tensor, out_BR: Tensor | Stream, ring: Ring | None = None, *, s
         ring.start if ring else 0,
         ring.inputs.shape[2] if ring else 0,
         BLOCK=BLOCK,
-        SWIGLU=swiglu,
-        RESIDUAL=isinstance(out_BR, Stream),
+        SWIGLU=product.swiglu,
+        RESIDUAL=isinstance(product.out_BR, Stream),
         RING=ring is not None,
         BIAS=ring is not None and ring.bias_C is not None,
     )
 
 
-def project_batch(
-    x_BD: Tensor,
-    weight_RD: Tensor,
-    out_BR: Tensor | Stream,
-    norm: Norm | None = None,
-    *,
-    swiglu: bool = False,
-    ring: Ring | None = None,
-) -> None:
-    """What `project` does, for any number of inputs; the product itself has the weight's dtype.
+def project_batch(product: Product) -> None:
+    """For any number of inputs; the product itself has the weight's dtype.
 
     The rows that a convolution follows also go, convolved and activated, where they belong in `out`.
     """
+    x_BD, weight_RD, out_BR, norm, swiglu, ring = product
+    assert isinstance(weight_RD, Tensor)  # 8 bits are for `projection.project`
     if norm is not None:
         x_BD = normalised(x_BD, norm)
     plain = None
@@ -132,4 +126,4 @@ def project_batch(
         plain = out_BR
     y_BR = torch.mm(x_BD, weight_RD.T, out=plain)
     if plain is None:
-        finish(y_BR, out_BR, ring, swiglu=swiglu)
+        finish(y_BR, product)

@@ -14,7 +14,7 @@ from torch import Tensor
 from flashslm.inference.fused.attention import Rotation, Splits, attention_decode
 from flashslm.inference.fused.batched import project_batch
 from flashslm.inference.fused.mixers import delta_rule_decode, ssd_decode
-from flashslm.inference.fused.projection import VALUES_PER_LOAD, Best, Norm, Ring, project
+from flashslm.inference.fused.projection import VALUES_PER_LOAD, Best, Norm, Product, Ring, project
 from flashslm.inference.fused.size_limits import size_blockers
 from flashslm.inference.fused.step_plan import StepPlan, usual_plan
 from flashslm.inference.fused.stream import Stream, step_unfused
@@ -94,9 +94,9 @@ class FusedDecoder:
         self.layers_step()
         norm = Norm(self.model.final_norm.weight, self.model.final_norm.eps)
         if self.best is not None:
-            project(self.stream.rounded, self.head, self.logits_BV, norm, best=self.best)
+            project(Product(self.stream.rounded, self.head, self.logits_BV, norm), self.best)
         else:
-            self._product_of_many()(self.stream.rounded, self.model.embedding.weight, self.logits_BV, norm)
+            self._form_for_many()(Product(self.stream.rounded, self.model.embedding.weight, self.logits_BV, norm))
         self.cache.lengths_B += 1
         return self.logits_BV
 
@@ -177,13 +177,13 @@ class FusedDecoder:
         """Whether the kernel for few inputs takes a product with this weight."""
         return self.plan.product == "vector" and weight_RD.shape[1] % VALUES_PER_LOAD == 0
 
-    def _product_of_many(self) -> Callable[..., None]:
+    def _form_for_many(self) -> Callable[..., None]:
         """The form of a product that the kernel for few inputs does not take."""
         return partial(project_tiled, tile=self.plan.tile) if self.plan.product == "tiled" else project_batch
 
     def _project(self, x_BD: Tensor, weight_RD: Tensor, *arguments: Any, **options: Any) -> KernelCall:
-        product: Callable[..., None] = project if self._few(weight_RD) else self._product_of_many()
-        return partial(product, x_BD, self._stored(weight_RD), *arguments, **options)
+        form = project if self._few(weight_RD) else self._form_for_many()
+        return partial(form, Product(x_BD, self._stored(weight_RD), *arguments, **options))
 
     def _stored(self, weight_RD: Tensor) -> Tensor | Int8Weight:
         """A weight as the product with it reads it."""

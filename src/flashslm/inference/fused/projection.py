@@ -53,24 +53,34 @@ class Norm(NamedTuple):
     head_dim: int = 0
 
 
-def project(
-    x_BD: Tensor,
-    weight_RD: Tensor | Int8Weight,
-    out_BR: Tensor | Stream,
-    norm: Norm | None = None,
-    *,
-    swiglu: bool = False,
-    ring: Ring | None = None,
-    best: Best | None = None,
-) -> None:
-    """out = weight norm(x), for at most `tilings.MAX_BATCH` inputs; a stream is added to.
+class Product(NamedTuple):
+    """out = weight norm(x), for inputs [B, D]; a stream is added to.
 
     `swiglu`: the weight is [2R, D], gate over up, and out is silu(gate x) · up x. `ring`: the rows that a convolution
-    follows go there instead. D is a multiple of VALUES_PER_LOAD, of twice that with weights of 8 bits.
+    follows are its inputs.
     """
+
+    x_BD: Tensor
+    weight_RD: Tensor | Int8Weight
+    out_BR: Tensor | Stream
+    norm: Norm | None = None
+    swiglu: bool = False
+    ring: Ring | None = None
+
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """Where sums go, and where a stream's rounded ones do."""
+        return self.out_BR if isinstance(self.out_BR, Stream) else (self.out_BR, self.out_BR)
+
+
+def project(product: Product, best: Best | None = None) -> None:
+    """For at most `tilings.MAX_BATCH` inputs. The rows that a convolution follows go to the ring instead of `out`.
+
+    D is a multiple of VALUES_PER_LOAD, of twice that with weights of 8 bits.
+    """
+    x_BD, weight_RD, out_BR, norm, swiglu, ring = product
     batch, size = x_BD.shape
     rows = weight_RD.shape[0] // (2 if swiglu else 1)
-    out, rounded = out_BR if isinstance(out_BR, Stream) else (out_BR, out_BR)
+    out, rounded = product.outputs()
     tile = _tiling(weight_RD, swiglu).for_inputs(batch)
     weight, scales = weight_RD if isinstance(weight_RD, Int8Weight) else (weight_RD, None)
     macros = {

@@ -1,6 +1,6 @@
 """Products with more inputs than a vector product takes well: programs of some rows, norm and epilogue inside.
 
-Called like `batched.project_batch`. The first block of weights is requested before the wait for the kernel that
+The first block of weights is requested before the wait for the kernel that
 computes the input. Convolutions, norms of heads, and norms in fp16, where an input times the norm's weight could
 overflow, stay kernels of their own.
 """
@@ -8,11 +8,10 @@ overflow, stay kernels of their own.
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from flashslm.inference.fused.batched import finish, normalised
-from flashslm.inference.fused.projection import Norm, Ring
+from flashslm.inference.fused.projection import Product
 from flashslm.inference.fused.step_plan import ProductTile, usual_tile
 from flashslm.inference.fused.stream import Stream
 
@@ -101,22 +100,14 @@ def _product(
     tl.store(out_ptr + place, y, mask=inside)
 
 
-def project_tiled(
-    x_BD: Tensor,
-    weight_RD: Tensor,
-    out_BR: Tensor | Stream,
-    norm: Norm | None = None,
-    *,
-    swiglu: bool = False,
-    ring: Ring | None = None,
-    tile: ProductTile | None = None,
-) -> None:
+def project_tiled(product: Product, tile: ProductTile | None = None) -> None:
     """What `project_batch` does, for any number of inputs; `tile` None: the usual one."""
+    x_BD, weight_RD, out_BR, norm, swiglu, ring = product
     batch, size = x_BD.shape
     inside = norm if norm is not None and not norm.head_dim and x_BD.dtype != torch.float16 else None
     if norm is not None and inside is None:
         x_BD = normalised(x_BD, norm)
-    out, rounded = out_BR if isinstance(out_BR, Stream) else (out_BR, out_BR)
+    out, rounded = product.outputs()
     y_BR = torch.empty_like(out) if ring is not None else out
     rows = out.shape[1]
     tile = tile or usual_tile(rows, size, batch)
@@ -143,4 +134,4 @@ def project_tiled(
         launch_pdl=True,
     )
     if ring is not None:
-        finish(y_BR, out_BR, ring)
+        finish(y_BR, product)
