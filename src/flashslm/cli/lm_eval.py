@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def lm_eval(  # noqa: PLR0913 - one parameter an option
     model: Annotated[
-        str, typer.Argument(help="A run, checkpoint, export, manifest, NAME@VERSION, or hf://OWNER/NAME[@REVISION].")
+        str, typer.Argument(help="A run, checkpoint, export, manifest, NAME@VERSION, or hf://OWNER/NAME@REVISION.")
     ],
     tasks: Annotated[list[str], typer.Argument(help="Tasks by name, by a YAML file, or preset:NAME.")],
     task_data: Annotated[str, typer.Option(help="A directory of evaluation sets in place of the hub.")] = "",
