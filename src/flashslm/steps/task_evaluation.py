@@ -1,5 +1,6 @@
 """Tasks of lm-evaluation-harness on one model, without a recipe. A command, no step."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,9 @@ from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_model
 from flashslm.steps.named_model import NamedModel, export_in
 from flashslm.steps.recipe_checks import task_problems
+
+# In a problem's text: a file's name may begin like a setting's.
+_SETTING = re.compile(rf"\bevaluation\.({'|'.join(EvaluationConfig.model_fields)})\b")
 
 
 class LoadedModel(NamedTuple):
@@ -43,7 +47,7 @@ def evaluate_tasks(
     if not tasks.is_installed():
         raise ValueError("tasks need lm_eval: pip install 'flashslm[evaluation]'")
     if problems := task_problems(evaluation, runs_here=True):
-        raise ValueError("\n".join(problem.replace("evaluation.", "") for problem in problems))
+        raise ValueError("\n".join(_SETTING.sub(r"\1", problem) for problem in problems))
     model, tokenizer, ends, own_weights = _load(named, dataset)
     device: DeviceKind = "cuda" if model.embedding.weight.is_cuda else "cpu"
     model = as_served(model.cast(getattr(torch, pick_dtype(dtype, device))).eval(), weights or own_weights)

@@ -102,7 +102,7 @@ def test_the_table_is_the_harness_s(place: Path, monkeypatch: pytest.MonkeyPatch
         (["{place}/checkpoint", "{place}/choice.yaml"], "is a checkpoint, which has no tokenizer: give --dataset"),
         (["{place}/checkpoint", "{place}/choice.yaml", "--dataset", "{place}/export"], "is not a prepared data set"),
         (["{place}/export/hf", "preset:commonsense"], "lm_eval_tasks: there is no 'preset:commonsense'"),
-        (["{place}/export/hf", "choice.yaml"], "choice.yaml"),
+        (["{place}/export/hf", "my_evaluation.yaml"], "'my_evaluation.yaml'"),
         (["{place}/export/hf", "piqa", "--task-data", "nowhere"], "task_data: the directory 'nowhere' does not exist"),
         (["nothing", "{place}/choice.yaml"], "'nothing' is not a model"),
         (["hf://tiny@x@y", "{place}/choice.yaml"], "cannot be fetched (expected hf://OWNER/NAME[@REVISION])"),
