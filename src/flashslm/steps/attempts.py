@@ -42,6 +42,8 @@ def may_pass(error: BaseException) -> bool:
         return True
     if "OutOfMemory" in type(error).__name__:
         return False
+    if type(error).__name__ == "WorkerKilled":  # what the others have finished is kept
+        return True
     if type(error).__name__ == "WorkerFailed":
         return not getattr(error, "reported", "") or any(fault in str(error) for fault in _DEVICE_FAULTS)
     return isinstance(error, RuntimeError) and any(fault in str(error) for fault in _DEVICE_FAULTS)

@@ -14,6 +14,7 @@ from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
 from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable
 from flashslm.launch.kfp.cluster_pass import STEP_RETRIES
 from flashslm.steps import attempts
+from flashslm.training.side_by_side import WorkerKilled
 from flashslm.training.workers import WorkerFailed
 
 # Fails as `kinds` says, one kind per attempt; then it succeeds with the number of its attempt.
@@ -99,6 +100,7 @@ class OutOfMemoryError(RuntimeError):
         (ConnectionResetError("reset"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
         (RuntimeError("NCCL error: unhandled system error"), True),
+        (WorkerKilled("one of 3 workers was killed"), True),
         (WorkerFailed("torchrun ended with exit code 1"), True),
         (WorkerFailed("RuntimeError: NCCL error: remote process exited", "RuntimeError: NCCL error"), True),
         (WorkerFailed("NonFiniteLoss: the loss is nan", "NonFiniteLoss: the loss is nan"), False),
