@@ -87,7 +87,7 @@ def test_a_retry_trains_only_what_is_missing(make_context, trainings, monkeypatc
     assert '"done": 3, "total": 3' in context.events.path.read_text()
 
 
-def test_another_recipe_or_a_damaged_record_is_trained_anew(make_context, store, trainings):
+def test_another_recipe_or_a_damaged_record_is_trained_again(make_context, store, trainings):
     trained_family(make_context())
     trained_family(make_context(learning_rate=2e-3))
     assert len(trainings) == 6
