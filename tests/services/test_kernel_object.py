@@ -51,6 +51,17 @@ def stored_once(store, machine):
     return directory
 
 
+def with_another_file(store, manifest, damage, directory):
+    """The manifest of a whole object with facts of another form, or with half an archive."""
+    tree = store.get_tree(manifest, directory / "whole")
+    changed = directory / "changed"
+    changed.mkdir()
+    archive, facts = (tree / kernel_object.ARCHIVE).read_bytes(), (tree / kernel_object.FACTS).read_text()
+    (changed / kernel_object.ARCHIVE).write_bytes(archive[: len(archive) // 2] if damage == "archive" else archive)
+    (changed / kernel_object.FACTS).write_text("{}" if damage == "facts" else facts)
+    return store.put_tree(changed, "kernels", manifest.metadata)
+
+
 def test_a_second_machine_starts_with_what_the_first_has_tuned(store, machine):
     first = machine("first")
     with shared_kernels(store):
@@ -145,11 +156,14 @@ def test_what_triton_is_writing_is_left_out(store, machine):
         assert files(second) == {"triton/X/k.cubin"}
 
 
-@pytest.mark.parametrize("damage", ["pointer", "text", "tree"])
-def test_an_object_that_cannot_be_read_costs_a_warning_and_is_replaced(store, machine, caplog, damage):
+@pytest.mark.parametrize("damage", ["pointer", "text", "tree", "facts", "archive"])
+def test_an_object_that_cannot_be_read_costs_a_warning_and_is_replaced(store, machine, caplog, damage, tmp_path):
     first, pointer = stored_once(store, machine), f"kernels/{kernel_cache.cache_key()}.json"
     if damage == "tree":
         store.delete_tree(Manifest.model_validate(store.get_json(pointer)[0]))
+    elif damage in ("facts", "archive"):
+        manifest = with_another_file(store, Manifest.model_validate(store.get_json(pointer)[0]), damage, tmp_path)
+        store.put_json(pointer, manifest.model_dump(mode="json"))
     else:
         body = b'{"kind": "nonsense"}' if damage == "pointer" else b"no JSON"
         store.client.put_object(Bucket=store.bucket, Key=pointer, Body=body)

@@ -9,6 +9,7 @@ import json
 import logging
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ INTERMEDIATE = (".ttir", ".ttgir", ".llir", ".ptx", ".source")
 UNFINISHED = (".partial", ".lock", ".tmp", ".new")
 UNFINISHED_DIRECTORY = "tmp.pid_"  # begins the name of one in which Triton writes a file
 UNPACKED, UNPACKING = "unpacked.json", "unpacking.lock"  # in the cache: which object it holds; held while it gets one
+# Of an object that is gone, damaged, or of another form.
+UNREADABLE = (ObjectMissing, ObjectCorrupt, ValueError, KeyError, EOFError, zlib.error, tarfile.TarError)
 ATTEMPTS = 3  # another pod may store its kernels at the same time
 _log = logging.getLogger(__name__)
 
@@ -84,7 +87,7 @@ def _readable(store: ObjectStore, pointer: bytes) -> set[str]:
     """
     try:
         return _unpack(store, Manifest.model_validate_json(pointer))
-    except (ObjectMissing, ObjectCorrupt, ValueError, tarfile.TarError) as error:
+    except UNREADABLE as error:
         _log.warning("the stored kernels are replaced: %s", error)
         return set()
 
@@ -170,7 +173,7 @@ def _pointer() -> str:
 def _quietly(what: str, action: object, store: ObjectStore) -> set[str] | None:
     try:
         files: set[str] = action(store)  # type: ignore[operator]
-    except (StoreError, ValueError, OSError, tarfile.TarError) as error:
+    except (StoreError, OSError, *UNREADABLE) as error:
         _log.warning("compiled kernels were not %s: %s", what, error)
         return None
     _log.info("compiled kernels %s: %d files", what, len(files))
