@@ -29,10 +29,10 @@ def export_tensorrt_llm(huggingface_dir: Path, directory: Path, max_batch_size: 
     if problems := config_problems(config):
         raise ConfigMismatch(f"'{huggingface_dir}' is not an export: {'; '.join(problems)}")
     architecture = architecture_from_config(config)
-    written_anew = {"config.json", "README.md", MODELING_FILE}
+    rewritten = {"config.json", "README.md", MODELING_FILE}
     with whole_directory(directory) as temporary:
         for source in sorted(huggingface_dir.iterdir()):
-            if source.name not in written_anew:
+            if source.name not in rewritten:
                 link_or_copy(source, temporary / source.name)
         write_json(temporary / "config.json", config | {"auto_map": {"AutoConfig": CONFIG_CLASS}})
         for file, recipe in serving_recipes(architecture, max_batch_size).items():

@@ -35,7 +35,7 @@ def test_a_living_job_is_adopted(server: FakeKubernetes, watched: Watched, manif
     assert "adopts it" in watched.statuses[0]
 
 
-def test_a_failed_job_is_made_anew(server: FakeKubernetes, watched: Watched, manifest: Document) -> None:
+def test_a_failed_job_is_created_again(server: FakeKubernetes, watched: Watched, manifest: Document) -> None:
     server.jobs[NAME] = copy.deepcopy(manifest)
     server.end_job(NAME, "Failed")
     server.on_create = trains("again")
