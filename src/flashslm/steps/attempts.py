@@ -21,6 +21,7 @@ from flashslm.infra.process.parent import PARENT_PID
 from flashslm.infra.storage.lease import LeaseTimeout
 from flashslm.infra.storage.s3 import StoreUnavailable
 from flashslm.infra.tracking.mlflow_client import MlflowUnavailable
+from flashslm.training.side_by_side import WorkerKilled
 
 RETRIES = "FLASHSLM_STEP_RETRIES"  # set by the cluster pass from platform.retries
 ONE_ATTEMPT = "flashslm.steps"  # its __main__
@@ -40,10 +41,10 @@ def may_pass(error: BaseException) -> bool:
     """Whether the same work may succeed in a new process: a service is away, the device faulted, a worker crashed."""
     if isinstance(error, StoreUnavailable | MlflowUnavailable | LeaseTimeout | ConnectionError):
         return True
+    if isinstance(error, WorkerKilled):  # what the others have finished is kept
+        return True
     if "OutOfMemory" in type(error).__name__:
         return False
-    if type(error).__name__ == "WorkerKilled":  # what the others have finished is kept
-        return True
     if type(error).__name__ == "WorkerFailed":
         return not getattr(error, "reported", "") or any(fault in str(error) for fault in _DEVICE_FAULTS)
     return isinstance(error, RuntimeError) and any(fault in str(error) for fault in _DEVICE_FAULTS)
