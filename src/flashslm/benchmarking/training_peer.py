@@ -21,7 +21,7 @@ _PACKAGES = {"fla": "flash-linear-attention", "transformers": "transformers"}  #
 
 
 def require_peer(case: TrainingCase, library: Library) -> None:
-    """Raises ValueError where the library has no such shape, something is not installed, or there is no GPU."""
+    """Raises ValueError where the library has no such shape, something is not installed, or a GPU is missing."""
     if library == "transformers" and not is_qwen3(case.architecture):
         raise ValueError(f"transformers' Qwen3 has no shape like '{case.preset}': give a Qwen3 preset, or another peer")
     if library == "fla" and not _is_deltanet(case.architecture):
