@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flashslm.infra.process.interrupts import StopRequest
 from flashslm.infra.process.parent import PARENT_PID
 from flashslm.infra.storage.lease import LeaseTimeout
 from flashslm.infra.storage.s3 import StoreUnavailable
@@ -75,17 +76,20 @@ def run_attempts(call: dict[str, Any], retries: int, command: Sequence[str] = ()
 
 
 def _exit_code(command: Sequence[str]) -> int:
-    """The child's exit code, negative for a signal; a SIGTERM is handed on to it."""
+    """The child's exit code, negative for a signal. A SIGTERM is handed on to it; what fails after it ended by it."""
+    stop = StopRequest()
     with subprocess.Popen(command, env=_environment()) as process:
 
         def hand_on(number: int, _frame: FrameType | None) -> None:
+            stop.requested = True
             process.send_signal(number)
 
         before = signal.signal(signal.SIGTERM, hand_on)
         try:
-            return process.wait()
+            code = process.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
+    return -signal.SIGTERM if code and stop.requested else code
 
 
 def _environment() -> dict[str, str]:

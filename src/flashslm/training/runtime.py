@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from flashslm.infra.process import interrupts
+from flashslm.infra.storage.s3 import StoreUnavailable
 
 
 @contextmanager
@@ -62,7 +63,8 @@ def reproducible(seed: int, threads: int, *, deterministic: bool = True) -> Iter
 def sigterm_as_request() -> Iterator[interrupts.StopRequest]:
     """Let the step in progress finish; without effect outside the main thread, which alone receives signals.
 
-    Nothing waits for a service that is away any longer (`interrupts.stop_requested`).
+    Nothing waits for a service that is away any longer (`interrupts.stop_requested`): where the step in progress needs
+    the object store and it is away, the block ends as asked, with Terminated (SystemExit 143).
     """
     stop = interrupts.StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -76,6 +78,10 @@ def sigterm_as_request() -> Iterator[interrupts.StopRequest]:
     before = signal.signal(signal.SIGTERM, request)
     try:
         yield stop
+    except StoreUnavailable as error:
+        if stop.requested:
+            raise interrupts.Terminated(128 + signal.SIGTERM) from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         if before is signal.SIG_DFL:  # else an enclosing block is on its way out too

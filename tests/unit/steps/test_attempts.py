@@ -19,20 +19,22 @@ from flashslm.training.workers import WorkerFailed
 
 # Fails as `kinds` says, one kind per attempt; then it succeeds with the number of its attempt.
 CHILD = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 request, result = sys.argv[1:]
 call = json.loads(pathlib.Path(request).read_text())
 count = pathlib.Path(call["count"])
 attempt = int(count.read_text()) + 1
 count.write_text(str(attempt))
 kind = call["kinds"][attempt - 1] if attempt <= len(call["kinds"]) else "succeed"
-if kind == "sleep":
+if kind in ("sleep", "sleep and fail"):
+    if kind == "sleep and fail":
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(75))
     pathlib.Path(call["count"] + ".sleeps").touch()
     time.sleep(60)
 elif isinstance(kind, int):
     sys.exit(kind)
 elif kind != "succeed":
-    os.kill(os.getpid(), getattr(__import__("signal"), kind))
+    os.kill(os.getpid(), getattr(signal, kind))
 pathlib.Path(result).write_text(json.dumps({"attempt": attempt, "retries": os.environ.get("FLASHSLM_STEP_RETRIES")}))
 """
 
@@ -74,10 +76,12 @@ def test_lack_of_memory_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.M
     assert ended.value.code == 137 and (tmp_path / "count").read_text() == "1"
 
 
-def test_sigterm_reaches_the_child_and_ends_the_attempts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sleep", "sleep and fail"])
+def test_sigterm_reaches_the_child_and_ends_the_attempts(tmp_path: Path, kind: str) -> None:
+    """Also where the child then fails for a reason that may pass, such as a store that is away."""
     count = tmp_path / "count"
     count.write_text("0")
-    call = json.dumps({"count": str(count), "kinds": ["sleep"]})
+    call = json.dumps({"count": str(count), "kinds": [kind]})
     code = (
         f"from flashslm.steps.attempts import run_attempts; run_attempts({call}, 2, ({sys.executable!r}, '-c', CHILD))"
     )

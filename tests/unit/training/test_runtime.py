@@ -1,10 +1,13 @@
 import gc
+import signal
 
 import pytest
 import torch
 
 from flashslm.config import TrainingConfig
-from flashslm.training.runtime import gc_held, reproducible
+from flashslm.infra.process.interrupts import Terminated, stop_requested
+from flashslm.infra.storage.s3 import StoreUnavailable
+from flashslm.training.runtime import gc_held, reproducible, sigterm_as_request
 
 
 def test_garbage_waits_until_the_steps_are_over():
@@ -39,3 +42,15 @@ def test_auto_is_deterministic_on_a_cpu_alone(setting, cpu, cuda):
 
 def test_yaml_booleans_are_taken():
     assert TrainingConfig.model_validate({"deterministic": True}).deterministic == "on"
+
+
+@pytest.mark.parametrize(("asked", "ended_by"), [(False, StoreUnavailable), (True, Terminated)])
+def test_a_store_that_is_away_after_sigterm_is_the_end_that_was_asked_for(
+    asked: bool, ended_by: type[BaseException]
+) -> None:
+    with pytest.raises(ended_by), sigterm_as_request() as stop:
+        if asked:
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.requested is asked
+        raise StoreUnavailable("S3 does not answer")
+    assert not stop_requested()
