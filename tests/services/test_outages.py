@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -17,20 +17,33 @@ import pytest
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreUnavailable
-from flashslm.infra.storage.tree import hash_tree
+from flashslm.infra.storage.tree import hash_tree, index_key_of, tree_digest, tree_prefix
 from flashslm.infra.tracking.mlflow_client import TrackingClient
 from flashslm.steps import attempts
 from tests.services.pretraining import call, metric_steps, write_inputs
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.services
 ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 90, 20
 SCRIPT = """
 import json, sys, time
+from pathlib import Path
 from flashslm.infra import outages
 from flashslm.steps.run import run_step
 from flashslm.training import checkpoint
 outages._FIRST_SAID_AFTER_S, outages._SAID_EVERY_S, checkpoint._TRAINING_WAITS_S = 0.3, 1.0, 0.5
+save, reached, may_save = checkpoint.CheckpointStore.save, Path(sys.argv[2], "reached"), Path(sys.argv[2], "may_save")
+
+def save_once_allowed(self, step, *state):
+    if step == int(sys.argv[3]):
+        self.finish()  # the checkpoint before this one is in the store
+        reached.touch()
+        while not may_save.exists():
+            time.sleep(0.01)
+    save(self, step, *state)
+
+checkpoint.CheckpointStore.save = save_once_allowed
 run_step('pretrain', **json.loads(sys.argv[1]))
 """
 
@@ -47,15 +60,19 @@ def without_store(home: Path) -> Iterator[None]:
 
 
 class Step:
-    """A pretraining in a process of its own, and what it has said."""
+    """A pretraining in a process of its own, and what it has said. Its second checkpoint waits for `may_save`."""
+
+    started: ClassVar[list[psutil.Popen]] = []
 
     def __init__(self, arguments: dict[str, Any], directory: Path, patience_s: int, **variables: str) -> None:
         self.events, self.log = directory / "events.jsonl", directory / "step.log"
+        self.reached, self.may_save = directory / "reached", directory / "may_save"
         variables |= {"FLASHSLM_EVENTS": str(self.events), "FLASHSLM_PATIENCE_S": str(patience_s)}
         variables["FLASHSLM_CACHE"] = str(directory / "cache")
         with self.log.open("wb") as log:
-            command = [sys.executable, "-c", SCRIPT, json.dumps(arguments)]
-            self.process = subprocess.Popen(command, env=os.environ | variables, cwd=ROOT, stderr=log)
+            command = [sys.executable, "-c", SCRIPT, json.dumps(arguments), str(directory), str(2 * EVERY)]
+            self.process = psutil.Popen(command, env=os.environ | variables, cwd=ROOT, stderr=log)
+        self.started.append(self.process)
 
     def said(self) -> list[dict[str, Any]]:
         lines = self.events.read_text().splitlines() if self.events.exists() else []
@@ -75,17 +92,25 @@ class Step:
             time.sleep(0.05)
 
 
-@pytest.fixture
-def arguments(store: ObjectStore, tmp_path: Path) -> dict[str, Any]:
-    inputs = write_inputs(store, tmp_path)
-    made = call(inputs, tmp_path / "out.json", processes=1, steps=STEPS, checkpoint_every_steps=EVERY)
-    made["parameters"]["code_digest"] = str(tmp_path)  # this test's own checkpoints
+@pytest.fixture(autouse=True)
+def no_step_is_left() -> Iterator[None]:
+    yield
+    while Step.started:
+        if (process := Step.started.pop()).is_running():  # the test has failed
+            for each in [*process.children(recursive=True), process]:
+                each.kill()
+
+
+def arguments_for(steps: int, store: ObjectStore, directory: Path) -> dict[str, Any]:
+    inputs = write_inputs(store, directory)
+    made = call(inputs, directory / "out.json", processes=1, steps=steps, checkpoint_every_steps=EVERY)
+    made["parameters"]["code_digest"] = str(directory)  # this test's own checkpoints
     return made
 
 
-def first_checkpoints(store: ObjectStore) -> list[str]:
-    """Of all runs in the store."""
-    return [key for key in store.list("checkpoints/") if key.endswith(f"/{EVERY:08d}.json")]
+@pytest.fixture
+def arguments(store: ObjectStore, tmp_path: Path) -> dict[str, Any]:
+    return arguments_for(STEPS, store, tmp_path)
 
 
 def tags(settings: Settings) -> dict[str, str]:
@@ -97,9 +122,10 @@ def tags(settings: Settings) -> dict[str, str]:
 def test_training_goes_on_while_one_checkpoint_waits_for_the_store(
     platform_env: Settings, stack_home: Path, store: ObjectStore, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
-    before, step = first_checkpoints(store), Step(arguments, tmp_path, patience_s=120)
-    step.wait_until(lambda: first_checkpoints(store) != before)
+    step = Step(arguments, tmp_path, patience_s=120)
+    step.wait_until(step.reached.exists)
     with without_store(stack_home):
+        step.may_save.touch()
         step.wait_until(lambda: step.trained_steps() == 3 * EVERY)  # the second checkpoint waits for the first one
         step.wait_until(lambda: len(step.sentences("has been away for")) >= 2)
         time.sleep(1.0)
@@ -116,15 +142,17 @@ def test_training_goes_on_while_one_checkpoint_waits_for_the_store(
 def test_sigterm_ends_a_step_that_waits_and_the_next_attempt_says_where_it_resumes(
     platform_env: Settings, stack_home: Path, store: ObjectStore, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
-    before, step = first_checkpoints(store), Step(arguments, tmp_path, patience_s=900)
-    step.wait_until(lambda: first_checkpoints(store) != before)
+    step = Step(arguments, tmp_path, patience_s=900)
+    step.wait_until(step.reached.exists)
     with without_store(stack_home):
+        step.may_save.touch()
         step.wait_until(lambda: step.trained_steps() == 3 * EVERY)
         time.sleep(1.0)
         step.process.send_signal(signal.SIGTERM)
         assert step.process.wait(30) == 128 + signal.SIGTERM
         assert "was not stored" in step.log.read_text()
     (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "may_save").touch()
     again = Step(arguments, tmp_path / "again", patience_s=120)
     assert again.process.wait(120) == 0, again.log.read_text()
     (said,) = again.sentences("resumes from step")
@@ -135,12 +163,11 @@ def test_sigterm_ends_a_step_that_waits_and_the_next_attempt_says_where_it_resum
 
 
 def test_a_steps_timeout_ends_the_wait_for_a_store_that_is_away(
-    platform_env: Settings, stack_home: Path, store: ObjectStore, arguments: dict[str, Any], tmp_path: Path
+    platform_env: Settings, stack_home: Path, store: ObjectStore, tmp_path: Path
 ) -> None:
     """Kubernetes sends SIGTERM to a pod at its deadline, and SIGKILL 30 s later; the step's own retries end too."""
-    before = first_checkpoints(store)
-    step = Step(arguments, tmp_path, 900, **{attempts.RETRIES: "2"})
-    step.wait_until(lambda: first_checkpoints(store) != before)
+    step = Step(arguments_for(100_000, store, tmp_path), tmp_path, 900, **{attempts.RETRIES: "2"})
+    step.wait_until(lambda: step.trained_steps() > 0)  # in a process below this one, which saves when it comes to it
     with without_store(stack_home):
         step.wait_until(lambda: step.sentences("has been away for"))
         step.process.send_signal(signal.SIGTERM)
@@ -170,8 +197,12 @@ def test_a_tree_that_is_being_sent_when_the_store_goes_arrives_whole(
     sending = subprocess.Popen(
         [sys.executable, "-c", SEND, str(source)], env=os.environ | patient_env(settings), stdout=subprocess.PIPE
     )
-    time.sleep(2.0)
+    tree, process = tree_prefix(tree_digest(hash_tree(source))), psutil.Process(sending.pid)
+    wait_until(lambda: patient.list(tree))
+    process.suspend()
+    assert index_key_of(tree) not in patient.list(tree)  # some of the bytes are there, not all
     with without_store(stack_home):
+        process.resume()
         time.sleep(3.0)
         assert sending.poll() is None
     manifest = Manifest.model_validate_json(sending.communicate(timeout=120)[0])
