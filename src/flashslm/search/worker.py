@@ -3,9 +3,11 @@
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from flashslm.search.database import DatabaseRefused, DatabaseUnavailable
 from flashslm.search.halving import CandidatePruned
 from flashslm.search.study import Claim, SearchStudy
 from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed
@@ -89,7 +91,8 @@ def _work_off(study: SearchStudy, claim: Claim, train: Train, on_trial: OnTrial 
         study.fail(claim, str(error))
         summary.failed += 1
     except BaseException:
-        study.release(claim)
+        with suppress(DatabaseUnavailable, DatabaseRefused):  # a claim of a worker that is gone is taken over
+            study.release(claim)
         raise
     else:
         study.complete(claim, outcome)

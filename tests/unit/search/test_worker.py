@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +18,7 @@ from sqlalchemy.exc import InternalError, OperationalError, ProgrammingError
 
 from flashslm.infra import outages
 from flashslm.infra.process import owners
+from flashslm.infra.process.interrupts import Terminated
 from flashslm.search import database
 from flashslm.search.database import DatabaseRefused, DatabaseUnavailable
 from flashslm.search.study import ATTEMPTS, SearchStudy, StudyGone
@@ -165,6 +166,19 @@ def test_an_error_of_the_program_frees_the_slot_and_goes_on_up(url, expected):
             run_worker(study, make_search(), broken)
     run_worker(study, make_search(), train)
     assert study.finished() == expected
+
+
+@pytest.mark.usefixtures("quick_outages")
+def test_a_database_that_is_away_does_not_replace_what_ends_the_worker(url):
+    study = SearchStudy.open(url, "search", patience_s=0.3)
+    with ExitStack() as away:
+
+        def ended(candidate):
+            away.enter_context(locked(url))
+            raise Terminated(143)
+
+        with pytest.raises(Terminated):
+            run_worker(study, make_search(), ended)
 
 
 def test_rivals_for_a_slot_do_not_share_it(url):

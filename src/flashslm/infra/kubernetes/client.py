@@ -8,8 +8,21 @@ from typing import Any
 
 import urllib3
 
+from flashslm.infra.process.interrupts import stop_requested
+
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_RETRIES = urllib3.Retry(
+_TIMEOUT_S = (5.0, 30.0)  # to connect, and to read
+_WHILE_STOPPING_S, _TRIES_WHILE_STOPPING = (2.0, 3.0), 3
+
+
+class _Retry(urllib3.Retry):
+    """A process that is asked to end has seconds: it gives up sooner."""
+
+    def is_exhausted(self) -> bool:
+        return super().is_exhausted() or (stop_requested() and len(self.history) >= _TRIES_WHILE_STOPPING)
+
+
+_RETRIES = _Retry(
     total=6,
     backoff_factor=0.5,
     backoff_max=10,
@@ -17,7 +30,6 @@ _RETRIES = urllib3.Retry(
     allowed_methods=None,
     raise_on_status=False,
 )
-_TIMEOUT_S = (5.0, 30.0)  # to connect, and to read
 
 
 class KubernetesError(RuntimeError):
@@ -94,7 +106,8 @@ class Kubernetes:
             with self._errors(f"{verb} {plural}"):
                 group, version = api_version.split("/")
                 where = (group, version, self.namespace, plural)
-                return function(*where, *arguments, _request_timeout=_TIMEOUT_S, **options)
+                timeout_s = _WHILE_STOPPING_S if stop_requested() else _TIMEOUT_S
+                return function(*where, *arguments, _request_timeout=timeout_s, **options)
         except KubernetesError as error:
             if error.status == 404 and verb != "create":
                 return None

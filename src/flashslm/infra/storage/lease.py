@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from flashslm.infra.process import owners
-from flashslm.infra.storage.object_store import ObjectStore, PreconditionFailed
+from flashslm.infra.storage.object_store import ObjectStore, PreconditionFailed, StoreError
 
 _POLL_S = 0.2
 
@@ -47,7 +47,7 @@ def hold(store: ObjectStore, key: str, ttl_s: float = 60.0, wait_s: float = 30.0
     try:
         yield Lease(key, deadline_s)
     finally:
-        with suppress(PreconditionFailed):  # it ran out and is another process's now
+        with suppress(StoreError):  # it is another process's now, or the store is away: then it runs out by itself
             store.put_json(key, {"holder": "", "expires_s": 0.0}, if_match=etag)
 
 

@@ -23,7 +23,7 @@ from flashslm.infra.state_files import check_sqlite
 from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreError
 from flashslm.infra.storage.tree import check_path
 from flashslm.infra.tracking import mlflow_runs, spool
-from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable, TrackingClient
+from flashslm.infra.tracking.mlflow_client import MlflowError, TrackingClient
 from flashslm.launch.compiling import pipeline_file, project_root
 from flashslm.launch.local import parent_run, run_records
 from flashslm.launch.local.healing import healed
@@ -169,7 +169,7 @@ def _finish_in_mlflow(
         if outcome and outcome.artifacts:
             parent_run.describe(settings, parent, config, outcome.run_dir)
     mlflow_runs.finish_run(settings, parent, status)
-    with suppress(MlflowUnavailable):
+    with suppress(MlflowError):
         mlflow_runs.sweep(settings)  # an attempt that was killed could not end its own run
 
 

@@ -234,7 +234,12 @@ with terminable():
 """
 
 
-def test_sigterm_deletes_the_job(server: FakeKubernetes, address: str, tmp_path: Path, manifest: Document) -> None:
+@pytest.mark.parametrize("refusals", [0, 100])
+def test_sigterm_deletes_the_job(
+    server: FakeKubernetes, address: str, tmp_path: Path, manifest: Document, refusals: int
+) -> None:
+    """An API server that is away meanwhile changes nothing of the end."""
+    server.fail("DELETE", 503, times=refusals)
     server.on_create = lambda server, job: server.log(server.add_pod(NAME), "training")
     command = [sys.executable, "-u", "-c", SCRIPT, address, str(tmp_path / "account"), json.dumps(manifest)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -246,4 +251,4 @@ def test_sigterm_deletes_the_job(server: FakeKubernetes, address: str, tmp_path:
             process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
     killer.cancel()
-    assert (server.created, server.deleted) == ([NAME], [NAME])
+    assert (server.created, server.deleted) == ([NAME], [] if refusals else [NAME])

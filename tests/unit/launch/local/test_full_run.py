@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from flashslm.config import RunConfig
+from flashslm.launch.local import full_run
 from flashslm.launch.local.launcher import LocalResult
 from flashslm.launch.local.report_outcome import carried_out, write_report
 from flashslm.launch.local.run_directory import environment
 from flashslm.launch.progress import StepRecord
 from flashslm.reporting.document import document
+from tests.unit.infra.tracking.test_mlflow_client import server, settings
 from tests.unit.reporting.documents import artifacts
 
 
@@ -76,3 +78,14 @@ def test_a_held_model_is_not_called_promoted(tmp_path: Path) -> None:
 def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment()["commit"] is None
+
+
+def test_the_end_of_a_run_is_its_own_though_mlflow_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that ran out during the run: Ctrl-C stays what ended it."""
+    monkeypatch.setenv("FLASHSLM_SPOOL", str(tmp_path / "spool"))
+    with pytest.raises(KeyboardInterrupt), server(401, "denied") as (uri, seen):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            full_run._finish_in_mlflow(settings(uri), tmp_path, "7", "KILLED", None, RunConfig(name="small"))
+    assert len(seen) > 1
