@@ -63,8 +63,8 @@ def reproducible(seed: int, threads: int, *, deterministic: bool = True) -> Iter
 def sigterm_as_request() -> Iterator[interrupts.StopRequest]:
     """Let the step in progress finish; without effect outside the main thread, which alone receives signals.
 
-    Nothing waits for a service that is away any longer (`interrupts.stop_requested`): where the step in progress needs
-    the object store and it is away, the block ends as asked, with Terminated (SystemExit 143).
+    Nothing waits for a service that is away any longer (`interrupts.stop_requested`). A block that goes on to its end
+    all the same, or needs the object store while it is away, ends as asked, with Terminated (SystemExit 143).
     """
     stop = interrupts.StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -78,6 +78,8 @@ def sigterm_as_request() -> Iterator[interrupts.StopRequest]:
     before = signal.signal(signal.SIGTERM, request)
     try:
         yield stop
+        if stop.requested:
+            raise interrupts.Terminated(128 + signal.SIGTERM)
     except StoreUnavailable as error:
         if stop.requested:
             raise interrupts.Terminated(128 + signal.SIGTERM) from error

@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from flashslm.infra.process.interrupts import Terminated
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
 
 Item = TypeVar("Item")
@@ -21,8 +23,8 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], workers:
     """What `work` returns for each item: in their order with one worker, else as they end.
 
     Each of several workers is a process of its own, as CUDA wants, and ends with this one, however that ends; `work`
-    and the items are pickled. An error ends all of it once running items are done, a signal at once. Raises
-    WorkerKilled.
+    and the items are pickled. An error ends all of it once running items are done, a signal at once: a worker ends with
+    the item that SIGTERM ends, and takes no other. Raises WorkerKilled.
     """
     if workers == 1 or len(items) < 2:
         yield from map(work, items)
@@ -30,7 +32,7 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], workers:
     spawn, processes = multiprocessing.get_context("spawn"), min(workers, len(items))
     with ProcessPoolExecutor(processes, spawn, initializer=_die_with, initargs=(os.getpid(),)) as pool:
         try:
-            for future in as_completed([pool.submit(work, item) for item in items]):
+            for future in as_completed([pool.submit(_work_off, work, item) for item in items]):
                 yield future.result()
         except BrokenProcessPool as error:
             raise WorkerKilled(
@@ -43,6 +45,13 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], workers:
                     worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _work_off(work: Callable[[Item], Result], item: Item) -> Result:
+    try:
+        return work(item)
+    except (Terminated, KeyboardInterrupt):  # the pool would take it for the item's result
+        os._exit(128 + signal.SIGTERM)
 
 
 def _die_with(parent_pid: int) -> None:

@@ -54,3 +54,9 @@ def test_a_store_that_is_away_after_sigterm_is_the_end_that_was_asked_for(
         assert stop.requested is asked
         raise StoreUnavailable("S3 does not answer")
     assert not stop_requested()
+
+
+def test_a_request_that_comes_too_late_for_the_block_to_see_it_is_not_lost() -> None:
+    with pytest.raises(Terminated) as ended, sigterm_as_request():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143 and not stop_requested()

@@ -1,0 +1,44 @@
+"""Workers beside each other that are asked to end: none takes another item."""
+
+import os
+import signal
+import threading
+import time
+from multiprocessing import active_children
+from pathlib import Path
+
+import pytest
+
+from flashslm.infra.process.interrupts import Terminated, terminable
+from flashslm.training.runtime import sigterm_as_request
+from flashslm.training.side_by_side import side_by_side
+from tests.waiting import wait_until
+
+WORKERS, ITEMS = 2, 6
+
+
+def train(begun: Path) -> None:
+    """As a training does: SIGTERM lets the step in progress end. It also ends once there is one too many."""
+    with sigterm_as_request() as stop:
+        begun.touch()
+        while not stop.requested and count(begun.parent) <= WORKERS:
+            time.sleep(0.01)
+
+
+def count(directory: Path) -> int:
+    return len(list(directory.iterdir()))
+
+
+def test_workers_that_train_end_with_the_item_that_they_have(tmp_path: Path) -> None:
+    items = [tmp_path / str(number) for number in range(ITEMS)]
+
+    def ask() -> None:
+        wait_until(lambda: count(tmp_path) == WORKERS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    with pytest.raises(Terminated), terminable():
+        list(side_by_side(train, items, WORKERS))
+    thread.join()
+    assert count(tmp_path) == WORKERS and not active_children()
