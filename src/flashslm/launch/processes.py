@@ -12,6 +12,7 @@ from types import FrameType
 
 import psutil
 
+from flashslm.infra.process.interrupts import end_stop_request, request_stop
 from flashslm.infra.state_files import locked_file
 
 _KILL_TAKES_AT_MOST_S = 5.0  # a process inside a system call ends with it
@@ -42,7 +43,10 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 class StopSignals:
-    """While entered, SIGINT, SIGTERM and SIGHUP are only noted, for a loop that ends the run in an orderly way."""
+    """While entered, SIGINT, SIGTERM and SIGHUP are only noted, for a loop that ends the run in an orderly way.
+
+    Then nothing waits for a service that is away any longer. Under `nohup`, SIGHUP stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -51,14 +55,19 @@ class StopSignals:
         # Only the main thread may set handlers; a caller in another thread keeps its own way to stop.
         self._former = {}
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._note) for number in _STOP_SIGNALS}
+            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            heard = [number for number in _STOP_SIGNALS if number != signal.SIGHUP or not ignored]
+            self._former = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+        if self._former.get(signal.SIGTERM) is signal.SIG_DFL:  # else an enclosing block is on its way out too
+            end_stop_request()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        request_stop()
         self.received.append(number)
 
 

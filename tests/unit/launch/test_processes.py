@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flashslm.infra.process.interrupts import stop_requested, terminable
 from flashslm.infra.process.parent import PARENT_PID
 from flashslm.launch.processes import LaunchError, StopSignals, exclusive, stop_tree
 
@@ -77,8 +78,28 @@ def test_signals_are_noted_and_then_have_their_old_meaning() -> None:
     with StopSignals() as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
+        assert stop_requested()
     assert stop.received == [signal.SIGTERM, signal.SIGINT]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is before and not stop_requested()
+
+
+def test_what_an_enclosing_block_ends_with_stays_requested() -> None:
+    with terminable():
+        with StopSignals():
+            signal.raise_signal(signal.SIGTERM)
+        assert stop_requested()
+    assert not stop_requested()
+
+
+@pytest.mark.parametrize(("handler", "noted"), [(signal.SIG_DFL, [signal.SIGHUP]), (signal.SIG_IGN, [])])
+def test_under_nohup_the_end_of_the_terminal_is_not_noted(handler: signal.Handlers, noted: list[int]) -> None:
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.received == noted and signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_lock_names_its_holder(tmp_path: Path) -> None:

@@ -77,12 +77,18 @@ def stop_requested(within_s: float = 0.0) -> bool:
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Hold SIGTERM and SIGINT back until the block is done."""
+    """Hold SIGTERM and SIGINT back until the block is done; what waits for something sees them (`stop_requested`)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     received: list[int] = []
-    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request_stop()
+        received.append(number)
+
+    heard = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield
     finally:

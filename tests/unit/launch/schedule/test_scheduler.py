@@ -1,11 +1,13 @@
 """The local scheduler with a clock that the test sets, and a store in memory with conditional puts."""
 
 import copy
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from flashslm.infra import outages
 from flashslm.infra.storage.s3 import StoreUnavailable
 from flashslm.launch.processes import LaunchError
 from flashslm.launch.schedule import scheduler as scheduler_module
@@ -273,3 +275,16 @@ def test_a_store_that_is_away_is_said_once_and_asked_again(world: World, monkeyp
     ]
     assert serving(world, monkeypatch, script) == 143
     assert world.said.count("S3 is away; trying again") == 1 and len(world.fired) == 1
+
+
+def test_sigterm_ends_the_wait_for_a_store_that_is_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outages, "_LIMIT_WHILE_STOPPING_S", 0.0)
+
+    def away(_: str) -> list[str]:
+        signal.raise_signal(signal.SIGTERM)
+        with outages.Wait("object store", "http://s3", 900.0) as wait:
+            assert not wait.pause("refused"), "it waits for 900 s"
+        raise StoreUnavailable("S3 is away")
+
+    monkeypatch.setattr(world.store, "list", away)
+    assert serve(world.scheduler(), world.said.append) == 143
