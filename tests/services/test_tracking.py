@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from flashslm.infra.process import owners
+from flashslm.infra.process.interrupts import Terminated
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.tracking import mlflow_runs, spool
@@ -167,6 +168,24 @@ def test_every_end_is_a_true_status(platform_env):
         assert run_of(platform_env, killed).info.status == "KILLED"
         assert killed not in mlflow_runs.sweep(platform_env)
     assert run_of(platform_env, alive.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_a_signal_meets_while_it_is_begun_is_killed(platform_env, monkeypatch, number):
+    """MLflow has made it, and its answer does not come any more."""
+    created, name = spool.RunRef.created, f"begun {os.urandom(4).hex()}"
+
+    def interrupted(run: spool.RunRef, client: TrackingClient) -> str:
+        created(run, client)
+        signal.raise_signal(number)
+        raise AssertionError("the signal ends it")
+
+    monkeypatch.setattr(spool.RunRef, "created", interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises((Terminated, KeyboardInterrupt)), mlflow_runs.open_run(platform_env, name):
+        pytest.fail("the block was entered")
+    signal.signal(signal.SIGINT, handler)
+    assert named(platform_env, name).info.status == "KILLED"
 
 
 def spool_files() -> list[Path]:

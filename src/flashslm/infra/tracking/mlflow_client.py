@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+from flashslm.infra.process.interrupts import stop_requested
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.s3 import is_outage, translated
 
@@ -20,10 +21,13 @@ from flashslm.infra.storage.s3 import is_outage, translated
 HIDDEN = "mlflow.flashslm."
 _SHOWN = HIDDEN.removeprefix("mlflow.")
 MLFLOW_URL = "FLASHSLM_MLFLOW_URL"  # optional: where people see MLflow
-_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-# MLflow's own defaults are 7 retries and 120 s, which would stop a step for a quarter of an hour.
-_WAITS = {_RETRIES: "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+_RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+# MLflow's own defaults are 7 retries and 120 s, which would stop a step for a quarter of an hour. The one retry is made
+# here, since a process that is asked to end makes none.
+_WAITS = {_RETRIES: "0", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1", _TIMEOUT: "15"}
 _WAITS |= {"AWS_MAX_ATTEMPTS": "1"}  # of an upload straight to S3
+_TIMEOUT_WHILE_STOPPING = "3"
+_PAUSE_S = 0.2  # before the retry
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 _QUIET |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 _CREDENTIALS = ("TOKEN", "USERNAME", "PASSWORD")
@@ -61,11 +65,20 @@ class TrackingClient:
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            with _errors_of(self.settings), _retries(method not in _NOT_TWICE):
-                uri = self.settings.present().tracking_uri
-                return getattr(_mlflow_client(uri), method)(*arguments, **named)
+            repeatable = method not in _NOT_TWICE
+            try:
+                return self._send(method, repeatable, arguments, named)
+            except MlflowUnavailable:
+                if not repeatable or os.environ.get(_RETRIES) != "0" or stop_requested(within_s=_PAUSE_S):
+                    raise
+                return self._send(method, repeatable, arguments, named)
 
         return call
+
+    def _send(self, method: str, repeatable: bool, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        with _errors_of(self.settings), _limits(repeatable):
+            uri = self.settings.present().tracking_uri
+            return getattr(_mlflow_client(uri), method)(*arguments, **named)
 
     @cached_property
     def experiment_id(self) -> str:
@@ -129,17 +142,19 @@ def _mlflow_client(uri: str) -> Any:
 
 
 @contextmanager
-def _retries(repeatable: bool) -> Iterator[None]:
-    """A request that must not happen twice is sent once; so are other threads' meanwhile, which does no harm."""
-    usual = os.environ.get(_RETRIES, _WAITS[_RETRIES])
-    if repeatable or usual == "0":
-        yield
-        return
-    os.environ[_RETRIES] = "0"
+def _limits(repeatable: bool) -> Iterator[None]:
+    """A request that must not happen twice is sent once, and one of a process that is asked to end waits for seconds;
+    so do other threads' meanwhile, which does no harm.
+    """
+    wanted = {_RETRIES: "0", _TIMEOUT: _TIMEOUT_WHILE_STOPPING} if stop_requested() else {}
+    wanted |= {} if repeatable else {_RETRIES: "0"}
+    usual = {name: os.environ.get(name, _WAITS[name]) for name in wanted}
+    before = {name: value for name, value in usual.items() if float(value) > float(wanted[name])}
+    os.environ.update({name: wanted[name] for name in before})
     try:
         yield
     finally:
-        os.environ[_RETRIES] = usual
+        os.environ.update(before)
 
 
 @contextmanager

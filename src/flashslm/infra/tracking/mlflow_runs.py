@@ -248,15 +248,29 @@ def _new_run(
     client: TrackingClient, name: str, tags: Mapping[str, str], params: Mapping[str, Any], parent: RunRef | None
 ) -> TrackedRun:
     run = _new_ref(client.settings.experiment, name, tags, parent)
-    try:
-        if parent and not parent.run_id:
-            raise MlflowUnavailable(f"MLflow has not seen the parent of run '{name}' yet")
-        opened = TrackedRun(client, run.model_copy(update={"run_id": run.created(client)}))
-    except MlflowUnavailable as error:
-        _log.warning("%s; the run '%s' is spooled and created when it is back", error, name)
-        opened = TrackedRun(client, run, spooled=True)
-    opened.log_params(params)
+    with _killed_by_a_signal(client, run):
+        try:
+            if parent and not parent.run_id:
+                raise MlflowUnavailable(f"MLflow has not seen the parent of run '{name}' yet")
+            opened = TrackedRun(client, run.model_copy(update={"run_id": run.created(client)}))
+        except MlflowUnavailable as error:
+            _log.warning("%s; the run '%s' is spooled and created when it is back", error, name)
+            opened = TrackedRun(client, run, spooled=True)
+        opened.log_params(params)
     return opened
+
+
+@contextmanager
+def _killed_by_a_signal(client: TrackingClient, run: RunRef) -> Iterator[None]:
+    """While a run is begun: a signal ends it, which MLflow may have made though its answer has not come."""
+    try:
+        yield
+    except (Terminated, KeyboardInterrupt):
+        with deferred_signals(), suppress(MlflowError):
+            found = [run.run_id] if run.run_id else run.find(client)
+            for run_id in found:
+                client.set_terminated(run_id, "KILLED")
+        raise
 
 
 def _new_ref(experiment: str, name: str, tags: Mapping[str, str], parent: RunRef | None = None) -> RunRef:
@@ -275,11 +289,12 @@ def origin() -> dict[str, str]:
 
 
 def _attach(settings: Settings, run_id: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> TrackedRun:
-    opened = run_of(settings, run_id)
-    with suppress(MlflowUnavailable):  # a retried step reopens its run; a wrong id must be an error now
-        TrackingClient(settings).update_run(run_id, status="RUNNING")
-    opened.set_tags(dict(tags) | {OWNER_TAG: owners.owner()})
-    opened.log_params(params)
+    opened, client = run_of(settings, run_id), TrackingClient(settings)
+    with _killed_by_a_signal(client, RunRef.of(settings, run_id)):
+        with suppress(MlflowUnavailable):  # a retried step reopens its run; a wrong id must be an error now
+            client.update_run(run_id, status="RUNNING")
+        opened.set_tags(dict(tags) | {OWNER_TAG: owners.owner()})
+        opened.log_params(params)
     return opened
 
 

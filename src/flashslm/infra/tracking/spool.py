@@ -46,8 +46,12 @@ class RunRef(BaseModel):
         """The run's id in MLflow; the run (and its parent) is created unless a send that was cut short has done so."""
         if self.run_id:
             return self.run_id
-        found = client.find_runs(f"tags.{KEY_TAG} = '{self.key}'")
-        return str(found[0].info.run_id) if found else self.created(client)
+        found = self.find(client)
+        return found[0] if found else self.created(client)
+
+    def find(self, client: TrackingClient) -> list[str]:
+        """The ids of the runs that MLflow made for this one, whether or not its answer came."""
+        return [str(run.info.run_id) for run in client.find_runs(f"tags.{KEY_TAG} = '{self.key}'")]
 
     def created(self, client: TrackingClient) -> str:
         """Create the run in the settings' experiment; returns its id."""

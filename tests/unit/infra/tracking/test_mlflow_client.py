@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from flashslm.infra.process.interrupts import Terminated, end_stop_request, request_stop, terminable
 from flashslm.infra.settings import Settings
 from flashslm.infra.tracking import mlflow_client, mlflow_runs, spool
 from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable, TrackingClient
+from tests.waiting import wait_until
 
 AWAY = "http://127.0.0.1:1"
 ATTEMPTS = 2
@@ -194,5 +197,34 @@ def test_a_step_waits_for_a_hanging_server_at_its_start_and_its_end_only(monkeyp
 
 
 def test_a_request_waits_for_half_a_minute_at_most() -> None:
-    retries, timeout = mlflow_client._WAITS[mlflow_client._RETRIES], "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    assert int(retries) + 1 == ATTEMPTS and ATTEMPTS * int(mlflow_client._WAITS[timeout]) <= 30
+    waits = mlflow_client._WAITS
+    assert waits[mlflow_client._RETRIES] == "0" and ATTEMPTS * int(waits[mlflow_client._TIMEOUT]) <= 30
+
+
+def test_a_process_that_is_to_end_asks_a_hanging_server_once_and_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_client, "_TIMEOUT_WHILE_STOPPING", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "900")
+    with hanging_server() as (uri, connections), pytest.raises(Terminated), terminable():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            with pytest.raises(MlflowUnavailable):
+                TrackingClient(settings(uri)).get_run("x")
+            assert len(connections) == 1
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "900"
+
+
+def test_a_request_that_the_request_to_end_overtakes_is_not_sent_again() -> None:
+    def overtake() -> None:
+        wait_until(lambda: connections)
+        request_stop()
+        connections[0].close()
+
+    with hanging_server() as (uri, connections):
+        thread = Thread(target=overtake)
+        thread.start()
+        with pytest.raises(MlflowUnavailable):
+            TrackingClient(settings(uri)).get_run("x")
+        thread.join()
+        end_stop_request()
+        assert len(connections) == 1
