@@ -67,7 +67,7 @@ class StopSignals:
             end_stop_request()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        request_stop()
+        request_stop(number)
         self.received.append(number)
 
 

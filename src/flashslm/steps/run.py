@@ -2,8 +2,8 @@
 
 import importlib
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.process.private_logs import log_privately
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage import long_sections
+from flashslm.infra.storage.hanging import ended_in_time
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.tracking import kfp_run, mlflow_runs
 from flashslm.infra.tracking.mlflow_client import MlflowUnavailable
@@ -43,9 +44,9 @@ def run_step(
     """Run step `name` and write a manifest for each output; an HTML page as it is.
 
     `config` is JSON of the sections that the step reads; `inputs` and `outputs` are paths of artifact files. What the
-    step reads besides comes with its inputs (`steps.inputs`). In a pod
-    the work runs in its own process and is tried again after a crash (`attempts`). Returns the step's result: numbers
-    with units in their names, `summary` (one line), and what the pipeline branches on.
+    step reads besides comes with its inputs (`steps.inputs`). In a pod the work runs in its own process and is tried
+    again after a crash (`attempts`). Returns the step's result: numbers with units in their names, `summary` (one
+    line), and what the pipeline branches on.
     """
     if name not in STEP_SECTIONS:
         raise ValueError(f"step '{name}' is unknown; allowed: {', '.join(STEP_SECTIONS)}")
@@ -66,7 +67,7 @@ def run_step(
             settings = kfp_run.joined(settings, store)
             tags[kfp_run.STEP_TAG] = settings.kfp_run_id
         run = mlflow_runs.open_run(settings, step_run_name(label), tags=tags)
-        with run as mlflow_run, outages.heard_by(_outage_listener(mlflow_run, events)):
+        with run as mlflow_run, _outages_handled(mlflow_run, events, settings):
             read = read_inputs(name, config, inputs or {})
             context = StepContext(
                 step=name,
@@ -104,6 +105,14 @@ def _device(step: str, config: RunConfig) -> Literal["auto", "cpu", "cuda"]:
     if step in PROXY_STEPS:
         return config.profiling.training_device
     return config.profiling.device if step in MEASURING_STEPS else "auto"
+
+
+@contextmanager
+def _outages_handled(mlflow_run: mlflow_runs.TrackedRun, events: Events, settings: Settings) -> Iterator[None]:
+    """What outages mean for a step: they are said, and none outlasts a request to end."""
+    listener = _outage_listener(mlflow_run, events)
+    with ended_in_time(settings, lambda: mlflow_run.end("KILLED")), outages.heard_by(listener):
+        yield
 
 
 def _outage_listener(mlflow_run: mlflow_runs.TrackedRun, events: Events) -> outages.OnOutage:

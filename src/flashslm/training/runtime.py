@@ -73,7 +73,7 @@ def sigterm_as_request() -> Iterator[interrupts.StopRequest]:
 
     def request(number: int, frame: FrameType | None) -> None:
         stop.requested = True
-        interrupts.request_stop()
+        interrupts.request_stop(number)
 
     before = signal.signal(signal.SIGTERM, request)
     try:

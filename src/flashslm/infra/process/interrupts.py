@@ -16,6 +16,7 @@ class StopRequest:
     """Set once a signal has asked for the end. No threading.Event: its wait has a lock that the handler would take."""
 
     requested: bool = False
+    number: int = signal.SIGTERM
 
 
 _process = StopRequest()
@@ -37,7 +38,7 @@ def terminable() -> Iterator[None]:
 
     def terminate(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
-        request_stop()
+        request_stop(number)
         raise Terminated(128 + number)
 
     before = signal.signal(signal.SIGTERM, terminate)
@@ -53,13 +54,18 @@ def terminable() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    request_stop()
+    request_stop(number)
     raise KeyboardInterrupt
 
 
-def request_stop() -> None:
-    """Let waiting threads know that this process is asked to end."""
-    _process.requested = True
+def request_stop(number: int) -> None:
+    """Let waiting threads know that this process is asked to end, by that signal."""
+    _process.requested, _process.number = True, number
+
+
+def requested_by() -> int:
+    """The last signal that asked for the end."""
+    return _process.number
 
 
 def end_stop_request() -> None:
@@ -84,7 +90,7 @@ def deferred_signals() -> Iterator[None]:
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        request_stop()
+        request_stop(number)
         received.append(number)
 
     heard = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]

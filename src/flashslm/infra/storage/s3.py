@@ -49,18 +49,19 @@ class StoreUnavailable(StoreError):
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def s3_client(settings: Settings, patience_s: float | None = None) -> Any:
+def s3_client(settings: Settings, patience_s: float | None = None, timeout_s: float = 60.0) -> Any:
     """The one place an S3 client is made: path-style addresses, bounded waits for an answer.
 
-    A request that the server does not answer, or fails (429, 5xx), is repeated for `patience_s` (the settings' own
-    unless given; 0 = it is sent once). A read that ends in HTTP 500 is not: that may be damage, see `ObjectStore`.
+    A request that the server fails (429, 5xx), or does not answer for `timeout_s`, is repeated for `patience_s` (the
+    settings' own unless given; 0 = it is sent once). A read that ends in HTTP 500 is not: that may be damage, see
+    `ObjectStore`.
     """
     config = Config(
         signature_version="s3v4",
         s3={"addressing_style": "path"},
         retries={"mode": "standard", "total_max_attempts": 1},  # `_ride_out` repeats
-        connect_timeout=5,
-        read_timeout=60,
+        connect_timeout=min(5.0, timeout_s),
+        read_timeout=timeout_s,
         max_pool_connections=20,  # files at once x parts at once, with room
         request_checksum_calculation=settings.s3_checksums,
         response_checksum_validation=settings.s3_checksums,

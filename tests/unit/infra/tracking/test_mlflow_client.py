@@ -217,7 +217,7 @@ def test_a_process_that_is_to_end_asks_a_hanging_server_once_and_for_seconds(mon
 def test_a_request_that_the_request_to_end_overtakes_is_not_sent_again() -> None:
     def overtake() -> None:
         wait_until(lambda: connections)
-        request_stop()
+        request_stop(signal.SIGTERM)
         connections[0].close()
 
     with hanging_server() as (uri, connections):
