@@ -1,3 +1,4 @@
+import itertools
 import math
 import os
 import signal
@@ -7,7 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from flashslm.search.database import DatabaseRefused, DatabaseUnavailable
 from flashslm.search.study import ATTEMPTS, SearchStudy, StudyGone
 from flashslm.search.trial import TrialFailed
 from flashslm.search.worker import run_worker
+from tests.unit.search.databases import file_of, locked
 from tests.unit.search.synthetic import loss_nats, run_serially
 from tests.unit.search.worker_process import TRIALS, make_search
 from tests.unit.training.tiny import outcome
@@ -48,8 +50,8 @@ def train(candidate):
     return outcome(loss_nats(candidate.operators), train_time_s=2.0)
 
 
-def start_process(url: str, seconds_a_trial: float) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.unit.search.worker_process", url, str(seconds_a_trial)]
+def start_process(url: str, endless_from: int = TRIALS) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.unit.search.worker_process", url, str(endless_from)]
     return subprocess.Popen(command, cwd=ROOT)
 
 
@@ -78,8 +80,11 @@ def test_a_finished_search_is_not_run_again(url, expected):
 def test_four_threads_give_the_history_of_one_worker(url, proposals):
     expected = run_serially(make_search(proposals=proposals))
 
+    met, calls = threading.Barrier(2), itertools.count()
+
     def slow(candidate):
-        time.sleep(0.005)
+        if next(calls) < 2:
+            met.wait(LIMIT_S)  # the first two are two workers'
         return train(candidate)
 
     def work(_):
@@ -93,7 +98,7 @@ def test_four_threads_give_the_history_of_one_worker(url, proposals):
 
 
 def test_three_processes_one_killed_give_the_history_of_one_worker(url, expected):
-    workers = [start_process(url, 0.1) for _ in range(3)]
+    workers = [start_process(url, endless_from) for endless_from in (0, TRIALS, TRIALS)]
     wait_until(lambda: Path(url.removeprefix("sqlite:///")).exists())
     study = SearchStudy.open(url, "search")
     wait_until(lambda: any(f" {workers[0].pid} " in t.user_attrs["worker"] for t in study_running(study)))
@@ -107,7 +112,7 @@ def study_running(study):
 
 
 def test_killed_in_mid_trial_and_restarted_gives_the_history_of_an_unkilled_search(url, expected):
-    worker = start_process(url, 0.05)
+    worker = start_process(url, endless_from=7)
     wait_until(lambda: Path(url.removeprefix("sqlite:///")).exists())
     study = SearchStudy.open(url, "search")
     wait_until(lambda: len(study.finished()) >= 7 and study_running(study))
@@ -197,21 +202,6 @@ def test_rivals_for_a_slot_do_not_share_it(url):
     assert 0 in claimed
 
 
-def file_of(url: str) -> Path:
-    return Path(url.removeprefix("sqlite:///"))
-
-
-@contextmanager
-def locked(url: str):
-    """The database cannot be used while the block runs."""
-    holder = sqlite3.connect(file_of(url), isolation_level=None)
-    holder.execute("BEGIN EXCLUSIVE")
-    try:
-        yield
-    finally:
-        holder.close()
-
-
 @pytest.fixture
 def quick_outages(monkeypatch):
     """An outage is said after a tenth of a second, and sqlite waits for its lock no longer."""
@@ -221,17 +211,18 @@ def quick_outages(monkeypatch):
 
 @pytest.mark.usefixtures("quick_outages")
 def test_a_database_that_is_away_during_the_search_is_waited_for(url, expected):
-    heard, gone = [], threading.Event()
+    heard, begun, gone = [], threading.Event(), threading.Event()
 
     def slow(candidate):
-        if candidate.slot == 9 and not gone.is_set():
-            gone.set()
-            time.sleep(0.3)
+        if candidate.slot == 9 and not begun.is_set():
+            begun.set()
+            gone.wait(LIMIT_S)
         return train(candidate)
 
     def take_away():
-        gone.wait(LIMIT_S)
+        begun.wait(LIMIT_S)
         with locked(url):
+            gone.set()
             wait_until(lambda: heard)
 
     study = SearchStudy.open(url, "search")

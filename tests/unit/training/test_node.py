@@ -1,4 +1,4 @@
-"""A TrainJob's node ends within 5 s of SIGTERM until a worker has trained a step, and waits for those that save."""
+"""A TrainJob's node ends at once on SIGTERM until a worker has trained a step, and waits for those that save."""
 
 import os
 import shutil
@@ -14,8 +14,9 @@ import pytest
 
 from flashslm.steps.pretrain import WATCHED, WORKER
 from flashslm.training.node import TRAINED, node_command
+from tests.waiting import wait_until
 
-ENDS_WITHIN_S = 5.0
+ENDS_WITHIN_S = 30.0  # it takes one on an idle machine; torchrun alone takes all of its grace of minutes
 AS_PROCESS_ONE = ["unshare", "-Urpf", "--mount-proc", "--kill-child"]
 
 
@@ -63,14 +64,16 @@ def can_be_process_one() -> bool:
     return subprocess.run([*AS_PROCESS_ONE, "true"], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("moment_s", [0.1, 4.0])
+@pytest.mark.parametrize("moment_s", [0.0, 4.0])
 def test_so_does_process_one_of_a_container(moment_s: float, tmp_path: Path) -> None:
     """Which the kernel sends no signal that it has no handler for."""
     if not can_be_process_one():
         pytest.skip("needs user and process namespaces")
     container = subprocess.Popen([*AS_PROCESS_ONE, *command("-m", WORKER, "no-key", WATCHED)], env=first_of_two_nodes())
+    outside = psutil.Process(container.pid)
+    wait_until(lambda: len(outside.children(recursive=True)) > 1)  # process one hears signals before it has a child
     time.sleep(moment_s)
-    (process_one,) = psutil.Process(container.pid).children()
+    (process_one,) = outside.children()
     process_one.send_signal(signal.SIGTERM)
     container.wait(timeout=ENDS_WITHIN_S)
 
@@ -96,13 +99,13 @@ time.sleep(120)
 @pytest.mark.parametrize("state", ["trained", "first-step"])
 def test_only_what_has_trained_may_save(tmp_path: Path, state: str) -> None:
     (tmp_path / "some_worker.py").write_text(WORKER_MODULE)
-    variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}
+    variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
     arguments = ("--standalone", "--local-addr=127.0.0.1", "-m", "some_worker", str(tmp_path), state)
     node = subprocess.Popen(command(*arguments), env=os.environ | variables)
     while not (tmp_path / "ready").exists():
         assert node.poll() is None
         time.sleep(0.05)
-    ends_after(node, 30.0 if state == "trained" else ENDS_WITHIN_S)
+    ends_after(node, 300.0 if state == "trained" else ENDS_WITHIN_S)
     assert (tmp_path / "saved").exists() == (state == "trained")
 
 

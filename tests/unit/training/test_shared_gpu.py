@@ -1,5 +1,6 @@
 """Processes that share a GPU: lack of memory beside others is tried again alone."""
 
+import fcntl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from flashslm.infra.state_files import locked_file
 from flashslm.training.shared_gpu import OutOfMemory, SharedGpu
+from tests.waiting import wait_until
 
 
 def too_large() -> str:
@@ -22,18 +25,22 @@ def test_what_fits_runs_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when")])
 def test_lack_of_memory_beside_others_is_tried_again_alone(tmp_path: Path, error: Exception) -> None:
     """Neighbours hold memory that the work needs; the second try begins once they have gone."""
-    neighbours, waiting = 2, threading.Barrier(3)
+    neighbours, waiting, tried = 2, threading.Barrier(3), threading.Event()
     resident: set[int] = set()
+    tries: list[bool] = []
 
     def neighbour(number: int) -> None:
         with SharedGpu(tmp_path).beside_others():
             resident.add(number)
             waiting.wait()
-            time.sleep(0.1)
+            tried.wait()
             resident.discard(number)
 
     def work() -> str:
-        if resident:
+        crowded = bool(resident)
+        tries.append(crowded)
+        tried.set()
+        if crowded:
             raise error
         return "trained"
 
@@ -43,15 +50,26 @@ def test_lack_of_memory_beside_others_is_tried_again_alone(tmp_path: Path, error
         assert SharedGpu(tmp_path).run(work) == "trained"
         for future in running:
             future.result()
+    assert tries == [True, False]
+
+
+def is_held(lock: Path) -> bool:
+    try:
+        with locked_file(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return False
+    except BlockingIOError:
+        return True
 
 
 def test_one_that_waits_to_be_alone_is_not_overtaken(tmp_path: Path) -> None:
-    gpu, order, inside = SharedGpu(tmp_path), list[str](), threading.Event()
+    gpu, order = SharedGpu(tmp_path), list[str]()
+    inside, late_asks = threading.Event(), threading.Event()
 
     def first() -> None:
         with gpu.beside_others():
             inside.set()
-            time.sleep(0.3)
+            late_asks.wait()
+            time.sleep(0.3)  # in which one that overtakes would be done
             order.append("first")
 
     def alone() -> None:
@@ -61,7 +79,8 @@ def test_one_that_waits_to_be_alone_is_not_overtaken(tmp_path: Path) -> None:
 
     def late() -> None:
         inside.wait()
-        time.sleep(0.1)
+        wait_until(lambda: is_held(gpu._gate))  # by the one that waits to be alone
+        late_asks.set()
         with gpu.beside_others():
             order.append("late")
 

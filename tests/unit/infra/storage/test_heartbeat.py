@@ -2,14 +2,16 @@
 
 import signal
 import threading
-import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flashslm.infra.storage.heartbeat import Abandoned, require_heartbeats, send_heartbeats
+from flashslm.infra.storage import heartbeat
+from flashslm.infra.storage.heartbeat import SILENCE_S, Abandoned, require_heartbeats, send_heartbeats
 from flashslm.infra.storage.s3 import StoreUnavailable
 from tests.unit.launch.schedule.memory_store import MemoryStore
+from tests.waiting import wait_until
 
 KEY = "heartbeat.json"
 
@@ -27,14 +29,24 @@ def terminations(monkeypatch: pytest.MonkeyPatch) -> Terminations:
     return Terminations(monkeypatch)
 
 
-def test_work_goes_on_while_a_step_waits_and_stops_afterwards(terminations: Terminations) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time of day, which the test sets."""
+    now_s = [1000.0]
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(time=lambda: now_s[0]))
+    return now_s
+
+
+def test_work_goes_on_while_a_step_waits_and_stops_afterwards(terminations: Terminations, clock: list[float]) -> None:
     store: Any = MemoryStore()
-    with send_heartbeats(store, KEY, every_s=0.02), require_heartbeats(store, KEY, every_s=0.02, silence_s=0.5):
-        assert not terminations.came.wait(1.0)
-        with_waiting_ended = store.get_json(KEY)[0]["seen_s"]
-    assert time.time() - with_waiting_ended < 0.5
-    with require_heartbeats(store, KEY, every_s=0.02, silence_s=0.5):
-        assert terminations.came.wait(5.0)
+    with send_heartbeats(store, KEY, every_s=0.01), require_heartbeats(store, KEY, every_s=0.01):
+        for _ in range(3):
+            clock[0] += 0.6 * SILENCE_S
+            wait_until(lambda: store.get_json(KEY)[0]["seen_s"] == clock[0])
+        assert not terminations.came.is_set()
+    with require_heartbeats(store, KEY, every_s=0.01):
+        clock[0] += 1.1 * SILENCE_S
+        assert terminations.came.wait(60.0)
 
 
 @pytest.mark.parametrize("seen_s", [None, 0.0])
@@ -50,17 +62,21 @@ def test_what_is_abandoned_does_not_begin(seen_s: float | None) -> None:
 
 
 def test_a_store_that_is_away_for_a_while_is_no_silence(
-    terminations: Terminations, monkeypatch: pytest.MonkeyPatch
+    terminations: Terminations, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store: Any = MemoryStore()
-    with send_heartbeats(store, KEY, every_s=0.02), require_heartbeats(store, KEY, every_s=0.02, silence_s=0.3):
+    with send_heartbeats(store, KEY, every_s=0.01), require_heartbeats(store, KEY, every_s=0.01):
+        failed: list[str] = []
         away = pytest.MonkeyPatch()
+        for name in ("put_json", "get_json"):
 
-        def fail(*_: Any, **__: Any) -> None:
-            raise StoreUnavailable("away")
+            def fail(*_: Any, _name: str = name, **__: Any) -> None:
+                failed.append(_name)
+                raise StoreUnavailable("away")
 
-        away.setattr(store, "put_json", fail)
-        away.setattr(store, "get_json", fail)
-        time.sleep(0.1)
+            away.setattr(store, name, fail)
+        wait_until(lambda: failed.count("put_json") > 1 and failed.count("get_json") > 1)
         away.undo()
-        assert not terminations.came.wait(0.5)
+        clock[0] += 0.6 * SILENCE_S
+        wait_until(lambda: store.get_json(KEY)[0]["seen_s"] == clock[0])
+    assert not terminations.came.is_set()
