@@ -16,6 +16,7 @@ from flashslm.infra.process.parent import PARENT_PID, die_with_parent
 from flashslm.training.spec import OnMetrics, OnResume
 
 _METRICS, _RESUMED, _OUTAGE, _FAILURE = "@metrics", "@resumed", "@outage", "@failure"
+_LONGEST_FAILURE = 3000  # characters: a pipe takes 4096 bytes whole
 _SAVE_S = 600  # after SIGTERM the workers finish their step and save
 
 
@@ -29,17 +30,17 @@ class WorkerFailed(RuntimeError):
 
 def print_metrics(step: int, metrics: dict[str, float]) -> None:
     """The `on_metrics` of a worker."""
-    print(_METRICS, json.dumps({"step": step} | metrics), flush=True)
+    _print(f"{_METRICS} {json.dumps({'step': step} | metrics)}\n")
 
 
 def print_resumed(step: int, checkpoint: str) -> None:
     """The `on_resume` of a worker."""
-    print(_RESUMED, json.dumps({"step": step, "checkpoint": checkpoint}), flush=True)
+    _print(f"{_RESUMED} {json.dumps({'step': step, 'checkpoint': checkpoint})}\n")
 
 
 def print_outage(kind: str, sentence: str) -> None:
     """What a worker does with an outage that it waits for (`outages.heard_by`)."""
-    print(_OUTAGE, json.dumps({"kind": kind, "sentence": sentence}), flush=True)
+    _print(f"{_OUTAGE} {json.dumps({'kind': kind, 'sentence': sentence})}\n")
 
 
 @contextmanager
@@ -48,8 +49,15 @@ def print_failure() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        print(_FAILURE, " ".join(f"{type(error).__name__}: {error}".split()), flush=True)
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        _print(f"\n{_FAILURE} {text[:_LONGEST_FAILURE]}\n")  # another worker may have written half a line
         raise
+
+
+def _print(lines: str) -> None:
+    """In one write, which a pipe takes whole: all workers of a node write into one."""
+    sys.stdout.write(lines)
+    sys.stdout.flush()
 
 
 class WorkerOutput:

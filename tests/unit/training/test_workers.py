@@ -1,5 +1,7 @@
 """What a worker's output says to the step that reads it."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from flashslm.infra import outages
@@ -71,3 +73,18 @@ def test_the_first_failure_is_kept_in_one_line(capfd: pytest.CaptureFixture[str]
     read.lines(capfd.readouterr().out)
     read.lines("@failure RuntimeError: connection closed by peer")
     assert read.output.failure == "ValueError: two lines"
+
+
+def test_workers_that_write_into_one_pipe_do_not_mix_their_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun stdout has no buffer: each write goes out by itself, and another worker's may come between."""
+    writes: list[str] = []
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(write=writes.append, flush=lambda: None))
+    print_metrics(1, {"loss_nats": 1.0})
+    print_resumed(141, "checkpoints/x/00000141.json")
+    print_outage("object store", "it has been away for 60 s")
+    with pytest.raises(ValueError), print_failure():
+        raise ValueError("x" * 100_000)
+    assert len(writes) == 4 and all(text.endswith("\n") and len(text) < 4096 for text in writes)
+    read = Read()
+    read.lines("half a line of another" + "".join(writes))
+    assert read.output.failure.startswith("ValueError: xxx")
