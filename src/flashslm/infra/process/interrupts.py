@@ -1,4 +1,4 @@
-"""SIGTERM as an exception, and clean-up that signals do not cut short."""
+"""SIGTERM and SIGHUP as exceptions, and clean-up that signals do not cut short."""
 
 import signal
 import threading
@@ -23,12 +23,13 @@ _process = StopRequest()
 
 
 class Terminated(SystemExit):
-    """SIGTERM, as an exception, so that every `with` and `finally` on the way out runs."""
+    """SIGTERM or SIGHUP, as an exception, so that every `with` and `finally` on the way out runs."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise Terminated on SIGTERM; without effect outside the main thread, which alone receives signals.
+    """Raise Terminated on SIGTERM, and on SIGHUP where that would end the process: not under `nohup`. Without effect
+    outside the main thread, which alone receives signals.
 
     Until the block is left, threads that wait for something see either signal in `stop_requested`.
     """
@@ -37,18 +38,21 @@ def terminable() -> Iterator[None]:
         return
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not cut the clean-up short
         request_stop(number)
         raise Terminated(128 + number)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL else []
+    before = {number: signal.signal(number, terminate) for number in (signal.SIGTERM, *hang_up)}
     interrupt = signal.getsignal(signal.SIGINT)
     if interrupt is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         signal.signal(signal.SIGINT, interrupt)
         end_stop_request()
 
@@ -83,7 +87,7 @@ def stop_requested(within_s: float = 0.0) -> bool:
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Hold SIGTERM and SIGINT back until the block is done; what waits for something sees them (`stop_requested`)."""
+    """Hold signals that ask for the end back until the block is done; what waits sees them (`stop_requested`)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -93,7 +97,8 @@ def deferred_signals() -> Iterator[None]:
         request_stop(number)
         received.append(number)
 
-    heard = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in heard}
     try:
         yield

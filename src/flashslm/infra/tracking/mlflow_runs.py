@@ -216,7 +216,9 @@ def run_of(settings: Settings, run_id: str) -> TrackedRun:
 
 def start_parent_run(settings: Settings, name: str, tags: Mapping[str, str] | None = None) -> str:
     """Create the run of a whole pipeline, for the launcher; end it with `finish_run`. Raises MlflowUnavailable."""
-    return _new_ref(settings.experiment, name, tags or {}).created(TrackingClient(settings))
+    client, run = TrackingClient(settings), _new_ref(settings.experiment, name, tags or {})
+    with killed_by_a_signal(client, run):
+        return run.created(client)
 
 
 def finish_run(settings: Settings, run_id: str, status: Status) -> None:
@@ -248,7 +250,7 @@ def _new_run(
     client: TrackingClient, name: str, tags: Mapping[str, str], params: Mapping[str, Any], parent: RunRef | None
 ) -> TrackedRun:
     run = _new_ref(client.settings.experiment, name, tags, parent)
-    with _killed_by_a_signal(client, run):
+    with killed_by_a_signal(client, run):
         try:
             if parent and not parent.run_id:
                 raise MlflowUnavailable(f"MLflow has not seen the parent of run '{name}' yet")
@@ -261,7 +263,7 @@ def _new_run(
 
 
 @contextmanager
-def _killed_by_a_signal(client: TrackingClient, run: RunRef) -> Iterator[None]:
+def killed_by_a_signal(client: TrackingClient, run: RunRef) -> Iterator[None]:
     """While a run is begun: a signal ends it, which MLflow may have made though its answer has not come."""
     try:
         yield
@@ -290,7 +292,7 @@ def origin() -> dict[str, str]:
 
 def _attach(settings: Settings, run_id: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> TrackedRun:
     opened, client = run_of(settings, run_id), TrackingClient(settings)
-    with _killed_by_a_signal(client, RunRef.of(settings, run_id)):
+    with killed_by_a_signal(client, RunRef.of(settings, run_id)):
         with suppress(MlflowUnavailable):  # a retried step reopens its run; a wrong id must be an error now
             client.update_run(run_id, status="RUNNING")
         opened.set_tags(dict(tags) | {OWNER_TAG: owners.owner()})

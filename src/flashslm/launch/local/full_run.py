@@ -103,13 +103,13 @@ def _run_pipeline(config: RunConfig, home: Path, runs: Path, quiet: bool, pipeli
     run_dir = make_run_dir(runs, config)
     run_id = run_dir.name
     parent = parent_run.begin(settings, config, run_dir, pipeline)
-    mlflow_url = TrackingClient(settings).run_url(parent)
-    run_records.begin(run_dir, pipeline, mlflow_url)
-    console.print(f"run {run_id}: {run_dir}/", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"MLflow: {mlflow_url}", highlight=False, markup=False, soft_wrap=True)
     status: mlflow_runs.Status = "FAILED"
     outcome: RunOutcome | None = None
     try:
+        mlflow_url = TrackingClient(settings).run_url(parent)
+        run_records.begin(run_dir, pipeline, mlflow_url)
+        console.print(f"run {run_id}: {run_dir}/", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"MLflow: {mlflow_url}", highlight=False, markup=False, soft_wrap=True)
         store = ObjectStore(settings)
         env = settings.as_env() | secrets | {"FLASHSLM_PARENT_RUN_ID": parent}
 

@@ -7,7 +7,7 @@ from flashslm.config import RunConfig
 from flashslm.infra.settings import DEFAULT_EXPERIMENT, Settings
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.infra.tracking.mlflow_client import TrackingClient
-from flashslm.infra.tracking.spool import NOTE_TAG, PARENT_TAG
+from flashslm.infra.tracking.spool import NOTE_TAG, PARENT_TAG, RunRef
 from flashslm.launch import run_description
 from flashslm.launch.progress import StepRecord
 from flashslm.steps.run_names import step_run_name
@@ -26,7 +26,8 @@ def begin(settings: Settings, config: RunConfig, run_dir: Path, pipeline: str) -
     tags = {"recipe": config.name, "pipeline": pipeline, RUN_TAG: run_dir.name}
     tags[NOTE_TAG] = f"Run `{run_dir.name}` of recipe `{config.name}` by `{pipeline}`; files in `{run_dir}/`."
     run_id = mlflow_runs.start_parent_run(settings, f"{config.name} {_clock(run_dir)}", tags)
-    mlflow_runs.run_of(settings, run_id).log_recipe(config)
+    with mlflow_runs.killed_by_a_signal(TrackingClient(settings), RunRef.of(settings, run_id)):
+        mlflow_runs.run_of(settings, run_id).log_recipe(config)
     return run_id
 
 

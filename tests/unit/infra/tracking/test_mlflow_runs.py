@@ -48,15 +48,33 @@ def test_nested_params_become_dotted_names():
     }
 
 
-def test_sigterm_unwinds_and_the_handler_is_put_back():
-    before, cleaned = signal.getsignal(signal.SIGTERM), []
+@pytest.fixture
+def hang_up_ends():
+    """What SIGHUP does by default, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("hang_up_ends")
+def test_a_request_to_end_unwinds_and_the_handler_is_put_back(number):
+    before, cleaned = signal.getsignal(number), []
     with pytest.raises(Terminated) as caught, terminable():
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)  # a second one does not interrupt this
-            cleaned.append(True)
-    assert caught.value.code == 143 and cleaned and signal.getsignal(signal.SIGTERM) is before
+            os.kill(os.getpid(), number)  # a second one does not interrupt this
+            cleaned.append(stop_requested())
+    assert caught.value.code == 128 + number and cleaned == [True] and signal.getsignal(number) is before
+
+
+@pytest.mark.usefixtures("hang_up_ends")
+def test_under_nohup_the_end_of_the_terminal_is_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with terminable(), deferred_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop_requested()
 
 
 def test_deferred_signals_come_after_the_block():
