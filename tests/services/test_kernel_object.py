@@ -3,14 +3,15 @@
 import json
 
 import pytest
+from botocore.exceptions import ClientError
 from typer.testing import CliRunner
 
 from flashslm.cli.app import app
 from flashslm.experiments.experiment import TABLE_FILE
-from flashslm.infra.storage.object_store import Manifest
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.ops import kernel_cache
 from flashslm.steps import kernel_object
-from flashslm.steps.kernel_object import shared_kernels
+from flashslm.steps.kernel_object import required_kernels, shared_kernels
 from tests.unit.experiments import tiny
 
 pytestmark = pytest.mark.services
@@ -201,3 +202,67 @@ def test_without_a_gpu_nothing_is_asked_of_the_store(monkeypatch):
     monkeypatch.setattr(kernel_object, "cache_facts", lambda: {"gpu": ""})
     with shared_kernels(None):
         pass
+
+
+@pytest.fixture
+def warm_command(settings, monkeypatch):
+    """`flashslm kernels warm` on a machine with a GPU, with `warm` in place of its training steps."""
+
+    def run(warm):
+        monkeypatch.setattr("flashslm.hardware.pick_device", lambda _: "cuda")
+        monkeypatch.setattr("flashslm.infra.stack.services.resolve_settings", lambda _: settings)
+        monkeypatch.setattr("flashslm.steps.warm_kernels.warm", lambda *_: warm())
+        return CliRunner().invoke(app, ["kernels", "warm", "--config", "configs/smoke.yaml"])
+
+    return run
+
+
+def test_the_command_that_warms_kernels_stores_them(warm_command, machine, store):
+    first = machine("first")
+    result = warm_command(lambda: write(first, "winners/a.json"))
+    assert result.exit_code == 0, result.exception
+    second = machine("second")
+    with shared_kernels(store):
+        assert files(second) == {"winners/a.json"}
+
+
+@pytest.mark.parametrize("refused", ["away", "denied", "disk"])
+def test_the_command_fails_when_the_kernels_are_not_stored(warm_command, machine, monkeypatch, settings, refused):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    def deny(*_, **__):
+        raise ClientError({"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject")
+
+    first = machine("first")
+    if refused == "disk":
+        monkeypatch.setattr(kernel_object, "_pack", fail)
+    else:
+        away = settings.model_copy(update={"endpoint_url": "http://127.0.0.1:9", "stack_file": "", "patience_s": 0.0})
+        unusable = ObjectStore(settings if refused == "denied" else away)
+        if refused == "denied":
+            unusable.client.meta.events.register("before-sign.s3.PutObject", deny)
+        monkeypatch.setattr("flashslm.infra.storage.object_store.ObjectStore", lambda _: unusable)
+    result = warm_command(lambda: write(first, "winners/a.json"))
+    assert result.exit_code == 1
+    assert "compiled kernels were not stored: " in str(result.exception)
+    assert f"1 files of them are in {first} on this machine alone" in str(result.exception)
+
+
+def test_kernels_of_a_command_that_fails_are_stored_and_its_error_is_the_one(warm_command, machine, store):
+    first = machine("first")
+
+    def warm():
+        write(first, "winners/a.json")
+        raise RuntimeError("no memory")
+
+    assert str(warm_command(warm).exception) == "no memory"
+    second = machine("second")
+    with shared_kernels(store):
+        assert files(second) == {"winners/a.json"}
+
+
+def test_without_the_name_of_the_gpu_nothing_is_warmed(monkeypatch):
+    monkeypatch.setattr(kernel_object, "cache_facts", lambda: {"gpu": ""})
+    with pytest.raises(ValueError, match="nvidia-smi does not name a GPU"), required_kernels(None):
+        pytest.fail("warmed")

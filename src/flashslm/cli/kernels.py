@@ -27,7 +27,7 @@ def kernels() -> None:
 def warm(config: ConfigOption, overrides: Overrides = None, home: HomeOption = HOME) -> None:
     """Run one training step of each operator and width of a recipe, and put the kernels into the object store.
 
-    The recipe may be an experiment's.
+    The recipe may be an experiment's. Kernels that could not be stored are an error, and exit code 1.
     """
     from flashslm.hardware import pick_device
     from flashslm.infra.stack.services import resolve_settings
@@ -55,10 +55,10 @@ def _planned(config: Path, overrides: list[str] | None) -> "tuple[RunConfig, lis
 
 
 def _warm_all(recipe: "RunConfig", planned: "list[WarmUp]", store: "ObjectStore") -> None:
-    from flashslm.steps.kernel_object import shared_kernels
+    from flashslm.steps.kernel_object import required_kernels
     from flashslm.steps.warm_kernels import warm
 
-    with shared_kernels(store):
+    with required_kernels(store):
         for number, warm_up in enumerate(planned, start=1):
             started = time.perf_counter()
             warm(recipe, warm_up)

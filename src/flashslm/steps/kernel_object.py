@@ -48,6 +48,31 @@ def shared_kernels(store: ObjectStore, stores: bool = True) -> Iterator[None]:
             _quietly("stored", store_kernels, store)
 
 
+@contextmanager
+def required_kernels(store: ObjectStore) -> Iterator[None]:
+    """`shared_kernels` for a block that is there to fill the object: at its end all of this machine's kernels are
+    stored.
+
+    Raises ValueError, before the block, where the GPU is not known, and StoreError, after it, for kernels that could
+    not be stored.
+    """
+    if not cache_facts()["gpu"]:
+        raise ValueError("nvidia-smi does not name a GPU, and kernels are stored by its name and driver: install it")
+    with shared_kernels(store, stores=False):
+        try:
+            yield
+        except BaseException:
+            _quietly("stored", store_kernels, store)
+            raise
+    try:
+        store_kernels(store)
+    except (StoreError, OSError) as error:
+        raise StoreError(
+            f"compiled kernels were not stored: {error}; {len(_files())} files of them are in {cache_directory()} on "
+            "this machine alone: the same command stores them without compiling them again"
+        ) from error
+
+
 def fetch_kernels(store: ObjectStore) -> set[str]:
     """Unpack the object into this machine's cache; files that are already there stay. Returns the object's files.
 
