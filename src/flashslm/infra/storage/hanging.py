@@ -7,6 +7,7 @@ holds the thread that asked for a minute (`s3_client`), twice the grace of a pod
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,8 @@ from flashslm.infra.settings import Settings
 from flashslm.infra.storage.s3 import s3_client
 
 _LOOK_EVERY_S = 0.5
-_ANSWERS_WITHIN_S, _UNANSWERED = 4.0, 2  # of the grace, 30 s, the rest is for what is done before the exit
+_ANSWERS_WITHIN_S = 4.0
+_UNANSWERED_S = 8.0  # longer than it takes to give up a store that refuses; of 30 s the rest is for what is done then
 _log = logging.getLogger(__name__)
 
 
@@ -33,11 +35,13 @@ def ended_in_time(settings: Settings, before_exit: Callable[[], None]) -> Iterat
         while not interrupts.stop_requested():
             if over.wait(_LOOK_EVERY_S):
                 return
-        client, unanswered = s3_client(settings, patience_s=0, timeout_s=_ANSWERS_WITHIN_S), 0
-        while unanswered < _UNANSWERED:
+        client = s3_client(settings, patience_s=0, timeout_s=_ANSWERS_WITHIN_S)
+        answered_s = time.monotonic()
+        while time.monotonic() - answered_s < _UNANSWERED_S:
             if over.wait(_LOOK_EVERY_S):
                 return
-            unanswered = 0 if _answers(client, settings.bucket) else unanswered + 1
+            if _answers(client, settings.bucket):
+                answered_s = time.monotonic()
         _log.error("S3 at %s does not answer: this process ends and leaves what waits for it", settings.endpoint_url)
         before_exit()
         os._exit(128 + interrupts.requested_by())
