@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from flashslm.export.files import read_object
 from flashslm.export.hf_config import architecture_from_config, served_weights, shown
 from flashslm.export.importing import load_export
 from flashslm.export.published import plain_config
+from flashslm.export.token_bound import longest_token_bytes
 from flashslm.export.tokenizer import open_tokenizer
 from flashslm.hardware import pick_device
 from flashslm.inference.stops import StopStrings
@@ -52,9 +55,18 @@ class TextModel:
         """The model, on the device that there is."""
         return load_export(self.directory, pick_device("auto")).eval()
 
+    def fewest_tokens(self, text: str) -> int:
+        """A lower bound of the tokens that `encode` makes of a text, at the cost of reading its length."""
+        return 1 + ceil(len(text) / self._longest_token_bytes)
+
+    @cached_property
+    def _longest_token_bytes(self) -> float:
+        return longest_token_bytes(self.tokenizer)
+
     def encode(self, text: str) -> list[int]:
         """Every text begins with the beginning-of-text token, as every document does in training.
 
+        Other threads of Python run meanwhile.
         Raises ValueError for a text with half of a surrogate pair, which is what a terminal makes of bytes other than
         UTF-8.
         """
@@ -62,7 +74,8 @@ class TextModel:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is not valid UTF-8 from character {error.start + 1} on") from error
-        return [self.bos_id, *self.tokenizer.encode(text, add_special_tokens=False).ids]
+        (encoded,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)  # `encode` holds Python's lock
+        return [self.bos_id, *encoded.ids]
 
     def stop_strings(self, stops: Sequence[str]) -> StopStrings:
         """Raises ValueError for an empty text, which would stop everything."""

@@ -74,7 +74,7 @@ class Endpoints:
     async def chat_completions(self, request: Request) -> Response:
         body = await run_in_threadpool(parse, ChatRequest, await _read(request))
         self._check_model(body.model)
-        prompt_ids = await run_in_threadpool(self.chat.encode, body.messages)
+        prompt_ids = await run_in_threadpool(self._chat_ids, body)
         wanted = body.wanted_tokens or max(1, self.max_context - len(prompt_ids))
         return await self._answer(request, body, prompt_ids, wanted, ChatReply(self.name, self._tokenizer))
 
@@ -94,19 +94,36 @@ class Endpoints:
 
     def _prompt_ids(self, body: CompletionRequest) -> list[int]:
         if isinstance(body.prompt, str):
+            self._check_bound(body.prompt, body)
             return self.text_model.encode(body.prompt)
+        self._check_length(len(body.prompt), body.wanted_tokens or 1)
         largest, vocabulary = max(body.prompt), self.text_model.architecture.vocab_size
         if largest >= vocabulary:
             text = f"prompt has token {largest}: below {vocabulary} is allowed"
             raise ApiError(400, text, "invalid_value", param="prompt")
         return body.prompt
 
+    def _chat_ids(self, body: ChatRequest) -> list[int]:
+        text = self.chat.render(body.messages)
+        self._check_bound(text, body)
+        return self.chat.encode(text)
+
+    def _check_bound(self, text: str, body: TextRequest) -> None:
+        """Refuse a text that is too long whatever its tokens are: encoding megabytes takes seconds."""
+        # A chat template may write the first token itself, which is then not put before the text.
+        fewest = self.text_model.fewest_tokens(text) - 1
+        if fewest >= self.max_context:
+            self._check_length(fewest, body.wanted_tokens or 1, "at least ")
+
+    def _check_length(self, prompt_tokens: int, wanted: int, bound: str = "") -> None:
+        if prompt_tokens + wanted > self.max_context:
+            text = f"the prompt has {bound}{prompt_tokens} tokens and {wanted} are to follow"
+            raise ApiError(400, f"{text}: at most {self.max_context} fit", "context_length_exceeded")
+
     async def _answer(
         self, request: Request, body: TextRequest, prompt_ids: list[int], wanted: int, reply: Reply
     ) -> Response:
-        if len(prompt_ids) + wanted > self.max_context:
-            text = f"the prompt has {len(prompt_ids)} tokens and {wanted} are to follow: at most {self.max_context} fit"
-            raise ApiError(400, text, "context_length_exceeded")
+        self._check_length(len(prompt_ids), wanted)
         events: EventQueue = asyncio.Queue()
         stream = TextStream(self.text_model.stop_strings(body.stop))
         sampling = body.sampling(secrets.randbits(63))

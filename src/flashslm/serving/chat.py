@@ -18,8 +18,8 @@ class ChatTemplate:
         self.text_model = text_model
         self.tokenizer = _tokenizer_with_template(text_model.directory)
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt's ids. Raises ApiError 400 where the tokenizer lacks a template or its template refuses them."""
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt's text. Raises ApiError 400 where the tokenizer lacks a template or its template refuses them."""
         if self.tokenizer is None:
             raise ApiError(
                 400,
@@ -27,13 +27,18 @@ class ChatTemplate:
                 "no_chat_template",
             )
         try:
-            text = self.tokenizer.apply_chat_template(
-                [message.plain() for message in messages], tokenize=False, add_generation_prompt=True
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [message.plain() for message in messages], tokenize=False, add_generation_prompt=True
+                )
             )
         except TemplateError as error:
             raise ApiError(
                 400, f"the chat template refuses these messages: {error}", "invalid_value", param="messages"
             ) from error
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a rendered prompt."""
         ids = self.text_model.encode(text)
         return ids[1:] if ids[1:2] == ids[:1] else ids  # most templates begin with the first token themselves
 

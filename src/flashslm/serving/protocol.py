@@ -26,6 +26,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 IGNORED = ("user", "metadata", "store", "service_tier", "parallel_tool_calls")
 
 MOST_FIELDS = 64  # of an object: a body could have a million, each with an error
+MOST_MESSAGES = 10_000  # of a chat, and parts of a message: to check a million takes half a minute
 Stop = Annotated[str, Field(min_length=1)]
 
 
@@ -136,7 +137,7 @@ class TextPart(_Strict):
 
 class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], FailFast()]
+    content: Annotated[list[TextPart], FailFast(), Field(max_length=MOST_MESSAGES)]
     name: str | None = None
 
     @field_validator("content", mode="before")
@@ -150,7 +151,7 @@ class Message(_Strict):
 
 
 class ChatRequest(TextRequest):
-    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
