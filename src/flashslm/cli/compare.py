@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flashslm.cli.options import HOME, MODELS, RUNS, DatasetOption, HomeOption, JsonOption, RunsOption
+from flashslm.cli.options import HOME, MODELS, RUNS, DatasetOption, HomeOption, JsonOption, RunsOption, model_finder
 from flashslm.cli.output import console
 from flashslm.cli.recipe_argument import Overrides
 from flashslm.config.file import load
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from flashslm.steps.compare_models import ModelComparison
 
 Model = Annotated[
-    str, typer.Argument(help="A run, checkpoint, export, manifest, NAME@VERSION of the registry, or hf://OWNER/NAME.")
+    str,
+    typer.Argument(
+        help="A run, checkpoint, export, manifest, NAME@VERSION of the registry, or hf://OWNER/NAME@REVISION."
+    ),
 ]
 
 
@@ -63,11 +66,9 @@ def compare(  # noqa: PLR0913 - one parameter an option
 def _candidates(
     texts: list[str], overrides: list[str] | None, config: Path | None, dataset: Path | None, runs: Path, home: Path
 ) -> list[Any]:
-    from flashslm.infra.stack.services import existing_settings
     from flashslm.steps.compare_models import evaluate_candidate
-    from flashslm.steps.named_model import ModelFinder
 
-    finder = ModelFinder(lambda: existing_settings(home), home / "trees", runs)
+    finder = model_finder(runs, home)
     found = [finder.find(text) for text in texts]
     if config is None or dataset is None:
         return found

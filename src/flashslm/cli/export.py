@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from flashslm.cli.options import MODELS, JsonOption, KernelsOption, ServedWeightsOption
+from flashslm.cli.options import (
+    HOME,
+    MODEL_FORMS,
+    MODELS,
+    RUNS,
+    HomeOption,
+    JsonOption,
+    KernelsOption,
+    RunsOption,
+    ServedWeightsOption,
+    model_finder,
+)
 from flashslm.cli.output import console, show
 
 
@@ -17,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(  # noqa: PLR0913 - one parameter an option
-    model: Annotated[Path, typer.Option(help="An exported directory, e.g. runs/latest/export/huggingface.")],
+    model: Annotated[str, typer.Option(help=MODEL_FORMS)],
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
@@ -29,6 +40,8 @@ def generate(  # noqa: PLR0913 - one parameter an option
     ] = None,
     weights: ServedWeightsOption = None,
     kernel_settings: KernelsOption = None,
+    runs: RunsOption = RUNS,
+    home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a text with an exported model, by the project's own decode engine; the text is printed as it comes."""
@@ -42,9 +55,10 @@ def generate(  # noqa: PLR0913 - one parameter an option
         if not as_json:
             print(piece, end="", flush=True)
 
+    directory = model_finder(runs, home).find(model).export()
     sampling = Sampling(temperature, top_k, top_p, seed)
     result = generate_text(
-        *(model, prompt, max_new_tokens), stops=stop or (), sampling=sampling, weights=weights, on_text=print_piece
+        *(directory, prompt, max_new_tokens), stops=stop or (), sampling=sampling, weights=weights, on_text=print_piece
     )
     if as_json:
         show(result, as_json)

@@ -17,6 +17,7 @@ from flashslm.cli.options import (
     KernelsOption,
     RunsOption,
     ServedWeightsOption,
+    model_finder,
 )
 from flashslm.config import EvaluationConfig
 
@@ -48,15 +49,13 @@ def lm_eval(  # noqa: PLR0913 - one parameter an option
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a model on tasks of lm-evaluation-harness, without a recipe; a checkpoint also needs --dataset."""
-    from flashslm.infra.stack.services import existing_settings
     from flashslm.ops import kernels
-    from flashslm.steps.named_model import ModelFinder
     from flashslm.steps.task_evaluation import evaluate_tasks
 
     kernels.configure(kernels.read_setting(kernel_settings))
     asked = {"lm_eval_tasks": tasks, "lm_eval_limit": limit, "task_data": task_data}
     evaluation = EvaluationConfig.model_validate(asked | {"run_generated_code": run_generated_code})
-    finder = ModelFinder(lambda: existing_settings(home), home / "trees", runs)
+    finder = model_finder(runs, home)
     found = finder.find(model)
     directory = finder.dataset(dataset) if dataset else None
     results = evaluate_tasks(found, evaluation, directory, dtype, weights)

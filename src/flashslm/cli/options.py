@@ -1,11 +1,14 @@
 """Options that several commands have, and the headings under which `flashslm --help` lists commands."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flashslm.config import WeightFormat
+
+if TYPE_CHECKING:
+    from flashslm.steps.named_model import ModelFinder
 
 PipelineOption = Annotated[str, typer.Option("--pipeline", help="Directory name under pipelines/.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -28,6 +31,10 @@ HomeOption = Annotated[
     ),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs of this machine leave their directories.")]
+MODEL_FORMS = (
+    "A run, export, manifest, NAME@VERSION of the registry, or hf://OWNER/NAME@REVISION, "
+    "e.g. runs/latest/export/huggingface."
+)
 DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="A prepared data set, or its manifest.")]
 ArtifactsOption = Annotated[Path, typer.Option("--artifacts", help="Where manifests of inputs and outputs live.")]
 KernelsOption = Annotated[
@@ -40,6 +47,15 @@ ServedWeightsOption = Annotated[
     WeightFormat | None,
     typer.Option(help="int8: 8 bits per weight. Not given: what the directory's config.json says."),
 ]
+
+
+def model_finder(runs: Path, home: Path) -> "ModelFinder":
+    """Finds what a command's MODEL means."""
+    from flashslm.infra.stack.services import existing_settings
+    from flashslm.steps.named_model import ModelFinder
+
+    return ModelFinder(lambda: existing_settings(home), home / "trees", runs)
+
 
 # Headings of `flashslm --help`.
 PIPELINES, STEPS, MODELS = "Pipelines and runs", "Single steps of the pipeline", "Models and measurements"

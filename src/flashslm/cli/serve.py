@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashslm.cli.options import MODELS, KernelsOption, ServedWeightsOption
+from flashslm.cli.options import (
+    HOME,
+    MODEL_FORMS,
+    MODELS,
+    RUNS,
+    HomeOption,
+    KernelsOption,
+    RunsOption,
+    ServedWeightsOption,
+    model_finder,
+)
 
 if TYPE_CHECKING:
     from flashslm.serving.scheduler import BatchScheduler
@@ -17,12 +27,14 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(  # noqa: PLR0913 - one parameter an option
-    directory: Annotated[Path, typer.Argument(help="An exported directory, e.g. runs/latest/export/huggingface.")],
+    model: Annotated[str, typer.Argument(help=MODEL_FORMS)],
     host: Annotated[
         str, typer.Option(help="Another address than this machine's own needs FLASHSLM_API_KEY.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    name: Annotated[str, typer.Option(help="What clients call the model; not given: the directory's name.")] = "",
+    name: Annotated[
+        str, typer.Option(help="What clients call the model; not given: a directory's name, else MODEL.")
+    ] = "",
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests that are decoded together.")] = 8,
     max_context: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer per request; not given: all that the model has.")
@@ -31,11 +43,14 @@ def serve(  # noqa: PLR0913 - one parameter an option
     drain_s: Annotated[int, typer.Option(min=1, help="Seconds that requests may still take after SIGTERM.")] = 60,
     weights: ServedWeightsOption = None,
     kernel_settings: KernelsOption = None,
+    runs: RunsOption = RUNS,
+    home: HomeOption = HOME,
 ) -> None:
     """Serve an exported model by the API of OpenAI (completions, chat, streams), by this project's own decode engine.
 
     Set FLASHSLM_API_KEY to ask clients for a key.
     """
+    from flashslm.export.hub import PREFIX
     from flashslm.ops import kernels
 
     try:
@@ -45,6 +60,8 @@ def serve(  # noqa: PLR0913 - one parameter an option
         raise RuntimeError(f"serving needs {error.name}: pip install 'flashslm[train,serve]'") from error
     kernels.configure(kernels.read_setting(kernel_settings))
     key = os.environ.get("FLASHSLM_API_KEY", "")
+    directory = model_finder(runs, home).find(model).export()
+    name = name or (directory.resolve().name if Path(model).is_dir() else model.removeprefix(PREFIX))
     options = ServeOptions(host, port, name, max_batch_size, max_context, max_waiting, drain_s, key, weights)
     serve_directory(directory, options, _say_ready)
 

@@ -31,6 +31,16 @@ class NamedModel:
     items: dict[str, MetricItems] | None = None
     model_directory: Callable[[], Path] | None = None
 
+    def export(self) -> Path:
+        """The exported directory, fetched unless it is here. Raises ValueError for an evaluation and a checkpoint."""
+        if self.model_directory is None:
+            raise ValueError(f"'{self.name}' is an evaluation without its model: give an export, or a run that has one")
+        if (found := export_in(self.model_directory())) is None:
+            raise ValueError(
+                f"'{self.name}' is a checkpoint, which has no tokenizer: `flashslm export` makes an export"
+            )
+        return found
+
 
 class ModelFinder:
     """What a text of the command line means. The store and the registry are asked only where a form needs them."""

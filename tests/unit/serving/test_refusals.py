@@ -180,7 +180,7 @@ def test_a_missing_package_is_named(directory: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_no_model_and_what_does_not_fit(directory: Path, tmp_path: Path) -> None:
-    assert "is not an exported model" in refused(tmp_path, "--port", 0)
+    assert "is not a model: give a run's directory" in refused(tmp_path, "--port", 0)
     assert "--max-context is 8188: allowed are 2 to 8187" in refused(directory, "--port", 0, "--max-context", 8188)
 
 

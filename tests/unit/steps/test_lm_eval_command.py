@@ -53,8 +53,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run(*arguments: Any) -> Any:
-    return CliRunner().invoke(app, ["lm-eval", *map(str, arguments)])
+def run(*arguments: Any, command: str = "lm-eval") -> Any:
+    return CliRunner().invoke(app, [command, *map(str, arguments)])
 
 
 def results(*arguments: Any) -> dict[str, Any]:
@@ -118,3 +118,40 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(place: Path, tmp_path: Pa
     save_model(HybridLM.build(build_architecture("DF", 32, SIZES, 128), seed=0), tmp_path)
     done = run(tmp_path, place / "choice.yaml", "--dataset", place / "data")
     assert "the data set's tokenizer has 300 tokens" in str(done.exception)
+
+
+NO_MODEL = [
+    ("nothing", "'nothing' is not a model: give a run's directory"),
+    ("hf://tiny@x@y", "cannot be fetched (expected hf://OWNER/NAME[@REVISION])"),
+    ("hf://owner/absent", "'hf://owner/absent' cannot be fetched"),
+]
+
+
+@pytest.mark.parametrize("command", [("generate", "--prompt", "a", "--model"), ("serve", "--port", "0")])
+@pytest.mark.parametrize(
+    ("model", "message"), [*NO_MODEL, ("{place}/checkpoint", "is a checkpoint, which has no tokenizer")]
+)
+def test_a_model_to_decode_is_named_in_the_same_words(
+    place: Path, on_the_hub: str, command: tuple[str, ...], model: str, message: str
+) -> None:
+    name, *options = command
+    done = run(*options, model.format(place=place), command=name)
+    assert done.exit_code == 1 and message in str(done.exception)
+
+
+def test_generate_takes_a_model_of_the_hub(place: Path, on_the_hub: str) -> None:
+    asked = ("--prompt", "the", "--max-new-tokens", 4, "--json", "--model")
+    here, there = (run(*asked, model, command="generate") for model in (place / "export" / "hf", on_the_hub))
+    assert there.exit_code == 0, there.exception
+    assert json.loads(there.stdout)["text"] == json.loads(here.stdout)["text"]
+
+
+def test_a_served_model_is_called_by_its_directory_or_as_it_is_named(
+    place: Path, on_the_hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = []
+    monkeypatch.setattr("flashslm.serving.server.serve", lambda directory, options, _: served.append(options.name))
+    for model in (on_the_hub, place / "export" / "hf", place / "export" / "hf" / ".." / "hf"):
+        assert run(model, command="serve").exit_code == 0
+    assert run(on_the_hub, "--name", "mine", command="serve").exit_code == 0
+    assert served == ["owner/tiny", "hf", "hf", "mine"]
