@@ -8,12 +8,18 @@ from flashslm.profiling.depth_width import measure_depth_width
 from flashslm.profiling.measure import measure_latency_table
 from flashslm.profiling.plan import ProfilingPlan
 from flashslm.steps.context import StepContext
+from flashslm.steps.recipe_checks import kernel_problems_of_a_plan
 
 
 def run(context: StepContext) -> dict[str, Any]:
     """Outputs `latency_table`: latency_table.json, depth_width.json, check.json."""
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
     plan = ProfilingPlan(context.config.profiling, context.config.model, vocab_size)
+    if found := kernel_problems_of_a_plan(context.config, plan):
+        device = context.config.profiling.device
+        raise ValueError(
+            f"profiling.device is '{device}', here {plan.device}: {'; '.join(found)}; or set profiling.device: cpu"
+        )
     compile_ahead(plan)
     table = measure_latency_table(plan)
     context.events.emit("progress", f"{len(table.entries)} table entries measured, {len(table.left_out)} left out")

@@ -7,9 +7,11 @@ from pathlib import Path
 from flashslm.config import EvaluationConfig, ModelConfig, RunConfig
 from flashslm.evaluation import task_files, task_presets, tasks
 from flashslm.export.hf_config import export_problems
+from flashslm.hardware import DeviceKind, pick_device
 from flashslm.inference.fused.size_limits import size_blockers
 from flashslm.models.architecture import Architecture, InfeasibleArchitecture, build_architecture, parse_operators
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, SIZE_FIELDS, export_blockers
+from flashslm.profiling.plan import ProfilingPlan
 from flashslm.scaling.points import evaluation_steps, num_constants
 from flashslm.search.space import SearchSpace
 
@@ -106,11 +108,11 @@ def task_problems(
 
 
 def problems_before_a_run_here(config: RunConfig) -> list[str]:
-    """The same, with what the recipe needs of this machine's Python that is not installed."""
+    """The same, with what the recipe needs of this machine: what Python lacks, and kernels that its GPU lacks."""
     if config.evaluation.lm_eval_tasks and not tasks.is_installed():
         missing = "evaluation.lm_eval_tasks: they need lm_eval: pip install 'flashslm[evaluation]'"
         return [*problems(config), missing]
-    return problems_before_a_run(config, runs_here=True)
+    return problems_before_a_run(config, runs_here=True) or _problems_of_this_gpu(config)
 
 
 def _grid(config: RunConfig) -> Iterator[str]:
@@ -186,6 +188,28 @@ def _kernel_problems(config: RunConfig, built: Architecture) -> list[str]:
     if profiling.device != "cuda" or profiling.dtype == "float32" or "torch" in forms:
         return []
     return [f"no fused decode kernel ({problem}; or set kernels.decode: torch)" for problem in size_blockers(built)]
+
+
+def kernel_problems_of_a_plan(config: RunConfig, plan: ProfilingPlan) -> list[str]:
+    """Sizes that are measured and for which the plan's device has no decode kernel.
+
+    `problems` cannot know them where `profiling.device` is auto. Only sections of the step that measures are read.
+    """
+    known = _on(plan.device, config)
+    layers = (plan.layer(key) for key in plan.entry_keys())
+    return list(dict.fromkeys(problem for layer in layers for problem in _kernel_problems(known, layer)))
+
+
+def _on(device: DeviceKind, config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"profiling": config.profiling.model_copy(update={"device": device})})
+
+
+def _problems_of_this_gpu(config: RunConfig) -> list[str]:
+    """What `problems` would find, had the recipe named the GPU that `auto` takes here."""
+    found = problems(_on("cuda", config)) if config.profiling.device == "auto" else []
+    if not found or pick_device("auto") == "cpu":  # that imports torch, so it is asked last
+        return []
+    return [f"{problem}; profiling.device: auto is this machine's GPU, cpu is the other choice" for problem in found]
 
 
 def _measured_sizes(config: RunConfig) -> Iterator[str]:

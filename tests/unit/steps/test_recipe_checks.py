@@ -1,10 +1,21 @@
 """Checks of a recipe across its sections."""
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 from pydantic import ValidationError
 
-from flashslm.config import RunConfig
-from flashslm.steps.recipe_checks import problems, problems_before_a_run, problems_before_a_run_here
+from flashslm.config import RunConfig, from_step_json
+from flashslm.profiling.plan import ProfilingPlan
+from flashslm.steps import profile_latency, recipe_checks
+from flashslm.steps.context import StepContext
+from flashslm.steps.recipe_checks import (
+    kernel_problems_of_a_plan,
+    problems,
+    problems_before_a_run,
+    problems_before_a_run_here,
+)
 
 
 @pytest.mark.parametrize(
@@ -172,3 +183,35 @@ def test_the_table_must_measure_what_is_searched() -> None:
     changed = config.model_copy(update={"profiling": RunConfig(name="x").profiling})
     missing = "search.sizes.ffn_ratio: [2.0, 3.0] not in profiling.sizes.ffn_ratio: the table must measure them"
     assert problems(changed) == [missing]
+
+
+OPEN = {"name": "x", "profiling": {"sizes": {"mamba_state": [96, 128]}}}
+NO_KERNEL = "profiling.sizes.mamba_state: 96: no fused decode kernel"
+
+
+def test_where_the_device_is_open_the_machine_decides_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_checks, "pick_device", lambda _: "cuda")
+    (found,) = problems_before_a_run_here(RunConfig.model_validate(OPEN))
+    assert found.startswith(NO_KERNEL) and "profiling.device: auto is this machine's GPU" in found
+    assert problems_before_a_run_here(RunConfig.model_validate(OPEN | {"kernels": {"decode": "torch"}})) == []
+    monkeypatch.setattr(recipe_checks, "pick_device", lambda _: "cpu")
+    assert problems_before_a_run_here(RunConfig.model_validate(OPEN)) == []
+
+
+def test_a_recipe_that_any_machine_takes_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_checks, "pick_device", lambda _: pytest.fail("asked"))
+    assert problems_before_a_run_here(RunConfig(name="x")) == []
+
+
+def test_the_step_that_measures_refuses_sizes_before_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashslm.profiling.plan.pick_device", lambda _: "cuda")
+    monkeypatch.setattr(profile_latency, "compile_ahead", lambda _: pytest.fail("compiled"))
+    recipe = RunConfig.model_validate(OPEN | {"model": {"mamba_state": 48}})
+    config = from_step_json("profile_latency", recipe.for_step("profile_latency"))
+    context = SimpleNamespace(config=config, manifest=lambda _: SimpleNamespace(metadata={"vocab_size": 1000}))
+    with pytest.raises(ValueError, match=r"profiling\.device is 'auto', here cuda: no fused decode") as refusal:
+        profile_latency.run(cast(StepContext, context))
+    assert all(f"mamba_state is {size}: a power of two" in str(refusal.value) for size in (48, 96))
+    assert "128" not in str(refusal.value) and str(refusal.value).endswith("or set profiling.device: cpu")
+    monkeypatch.setattr("flashslm.profiling.plan.pick_device", lambda _: "cpu")
+    assert kernel_problems_of_a_plan(config, ProfilingPlan(config.profiling, config.model, 1000)) == []
