@@ -16,19 +16,10 @@ from flashslm.evaluation.task_results import task_results
 from flashslm.export.huggingface import export_huggingface
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
-from tests.unit.data.corpora import WORDS, make_texts
+from tests.unit.data.corpora import make_texts
+from tests.unit.evaluation.choice_task import write_choice_task
 from tests.unit.training.tiny import SIZES
 
-CHOICE = """task: choice
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {directory}/choice.jsonl}}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{{{question}}}}"
-doc_to_target: answer
-doc_to_choice: choices
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-"""
 ROLLING = """task: rolling
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {directory}/pages.jsonl}}}}
@@ -43,14 +34,9 @@ metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
     """Forty questions, and pages of more than two windows of the model's 64 text tokens."""
-    questions = [
-        {"question": text, "choices": list(WORDS[i % 8 : i % 8 + 4]), "answer": i % 4}
-        for i, text in enumerate(make_texts(40, words=6))
-    ]
-    pages = [{"page": text} for text in make_texts(6, words=90)]
-    for name, rows in (("choice", questions), ("pages", pages)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "choice.yaml").write_text(CHOICE.format(directory=tmp_path))
+    write_choice_task(tmp_path, 40, "acc", "acc_norm")
+    pages = "".join(json.dumps({"page": text}) + "\n" for text in make_texts(6, words=90))
+    (tmp_path / "pages.jsonl").write_text(pages)
     (tmp_path / "rolling.yaml").write_text(ROLLING.format(directory=tmp_path))
     return tmp_path
 

@@ -17,21 +17,12 @@ from flashslm.export.huggingface import export_huggingface
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import save_model
-from tests.unit.data.corpora import WORDS, make_texts, prepare
+from tests.unit.data.corpora import make_texts, prepare
+from tests.unit.evaluation.choice_task import write_choice_task
 from tests.unit.training.tiny import SIZES
 
 VOCABULARY = 300
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CHOICE = """task: choice
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {directory}/rows.jsonl}}}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{{{question}}}}"
-doc_to_target: answer
-doc_to_choice: choices
-metric_list: [{{metric: acc}}]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(model, directory / "checkpoint")
     (directory / "export").mkdir()
     export_huggingface(model, directory / "data" / "tokenizer", directory / "export" / "hf", ExportConfig())
-    rows = [
-        {"question": text, "choices": list(WORDS[i % 8 : i % 8 + 4]), "answer": i % 4}
-        for i, text in enumerate(make_texts(20, words=6))
-    ]
-    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (directory / "choice.yaml").write_text(CHOICE.format(directory=directory))
+    write_choice_task(directory, 20, "acc")
     return directory
 
 
