@@ -3,15 +3,20 @@
 No torch here: a step looks for the cache before it imports anything heavy.
 """
 
+import atexit
 import importlib.metadata
 import json
+import logging
 import os
+import shutil
 import subprocess
+import tempfile
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 VARIABLE = "FLASHSLM_KERNEL_CACHE"
+_log = logging.getLogger(__name__)
 PACKAGES = ("torch", "triton", "flash-linear-attention", "fla-core", "mamba-ssm")
 
 
@@ -34,9 +39,32 @@ def cache_key() -> str:
 
 
 def cache_directory() -> Path:
-    """This machine's cache for these versions: $FLASHSLM_KERNEL_CACHE, by default ~/.cache/flashslm/kernels."""
-    root = os.environ.get(VARIABLE) or Path.home() / ".cache" / "flashslm" / "kernels"
-    return Path(root) / cache_key()
+    """This machine's cache for these versions: $FLASHSLM_KERNEL_CACHE, by default ~/.cache/flashslm/kernels.
+
+    Where that cannot be written, as in a pod whose file system is read-only, it is a temporary directory of this
+    process and its children, after a warning: kernels are then compiled, or fetched from the object store, once more.
+    """
+    given = os.environ.get(VARIABLE)
+    root = Path(given) if given else Path.home() / ".cache" / "flashslm" / "kernels"
+    return _writable(root) / cache_key()
+
+
+@cache
+def _writable(root: Path) -> Path:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+        return root
+    except OSError as error:
+        instead = tempfile.mkdtemp(prefix="flashslm-kernels-")
+        _log.warning(
+            "compiled kernels cannot be kept in '%s' (%s): they go to '%s' and are gone with this process; set %s to a "
+            "directory that can be written",
+            *(root, error.strerror, instead, VARIABLE),
+        )
+    atexit.register(shutil.rmtree, instead, ignore_errors=True)
+    os.environ[VARIABLE] = instead  # for worker processes
+    return Path(instead)
 
 
 def _gpu() -> str:
