@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +20,8 @@ from flashslm.config import ModelConfig, RunConfig
 from flashslm.config.file import load
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.run import run_step
+from tests.holding import held_at
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "retraining-demo.yaml"
@@ -89,11 +90,11 @@ class Project:
     def recipe(self, *overrides: str) -> RunConfig:
         return load(self.file, [*self.overrides, *overrides])
 
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
+    def start(self, *overrides: str, **variables: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "flashslm", "run", "--pipeline", "retraining", "--config", str(self.file)]
         command += ["--json", "--home", str(self.home), *self.overrides, *overrides]
         log = (self.directory / "run.log").open("a")
-        env = os.environ | {"FLASHSLM_HOOK_SECRET": SECRET}
+        env = os.environ | variables | {"FLASHSLM_HOOK_SECRET": SECRET}
         self.started = subprocess.Popen(
             command, cwd=self.directory, stdout=subprocess.PIPE, stderr=log, text=True, env=env
         )
@@ -120,15 +121,24 @@ class Project:
         newest = max((self.directory / "runs").glob("2*/events.jsonl"), default=None)
         return [json.loads(line) for line in newest.read_text().splitlines()] if newest else []
 
-    def kill_step(self, process: subprocess.Popen[str], step: str, training_step: int) -> None:
-        """SIGKILL the step's process once it has trained that far."""
-        deadline_s = time.monotonic() + 120
-        while not any(e["step"] == step and e.get("training_step", 0) >= training_step for e in self.events()):
-            assert process.poll() is None and time.monotonic() < deadline_s, "the awaited step never came"
-            time.sleep(0.02)
-        for child in psutil.Process(process.pid).children(recursive=True):
-            if "executor_main" in " ".join(child.cmdline()):
-                child.send_signal(signal.SIGKILL)
+    def start_and_kill_step(self, step: str, training_step: int) -> subprocess.Popen[str]:
+        """Start a run and SIGKILL the step's process when it has trained that far, where it waits (`held_at`)."""
+        hold = self.directory / "hold"
+        process = self.start(**held_at(step, training_step, hold))
+
+        def has_come() -> bool:
+            assert process.poll() is None, (self.directory / "run.log").read_text()[-4000:]
+            return any(e["step"] == step and e.get("training_step", 0) >= training_step for e in self.events())
+
+        wait_until(has_come, timeout_s=300)
+        below = psutil.Process(process.pid).children(recursive=True)
+        steps = [child for child in below if "executor_main" in " ".join(child.cmdline())]
+        for child in steps:
+            child.suspend()
+        hold.unlink()  # the next attempt does not wait
+        for child in steps:
+            child.kill()
+        return process
 
 
 def write_text(project: Project, name: str, letters: str) -> None:

@@ -119,24 +119,23 @@ def runs(project: Project, settings: Settings, champion: ModelVersion) -> dict[s
     the local scheduler."""
     diverged = project.finish(project.start("retraining.learning_rate=1e38", "retraining.warmup_steps=0"))
     diverged["champion"] = model_registry.champion(settings, NAME)
-    process = project.start()
-    project.kill_step(process, "continue_pretraining", training_step=30)
+    process = project.start_and_kill_step("continue_pretraining", training_step=30)
     return {"diverged": diverged, "promoted": project.finish(process), "nothing": scheduled(project, settings)}
 
 
 def scheduled(project: Project, settings: Settings) -> dict[str, Any]:
     """One run of the schedule that was due at the last full minute."""
-    schedules = Schedules(ObjectStore(settings))
+    schedules, minute_s = Schedules(ObjectStore(settings)), time.time() // 60 * 60
     due = Schedule(
         name="nightly",
         pipeline="retraining",
         cron="* * * * *",
         time_zone="UTC",
-        settled_s=time.time() - 59.9,
+        settled_s=minute_s - 1,
         **kept_hook.apart(project.home, "nightly", project.recipe()),
     )
     schedules.create(due)
-    scheduler = Scheduler(schedules, launch_in(project.home), print)
+    scheduler = Scheduler(schedules, launch_in(project.home), print, now=lambda: minute_s + 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.directory)
         scheduler.tick()

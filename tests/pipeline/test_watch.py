@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -167,12 +166,10 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(fake: FakeKfp, checkout: Path)
         # A shell's background job ignores SIGINT, and its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline_s = time.monotonic() + 60
-    while not fake.count("GET", "/runs/[^/]+") and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    time.sleep(0.3)  # into the wait between two looks
+    assert command.stderr is not None
+    errors = next(line for line in command.stderr if "evaluate: started" in line)  # the first look is over
     command.send_signal(signal.SIGINT)
-    _, errors = command.communicate(timeout=60)
+    errors += command.communicate(timeout=120)[1]
     run = fake.runs[0]
     assert command.returncode == 130, errors
     assert "Traceback" not in errors and f"the run continues: {fake.url}/#/runs/details/{run.run_id}" in errors

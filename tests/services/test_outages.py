@@ -183,7 +183,7 @@ def test_patience_for_the_store_ends(settings: Settings, stack_home: Path, store
             started_s = time.monotonic()
             with pytest.raises(StoreUnavailable):
                 use()
-            assert 1.5 < time.monotonic() - started_s < 10.0
+            assert 1.5 < time.monotonic() - started_s < 30.0  # and not the 60 s of the settings
     store.put_json("k", 1)
 
 

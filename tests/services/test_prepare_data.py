@@ -27,7 +27,21 @@ from tests.unit.data.corpora import make_texts, write_jsonl
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("platform_env")]
 
-STEP = "import json, sys; from flashslm.steps.run import run_step; run_step(**json.loads(sys.argv[1]))"
+# It does not come to its end: a test kills it before.
+STEP = """
+import json, sys, time
+from flashslm.infra.events import Events
+from flashslm.steps.run import run_step
+emit = Events.emit
+
+def emit_and_wait(events, event, summary="", **fields):
+    emit(events, event, summary, **fields)
+    if summary.startswith("12 of 12 pieces"):
+        time.sleep(600)
+
+Events.emit = emit_and_wait
+run_step(**json.loads(sys.argv[1]))
+"""
 
 
 @pytest.fixture(scope="module")

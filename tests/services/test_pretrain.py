@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from flashslm.config import RunConfig
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.steps.run import run_step
+from tests.holding import workers_held_at
 from tests.services.pretraining import call, metric_steps, write_inputs
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.services
 ROOT = Path(__file__).parents[2]
@@ -37,22 +38,20 @@ def weights(store: ObjectStore, output: Path) -> dict[str, torch.Tensor]:
 
 
 def start_and_terminate(arguments: dict[str, Any], events: Path) -> None:
-    """Run the step in a process of its own and send it SIGTERM once training has begun."""
+    """Run the step in a process of its own and send it SIGTERM while it trains, after step 3."""
     script = (
         "import json, sys; from flashslm.steps.run import run_step; run_step('pretrain', **json.loads(sys.argv[1]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, json.dumps(arguments)],
-        env=os.environ | {"FLASHSLM_EVENTS": str(events)},
+        env=os.environ | workers_held_at(3) | {"FLASHSLM_EVENTS": str(events)},
         cwd=ROOT,
     )
-    while not (events.exists() and '"training_step": 3' in events.read_text()):
-        assert process.poll() is None, "the step ended before it was stopped"
-        time.sleep(0.02)
+    wait_until(lambda: events.exists() and '"training_step": 3' in events.read_text(), timeout_s=300)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 3  # torchrun and two workers
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 143
+    assert process.wait(timeout=300) == 143
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -65,7 +64,7 @@ def test_two_processes_that_are_stopped_and_resumed_give_the_run_of_one(
     arguments = call(inputs, together, processes=2, steps=STEPS)
     start_and_terminate(arguments, tmp_path / "events.jsonl")
     double = run_step("pretrain", **arguments)
-    assert 3 <= double["resumed_from_step"] < STEPS and single["resumed_from_step"] == 0
+    assert double["resumed_from_step"] == 3 and single["resumed_from_step"] == 0
     assert double["validation/loss_nats"] == pytest.approx(single["validation/loss_nats"], abs=1e-4)
     assert "on 2 processes" in double["summary"] and "processes" not in single["summary"]
     expected, found = weights(store, alone), weights(store, together)

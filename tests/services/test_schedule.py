@@ -1,8 +1,8 @@
 """Two schedulers over the embedded object store: every time that is due fires once."""
 
 import threading
-import time
 from datetime import UTC, datetime
+from operator import ge
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.launch.schedule.records import Schedule, Schedules
 from flashslm.launch.schedule.scheduler import Scheduler
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.services
 
@@ -42,22 +43,24 @@ def test_every_time_fires_once(store: ObjectStore) -> None:
         fired.append(due_s)
         return Ended(), Path("run.log")
 
-    def work(stop: threading.Event) -> None:
+    ticks = [0, 0]
+
+    def work(number: int, stop: threading.Event) -> None:
         scheduler = Scheduler(schedules, launch, lambda _: None, now=lambda: clock_s[0])
         while not stop.is_set():
             scheduler.tick()
+            ticks[number] += 1
 
     stop = threading.Event()
-    workers = [threading.Thread(target=work, args=(stop,)) for _ in range(2)]
+    workers = [threading.Thread(target=work, args=(number, stop)) for number in range(2)]
     for worker in workers:
         worker.start()
     try:
         for minute in range(1, 6):
             clock_s[0] = BEGIN_S + 60 * minute
-            deadline_s = time.monotonic() + 30
-            while len(fired) < minute and time.monotonic() < deadline_s:
-                time.sleep(0.02)
-            time.sleep(0.3)  # the other one looks too
+            wait_until(lambda minute=minute: len(fired) >= minute)
+            looked = [number + 2 for number in ticks]  # one whole tick of each, at least, after it has fired
+            wait_until(lambda looked=looked: all(map(ge, ticks, looked)))
     finally:
         stop.set()
         for worker in workers:
