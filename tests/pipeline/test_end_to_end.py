@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from flashslm.infra.stack import embedded_stack
 from flashslm.infra.storage.object_store import Manifest, ObjectStore, hash_tree
 from flashslm.steps.run import run_step
 from tests.browser import CHROMIUM, rendered, rendered_with
+from tests.holding import held_at
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "smoke.yaml"
@@ -43,11 +46,12 @@ class Project:
     def command(self) -> list[str]:
         return [*FLASHSLM, "run", "--config", str(RECIPE), "--json", "--home", str(self.home)]
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, **variables: str) -> subprocess.Popen[str]:
         log = (self.directory / "run.log").open("a")
         return subprocess.Popen(
             self.command(),
             cwd=self.directory,
+            env=os.environ | variables,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -66,9 +70,9 @@ class Project:
         newest = max((self.directory / "runs").glob("2*/events.jsonl"), default=None)
         return [json.loads(line) for line in newest.read_text().splitlines()] if newest else []
 
-    def kill_when(self, reached: Callable[[list[dict[str, Any]]], bool]) -> None:
-        """Start a run and SIGKILL its whole process group once its events say so."""
-        process = self.start()
+    def kill_when(self, reached: Callable[[list[dict[str, Any]]], bool], step: str, at: int) -> None:
+        """Start a run and SIGKILL its whole process group once its events say so; the step waits there (`held_at`)."""
+        process = self.start(**held_at(step, at, self.directory / "hold"))
         deadline = time.monotonic() + 400
         while not reached(self.events()):
             assert process.poll() is None, f"ended early: {(self.directory / 'run.log').read_text()[-4000:]}"
@@ -94,9 +98,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 @pytest.fixture(scope="module")
 def runs(project: Project) -> dict[str, Any]:
     """Four times the same command: killed in the search, killed in pretraining, promoting, holding."""
-    project.kill_when(lambda events: len(progress(events, "search_architecture")) >= 3)
+    project.kill_when(lambda events: len(progress(events, "search_architecture")) >= 3, "search_architecture", 2)
     orphans_after_kill = descendants(project)
-    project.kill_when(lambda events: any(e["training_step"] >= 50 for e in progress(events, "pretrain")))
+    project.kill_when(lambda found: any(e["training_step"] >= 50 for e in progress(found, "pretrain")), "pretrain", 50)
     promoted = project.finish()
     promoted_events = project.events()
     held = project.finish()
@@ -110,8 +114,13 @@ def runs(project: Project) -> dict[str, Any]:
 
 
 def descendants(project: Project) -> list[str]:
-    """Living step processes of this project (the stack is meant to live on)."""
-    time.sleep(1.0)
+    """Step processes of this project that do not end (the stack is meant to live on)."""
+    with suppress(AssertionError):
+        wait_until(lambda: not living(project))
+    return living(project)
+
+
+def living(project: Project) -> list[str]:
     found = []
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
         command = " ".join(process.info["cmdline"] or [])
