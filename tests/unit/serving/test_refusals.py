@@ -176,7 +176,7 @@ def test_a_port_that_is_taken(directory: Path) -> None:
 def test_a_missing_package_is_named(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "flashslm.serving.server")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert refused(directory) == "serving needs uvicorn: pip install 'flashslm[train,serve]'"
+    assert refused(directory) == "serving needs uvicorn: pip install 'flashslm[platform,train,serve]'"
 
 
 def test_what_is_no_model_and_what_does_not_fit(directory: Path, tmp_path: Path) -> None:
