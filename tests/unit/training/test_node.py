@@ -1,4 +1,4 @@
-"""A TrainJob's node ends at once on SIGTERM until a worker has trained a step, and waits for those that save."""
+"""A TrainJob's node ends within 5 s of SIGTERM until a worker has trained a step, and waits for those that save."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from flashslm.steps.pretrain import WATCHED, WORKER
 from flashslm.training.node import TRAINED, node_command
 from tests.waiting import wait_until
 
-ENDS_WITHIN_S = 30.0  # it takes one on an idle machine; torchrun alone takes all of its grace of minutes
+ENDS_WITHIN_S = 5.0  # it takes one on an idle machine; torchrun alone takes all of its grace of minutes
 AS_PROCESS_ONE = ["unshare", "-Urpf", "--mount-proc", "--kill-child"]
 
 
