@@ -91,7 +91,7 @@ def deferred_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    received: list[int] = []
+    received, requested_before = list[int](), stop_requested()
 
     def note(number: int, frame: FrameType | None) -> None:
         request_stop(number)
@@ -106,4 +106,5 @@ def deferred_signals() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         if received:
+            _process.requested = requested_before  # the handler that is back says what the signal means
             signal.raise_signal(received[0])
