@@ -33,6 +33,7 @@ MEASURED = {
     "gpu-tests": ("src/flashslm/ops", "src/flashslm/inference", "src/flashslm/models", "tests/gpu"),
     "gpu-tests-vllm": ("plugins/vllm", "src/flashslm/models", "tests/gpu/test_vllm_plugin.py"),
     "training": _TRAINING,
+    "training-graph": _TRAINING,
     "kill": ("src/flashslm/infra", "src/flashslm/launch", "src/flashslm/steps"),
     "outages": ("src/flashslm/infra", "src/flashslm/search/database.py", "benchmarks/outages.py"),
     "encode": ("src/flashslm/data/encoding.py", "benchmarks/encode.py"),
