@@ -10,6 +10,8 @@ import pytest
 from flashslm.ops import kernel_cache
 from flashslm.ops.fused import tuning
 
+HEADS = ("H", "HV", "K")
+
 
 class Config:
     def __init__(self, block: int, pre_hook: object = None) -> None:
@@ -22,11 +24,11 @@ class Config:
 class Tuner:
     """Times of configurations by block; `tuned` counts how often they were taken."""
 
-    def __init__(self, times: dict[int, float], source: str = "source", heads: bool = False) -> None:
+    def __init__(self, times: dict[int, float], source: str = "source", keys: tuple[str, ...] = ("K",)) -> None:
         self.configs = [Config(block, pre_hook=print) for block in times]
         self.fn = SimpleNamespace(fn=SimpleNamespace(cache_key=source))  # behind a wrapper, as heuristics are
         self.base_fn = SimpleNamespace(__name__="_kernel")
-        self.keys = ["H", "HV", "K"] if heads else ["K"]
+        self.keys = keys
         self.cache: dict[object, Config] = {}
         self.times, self.tuned = times, 0
 
@@ -117,20 +119,28 @@ def test_the_file_says_what_was_measured(cache):
 
 def test_a_number_of_heads_takes_the_winner_of_the_nearest():
     fast, slow = {16: 1.0, 32: 2.0}, {16: 2.0, 32: 1.0}
-    assert Tuner(fast, heads=True).get((4, 4, 64, "bf16")) == 16
-    assert Tuner(slow, heads=True).get((16, 16, 64, "bf16")) == 32
+    assert Tuner(fast, keys=HEADS).get((4, 4, 64, "bf16")) == 16
+    assert Tuner(slow, keys=HEADS).get((16, 16, 64, "bf16")) == 32
     for heads, block in ((3, 16), (5, 16), (12, 32), (16, 32), (4, 16), (32, 32)):
-        other = Tuner({16: 5.0, 32: 5.0}, heads=True)
+        other = Tuner({16: 5.0, 32: 5.0}, keys=HEADS)
         assert (other.get((heads, heads, 64, "bf16")), other.tuned) == (block, 0)
     for key in ((1, 1, 64, "bf16"), (33, 33, 64, "bf16"), (4, 16, 64, "bf16"), (4, 4, 128, "bf16")):
-        other = Tuner(fast, heads=True)
+        other = Tuner(fast, keys=HEADS)
         assert other.get(key) == 16 and other.tuned == 1, key
+
+
+def test_any_number_of_rows_takes_the_one_winner():
+    assert Tuner({16: 1.0, 32: 2.0}, keys=("D", "NB")).get((128, 1, "bf16")) == 16
+    many = Tuner({16: 2.0, 32: 1.0}, keys=("D", "NB"))
+    assert (many.get((128, 64, "bf16")), many.tuned) == (16, 0)
+    wider = Tuner({16: 2.0, 32: 1.0}, keys=("D", "NB"))
+    assert (wider.get((64, 64, "bf16")), wider.tuned) == (32, 1)
 
 
 def test_a_borrowed_winner_is_not_written_for_its_borrower(cache):
     """Or winners would wander from one number of heads to the next, away from what was measured."""
-    Tuner({16: 1.0, 32: 2.0}, heads=True).get((4, 4, 64, "bf16"))
-    Tuner({16: 2.0, 32: 1.0}, heads=True).get((8, 8, 64, "bf16"))
-    far = Tuner({16: 2.0, 32: 1.0}, heads=True)
+    Tuner({16: 1.0, 32: 2.0}, keys=HEADS).get((4, 4, 64, "bf16"))
+    Tuner({16: 2.0, 32: 1.0}, keys=HEADS).get((8, 8, 64, "bf16"))
+    far = Tuner({16: 2.0, 32: 1.0}, keys=HEADS)
     assert far.get((16, 16, 64, "bf16")) == 32 and far.tuned == 1
     assert {file.name for file in cache.rglob("*.json")} == {"4-4.json", "16-16.json"}

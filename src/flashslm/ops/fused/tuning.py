@@ -3,8 +3,9 @@
 Triton keeps timings in memory: every process compiles and times every configuration of every kernel again, one after
 the other. Here the winner of each kernel and tuning key is a small JSON file. It holds for configurations with a
 `pre_hook` too, which Triton's own disk cache leaves out. A number of heads without a winner takes that of the nearest
-one, up to twice or half as many: a model of another width starts without tuning. Of a kernel without either all
-configurations are compiled together before they are timed. Of processes that need one at the same time, one tunes.
+one, up to twice or half as many, and a number of rows that of any other: a model of another width starts without
+tuning. Of a kernel without either all configurations are compiled together before they are timed. Of processes that
+need one at the same time, one tunes.
 """
 
 import hashlib
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 WARM_UP_MS, TIMED_MS = 5, 25  # of each configuration; Triton's 25 and 100 choose the same ones
 HEAD_COUNTS = {"H", "HV", "nheads"}  # in tuning keys of fla and mamba-ssm: how often a kernel's work is repeated
 LOCK = "tuning.lock"  # beside the winners of a kernel: held by the process that tunes it
+# Blocks of rows, in the keys of fla's norms: one number's winner is as good for another (docs/log.md, 2026-11-28).
+ROW_COUNTS = {"NB"}
 NEAR = 2.0  # the largest ratio of two numbers of heads that share a winner
 
 
@@ -91,7 +94,8 @@ def _winner_file(tuner: Any, tuning_key: Any, configs: list[Any]) -> Path:
     while not hasattr(kernel, "cache_key"):
         kernel = kernel.fn
     heads = [i for i, name in enumerate(tuner.keys) if name in HEAD_COUNTS]
-    others = tuple(value for i, value in enumerate(tuning_key) if i not in heads)
+    rows = [i for i, name in enumerate(tuner.keys) if name in ROW_COUNTS]
+    others = tuple(value for i, value in enumerate(tuning_key) if i not in (*heads, *rows))
     parts = [kernel.cache_key, str(others), *map(str, configs)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     name = "-".join(str(tuning_key[i]) for i in heads) or "any"
