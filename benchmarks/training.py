@@ -2,14 +2,16 @@
 
     .venv/bin/python benchmarks/training.py [--presets nemotron-flash-1b ...] [--steps 30] [--sequence-length 4096]
                                             [--batch 8] [--width W] [--checkpoint] [--deterministic]
-                                            [--processes N ...] [--gather-dtype float32] [--output FILE]
-                                            [--max-minutes M] [--max-minutes-each M]
+                                            [--processes N ...] [--shard-processes S ...] [--gather-dtype D ...]
+                                            [--output FILE] [--max-minutes M] [--max-minutes-each M]
 
 Every preset (or a model's architecture.json) runs twice, each time in a process of its own: the second one's first
 step is what a process takes that finds compiled kernels. More on demand, in this order:
 
     --processes N     as many under torchrun: tokens/s of each against one alone, and the losses of the first steps
-                      against those of one process with N micro-batches; several numbers are measured in turn
+                      against those of one process with N micro-batches; several numbers are measured in turn, each
+                      with every S of --shard-processes (S hold a copy together; 0: all, 1: each its own) and every D
+                      of --gather-dtype (of the weights that they send each other; where S is 1 of the first alone)
     --checkpoint      how much steps slow down while a checkpoint is written (by that second process)
     --deterministic   the same steps under deterministic algorithms
     --width W         the first step of a process at a hidden size that the ones before did not have
@@ -20,6 +22,7 @@ it under `failed` with the end of what it said, and the exit code is 1.
 """
 
 import argparse
+import itertools
 import json
 import math
 import subprocess
@@ -70,7 +73,7 @@ class Session:
         several: list[Result] = []
         for number in self.given.processes:
             for found in self._several(preset, alone, number):
-                several = [*(row for row in several if row["processes"] != number), found]
+                several = [*(row for row in several if row["processes"] != number), *found]
                 yield {"several_processes": several}
         checkpoint = ["--checkpoint"] if self.given.checkpoint else []
         if other := self._bench(preset, self.given.steps if checkpoint else WARM_STEPS, checkpoint):
@@ -81,25 +84,22 @@ class Session:
         if self.given.width and (other := self._bench(preset, WARM_STEPS, ["--width", str(self.given.width)])):
             yield {"first_step_of_another_width_s": {self.given.width: other["first_step_s"]}}
 
-    def _several(self, preset: str, alone: Result, number: int) -> Iterator[Result]:
-        """Speeds of so many processes; then the same with their losses beside those of one."""
-        together = self._bench(preset, self.given.steps, ["--gather-dtype", self.given.gather_dtype], number)
-        if not together:
-            return
-        speeds = {name: together[name]["tokens_per_s"] for name in ("weight_norm_off", "weight_norm_on")}
-        found = {
-            "processes": number,
-            "gather_dtype": self.given.gather_dtype,
-            "tokens_per_s_of_each": speeds,
-            "of_one_alone": {name: speed / alone[name]["tokens_per_s"] for name, speed in speeds.items()},
-            "first_losses_nats": together["first_losses_nats"],
-            "peak_memory_bytes": together["peak_memory_bytes"],
-        }
-        yield found
-        if same_data := self._bench(preset, WARM_STEPS, ["--micro-batches", str(number)]):
-            losses = together["first_losses_nats"], same_data["first_losses_nats"]
-            difference = max(abs(a - b) for a, b in zip(*losses, strict=True))
-            yield found | {"first_losses_of_one_nats": losses[1], "largest_difference_nats": difference}
+    def _several(self, preset: str, alone: Result, number: int) -> Iterator[list[Result]]:
+        """Speeds of so many processes, a row for each way to share the model; then with losses beside those of one."""
+        rows: list[Result] = []
+        for shard_processes, gather_dtype in self._ways():
+            options = ["--shard-processes", str(shard_processes), "--gather-dtype", gather_dtype]
+            if together := self._bench(preset, self.given.steps, options, number):
+                rows.append(_beside(together, alone))
+                yield rows
+        if rows and (same_data := self._bench(preset, WARM_STEPS, ["--micro-batches", str(number)])):
+            yield [row | _losses_beside(row, same_data) for row in rows]
+
+    def _ways(self) -> list[tuple[int, str]]:
+        """Each once: where each process has its own copy no weights are sent, and the first dtype is enough."""
+        dtypes = self.given.gather_dtype
+        pairs = itertools.product(self.given.shard_processes, dtypes)
+        return list(dict.fromkeys((shard, dtypes[0] if shard == 1 else dtype) for shard, dtype in pairs))
 
     def _bench(self, preset: str, steps: int, options: list[str], processes: int = 1) -> Result | None:
         what = "model" if preset.endswith(".json") else "preset"
@@ -128,6 +128,26 @@ class Session:
     def _seconds_left(self) -> float:
         left_s = 60 * self.given.max_minutes - (time.monotonic() - self.started)
         return min(60 * self.given.max_minutes_each, left_s)
+
+
+def _beside(together: Result, alone: Result) -> Result:
+    """The row of several processes: speeds and parts of a step of each of them."""
+    variants = {name: together[name] for name in ("weight_norm_off", "weight_norm_on")}
+    speeds = {name: speed["tokens_per_s"] for name, speed in variants.items()}
+    same = ("processes", "shard_processes", "gather_dtype", "first_losses_nats", "peak_memory_bytes")
+    return {
+        **{name: together[name] for name in same},
+        "tokens_per_s_of_each": speeds,
+        "of_one_alone": {name: speed / alone[name]["tokens_per_s"] for name, speed in speeds.items()},
+        "parts_ms": {name: speed["parts_ms"] for name, speed in variants.items()},
+    }
+
+
+def _losses_beside(row: Result, alone: Result) -> Result:
+    """The first losses of one process on the same data, and how far those of several are from them."""
+    losses = row["first_losses_nats"], alone["first_losses_nats"]
+    difference = max(abs(a - b) for a, b in zip(*losses, strict=True))
+    return {"first_losses_of_one_nats": losses[1], "largest_difference_nats": difference}
 
 
 def run(command: list[str], limit_s: float) -> tuple[int, list[str], list[str]]:
@@ -160,7 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", action="store_true")
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--processes", type=int, nargs="+", default=[])
-    parser.add_argument("--gather-dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--shard-processes", type=int, nargs="+", default=[0])
+    parser.add_argument("--gather-dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32"])
     parser.add_argument("--max-minutes", type=float, default=math.inf, help="of all measurements together")
     parser.add_argument("--max-minutes-each", type=float, default=math.inf, help="of each measurement")
     parser.add_argument("--output", type=Path)

@@ -58,6 +58,8 @@ class TrainingResult(Provenance):
     flops_per_token: float
     peak_flops_per_s: float | None
     processes: int
+    shard_processes: int
+    gather_dtype: str
     first_step_s: float
     first_losses_nats: list[float]
     weight_norm_off: StepSpeed
@@ -79,11 +81,16 @@ def bench_training(
 ) -> TrainingResult:
     """Time at least `case.steps` steps of each variant after a warm-up, then the peer. Frees what it used.
 
-    Under torchrun every process calls it; the model is sharded over them. With `checkpoint` one is written meanwhile,
-    with `graph` whole steps are also timed as a CUDA graph.
+    Under torchrun every process calls it; groups of `case.shard_processes` share a copy of the model. With `checkpoint`
+    one is written meanwhile, with `graph` whole steps are also timed as a CUDA graph.
     """
     if peer and current_world().size > 1:
         raise ValueError("a peer trains in one process: leave out --peer, or torchrun")
+    if case.shard_processes and current_world().size % case.shard_processes:
+        raise ValueError(
+            f"--shard-processes is {case.shard_processes} and {current_world().size} processes train: give a divisor "
+            f"of {current_world().size}, 1 for a copy in each of them, or leave it out"
+        )
     if peer:
         require_peer(case, peer)
     kernels.configure(setting)
@@ -108,6 +115,8 @@ def bench_training(
         flops_per_token=case.flops_per_token,
         peak_flops_per_s=known,
         processes=current_world().size,
+        shard_processes=case.shard_processes,
+        gather_dtype=case.gather_dtype,
         first_step_s=first_step_s,
         first_losses_nats=losses,
         weight_norm_off=off,
@@ -124,7 +133,7 @@ def _measure_ours(
     case: TrainingCase, checkpoint: bool, graph: bool
 ) -> tuple[float, list[float], StepSpeed, StepSpeed, CheckpointCost | None, GraphComparison | None]:
     model = HybridLM.build(case.architecture, device=case.device, init_on_device=True)
-    shard_model(model, gather_dtype=getattr(torch, case.gather_dtype))
+    shard_model(model, case.shard_processes, getattr(torch, case.gather_dtype))
     config = TrainingConfig(batch_size=case.batch, sequence_length=case.sequence_length)
     step = TrainStep(model, config, case.precision, weight_norm=True)
     if graph:

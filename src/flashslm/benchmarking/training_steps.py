@@ -36,6 +36,7 @@ class TrainingCase:
     deterministic: bool = False
     micro_batches: int = 1
     gather_dtype: Literal["float32", "bfloat16"] = "float32"  # of weights that several processes send each other
+    shard_processes: int = 0  # that hold a copy of the model together; 0: all
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("batch", "steps", "micro_batches")}

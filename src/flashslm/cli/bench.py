@@ -112,6 +112,9 @@ def training(  # noqa: PLR0913 - one parameter an option
     gather_dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Of the weights that several processes send each other.")
     ] = "float32",
+    shard_processes: Annotated[
+        int, typer.Option(min=0, help="Processes that hold one copy of the model together; 0: all, 1: each its own.")
+    ] = 0,
     checkpoint: Annotated[bool, typer.Option(help="Also time steps while a checkpoint is written.")] = False,
     graph: Annotated[
         bool, typer.Option(help="Also time whole steps, plainly and as one CUDA graph, and the GPU's busy share.")
@@ -140,9 +143,9 @@ def training(  # noqa: PLR0913 - one parameter an option
     name, architecture = find_architecture(preset, model)
     architecture = at_width(architecture, width) if width else architecture
     precision = pick_dtype(dtype, kind)
-    case = TrainingCase(
-        name, architecture, sequence_length, batch, steps, kind, precision, deterministic, micro_batches, gather_dtype
-    )
+    sizes = (sequence_length, batch, steps)
+    together = (micro_batches, gather_dtype, shard_processes)
+    case = TrainingCase(name, architecture, *sizes, kind, precision, deterministic, *together)
     with world_from_environment() as world:
         if world.is_main:
             warn_of_minutes(case)

@@ -23,6 +23,7 @@ from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.presets import at_width, preset
+from flashslm.training.distributed import World
 from flashslm.training.step import StepResult, TrainStep
 
 ROOT = Path(__file__).parents[3]
@@ -54,6 +55,12 @@ def test_both_variants_are_timed_in_parts():
 def test_a_size_that_does_not_fit_is_named(changes, said):
     with pytest.raises(ValueError, match=said):
         case(**changes)
+
+
+def test_groups_that_the_processes_do_not_fill_are_refused(monkeypatch):
+    monkeypatch.setattr(training, "current_world", lambda: World(size=4))
+    with pytest.raises(ValueError, match="--shard-processes is 3 and 4 processes train: give a divisor of 4, 1 for"):
+        bench_training(case(shard_processes=3), KernelsConfig())
 
 
 @pytest.mark.parametrize("library, other", [("transformers", "a Qwen3 preset"), ("fla", "deltanet-1b")])
@@ -178,16 +185,22 @@ def test_the_benchmark_compares_two_processes_with_one(tmp_path):
     command = [sys.executable, "benchmarks/training.py", "--presets", model]
     sizes = ["--steps", "2", "--batch", "1", "--sequence-length", "16", "--processes", "2", "--width", "32"]
     more = ["--checkpoint", "--deterministic", "--output", str(tmp_path / "record.json")]
+    more += ["--shard-processes", "0", "1", "--gather-dtype", "float32", "bfloat16"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *sizes, *more], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([*command, *sizes, *more], cwd=ROOT, env=environment, capture_output=True, text=True)
     record = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0 and record["failed"] == []
     assert record == json.loads((tmp_path / "record.json").read_text())
     (row,) = record["training"]
-    assert [several["processes"] for several in row["several_processes"]] == [2]
+    ways = [(several["shard_processes"], several["gather_dtype"]) for several in row["several_processes"]]
+    assert ways == [(0, "float32"), (0, "bfloat16"), (1, "float32")]  # of copies no weights are sent
     for several in row["several_processes"]:
-        assert several["largest_difference_nats"] < 1e-5 and several["of_one_alone"]["weight_norm_on"] > 0
+        rounded = several["gather_dtype"] == "bfloat16"
+        assert several["largest_difference_nats"] < (0.1 if rounded else 1e-5)
+        assert several["processes"] == 2 and several["of_one_alone"]["weight_norm_on"] > 0
+        assert set(several["parts_ms"]["weight_norm_on"]) == set(PARTS)
         assert len(set(several["first_losses_nats"])) == len(several["first_losses_nats"]) == 3
+    assert done.stderr.count("--micro-batches 2") == 1  # all are compared with the same losses of one process
     assert row["first_step_of_another_width_s"]["32"] > 0 and row["deterministic"]["weight_norm_on"]["tokens_per_s"] > 0
     assert row["checkpoint"]["checkpoint_bytes"] > 12 * row["parameters"]
 
