@@ -3,8 +3,10 @@
 Shapes and semantics are those of `ops.delta_rule` and `ops.gla`. The chunk kernels compute in bf16 with fp32 states.
 """
 
+import sys
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -17,12 +19,30 @@ from flashslm.ops.kernel_cache import cache_facts
 from flashslm.ops.precision import without_autocast
 
 
+@cache
+def import_fla() -> None:
+    """Import fla without its layers and models, half of what its import takes: it leaves out what it does not find.
+
+    Both can be imported by their names afterwards. Where fla does not do without them, the next import takes all of it.
+    """
+    modules: dict[str, Any] = sys.modules
+    hidden = [name for name in ("fla.layers", "fla.models") if name not in modules]
+    modules |= dict.fromkeys(hidden)  # as if they were not installed
+    try:
+        with suppress(ModuleNotFoundError):
+            import fla  # noqa: F401
+    finally:
+        for name in hidden:
+            del modules[name]
+
+
 @without_autocast
 def delta_rule_fla(inputs: DeltaRuleInputs, normalise: bool = False) -> tuple[Tensor, Tensor]:
     """Returns what `delta_rule_naive` does, to bf16's accuracy. With a decay it is the gated delta rule.
 
     With `normalise` the kernels give q and k unit length, and q the scale 1/sqrt(K).
     """
+    import_fla()
     from fla.ops.delta_rule import chunk_delta_rule
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
@@ -38,6 +58,7 @@ def delta_rule_fla(inputs: DeltaRuleInputs, normalise: bool = False) -> tuple[Te
 
 def delta_rule_step_fla(token: DeltaRuleToken) -> Tensor:
     """Advance one token by the recurrent kernel. Returns o [B, H, V]."""
+    import_fla()
     from fla.ops.delta_rule import fused_recurrent_delta_rule
     from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
 
@@ -56,6 +77,7 @@ def delta_rule_step_fla(token: DeltaRuleToken) -> Tensor:
 @without_autocast
 def gla_fla(inputs: GLAInputs) -> tuple[Tensor, Tensor]:
     """Returns what `gla_naive` does, to bf16's accuracy."""
+    import_fla()
     from fla.ops.gla import chunk_gla
 
     q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK, initial_state_BHKV, documents_BT = inputs
