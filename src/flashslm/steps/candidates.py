@@ -87,7 +87,7 @@ class CandidateTrainer:
                 outcome = train(spec, model, self.context.stream, on_metrics=on_metrics)
             except CandidatePruned as pruned:
                 run.set_tags({"pruned_at_step": str(pruned.step)})
-                return pruned
+                return pruned.with_traceback(None)  # its frames hold the model and, on a GPU, its memory
             outcome = self.judged(model, outcome)
             if recall is not None:
                 outcome = RecalledOutcome(**(dict(outcome) | recall.attributes()))

@@ -1,5 +1,7 @@
 """The search's short trainings for real, on a tiny data set: results, pruning, memory that a neighbour took."""
 
+import gc
+import weakref
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -116,6 +118,26 @@ def test_one_that_loses_at_a_budget_is_pruned_there(make_trainer, runs: Runs) ->
         make_trainer(better, halving_from_steps=2, halving_factor=2)(candidate())
     assert set(pruned.value.losses_nats) == {2} and runs.tags == {"pruned_at_step": "2"}
     assert max(step for step, _ in runs.rows) == 2
+
+
+def test_a_pruned_one_leaves_no_model_behind(make_trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory goes back to the GPU as soon as it ends, not with the next collection of garbage."""
+    build, models = module.HybridLM.build, list["weakref.ref[Any]"]()
+
+    def watched(*given: Any, **named: Any) -> Any:
+        model = build(*given, **named)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(module.HybridLM, "build", watched)
+    trainer = make_trainer([finished(((2, 0.1),))], halving_from_steps=2, halving_factor=2)
+    gc.disable()
+    try:
+        with pytest.raises(CandidatePruned):
+            trainer(candidate())
+        assert [model() for model in models] == [None]
+    finally:
+        gc.enable()
 
 
 def test_one_that_leads_is_trained_to_the_end_with_its_losses(make_trainer) -> None:
