@@ -20,16 +20,15 @@ from flashslm.infra.storage.s3 import StoreUnavailable
 def gc_held() -> Iterator[None]:
     """No garbage collection inside: walking all objects stops the host for up to half a second at any step.
 
-    Steps make no reference cycles that matter; what has been made before is left out of later collections too.
+    Steps make no reference cycles that matter. What is garbage before the block goes first; objects that are frozen
+    (`infra.process.collection`) stay so, or each training of a search would walk all imports.
     """
     enabled = gc.isenabled()
     gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
         if enabled:
             gc.enable()
 

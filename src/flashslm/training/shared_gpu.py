@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from flashslm.hardware import is_lack_of_memory
+from flashslm.infra.process.collection import keep_what_is_there
 from flashslm.infra.state_files import locked_file
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class SharedGpu:
 
         Raises OutOfMemory where it runs out alone too.
         """
+        keep_what_is_there()
         with self.beside_others():
             made, lacked = _unless_memory_ends(work)
         if not lacked:

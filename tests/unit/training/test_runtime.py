@@ -10,10 +10,14 @@ from flashslm.infra.storage.s3 import StoreUnavailable
 from flashslm.training.runtime import gc_held, reproducible, sigterm_as_request
 
 
-def test_garbage_waits_until_the_steps_are_over():
-    with gc_held():
-        assert not gc.isenabled() and gc.get_freeze_count() > 0
-    assert gc.isenabled() and gc.get_freeze_count() == 0
+def test_garbage_waits_until_the_steps_are_over_and_what_is_frozen_stays_so():
+    gc.freeze()
+    try:
+        with gc_held():
+            assert not gc.isenabled()
+        assert gc.isenabled() and gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_a_collector_that_was_off_stays_off():

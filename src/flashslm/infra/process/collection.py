@@ -28,6 +28,16 @@ def resume_collection() -> None:
         gc.enable()
 
 
+def keep_what_is_there() -> None:
+    """Collect, and leave what is alive out of all later collections: of a process that does one thing many times.
+
+    Between two trainings of a search that is 700,000 objects: imports and, on a GPU, the compiler with all that it has
+    made. To walk them takes 0.4 s.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def end_without_collection() -> None:
     """Leave the objects of this process to the kernel when it ends; what `atexit` and finalizers do is still done."""
     atexit.register(gc.freeze)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 CYCLE = """
 import gc
-from flashslm.infra.process.collection import collection_held, end_without_collection, resume_collection
+from flashslm.infra.process.collection import (
+    collection_held, end_without_collection, keep_what_is_there, resume_collection
+)
 
 class Cycle:
     def __init__(self, name):
@@ -48,6 +50,18 @@ except ValueError:
 
 def test_without_holding_nothing_is_resumed_or_kept() -> None:
     assert printed("resume_collection(); Cycle('a batch'); gc.collect()") == ["a batch is collected"]
+
+
+def test_what_is_kept_is_collected_once_and_never_looked_at_again() -> None:
+    script = """
+kept = Cycle("an import")
+Cycle("the training before")
+keep_what_is_there()
+del kept
+Cycle("a batch")
+gc.collect()
+"""
+    assert printed(script) == ["the training before is collected", "a batch is collected"]
 
 
 def test_the_end_of_a_process_collects_nothing_but_what_asked_for_an_end_gets_it() -> None:
