@@ -1,4 +1,4 @@
-"""Run a recipe's whole pipeline and record where its time went, how busy the GPU was, and which architecture won.
+"""Run a recipe's whole pipeline and record where its time went, how busy the GPU was, and what it found.
 
     .venv/bin/python benchmarks/proxy_pipeline.py --directory DIR [--config configs/h200-proxy.yaml] \
         [--max-minutes 9.5] [--output FILE] ['data.paths=[/text/*.parquet]' ...]
@@ -6,7 +6,7 @@
 The run lives in DIR: stack, caches, `runs/`. After --max-minutes it is ended, as Ctrl-C would end it; the same command
 again goes on from there and continues the same record, whose times are sums over all calls. Paths of a recipe's
 overrides are absolute, or relative to DIR. Exit code 3: cut off, call again. The last line of stdout is the record
-without its samples.
+without its samples and the times of single trials.
 """
 
 import argparse
@@ -19,25 +19,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-import optuna
+import yaml
 
 from flashslm.benchmarking.gpu_use import EVERY_S, GpuSample, busy_share, gpu_samples
 from flashslm.benchmarking.record import provenance, result_name
+from flashslm.config import RunConfig
+from flashslm.experiments.pipeline_findings import of_report, search_facts, trial_times
 from flashslm.hardware import pick_device
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.state_files import write_whole
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.launch.local.run_records import RunRecord, all_runs
-from flashslm.search.study import SearchStudy
-from flashslm.search.trial import FinishedTrial
-from flashslm.steps.search_architecture import FINALISTS
+from flashslm.reporting.document import FILE
 
 ROOT = Path(__file__).parents[1]
 SUBJECT = "proxy-pipeline"
 CUT_OFF = 3
+SCORED_IN_S = 25 * 60  # candidates are counted per
+NOT_PRINTED = {"samples", "trials"}
 GRACE_S = 60.0  # in which steps finish what they are at, and save
 KEPT = ("state", "decision", "failed_step", "error", "test/perplexity", "test/bits_per_byte", "latency_ms")
 DESIGN = ("operators", "width", "parameters")  # of the exported model: what won
-OF_TRIAL = ("operators", "width", "parameters", "latency_ms", "loss_nats", "mutation", "slot")
 
 
 def main() -> int:
@@ -57,7 +59,7 @@ def main() -> int:
         embedded_stack.down(directory / ".flashslm")
     add_call(record, call, samples, directory)
     write_whole(output, json.dumps(record) + "\n")
-    print(json.dumps({key: value for key, value in record.items() if key != "samples"}))
+    print(json.dumps({key: value for key, value in record.items() if key not in NOT_PRINTED}))
     return CUT_OFF if call["ended"] == "cut off" else int(record["result"].get("state") != "SUCCESS")
 
 
@@ -120,7 +122,11 @@ def add_call(record: dict[str, Any], call: dict[str, Any], samples: list[GpuSamp
     record["sampled_every_s"] = EVERY_S
     record["gpu_busy_share"] = busy_share(everything, 0.0, math.inf)
     record["result"] = {key: facts[key] for key in (*KEPT, *DESIGN) if key in facts}
-    record["search"] = search_facts(directory / ".flashslm" / embedded_stack.STUDIES)
+    database = directory / ".flashslm" / embedded_stack.STUDIES
+    record["trials"] = trial_times(database)
+    record["search"] = search_facts(database) | search_speed(record)
+    for run in begun[:1]:
+        record |= findings(run, directory / ".flashslm" / "trees")
 
 
 def _begin_s(run: RunRecord) -> float:
@@ -133,28 +139,33 @@ def _steps(run: RunRecord, ends_s: float, samples: list[GpuSample]) -> list[dict
     for step in run.steps:
         took_s = step.duration_s or ends_s - step.started_s
         busy = busy_share(samples, step.started_s, step.started_s + took_s)
-        facts = {"step": step.label, "state": step.state, "cached": step.cached, "duration_s": round(took_s, 1)}
+        facts = {"step": step.label, "state": step.state, "cached": step.cached}
+        facts |= {"began_s": round(step.started_s, 1), "duration_s": round(took_s, 1)}
         found.append(facts | {"gpu_busy_share": busy})
     return found
 
 
-def search_facts(database: Path) -> dict[str, Any]:
-    """The candidates scored so far, in the newest study of the database, and the one of lowest proxy loss.
+def search_speed(record: dict[str, Any]) -> dict[str, float]:
+    """Candidates scored in 25 minutes: in each call from the beginning of the step to the last candidate's end."""
+    ended_s = [trial["ended_s"] for trial in record["trials"].get("candidates", [])]
+    took_s = 0.0
+    for call in record["calls"]:
+        begins_s = [s["began_s"] for s in call["steps"] if s["step"].startswith("search_architecture")]
+        of_call_s = [s for s in ended_s if begins_s and min(begins_s) <= s <= call["began_s"] + call["wall_s"]]
+        took_s += max(of_call_s) - min(begins_s) if of_call_s else 0.0
+    if not took_s:
+        return {}
+    return {"search_s": round(took_s, 1), "candidates_in_25_minutes": round(len(ended_s) / took_s * SCORED_IN_S, 1)}
 
-    It need not be the one that wins: finalists are judged by other seeds.
-    """
-    if not database.is_file():
-        return {"candidates": 0}
-    url = f"sqlite:///{database}"
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    names = [name for name in optuna.get_all_study_names(url) if not name.startswith(FINALISTS)]
-    trials: list[FinishedTrial] = SearchStudy.open(url, names[-1]).finished() if names else []
-    scored = [trial for trial in trials if trial.succeeded]
-    best = min(scored, key=lambda trial: trial.loss_nats, default=None)
-    of_best = {key: value for key, value in best.record().items() if key in OF_TRIAL} if best else None
-    pruned = sum(trial.pruned_at_step is not None for trial in trials)
-    failed = len(trials) - len(scored) - pruned
-    return {"candidates": len(trials), "pruned": pruned, "failed": failed, "best_trial": of_best}
+
+def findings(run: RunRecord, trees: Path) -> dict[str, Any]:
+    """What the run's report says; nothing where it has none."""
+    manifest = run.directory / "artifacts" / "report.json"
+    if not manifest.is_file():
+        return {}
+    config = RunConfig.model_validate(yaml.safe_load((run.directory / "config.yaml").read_text(encoding="utf-8")))
+    report = json.loads((trees / Manifest.read(manifest).sha256 / FILE).read_text(encoding="utf-8"))
+    return {"findings": of_report(report["run"], config)}
 
 
 if __name__ == "__main__":

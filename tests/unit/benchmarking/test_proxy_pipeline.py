@@ -9,10 +9,10 @@ import pytest
 
 from benchmarks import proxy_pipeline
 from flashslm.benchmarking.gpu_use import GpuSample
-from flashslm.search.study import SearchStudy
-from flashslm.search.worker import run_worker
-from tests.unit.search.synthetic import loss_nats, make_proposer
-from tests.unit.training.tiny import outcome
+from flashslm.config.file import dump
+from flashslm.launch.local.run_records import RunRecord
+from tests.unit.experiments.test_pipeline_findings import CONFIG, report
+from tests.unit.training import tiny
 
 # Writes what a run leaves behind; a step that another call has done comes from the cache.
 RUN = """
@@ -76,13 +76,28 @@ def test_a_record_of_another_device_is_not_continued(tmp_path: Path) -> None:
         proxy_pipeline.begin(tmp_path / "record.json", FACTS | {"device": "A100"})
 
 
-def test_candidates_and_the_best_of_them_come_from_the_study(tmp_path: Path) -> None:
-    assert proxy_pipeline.search_facts(tmp_path / "study.db") == {"candidates": 0}
-    study = SearchStudy.open(f"sqlite:///{tmp_path / 'study.db'}", "search")
-    proposer = make_proposer(trials=6, population=4, sample=2, candidates_per_cycle=3)
-    run_worker(study, proposer, lambda candidate: outcome(loss_nats(candidate.operators)))
-    SearchStudy.open(f"sqlite:///{tmp_path / 'study.db'}", "finalists of search")
-    found = proxy_pipeline.search_facts(tmp_path / "study.db")
-    best = min(study.finished(), key=lambda trial: trial.loss_nats)
-    assert found["candidates"] == 6 and found["failed"] == found["pruned"] == 0
-    assert found["best_trial"]["operators"] == best.operators and found["best_trial"]["loss_nats"] == best.loss_nats
+def test_candidates_are_counted_in_the_time_of_the_search_alone() -> None:
+    """From the step's beginning to the last candidate: neither finalists nor what a cut-off lost count."""
+    steps = [{"step": "pretrain", "began_s": 0.0}, {"step": "search_architecture worker=0", "began_s": 110.0}]
+    calls = [
+        {"began_s": 100.0, "wall_s": 50.0, "steps": steps},
+        {"began_s": 200.0, "wall_s": 90.0, "steps": [{"step": "search_architecture worker=1", "began_s": 205.0}]},
+        {"began_s": 300.0, "wall_s": 90.0, "steps": [{"step": "search_architecture worker=1", "began_s": 305.0}]},
+    ]
+    times = {"candidates": [{"ended_s": moment} for moment in (120.0, 140.0, 245.0)]}
+    speed = proxy_pipeline.search_speed({"calls": calls, "trials": times})
+    assert speed == {"search_s": 70.0, "candidates_in_25_minutes": round(3 / 70 * 1500, 1)}
+    assert proxy_pipeline.search_speed({"calls": calls[:1], "trials": {}}) == {}
+
+
+def test_what_a_run_found_is_read_from_its_report(tmp_path: Path) -> None:
+    run = RunRecord(tmp_path / "run", {})
+    (run.directory / "artifacts").mkdir(parents=True)
+    (run.directory / "config.yaml").write_text(dump(CONFIG))
+    assert proxy_pipeline.findings(run, tmp_path / "trees") == {}, "it ended before its report"
+    tiny.manifest().write(run.directory / "artifacts" / "report.json")
+    stored = tmp_path / "trees" / tiny.manifest().sha256 / "report.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_text(json.dumps({"kind": "design", "run": report()}))
+    found = proxy_pipeline.findings(run, tmp_path / "trees")["findings"]
+    assert found["worst_winner_error"] == 0.04 and found["search"]["pruned_by_step"] == {5: 1, 10: 1}
