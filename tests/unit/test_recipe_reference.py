@@ -120,6 +120,10 @@ def test_editors_accept_every_spelling_that_a_recipe_may_have() -> None:
         ({"retraining": {"steps": 10, "min_learning_rate_ratio": 0.2}}, "retraining.min_learning_rate_ratio"),
         ({"training": {"weight_norm": ["on"], "deploy": "on"}}, "training.deploy"),
         ({"training": {"decay_steps": 5}}, "training.decay_steps"),
+        (
+            {"training": {"processes": 2, "shard_processes": 1, "gather_dtype": "bfloat16"}},
+            "training.gather_dtype",
+        ),
         ({"training": {"isolate_documents": True, "cuda_graph": "auto"}}, "training.cuda_graph"),
         ({"training": {"processes": 2, "cuda_graph": "on"}}, "training.cuda_graph"),
         ({"profiling": {"device": "cpu"}, "search": {"cuda_graph": "on"}}, "search.cuda_graph"),

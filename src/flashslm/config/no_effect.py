@@ -142,6 +142,9 @@ def _training(config: RunConfig) -> Found:
     if training.processes == 1 and config.platform.nodes == 1:
         several = ("micro_batch_per_process", "shard_processes", "gather_dtype", "gradient_sync")
         yield from _given(training, "training", several, "one process trains (processes, platform.nodes)")
+    elif training.shard_processes == 1:
+        why = "each process has its own weights and sends gradients alone (shard_processes)"
+        yield from _given(training, "training", ("gather_dtype",), why)
     if len(training.weight_norm) == 1:
         yield from _given(training, "training", ("deploy",), "there is one variant (weight_norm)")
 

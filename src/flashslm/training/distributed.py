@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from flashslm.training.replicas import MeanGradients
+
 Value = TypeVar("Value")
 _TIMEOUT_S = 1800.0  # of a collective
 
@@ -62,11 +64,15 @@ def world_from_environment(patience_s: float = 0.0) -> Iterator[World]:
 def shard_model(model: nn.Module, group: int = 0, gather_dtype: torch.dtype = torch.float32) -> None:
     """Shard parameters, gradients and so the optimizer state, a layer at a time (FSDP2), in place.
 
-    Groups of `group` ranks (0: all) share a copy each; copies exchange gradients alone. Parameters that are gathered as
-    fp32 give a sharded run, also under autocast, what a single process computes. Gradients cross the ranks in fp32.
+    Groups of `group` ranks (0: all) share a copy each; copies exchange gradients alone. In groups of one the parameters
+    stay plain tensors. Parameters that are gathered as fp32 give a sharded run, also under autocast, what a single
+    process computes. Gradients cross the ranks in fp32.
     """
     world = current_world()
     if world.size == 1:
+        return
+    if group == 1:
+        model.mean_gradients = MeanGradients(model)  # type: ignore[assignment]
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -85,9 +91,12 @@ def shard_model(model: nn.Module, group: int = 0, gather_dtype: torch.dtype = to
 def add_up_gradients(model: nn.Module, now: bool) -> None:
     """Whether the next backward pass of a sharded model ends with gradients that are the sum over ranks.
 
-    If it does not, the weights that are gathered for it stay until a pass that does: the next one needs no gathering.
+    If it does not, weights that are gathered for it stay until a pass that does: the next one needs no gathering.
     """
     if current_world().size == 1:
+        return
+    if isinstance(replicas := getattr(model, "mean_gradients", None), MeanGradients):
+        replicas.on = now
         return
     model.set_requires_gradient_sync(now)  # type: ignore[operator]
     model.set_reshard_after_backward(now)  # type: ignore[operator]
@@ -111,6 +120,15 @@ def local_tensor(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether ranks hold the tensor together."""
+    if current_world().size == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def first_row(tensor: Tensor) -> int:
@@ -145,10 +163,8 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 def sum_over_shards(tensor: Tensor, sharded: Tensor) -> Tensor:
     """Sum of a plain tensor over the ranks that hold `sharded` together, one copy of it."""
-    from torch.distributed.tensor import DTensor
-
-    if isinstance(sharded, DTensor):
-        mesh = sharded.device_mesh
+    if is_sharded(sharded):
+        mesh = sharded.device_mesh  # type: ignore[attr-defined]
         dist.all_reduce(tensor, group=mesh.get_group(mesh.ndim - 1))
     return tensor
 

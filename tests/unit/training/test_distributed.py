@@ -20,14 +20,16 @@ from tests.unit.training.ranks import (
 CHANGES = {"learning_rate": 1e-3, "micro_batch_size": 2}
 
 
-def test_two_ranks_give_the_single_process_run(tmp_path: Path) -> None:
-    check_two_ranks_against_one(tmp_path, CHANGES)
+@pytest.mark.parametrize("shard_processes", [0, 1])
+def test_two_ranks_give_the_single_process_run(shard_processes: int, tmp_path: Path) -> None:
+    check_two_ranks_against_one(tmp_path, CHANGES | {"shard_processes": shard_processes})
 
 
 SETTINGS: dict[int, dict[str, dict[str, Any]]] = {  # by the number of processes
     2: {
         "axes": {"weight_norm_axes": tiny.AXES},
         "replicated": {"shard_processes": 1, "gradient_sync": "each"},
+        "copies": {"shard_processes": 1, "micro_batch_size": 2, "weight_norm_axes": tiny.AXES},
         "recomputed": {"activation_checkpointing": "on"},
         "micro-batches": {"micro_batch_per_process": True, "micro_batch_size": 2},
         "wide": {"precision": "bfloat16"},
@@ -56,7 +58,7 @@ def test_every_setting_gives_the_single_process_run(size: int, tmp_path: Path) -
         rounded = 1000 if "precision" in setting else 1
         results[name] = assert_same_run(Path(f"{tmp_path / name}-out"), single, model, rounded)
         group = setting.get("shard_processes")
-        assert results[name]["mesh"] == ([size // group, group] if group else [size])
+        assert results[name]["mesh"] == ({1: []}.get(group, [size // group, group]) if group else [size])
     if size == 2:  # weights are rounded before they are sent
         assert results["narrow"]["history"] != results["wide"]["history"]
         # Where gradients are added up once a step, so are weights gathered for the forward passes.

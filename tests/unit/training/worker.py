@@ -15,7 +15,13 @@ from flashslm.infra.process.collection import end_without_collection
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops.kernels import configure
 from flashslm.training import step
-from flashslm.training.distributed import World, add_up_gradients, gather_to_main, world_from_environment
+from flashslm.training.distributed import (
+    World,
+    add_up_gradients,
+    gather_to_main,
+    is_sharded,
+    world_from_environment,
+)
 from flashslm.training.trainer import train
 from tests.unit.training import tiny
 
@@ -48,7 +54,8 @@ def run(
     with patch.object(step, "add_up_gradients", note_weights):
         outcome = train(spec, model, tiny.fetching(Path(dataset)), tiny.DirectoryStore(Path(store)), on_metrics)
     tensors = gather_to_main(model.state_dict().items())
-    mesh = list(model.embedding.weight.device_mesh.shape) if world.size > 1 else []
+    weight = model.embedding.weight
+    mesh = list(weight.device_mesh.shape) if is_sharded(weight) else []
     seen = {"mesh": mesh, "whole": whole}
     if world.is_main:
         directory = Path(output)

@@ -1,0 +1,53 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from flashslm.training.replicas import MeanGradients
+
+
+class Branches(nn.Module):
+    """Of its parameters the backward pass makes the gradients in another order, and one has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.first = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(3.0))
+        self.unused, self.middle = nn.Parameter(torch.tensor(5.0)), nn.Parameter(torch.tensor(7.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x * self.last).sin() * self.middle).sin() * self.first
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_gradients_are_sent_once_in_the_order_of_the_parameters(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, send = Branches(), dist.all_reduce
+    sent: list[Tensor] = []
+
+    def noted(tensor: Tensor, *given: Any, **named: Any) -> Any:
+        sent.append(tensor)
+        return send(tensor, *given, **named)
+
+    monkeypatch.setattr(dist, "all_reduce", noted)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    means = MeanGradients(model)
+    for _ in range(2):
+        expected = torch.autograd.grad(model(torch.tensor(0.5)), [model.middle, model.first, model.last])
+        model(torch.tensor(0.5)).backward()
+        assert [tensor.data_ptr() for tensor in sent] == [
+            parameter.grad.data_ptr() for parameter in (model.middle, model.first, model.last)
+        ]
+        torch.testing.assert_close(sent, [gradient / 4 for gradient in expected])
+        model.zero_grad()
+        sent.clear()
+    means.on = False
+    model(torch.tensor(0.5)).backward()
+    assert sent == [] and model.last.grad is not None
