@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flashslm.models.unit_vectors import UnitVectors
 from flashslm.ops.precision import compute_dtype
-from flashslm.training.distributed import current_world, first_row, full_tensor, local_tensor, sum_over_shards
+from flashslm.training.distributed import first_row, full_tensor, is_sharded, local_tensor, sum_over_shards
 
 MIN_NORM = 1e-8
 USUAL: Mapping[str, str] = MappingProxyType({})  # no kind of matrix differs from the paper
@@ -67,20 +67,25 @@ def _head_of_each(heads: tuple[int, ...], device: str) -> Tensor:
 def project_weights_(model: WeightNormModel, axes: Mapping[str, str] = USUAL) -> None:
     """Divide the vectors of the model's weight matrices by their L2 norms, in place.
 
-    Norms are taken in fp32 and clamped at 1e-8, so an all-zero vector stays zero. Whole fp32 matrices on CUDA take one
-    pass over memory, by Triton. Of matrices sharded by rows the columns' sums cross the ranks in one all-reduce.
+    Norms are taken in fp32 and clamped at 1e-8, so an all-zero vector stays zero. Vectors of fp32 matrices on CUDA that
+    one rank holds whole take one pass over memory, by Triton. Of matrices sharded by rows the columns' sums cross the
+    ranks in one all-reduce.
     """
     vectors = model.unit_vectors(axes)
     parameters = {name: model.get_parameter(name) for name in vectors}
-    matrices = [_local(parameters[name], those) for name, those in vectors.items()]
-    fused = [m for m in matrices if current_world().size == 1 and not m.heads and _fits_kernel(m.weight)]
+    one = next(iter(parameters.values()))
+    together = is_sharded(one)
+    fused, others = list[_Matrix](), list[_Matrix]()
+    for name, those in vectors.items():
+        matrix = _local(parameters[name], those)
+        here = not matrix.heads and (matrix.axis == 1 or not together)
+        (fused if here and _fits_kernel(matrix.weight) else others).append(matrix)
     if fused:
         from flashslm.ops.fused.weight_norm import project_triton_
 
-        project_triton_([m.weight for m in fused], [m.axis for m in fused])
-        matrices = [m for m in matrices if m.heads or not _fits_kernel(m.weight)]
-    if matrices:
-        _project_(matrices, next(iter(parameters.values())))
+        project_triton_([m.weight for m in fused], [m.axis for m in fused], one)
+    if others:
+        _project_(others, one)
 
 
 def _local(parameter: nn.Parameter, vectors: UnitVectors) -> _Matrix:
@@ -88,7 +93,7 @@ def _local(parameter: nn.Parameter, vectors: UnitVectors) -> _Matrix:
 
 
 def _fits_kernel(weight: Tensor) -> bool:
-    return weight.is_cuda and weight.dtype == torch.float32 and weight.is_contiguous()
+    return weight.is_cuda and weight.dtype == torch.float32 and weight.is_contiguous() and weight.numel() > 0
 
 
 def _project_(matrices: list[_Matrix], sharded: Tensor) -> None:
@@ -102,7 +107,7 @@ def _project_(matrices: list[_Matrix], sharded: Tensor) -> None:
 def _sum_columns_over_ranks(sums: list[Tensor], axes: list[int], sharded: Tensor) -> None:
     """In place. Rows are whole on the rank that has them; a column is spread over the ranks that share a copy."""
     columns = [total for total, axis in zip(sums, axes, strict=True) if axis == 0]
-    if current_world().size == 1 or not columns:
+    if not is_sharded(sharded) or not columns:
         return
     together = sum_over_shards(torch.cat([total.flatten() for total in columns]), sharded)
     for total, whole in zip(columns, together.split([total.numel() for total in columns]), strict=True):

@@ -40,6 +40,8 @@ SETTINGS: dict[int, dict[str, dict[str, Any]]] = {  # by the number of processes
     4: {"two-copies": {"shard_processes": 2, "weight_norm_axes": tiny.AXES, "activation_checkpointing": "on"}},
 }
 
+FUSED = {"last", "copies"}  # whose weight normalisation has a stand-in for the kernel
+
 
 @pytest.mark.parametrize("size", SETTINGS)
 def test_every_setting_gives_the_single_process_run(size: int, tmp_path: Path) -> None:
@@ -50,7 +52,7 @@ def test_every_setting_gives_the_single_process_run(size: int, tmp_path: Path) -
         model = tiny.model()
         expected[name] = train(tiny.spec(tiny.config(**changes), weight_norm=True), model, lambda _: dataset), model
         paths = {"store": str(tmp_path / name), "output": f"{tmp_path / name}-out"}
-        arguments.append({"dataset": str(dataset), "changes": changes} | paths)
+        arguments.append({"dataset": str(dataset), "changes": changes, "fused": name in FUSED} | paths)
     run_workers(arguments, size)
     results = {}
     for name, (single, model) in expected.items():
@@ -64,6 +66,8 @@ def test_every_setting_gives_the_single_process_run(size: int, tmp_path: Path) -
         # Where gradients are added up once a step, so are weights gathered for the forward passes.
         assert results["last"]["whole"] == 4 * [False, True, True, True]
         assert not any(results["each"]["whole"])
+        # Of sharded matrices a rank has whole rows alone, and of copies the columns too.
+        assert (results["last"]["fused_axes"], results["copies"]["fused_axes"]) == ([1], [0, 1])
 
 
 def test_gradients_are_added_up_after_the_last_micro_batch_or_each(

@@ -4,17 +4,21 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from flashslm.config import KernelsConfig
 from flashslm.infra.process.collection import end_without_collection
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops.kernels import configure
-from flashslm.training import step
+from flashslm.training import step, weight_norm
 from flashslm.training.distributed import (
     World,
     add_up_gradients,
@@ -26,7 +30,7 @@ from flashslm.training.trainer import train
 from tests.unit.training import tiny
 
 
-def run(
+def run(  # noqa: PLR0913 - what a test may set
     world: World,
     dataset: str,
     store: str,
@@ -35,6 +39,7 @@ def run(
     signals: dict[str, str] | None = None,
     device: str = "cpu",
     kernels: dict[str, str] | None = None,
+    fused: bool = False,
 ) -> None:
     """Train the tiny model from its newest checkpoint; `signals` are what the process sends itself, by step."""
 
@@ -51,17 +56,32 @@ def run(
         whole.append(type(model.get_parameter("layers.0.norm.weight").data) is torch.Tensor)
         add_up_gradients(model, now)
 
-    with patch.object(step, "add_up_gradients", note_weights):
+    fused_axes: set[int] = set()  # of the matrices that the stand-in for the kernel of weight normalisation had
+    with patch.object(step, "add_up_gradients", note_weights), stand_in(fused_axes) if fused else nullcontext():
         outcome = train(spec, model, tiny.fetching(Path(dataset)), tiny.DirectoryStore(Path(store)), on_metrics)
     tensors = gather_to_main(model.state_dict().items())
     weight = model.embedding.weight
     mesh = list(weight.device_mesh.shape) if is_sharded(weight) else []
-    seen = {"mesh": mesh, "whole": whole}
+    seen = {"mesh": mesh, "whole": whole, "fused_axes": sorted(fused_axes)}
     if world.is_main:
         directory = Path(output)
         directory.mkdir()
         save_file(tensors, directory / "model.safetensors")
         (directory / "result.json").write_text(json.dumps(outcome.model_dump(mode="json") | seen))
+
+
+@contextmanager
+def stand_in(axes_seen: set[int]) -> Iterator[None]:
+    """For the kernel that divides whole rows and columns, which needs a GPU."""
+
+    def project_(weights: Sequence[torch.Tensor], axes: Sequence[int], owner: torch.Tensor) -> None:
+        for weight, axis in zip(weights, axes, strict=True):
+            axes_seen.add(axis)
+            weight.copy_(F.normalize(weight, dim=axis, eps=weight_norm.MIN_NORM))
+
+    module = {"flashslm.ops.fused.weight_norm": SimpleNamespace(project_triton_=project_)}
+    with patch.dict(sys.modules, module), patch.object(weight_norm, "_fits_kernel", lambda weight: weight.numel() > 0):
+        yield
 
 
 if __name__ == "__main__":

@@ -75,9 +75,12 @@ _Tables = tuple[_Table | None, _Table | None]
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def project_triton_(weights: Sequence[Tensor], axes: Sequence[int]) -> None:
-    """Divide rows (axis 1) or columns (axis 0) of contiguous fp32 matrices on CUDA by their L2 norm, in place."""
-    by_row, by_column = _tables(weights, axes)
+def project_triton_(weights: Sequence[Tensor], axes: Sequence[int], owner: Tensor) -> None:
+    """Divide rows (axis 1) or columns (axis 0) of contiguous fp32 matrices on CUDA by their L2 norm, in place.
+
+    What a launch needs is kept as long as `owner` lives, one of the parameters whose local parts the weights are.
+    """
+    by_row, by_column = _tables(weights, axes, owner)
     if by_row:
         _divide_rows[(len(by_row.owners),)](
             by_row.addresses, by_row.places, by_row.widths, by_row.owners, MIN_NORM, BLOCK=2048
@@ -89,14 +92,14 @@ def project_triton_(weights: Sequence[Tensor], axes: Sequence[int]) -> None:
         )  # fmt: skip
 
 
-def _tables(weights: Sequence[Tensor], axes: Sequence[int]) -> _Tables:
-    """Of the matrices normalised by rows and of those by columns; kept as long as the first matrix lives."""
+def _tables(weights: Sequence[Tensor], axes: Sequence[int], owner: Tensor) -> _Tables:
+    """Of the matrices normalised by rows and of those by columns."""
     matrices = [(w.data_ptr(), *w.shape, axis) for w, axis in zip(weights, axes, strict=True)]
-    known: tuple[list[_Matrix], _Tables] | None = _known.get(weights[0])
+    known: tuple[list[_Matrix], _Tables] | None = _known.get(owner)
     if known is None or known[0] != matrices:
         device = weights[0].device
         by_row, by_column = ([m for m in matrices if m[3] == axis] for axis in (1, 0))
-        known = _known[weights[0]] = (matrices, (_table(by_row, device, 1), _table(by_column, device, 0)))
+        known = _known[owner] = (matrices, (_table(by_row, device, 1), _table(by_column, device, 0)))
     return known[1]
 
 
