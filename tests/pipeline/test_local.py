@@ -160,6 +160,18 @@ def test_stopped_launcher_ends_every_step_in_order(fake_runs: FakeRuns, number: 
     assert "stopping" in output
 
 
+def test_all_workers_of_a_search_run_at_once(fake_runs: FakeRuns) -> None:
+    """Of every other loop KFP runs two iterations at a time: pretraining's variants would not fit into one GPU."""
+    runs = fake_runs()
+    runs.config = RunConfig.model_validate(runs.config.model_dump() | {"search": {"workers": 4}})
+    launcher = runs.start(sleep={"search_architecture": 60})
+    sleepers(runs, launcher, count=4)
+    launcher.terminate()
+    launcher.communicate(timeout=60)
+    labels = sorted(call["label"] for call in runs.calls() if "sleeping" in call)
+    assert labels == [f"search_architecture worker={number}" for number in range(4)]
+
+
 def test_ctrl_c_in_a_terminal_reaches_steps_as_one_term(fake_runs: FakeRuns) -> None:
     runs = fake_runs()
     launcher = runs.start(own_group=True, sleep={"prepare_data": 60})

@@ -1,8 +1,9 @@
 """The process that runs a compiled pipeline with kfp.local, and says in the run's events what each task does.
 
 Started by the launcher as `python -m flashslm.launch.local.runner <job.json>`. kfp's local runner prints to one
-stream what parallel tasks write, does not say which iteration of a loop a task is, and replaces every "python3" in a
-task's arguments; the two classes it is extended with here (kfp >=2.17,<2.18) cure that.
+stream what parallel tasks write, does not say which iteration of a loop a task is, replaces every "python3" in a
+task's arguments, and runs two iterations of a loop at a time; what it is extended with here (kfp >=2.17,<2.18) cures
+that.
 """
 
 import json
@@ -28,6 +29,8 @@ from flashslm.launch.labels import step_label, step_of
 from flashslm.launch.local import kept_summaries
 
 _EXECUTOR = "kfp.dsl.executor_main"
+SEARCH_LOOP = "search-workers"  # the pipeline's name of it
+KFPS_AT_ONCE = 2  # iterations of a loop
 
 
 @dataclass
@@ -84,6 +87,7 @@ def run(job: Job) -> None:
 
     warnings.filterwarnings("ignore", message=r"Task .* have no effect in the current local runner")
     observe_tasks(job.run_dir / "logs", job.home)
+    run_search_workers_together()
     cache = job.home / "kfp" / "cache"
     local.init(
         local.SubprocessRunner(use_venv=False),
@@ -145,6 +149,22 @@ def observe_tasks(logs: Path, home: Path) -> None:
     task_executor.execute_single_task = execute_observed
     task_executor.time = SimpleNamespace(sleep=wait_to_retry)
     subprocess_task_handler.SubprocessTaskHandler = Handler
+
+
+def run_search_workers_together() -> None:
+    """Extend kfp.local: a search has as many workers at once as its recipe says.
+
+    Of other loops two iterations run at a time, as KFP has it: pretraining's variants need a GPU's memory each.
+    """
+    from kfp.local.orchestrator import enhanced_dag_orchestrator as dag
+
+    class Executor(dag.ParallelExecutor):
+        def execute_parallel_tasks(self, tasks: Any, **call: Any) -> Any:
+            is_search = tasks[0][1].task_info.name == SEARCH_LOOP
+            self.conservative_max = self.max_workers = len(tasks) if is_search else KFPS_AT_ONCE
+            return super().execute_parallel_tasks(tasks=tasks, **call)
+
+    dag.ParallelExecutor = Executor
 
 
 _names = threading.Lock()
