@@ -22,11 +22,14 @@ class CheckpointCost(BaseModel):
     """`slow_down` is what the steps during a checkpoint, and the call that begins it, took longer than as many without.
 
     Times are the host's, with a wait for the device after every step, in both cases. They are those of the second
-    checkpoint, as of every later one: the first also takes the host's memory for the copy, which a run keeps.
+    checkpoint, as of every later one. Before the first one a thread takes the host's memory for the copies, which a run
+    keeps; a run does so from its first step on, and the first checkpoint takes what is missing.
     """
 
     checkpoint_bytes: int
     write_s: float
+    prepare_s: float  # until the host's memory is taken
+    step_ms_preparing: float  # of the steps meanwhile
     first_stop_ms: float  # how long the first checkpoint's call holds the loop
     stop_ms: float
     steps: int  # that ran meanwhile
@@ -44,6 +47,11 @@ def measure_checkpoint(step: TrainStep, run_step: Callable[[], object], steps: i
     with tempfile.TemporaryDirectory(prefix="flashslm-bench-") as name:
         store = _DirectoryStore(Path(name))
         checkpoints = CheckpointStore(cast(ObjectStore, store), "bench", keep=1)
+        started, preparing = time.perf_counter(), list[float]()
+        checkpoints.prepare(training_tensors(step.model, step.optimizer))
+        while not checkpoints.is_prepared():
+            preparing.append(_seconds(run_step))
+        prepare_s = time.perf_counter() - started
         first_stop_s = _seconds(lambda: checkpoints.save(1, training_tensors(step.model, step.optimizer), {}, []))
         checkpoints.finish()
         store.stored_bytes = 0
@@ -57,6 +65,8 @@ def measure_checkpoint(step: TrainStep, run_step: Callable[[], object], steps: i
     return CheckpointCost(
         checkpoint_bytes=store.stored_bytes,
         write_s=write_s,
+        prepare_s=prepare_s,
+        step_ms_preparing=1e3 * statistics.median(preparing or [usual_s]),
         first_stop_ms=1e3 * first_stop_s,
         stop_ms=1e3 * stop_s,
         steps=len(during),

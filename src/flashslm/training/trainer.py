@@ -110,6 +110,8 @@ class _Trainer:
         batching = prefetched(self.train_loader.batch, self.device)
         stop = StopRequest()
         with ExitStack() as saving, self.checkpoints or nullcontext(), batching as batches:
+            if self.checkpoints:  # while the first step compiles kernels, not when the first checkpoint is due
+                self.checkpoints.prepare(training_tensors(self.model, self.step.optimizer))
             for step in range(self.start, self.config.steps):
                 numbers = self.train_loader.numbers(step)
                 result = self.runner.run(step, map(batches, numbers), len(numbers))
@@ -231,6 +233,8 @@ class _Trainer:
         found = self.checkpoints.load_latest(self._empty_state) if self.checkpoints else None
         if self.checkpoints is None or found is None:
             self.step.project()
+            if self.checkpoints:
+                begin_optimizer_state_(self.step.optimizer)  # as the first step would: memory is taken for its copy
             return 0, 0.0
         checkpoint, self.history = found
         values = checkpoint.values

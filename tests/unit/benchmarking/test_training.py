@@ -123,6 +123,7 @@ def test_steps_run_while_a_checkpoint_is_written(monkeypatch):
     cost = checkpoint_cost.measure_checkpoint(step, lambda: steps.append(None), 3)
     assert cost.steps >= 2 and len(trees) == 2
     assert (cost.first_stop_ms, cost.stop_ms, cost.step_ms_without, cost.step_ms_during) == (400, 400, 100, 200)
+    assert cost.step_ms_preparing == 100, "a CPU has no memory to take, and no step runs meanwhile"
     assert cost.checkpoint_bytes > 12 * parameters(ARCHITECTURE)["total"]  # weights and two moments in fp32
     assert cost.slow_down == pytest.approx(1 + cost.stop_ms / (100 * cost.steps))
 
