@@ -21,6 +21,7 @@ from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed
 from flashslm.steps.context import StepContext
 from flashslm.steps.run_names import trial_run_name
 from flashslm.training.proxy import proxy_training
+from flashslm.training.runtime import reproducible
 from flashslm.training.shared_gpu import OutOfMemory, SharedGpu
 from flashslm.training.spec import (
     VALIDATION_LOSS,
@@ -152,9 +153,11 @@ class FinalistTrainer(CandidateTrainer):
 
     def judged(self, model: HybridLM, outcome: TrainOutcome) -> TrainOutcome:
         """With the loss on the test split, of which as many tokens are read as of the validation split."""
-        dtype = pick_dtype("auto", self.device)
+        dtype, seed = pick_dtype("auto", self.device), self.context.config.seed
         dataset, section = self.context.stream(self.context.manifest("dataset")), self.section
-        documents = sample_documents(SplitReader(dataset, "test"), section.validation_tokens, self.context.config.seed)
+        documents = sample_documents(SplitReader(dataset, "test"), section.validation_tokens, seed)
         reading = Reading(section.sequence_length, section.sequence_length, section.batch_size)
-        _, found = evaluate_perplexity(model.cast(getattr(torch, dtype)).eval(), documents, reading)
+        deterministic = self.training.is_deterministic(torch.device(self.device).type)
+        with reproducible(seed, self.training.threads, deterministic=deterministic):
+            _, found = evaluate_perplexity(model.cast(getattr(torch, dtype)).eval(), documents, reading)
         return JudgedOutcome(**dict(outcome), test_loss_nats=found["loss_nats"].mean)

@@ -204,6 +204,27 @@ def test_lack_of_memory_without_neighbours_is(make_trainer, monkeypatch: pytest.
         make_trainer()(candidate())
 
 
+def test_a_finalist_is_judged_on_the_threads_that_train_it(make_search, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers share a CPU's cores: each on all of them, they wait for one another."""
+    threads, evaluate = list[int](), module.evaluate_perplexity
+
+    def watched(*given: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return evaluate(*given)
+
+    monkeypatch.setattr(module, "evaluate_perplexity", watched)
+    context, study = make_search(finalists=1)
+    trial = FinishedTrial(loss_nats=1.0, **candidate(0).attributes())
+    finalists = Finalists(context.config.search, 0, [trial], budget_ms=1.0, build=lambda _: tiny.architecture("DFDF"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(context.config.profiling.threads + 1)
+    try:
+        FinalistTrainer(context, study, finalists)(finalists.propose([])[0])
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [context.config.profiling.threads]
+
+
 def test_finalists_are_trained_with_new_seeds_and_judged_on_the_test_split(make_search, runs: Runs) -> None:
     """Two workers' worth of work: every run is in the study, with both losses."""
     context, study = make_search(finalists=2, finalist_seeds=2, finalist_steps=12)
