@@ -27,9 +27,11 @@ def configured(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     configure(KernelsConfig())
 
 
+@pytest.mark.parametrize("shard_processes", [0, 1])
 @pytest.mark.parametrize("configured", [PLAIN, COMPILED], ids=["plain", "compiled"], indirect=True)
-def test_two_gpus_give_the_run_of_one(configured: dict[str, str], tmp_path: Path) -> None:
-    check_two_ranks_against_one(tmp_path, CHANGES, Where("cuda", configured))
+def test_two_gpus_give_the_run_of_one(configured: dict[str, str], shard_processes: int, tmp_path: Path) -> None:
+    changes = CHANGES | {"shard_processes": shard_processes}
+    check_two_ranks_against_one(tmp_path, changes, Where("cuda", configured))
 
 
 @pytest.mark.parametrize("configured", [PLAIN], ids=["plain"], indirect=True)
