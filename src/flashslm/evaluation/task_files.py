@@ -65,6 +65,11 @@ def with_digests(config: EvaluationConfig) -> EvaluationConfig:
     return config.model_copy(update={"lm_eval_files": _digests(config)})
 
 
+def takes_task_data(task: str) -> bool:
+    """Whether the set of a task comes from evaluation.task_data, if that is given: a file may name data of its own."""
+    return not is_file(task) or not _data_patterns(_with_includes(Path(task)))
+
+
 def _digests(config: EvaluationConfig) -> dict[str, str]:
     found = {task: content_digest(Path(task)) for task in config.lm_eval_tasks if is_file(task)}
     if config.lm_eval_tasks and config.task_data:

@@ -53,6 +53,18 @@ def specifications(names: Sequence[str]) -> list[Any]:
     return [load_yaml(Path(task)) if task_files.is_file(task) else task for task in tasks]
 
 
+def not_decontaminated(config: EvaluationConfig) -> list[str]:
+    """The tasks, presets expanded, whose sets `evaluation.task_data` does not hold: no text of them was kept out of the
+    training text. Tasks that make their own text are none of these.
+    """
+    manager = find_tasks(config.lm_eval_tasks)
+    return [
+        task
+        for task in task_presets.expand(config.lm_eval_tasks)
+        if not manager.says(task, "custom_dataset") and not (config.task_data and task_files.takes_task_data(task))
+    ]
+
+
 def problems(config: EvaluationConfig, text_positions: int | None = None, runs_here: bool = False) -> Iterator[str]:
     """What the harness finds wrong with a recipe's tasks, before anything runs.
 

@@ -19,12 +19,15 @@ CURVES = {
     "weight_norm": "mean norm of the weight vectors",
     "gradient_norm": "gradient norm",
 }
-DATA_ROWS = (
-    ("documents", "documents", ""),
+LEFT_OUT_ROWS = (
     ("duplicates dropped", "duplicates_dropped", ""),
     ("near duplicates dropped", "near_duplicates_dropped", ""),
     ("dropped for text of evaluation sets", "contaminated_dropped", ""),
     ("rows that cannot be read", "bad_rows", ""),
+)
+DATA_ROWS = (
+    ("documents", "documents", ""),
+    *LEFT_OUT_ROWS,
     ("bytes", "bytes", ""),
     ("train tokens", "train_tokens", ""),
     ("validation tokens", "validation_tokens", ""),

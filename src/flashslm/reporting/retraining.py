@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashslm.evaluation.task_metrics import is_metric
-from flashslm.reporting.html import headline, page
+from flashslm.reporting.html import LEFT_OUT_ROWS, headline, page
 from flashslm.reporting.run_facts import RunFacts
 from flashslm.statistics import judge
 
@@ -34,6 +34,8 @@ def render_retraining(run: RetrainingArtifacts, facts: RunFacts | None = None) -
         headline=headline(run.decision, facts),
         rows=_rows(run.evaluation),
         samples=_samples(run.evaluation),
+        left_out_rows=LEFT_OUT_ROWS,
+        not_kept_out=_not_decontaminated(run.evaluation),
     )
 
 
@@ -41,6 +43,12 @@ def _samples(evaluation: dict[str, Any] | None) -> dict[str, list[dict[str, str]
     """What both models say on the new data, by side."""
     new = evaluation["results"].get(NEW_DATA, {}) if evaluation else {}
     return {side: found["samples"] for side, found in new.items() if found.get("samples")}
+
+
+def _not_decontaminated(evaluation: dict[str, Any] | None) -> list[str]:
+    """Tasks run on one of the data sets only."""
+    of_sides = (side for of in evaluation["results"].values() for side in of.values()) if evaluation else ()
+    return sorted({task for side in of_sides for task in side.get("not_decontaminated", ())})
 
 
 NEW_DATA = "new data"

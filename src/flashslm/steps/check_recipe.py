@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from flashslm.config import digest
+from flashslm.config import EvaluationConfig, digest
 from flashslm.config.steps import EVERY_SECTION
+from flashslm.evaluation import tasks
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.context import StepContext
 from flashslm.steps.recipe_checks import problems_before_a_run
@@ -25,8 +26,20 @@ def run(context: StepContext) -> dict[str, Any]:
     return {
         "variants": variants,
         "config_digest": digest(config.model_dump(mode="json", include=set(EVERY_SECTION))),
-        "summary": f"recipe '{config.name}' is valid; pretraining runs: {len(variants)}",
+        "summary": f"recipe '{config.name}' is valid; pretraining runs: {len(variants)}"
+        + _not_decontaminated(config.evaluation),
     }
+
+
+def _not_decontaminated(evaluation: EvaluationConfig) -> str:
+    """Said before hours of training: of the results it would be too late to learn it."""
+    named = tasks.not_decontaminated(evaluation) if evaluation.lm_eval_tasks and tasks.is_installed() else []
+    if not named:
+        return ""
+    return (
+        f"; the text of {', '.join(named)} is not kept out of the training text by evaluation.task_data: name files of "
+        "it in data.decontaminate_against"
+    )
 
 
 def _missing_sources(context: StepContext) -> Iterator[str]:

@@ -17,6 +17,7 @@ from flashslm.evaluation.perplexity import Reading, evaluate_perplexity, sample_
 from flashslm.evaluation.recall import evaluate_recall
 from flashslm.evaluation.samples import continue_documents
 from flashslm.evaluation.task_files import check_unchanged
+from flashslm.evaluation.tasks import not_decontaminated
 from flashslm.hardware import pick_device
 from flashslm.inference.int8_model import as_served
 from flashslm.models.hybrid import HybridLM
@@ -111,7 +112,10 @@ def evaluate_model(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluat
     samples = continue_documents(model, _test_loader(dataset, recipe), tokenizer)
     tasks, task_items = _lm_eval(model, dataset, config) if config.lm_eval_tasks else ({}, {})
     items |= {f"{task}/{name}": of for task, found in task_items.items() for name, of in found.items()}
-    return Evaluation(results | {"samples": samples, "tasks": tasks}, items)
+    results |= {"samples": samples, "tasks": tasks}
+    if tasks:
+        results["not_decontaminated"] = not_decontaminated(config)
+    return Evaluation(results, items)
 
 
 def evaluate_on_test_split(model: HybridLM, dataset: Path, recipe: RunConfig) -> Evaluation:

@@ -326,3 +326,10 @@ def test_rows_that_could_not_be_read_are_counted_and_named() -> None:
     assert "1,234" in page and "Rows that cannot be read" in page
     assert "&lt;b&gt;Expecting&lt;/b&gt; value</li>" in page and "a.jsonl:7" in page
     assert "Rows that cannot be read" not in render(artifacts(), run_facts())
+
+
+def test_tasks_whose_text_was_not_kept_out_of_the_training_are_named(page: str) -> None:
+    assert "kept out" not in page
+    run = artifacts()
+    run.evaluation["not_decontaminated"] = ["arc"]
+    assert "The text of arc was not kept out of the training text, unless" in render(run)

@@ -98,3 +98,15 @@ def test_a_context_that_was_not_measured_shows_the_nearest() -> None:
     (axes,) = latency_by_width({"entries": entries}, context=64, batch=1).axes
     assert axes.get_xlabel() == "width (context 32)"
     assert list(axes.lines[0].get_xdata()) == [32, 64]
+
+
+def test_a_retraining_report_says_what_text_was_left_out_and_which_tasks_were_not_looked_for() -> None:
+    run = retrained("promote")
+    assert "kept out" not in render_retraining(run)
+    run.data.update(documents=9, source="files", bytes=900, train_tokens=80, validation_tokens=9, test_tokens=9)
+    run.data.update(contaminated_dropped=3, near_duplicates_dropped=2)
+    run.evaluation["results"]["first data"]["champion"]["not_decontaminated"] = ["piqa", "arc_easy"]  # type: ignore[index]
+    page = render_retraining(run)
+    assert "The text of arc_easy, piqa was not kept out of the training text, unless" in page
+    assert "<dt>dropped for text of evaluation sets</dt><dd>3</dd>" in page
+    assert "<dt>near duplicates dropped</dt><dd>2</dd>" in page and "rows that cannot be read" not in page

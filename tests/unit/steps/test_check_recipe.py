@@ -1,6 +1,7 @@
 """What a person may have changed in KFP's pages is refused before any work, by the names of section and field."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from flashslm.config.steps import EVERY_SECTION
 from flashslm.infra.events import Events
 from flashslm.steps import check_recipe
 from flashslm.steps.context import StepContext
+from tests.unit.evaluation.choice_task import write_choice_task
 
 NOTHING: Any = None
 
@@ -60,3 +62,20 @@ def test_an_integer_that_a_double_rounds_is_refused_before_it_is_sent() -> None:
 def test_the_digest_is_that_of_the_sections() -> None:
     assert check({})["config_digest"] == check({"training": {"steps": 10_000}})["config_digest"]
     assert check({})["config_digest"] != check({"seed": 1})["config_digest"]
+
+
+def test_it_says_before_the_training_which_tasks_are_not_kept_out_of_its_text(tmp_path: Path) -> None:
+    own = write_choice_task(tmp_path, 4, "acc")
+    for name in ("piqa_validation", "piqa_train"):
+        row = {"goal": "how", "sol1": "so", "sol2": "not so", "label": 0}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    sets, named = {"task_data": str(tmp_path)}, ["piqa", "niah_single_1", str(own)]
+    sizes = {"max_position_embeddings": 16384}
+
+    def said(**evaluation: Any) -> str:
+        return str(check({"model": sizes, "evaluation": evaluation})["summary"])
+
+    assert f"the text of piqa, {own} is not kept out of the training text" in said(lm_eval_tasks=named)
+    assert f"the text of {own} is not kept out" in said(lm_eval_tasks=named, **sets)
+    for silent in (said(), said(lm_eval_tasks=["piqa", "niah_single_1"], **sets)):
+        assert "kept out" not in silent

@@ -10,6 +10,7 @@ from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.steps.evaluate import evaluate_model, evaluate_served, for_evaluation, perplexity_text, precision
 from tests.unit.data.corpora import make_texts, prepare
+from tests.unit.evaluation.choice_task import write_choice_task
 from tests.unit.training.tiny import SIZES, VOCAB
 
 
@@ -95,3 +96,11 @@ def test_weights_of_8_bits_are_evaluated_as_they_are_served_beside_what_they_wer
     assert f"(weights in 8 bits: {results['test/rounding_loss']:+.2%})" in perplexity_text(results)
     again = evaluate_model(round_to_int8(model), tmp_path / "d", recipe)
     assert again.results["test/perplexity"] == pytest.approx(results["test/perplexity"], rel=1e-6)
+
+
+def test_an_evaluation_names_the_tasks_whose_text_was_not_kept_out_of_the_training(tmp_path: Path) -> None:
+    prepare(tmp_path / "d", make_texts(120))
+    task = str(write_choice_task(tmp_path, 4, "acc"))
+    recipe = RunConfig.model_validate({"name": "x", "evaluation": SMALL | {"lm_eval_tasks": [task]}})
+    model = HybridLM.build(build_architecture("DFMFAF", 32, SIZES, 300), seed=0).eval()
+    assert evaluate_model(model, tmp_path / "d", recipe).results["not_decontaminated"] == [task]
