@@ -70,8 +70,8 @@ def data_sample(
     """Show documents of a split, chosen at random."""
     from flashslm.data.inspection import sample_documents
 
-    dataset = opened_dataset(source, runs, home, split)
-    found = [d._replace(text=d.text[:characters]) for d in sample_documents(dataset, split, count, seed)]
+    chosen = sample_documents(opened_dataset(source, runs, home, split), split, count, seed)
+    found = [document._replace(text=document.text[:characters]) for document in chosen]
     if as_json:
         print(json.dumps({"documents": [document._asdict() for document in found]}))
         return

@@ -35,8 +35,7 @@ class ContinuousBatch:
         sampling: Sampling = GREEDY,
         weights: WeightFormat = "full",
     ) -> None:
-        as_served(model, weights)
-        weight = model.embedding.weight
+        weight = as_served(model, weights).embedding.weight
         self.model, self.max_context, self.sampling = model, max_context, sampling
         self.cache, self.single = (
             Cache.allocate(model.architecture, rows, max_context, weight.device, weight.dtype)

@@ -30,8 +30,7 @@ class DecodeEngine:
         sampling: Sampling = GREEDY,
         weights: WeightFormat = "full",
     ) -> None:
-        as_served(model, weights)
-        weight = model.embedding.weight
+        weight = as_served(model, weights).embedding.weight
         sizes = sorted({batch_size} if isinstance(batch_size, int) else set(batch_size))
         self.model, self.max_context = model, max_context
         cache = Cache.allocate(model.architecture, sizes[-1], max_context, weight.device, weight.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flashslm.ops.chunks import ChunkMasks, chunk, chunk_decays, chunk_masks, initial_state, read_states, unchunk
-from flashslm.ops.documents import document_starts
+from flashslm.ops.documents import state_before
 from flashslm.ops.precision import at_least_fp32, compute_dtype, without_autocast
 
 L2_EPS = 1e-6  # added to the sum of squares
@@ -59,11 +59,9 @@ def delta_rule_naive(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(q_BTHK)
     q, k, v, beta = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, beta_BTH))
     initial = initial_state(k, v, initial_state_BHKV)
-    starts_BT = None if documents_BT is None else document_starts(documents_BT)
     state, outputs = initial, []
     for t in range(q.shape[1]):
-        if starts_BT is not None:
-            state = torch.where(starts_BT[:, t, None, None, None], initial, state)
+        state = state_before(t, state, initial, documents_BT)
         if log_decay_BTH is not None:
             state = log_decay_BTH[:, t, :, None, None].to(dtype).exp() * state
         error_BHV = v[:, t] - torch.einsum("bhkv,bhk->bhv", state, k[:, t])

@@ -12,6 +12,14 @@ def document_starts(documents_BT: Tensor) -> Tensor:
     return torch.cat([first, documents_BT[:, 1:] != documents_BT[:, :-1]], dim=1)
 
 
+def state_before(t: int, state: Tensor, initial: Tensor, documents_BT: Tensor | None) -> Tensor:
+    """The state [B, H, ., .] that token t of a recurrence meets: the initial one where it is its document's first."""
+    if documents_BT is None or t == 0:
+        return state
+    starts_B = documents_BT[:, t] != documents_BT[:, t - 1]
+    return torch.where(starts_B[:, None, None, None], initial, state)
+
+
 def positions_in_document(documents_BT: Tensor) -> Tensor:
     """Each token's distance from its document's first token, int64 [B, T]."""
     index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)

@@ -20,7 +20,7 @@ from flashslm.ops.chunks import (
     read_states,
     unchunk,
 )
-from flashslm.ops.documents import document_starts
+from flashslm.ops.documents import state_before
 from flashslm.ops.precision import compute_dtype, without_autocast
 
 CHUNK_SIZE = 32  # with heads of 16 by 32, as fast on a CPU as 16 and 64
@@ -44,11 +44,9 @@ def gla_naive(inputs: GLAInputs) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(q_BTHK)
     q, k, v, log_decay = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK))
     initial = initial_state(k, v, initial_state_BHKV)
-    starts_BT = None if documents_BT is None else document_starts(documents_BT)
     state, outputs = initial, []
     for t in range(q.shape[1]):
-        if starts_BT is not None:
-            state = torch.where(starts_BT[:, t, None, None, None], initial, state)
+        state = state_before(t, state, initial, documents_BT)
         state = log_decay[:, t, :, :, None].exp() * state + torch.einsum("bhk,bhv->bhkv", k[:, t], v[:, t])
         outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
     return torch.stack(outputs, dim=1).to(v_BTHV.dtype), state

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashslm.ops.documents import ChunkedDocuments, chunk_documents, document_starts
+from flashslm.ops.documents import ChunkedDocuments, chunk_documents, state_before
 from flashslm.ops.precision import at_least_fp32, compute_dtype, without_autocast
 
 CHUNK_SIZE = 32  # on a CPU as fast as 64 or faster, at half the memory
@@ -60,11 +60,9 @@ def ssd_naive(inputs: SSDInputs) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(x_BTHP)
     x, dt, a, b, c = (v.to(dtype) for v in (x_BTHP, dt_BTH, a_H, b_BTN, c_BTN))
     initial = _initial_state(x, b, initial_state_BHPN)
-    starts_BT = None if documents_BT is None else document_starts(documents_BT)
     state, outputs = initial, []
     for t in range(x.shape[1]):
-        if starts_BT is not None:
-            state = torch.where(starts_BT[:, t, None, None, None], initial, state)
+        state = state_before(t, state, initial, documents_BT)
         decay_BH = torch.exp(dt[:, t] * a)
         state = decay_BH[..., None, None] * state + torch.einsum("bh,bhp,bn->bhpn", dt[:, t], x[:, t], b[:, t])
         outputs.append(torch.einsum("bhpn,bn->bhp", state, c[:, t]))
