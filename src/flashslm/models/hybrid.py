@@ -65,11 +65,14 @@ class Layer(nn.Module):
     def _streams(
         self, x_BTD: Tensor, meta_1MD: Tensor | None, text: Sequence, meta: Sequence
     ) -> tuple[Tensor, Tensor | None]:
-        state = None
-        if meta_1MD is not None:
-            meta_1MD, state = self.extend(meta_1MD, None, meta)
-            state = expand_state(state, x_BTD.shape[0])
-        return self.extend(x_BTD, state, text)[0], meta_1MD
+        if meta_1MD is None:
+            return self.extend(x_BTD, None, text)[0], None
+        if self.operator_name == "ffn":
+            return self._transform_both(x_BTD, text.angles, meta_1MD, meta.angles)
+        entered, entered_meta = self._enter_both(x_BTD, text.angles, meta_1MD, meta.angles)
+        mixed_meta, state = self.operator.mix(entered_meta, None, meta)
+        mixed, _ = self.operator.mix(entered, expand_state(state, x_BTD.shape[0]), text)
+        return self._leave_both(x_BTD, mixed, meta_1MD, mixed_meta)
 
     def extend(self, x_BTD: Tensor, state: State | None, sequence: Sequence) -> tuple[Tensor, State]:
         """Run T tokens from a state; returns the stream and the state after them."""
@@ -78,18 +81,33 @@ class Layer(nn.Module):
         mixed, state = self.operator.mix(self._enter(x_BTD, sequence.angles), state, sequence)
         return self._leave(x_BTD, mixed), state
 
-    @compiled_in_training
-    def _transform(self, x: Tensor, angles: Rotary) -> Tensor:
+    def _transformed(self, x: Tensor, angles: Rotary) -> Tensor:
         operator = self.operator
         return x + operator.output(operator.project(self.norm(x), angles))
 
-    @compiled_in_training
-    def _enter(self, x: Tensor, angles: Rotary) -> Parts:
+    def _entered(self, x: Tensor, angles: Rotary) -> Parts:
         return self.operator.project(self.norm(x), angles)
 
-    @compiled_in_training
-    def _leave(self, x: Tensor, mixed: Parts) -> Tensor:
+    def _left(self, x: Tensor, mixed: Parts) -> Tensor:
         return x + self.operator.output(mixed)
+
+    _transform = compiled_in_training(_transformed)
+    _enter = compiled_in_training(_entered)
+    _leave = compiled_in_training(_left)
+
+    # A part of both streams is one graph: fewer are compiled, and each weight is rounded once.
+
+    @compiled_in_training
+    def _transform_both(self, x: Tensor, angles: Rotary, meta: Tensor, meta_angles: Rotary) -> tuple[Tensor, Tensor]:
+        return self._transformed(x, angles), self._transformed(meta, meta_angles)
+
+    @compiled_in_training
+    def _enter_both(self, x: Tensor, angles: Rotary, meta: Tensor, meta_angles: Rotary) -> tuple[Parts, Parts]:
+        return self._entered(x, angles), self._entered(meta, meta_angles)
+
+    @compiled_in_training
+    def _leave_both(self, x: Tensor, mixed: Parts, meta: Tensor, mixed_meta: Parts) -> tuple[Tensor, Tensor]:
+        return self._left(x, mixed), self._left(meta, mixed_meta)
 
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
         """Run one token on a static state."""
