@@ -78,7 +78,10 @@ def _shared(pairs: Sequence[Pair], max_length: int) -> list[SharedContext]:
     for owner, (context, continuation) in enumerate(pairs):
         kept = (context + continuation)[-max_length - 1 :]
         if len(continuation) >= len(kept):
-            raise ValueError(f"a continuation of {len(continuation)} tokens exceeds max_length {max_length}")
+            raise ValueError(
+                f"a continuation of {len(continuation)} tokens exceeds max_length {max_length}, the model's positions "
+                "for text: leave the task out, or train a model with a larger max_position_embeddings"
+            )
         if continuation:
             by_context[tuple(kept[: len(kept) - len(continuation)])].append((owner, continuation))
     return [_group(context, members) for context, members in by_context.items()]

@@ -124,7 +124,7 @@ def test_batches_hold_their_budget_and_one_length_of_prefix() -> None:
 
 def test_what_is_too_long_is_refused(every_operator: HybridLM) -> None:
     scorer = Scorer(every_operator)
-    with pytest.raises(ValueError, match="continuation of 51 tokens exceeds max_length 50"):
+    with pytest.raises(ValueError, match=r"continuation of 51 tokens exceeds max_length 50, .*: leave the task out"):
         log_likelihoods(scorer, [Pair([1], [2] * 51)], 50)
     with pytest.raises(ValueError, match="rows of 3 tokens have no last 4"):
         scorer.last_hidden(torch.ones(1, 3, dtype=torch.int64), 4)
