@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 _RATIO = ("latency_over_reference", "latency_over_reference_low", "latency_over_reference_high")
-_STEADY = ("latency_low_ms", "latency_high_ms", *_RATIO)
+_STEADY = ("latency_low_ms", "latency_high_ms", *_RATIO, "latency_drift")
+# Of the reference model, slowest round over fastest, less 1: beyond it a busy machine slows two models unequally.
+MAX_DRIFT = 0.5
 
 
 class MeasuredModel(BaseModel):
@@ -32,6 +34,7 @@ class MeasuredModel(BaseModel):
     latency_over_reference: float | None = None  # the fixed reference model's latency on the same device, with interval
     latency_over_reference_low: float | None = None
     latency_over_reference_high: float | None = None
+    latency_drift: float | None = None  # of the reference model's rounds, relative
 
     @property
     def is_rounded(self) -> bool:
@@ -216,15 +219,21 @@ def _keeps(value: float, bound: float, higher_is_better: bool) -> bool:
 
 
 def _decided(
-    text: str, measured: bool, interval: str, judged: Judgement | None, unclear: Unclear, kind: str
+    text: str,
+    measured: bool,
+    interval: str,
+    judged: Judgement | None,
+    unclear: Unclear,
+    kind: str,
+    why: str = "the bound is inside",
 ) -> LimitCheck:
-    """By the interval; where the bound is inside it, as the recipe says; without one, by the measured value."""
+    """By the interval; where it cannot tell, as the recipe says; without one, by the measured value."""
     text += f": {interval}" if interval else ""
     if judged is None:
         return measured, text
     if judged != "cannot tell":
         return judged == "better", text
-    text += f"; the bound is inside: gate.cannot_tell.{kind} is {unclear}"
+    text += f"; {why}: gate.cannot_tell.{kind} is {unclear}"
     return {"hold": False, "measured": measured, "promote": True}[unclear], text
 
 
@@ -266,7 +275,12 @@ def _latency_against(candidate: MeasuredModel, champion: MeasuredModel, limits: 
     ratio = mine[0] / other[0]
     half = math.hypot(*(math.log(high / low) / 2 for _, low, high in (mine, other)))
     low, high, bound = ratio * math.exp(-half), ratio * math.exp(half), 1 + limits.max_latency_increase
-    outcome = judge(low, high, 1.0, higher_is_better=False)
+    outcome, judged = (judge(low, high, than, higher_is_better=False) for than in (1.0, bound))
+    why = "the bound is inside"
+    drift, whose = max((candidate.latency_drift or 0.0, "candidate"), (champion.latency_drift or 0.0, "champion"))
+    if drift > MAX_DRIFT:
+        outcome = judged = "cannot tell"
+        why = f"the reference drifted by {drift:.0%} beside the {whose}, at most {MAX_DRIFT:.0%}"
     interval = f"{outcome}, beside the reference model {ratio:.3f} times the champion's, 95 % interval {low:.3f} to "
-    judged, unclear = judge(low, high, bound, higher_is_better=False), limits.cannot_tell.latency
-    return _decided(text, ratio <= bound, f"{interval}{high:.3f}", judged, unclear, "latency")
+    unclear = limits.cannot_tell.latency
+    return _decided(text, ratio <= bound, f"{interval}{high:.3f}", judged, unclear, "latency", why)

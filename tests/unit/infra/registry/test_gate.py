@@ -219,6 +219,21 @@ def test_what_follows_a_noisy_latency_is_the_recipes_choice() -> None:
         assert any(f"the bound is inside: gate.cannot_tell.latency is {choice}" in check for check in verdict.checks)
 
 
+@pytest.mark.parametrize("busy", ["candidate", "champion"])
+def test_a_busy_machine_ends_without_a_verdict(busy: str) -> None:
+    """Two runs of one design on a busy machine: 1.34 times, interval 1.10 to 1.62, drifts of 81 % and 18 %."""
+    drift = {"candidate": 0.18, "champion": 0.18, busy: 0.81}
+    mine = steady(candidate(latency_drift=drift["candidate"]), 5.0, 0.01)
+    champion = steady(CHAMPION, 4.0, 0.01).model_copy(update={"latency_drift": drift["champion"]})
+    for choice, decision in (("hold", "hold"), ("measured", "hold"), ("promote", "promote")):
+        verdict = decide(mine, champion, "1", GateConfig.model_validate({"cannot_tell": {"latency": choice}}))
+        check = next(check for check in verdict.checks if "latency" in check)
+        assert verdict.decision == decision and ": cannot tell, beside the reference model 1.250 times" in check
+        assert f"drifted by 81% beside the {busy}, at most 50%: gate.cannot_tell.latency is {choice}" in check
+    quiet = decide(mine.model_copy(update={"latency_drift": 0.5}), steady(CHAMPION, 4.0, 0.01), "1", GateConfig())
+    assert any(": worse, beside the reference" in check for check in quiet.checks)
+
+
 @pytest.mark.parametrize(
     ("half", "limit", "decision"),
     [(0.01, 2.1, "promote"), (0.01, 1.9, "hold"), (0.2, 2.1, "hold"), (0.2, 3.0, "promote")],
