@@ -4,7 +4,7 @@ import io
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,16 @@ def living(processes: list[psutil.Process]) -> list[str]:
     return [str(p) for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.fixture
+def hang_up_ends() -> Iterator[None]:
+    """What SIGHUP does by default, also where the tests run under nohup: processes inherit it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.usefixtures("hang_up_ends")
 def test_stopped_launcher_ends_every_step_in_order(fake_runs: FakeRuns, number: signal.Signals) -> None:
     runs = fake_runs(retries=2)
     launcher = runs.start(sleep={"search_architecture": 60}, linger={"search_architecture worker=1": 1.0})

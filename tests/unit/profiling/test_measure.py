@@ -139,8 +139,13 @@ def test_kernels_are_compiled_by_building_every_entry(monkeypatch):
 def test_a_table_of_8_bits_is_measured_with_engines_of_8_bits(monkeypatch):
     """And so are whole models beside it."""
     rounded = []
-    monkeypatch.setattr(operator_step, "as_served", lambda model, weights: rounded.append(weights))
-    monkeypatch.setattr(engine, "as_served", lambda model, weights: rounded.append(weights))
+
+    def noted(model, weights):
+        rounded.append(weights)
+        return model
+
+    monkeypatch.setattr(operator_step, "as_served", noted)
+    monkeypatch.setattr(engine, "as_served", noted)
     for weights in ("full", "int8"):
         plan = PLAN.changed(widths=(16,), batches=(1,), contexts=(8,), weights=weights)
         table = measure_latency_table(plan)
