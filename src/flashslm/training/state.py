@@ -97,7 +97,8 @@ def _on_gpu(tensors: dict[str, Tensor]) -> bool:
 
 def _beside_the_loop(device: torch.device) -> AbstractContextManager[Any]:
     """A stream of its own: the copies that a stager makes do not wait for steps, and steps do not wait for them."""
-    return torch.cuda.stream(torch.cuda.Stream(device))  # of the device too: a thread begins on the first one
+    torch.cuda.set_device(device)  # a thread begins on the first GPU; leaving the stream would make a context there
+    return torch.cuda.stream(torch.cuda.Stream(device))
 
 
 def random_states() -> dict[str, str]:
