@@ -96,7 +96,7 @@ def add_up_gradients(model: nn.Module, now: bool) -> None:
     if current_world().size == 1:
         return
     if isinstance(replicas := getattr(model, "mean_gradients", None), MeanGradients):
-        replicas.on = now
+        replicas.begin(on=now)
         return
     model.set_requires_gradient_sync(now)  # type: ignore[operator]
     model.set_reshard_after_backward(now)  # type: ignore[operator]

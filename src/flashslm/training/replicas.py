@@ -19,14 +19,18 @@ class MeanGradients:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.on = True
         # About the order in which a backward pass makes them.
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad][::-1]
+        self.begin(on=True)
+        for number, parameter in enumerate(self._parameters):
+            parameter.register_post_accumulate_grad_hook(partial(self._take, number))
+
+    def begin(self, on: bool) -> None:
+        """Before a backward pass; what one that failed has left is dropped."""
+        self.on = on
         self._made: set[int] = set()
         self._sent: list[tuple[dist.Work, Tensor]] = []
         self._next = 0
-        for number, parameter in enumerate(self._parameters):
-            parameter.register_post_accumulate_grad_hook(partial(self._take, number))
 
     def _take(self, number: int, parameter: Tensor) -> None:
         if not self.on:
@@ -54,4 +58,4 @@ class MeanGradients:
             work.wait()
         if sums := [gradient for _, gradient in self._sent if not gradient.is_cuda]:
             torch._foreach_div_(sums, dist.get_world_size())
-        self._made, self._sent, self._next = set(), [], 0
+        self.begin(self.on)

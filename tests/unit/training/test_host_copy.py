@@ -105,14 +105,25 @@ def test_memory_that_is_not_there_is_asked_for_again(
     assert pinning.threads() == ["pin", "MainThread", "MainThread"]
 
 
-def test_a_training_takes_it_before_its_first_checkpoint(pinning: Pinning, tmp_path: Path) -> None:
+def test_a_training_takes_it_before_its_first_checkpoint(
+    pinning: Pinning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And gives the same run as one on a CPU, which takes none."""
     fetch, models = tiny.fetching(tiny.write_dataset(tmp_path / "dataset")), (tiny.model(), tiny.model())
     spec = tiny.spec(tiny.config(), weight_norm=True)
     plain = train(spec, models[0], fetch)
-    assert pinning.by_thread == [], "without a store there are no checkpoints"
+    assert pinning.by_thread == [], "without a store nothing is saved"
+    asked, prepare = list[set[str]](), HostCopy.prepare
+
+    def noted(copy: HostCopy, tensors: dict[str, Tensor]) -> None:
+        asked.append(set(tensors))
+        prepare(copy, tensors)
+
+    monkeypatch.setattr(HostCopy, "prepare", noted)
     stored = train(spec, models[1], fetch, tiny.DirectoryStore(tmp_path / "store"))
     assert stored.curve() == plain.curve() and pinning.by_thread
+    # A weight, two moments and a count of steps for each parameter.
+    assert [len(names) for names in asked] == [4 * len(list(models[1].parameters()))]
     states = models[0].state_dict(), models[1].state_dict()
     torch.testing.assert_close(*states, atol=0, rtol=0)
 

@@ -48,6 +48,28 @@ def test_gradients_are_sent_once_in_the_order_of_the_parameters(group: None, mon
         torch.testing.assert_close(sent, [gradient / 4 for gradient in expected])
         model.zero_grad()
         sent.clear()
-    means.on = False
+    means.begin(on=False)
     model(torch.tensor(0.5)).backward()
     assert sent == [] and model.last.grad is not None
+
+
+def test_a_backward_pass_that_failed_leaves_nothing_to_the_next(group: None) -> None:
+    class Failing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            raise RuntimeError("a kernel failed")
+
+    model, sent = Branches(), list[Tensor]()
+    means = MeanGradients(model)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        (model.first * (Failing.apply(model.last) * model.middle).sin()).backward()
+    means.begin(on=True)
+    with pytest.MonkeyPatch.context() as patch:
+        send = dist.all_reduce
+        patch.setattr(dist, "all_reduce", lambda tensor, *a, **k: (sent.append(tensor), send(tensor, *a, **k))[1])
+        model(torch.tensor(0.5)).backward()
+    assert len(sent) == 3, "one for each parameter that has a gradient"
