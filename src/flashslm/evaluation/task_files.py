@@ -13,6 +13,7 @@ import yaml
 
 from flashslm.config import EvaluationConfig, digest
 from flashslm.data.source_paths import content_state, tree_state
+from flashslm.evaluation.task_data import LOADERS
 
 SUFFIXES = (".yaml", ".yml")
 _FUNCTION = "!function"
@@ -67,7 +68,10 @@ def with_digests(config: EvaluationConfig) -> EvaluationConfig:
 
 def takes_task_data(task: str) -> bool:
     """Whether the set of a task comes from evaluation.task_data, if that is given: a file may name data of its own."""
-    return not is_file(task) or not _data_patterns(_with_includes(Path(task)))
+    if not is_file(task):
+        return True
+    values = _with_includes(Path(task))
+    return values.get("dataset_path") not in LOADERS and not _data_patterns(values)  # of LOADERS URLs too
 
 
 def _digests(config: EvaluationConfig) -> dict[str, str]:

@@ -55,7 +55,7 @@ def specifications(names: Sequence[str]) -> list[Any]:
 
 def not_decontaminated(config: EvaluationConfig) -> list[str]:
     """The tasks, presets expanded, whose sets `evaluation.task_data` does not hold: no text of them was kept out of the
-    training text. Tasks that make their own text are none of these.
+    training text. Tasks that make their own text are none of these; a group of the harness's is named as a whole.
     """
     manager = find_tasks(config.lm_eval_tasks)
     return [

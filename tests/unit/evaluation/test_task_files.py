@@ -94,3 +94,22 @@ def test_another_users_file_is_refused(task: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("os.getuid", lambda: 4242)
     (problem,) = task_files.problems([str(task)])
     assert "helpers.py" in problem and "belongs to another user" in problem
+
+
+@pytest.mark.parametrize(
+    ("source", "takes"),
+    [
+        ("dataset_path: json\ndataset_kwargs: {data_files: own.jsonl}\n", False),
+        ("dataset_path: json\ndataset_kwargs: {data_files: 'https://example.org/own.jsonl'}\n", False),
+        (
+            "dataset_path: parquet\ndataset_kwargs: {data_files: {test: 'hf://datasets/OWNER/NAME/own.parquet'}}\n",
+            False,
+        ),
+        ("dataset_path: baber/piqa\n", True),
+    ],
+)
+def test_a_file_that_names_its_own_data_takes_none_of_the_recipes(source: str, takes: bool, tmp_path: Path) -> None:
+    task = tmp_path / "own.yaml"
+    task.write_text("task: own\n" + source)
+    assert task_files.takes_task_data(str(task)) is takes
+    assert task_files.takes_task_data("piqa")
