@@ -1,6 +1,7 @@
 """For all tests: no garbage collection walks what test modules and the libraries they import have made."""
 
-from collections.abc import Generator
+import signal
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -11,3 +12,11 @@ from flashslm.infra.process.collection import collection_held
 def pytest_collection() -> Generator[None, object, object]:
     with collection_held():
         return (yield)
+
+
+@pytest.fixture
+def hang_up_ends() -> Iterator[None]:
+    """What SIGHUP does by default, also where the tests run under nohup: processes inherit it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

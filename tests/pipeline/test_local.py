@@ -4,7 +4,7 @@ import io
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,14 +141,6 @@ def sleepers(runs: Any, launcher: subprocess.Popen[str], count: int) -> list[psu
 
 def living(processes: list[psutil.Process]) -> list[str]:
     return [str(p) for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
-@pytest.fixture
-def hang_up_ends() -> Iterator[None]:
-    """What SIGHUP does by default, also where the tests run under nohup: processes inherit it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

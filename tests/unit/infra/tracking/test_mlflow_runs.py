@@ -47,14 +47,6 @@ def test_nested_params_become_dotted_names():
     }
 
 
-@pytest.fixture
-def hang_up_ends():
-    """What SIGHUP does by default, also where the tests run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.usefixtures("hang_up_ends")
 def test_a_request_to_end_unwinds_and_the_handler_is_put_back(number):
