@@ -1,7 +1,6 @@
 """A cluster for this process whose pods are processes here, started as Kubeflow Trainer starts them."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import pytest
 from flashslm.config import PlatformConfig
 from flashslm.infra.kubernetes import train_job
 from flashslm.infra.kubernetes.client import Kubernetes
+from flashslm.infra.stack import daemons
 from flashslm.launch.kfp.cluster_pass import for_cluster
 from flashslm.launch.labels import step_of
 from flashslm.ops import kernel_cache
@@ -45,9 +45,7 @@ def run_pods(cache: Path, server: FakeKubernetes, job: Document) -> None:
     Each has a directory of its own for compiled kernels, kernels-0 and so on below `cache`.
     """
     name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = daemons.free_ports(1)
     cluster = {
         "PET_NNODES": str(trainer["numNodes"]),
         "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),

@@ -1,7 +1,6 @@
 """The command line: what a person sees when something is wrong, and what scripts read."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typer.testing import CliRunner
 from flashslm import __version__
 from flashslm.cli.app import app
 from flashslm.config.file import ConfigError
+from flashslm.infra.stack import daemons
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,9 +131,7 @@ def test_the_version_and_the_groups_of_commands() -> None:
 
 @pytest.mark.parametrize("command", [["list"], ["show", "x"], ["logs", "x", "gate"], ["cancel", "x"]])
 def test_a_dead_host_is_named_at_once(command: list[str]) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+    (port,) = daemons.free_ports(1)
     began_s = time.monotonic()
     result = CliRunner().invoke(app, ["runs", *command, "--host", f"http://127.0.0.1:{port}"])
     assert result.exit_code == 1 and f"nothing answers at http://127.0.0.1:{port}" in str(result.exception)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flashslm.infra.stack import daemons
 from flashslm.models.hybrid import HybridLM
 from flashslm.training.spec import TrainOutcome
 from flashslm.training.trainer import train
@@ -37,9 +37,7 @@ CPU = Where()
 
 def run_workers(arguments: list[dict], size: int, code: int = 0) -> None:
     """What `torchrun --nproc-per-node size` sets up; `code` is what each worker is to exit with."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = daemons.free_ports(1)
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-m", "tests.unit.training.worker", json.dumps(arguments)]
     workers = [

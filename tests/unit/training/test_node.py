@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flashslm.infra.stack import daemons
 from flashslm.steps.pretrain import WATCHED, WORKER
 from flashslm.training.node import TRAINED, node_command
 from tests.waiting import wait_until
@@ -26,9 +26,7 @@ def command(*arguments: str) -> list[str]:
 
 def first_of_two_nodes() -> dict[str, str]:
     """What Trainer sets; the other node never comes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = daemons.free_ports(1)
     cluster = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": "0"}
     return os.environ | cluster | {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
 

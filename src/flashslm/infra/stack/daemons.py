@@ -20,8 +20,10 @@ from flashslm.infra.process.private import private_directory, private_files
 from flashslm.infra.settings import FOREIGN_VARIABLES
 
 _MARK = "FLASHSLM_DAEMON"  # in a daemon's environment and so in its children's: how leftovers are recognised
-_PORTS = range(20_000, 32_000)  # below the ephemeral range; SeaweedFS also needs each port + 10000
 GRPC_OFFSET = 10_000
+# with the offset still below 32768, where the kernel takes the ports of outgoing connections from; no two of them are
+# one offset apart
+_PORTS = range(12_000, 22_000)
 
 
 class StackError(RuntimeError):
