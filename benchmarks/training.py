@@ -1,7 +1,7 @@
 """Measure training on this machine: each preset with weight normalisation and without, beside a peer of its shape.
 
     .venv/bin/python benchmarks/training.py [--presets nemotron-flash-1b ...] [--steps 30] [--sequence-length 4096]
-                                            [--batch 8] [--width W] [--checkpoint] [--deterministic]
+                                            [--batch 8] [--width W] [--graph] [--checkpoint] [--deterministic]
                                             [--processes N ...] [--shard-processes S ...] [--gather-dtype D ...]
                                             [--output FILE] [--max-minutes M] [--max-minutes-each M]
 
@@ -12,6 +12,7 @@ step is what a process takes that finds compiled kernels. More on demand, in thi
                       against those of one process with N micro-batches; several numbers are measured in turn, each
                       with every S of --shard-processes (S hold a copy together; 0: all, 1: each its own) and every D
                       of --gather-dtype (of the weights that they send each other; where S is 1 of the first alone)
+    --graph           whole steps as a CUDA graph too, in the timed run, so that they stand beside the same peer
     --checkpoint      how much steps slow down while a checkpoint is written (by that second process)
     --deterministic   the same steps under deterministic algorithms
     --width W         the first step of a process at a hidden size that the ones before did not have
@@ -57,7 +58,8 @@ class Session:
     def measure(self, preset: str) -> None:
         """The preset's timed run, then what is asked for besides, part by part."""
         peer = ["--peer", PEERS[preset]] if PEERS.get(preset) else []
-        if first := self._bench(preset, self.given.steps, peer):
+        graph = ["--graph"] if self.given.graph else []
+        if first := self._bench(preset, self.given.steps, peer + graph):
             row = {key: value for key, value in first.items() if key not in Provenance.model_fields}
             self.record["training"].append(row)
             self._write()
@@ -177,6 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sequence-length", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--width", type=int, default=0)
+    parser.add_argument("--graph", action="store_true")
     parser.add_argument("--checkpoint", action="store_true")
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--processes", type=int, nargs="+", default=[])

@@ -32,11 +32,16 @@ COMPARED_STEPS = 3
 
 
 class TrainingPeerResult(StepSpeed):
-    """The same shape in the library that `engine` names; `ratio` is our tokens/s over its."""
+    """The same shape in the library that `engine` names.
+
+    `ratio` is our tokens/s over its, without weight normalisation; `graph_ratio` is that of whole recorded steps, with
+    it.
+    """
 
     engine: str
     peak_memory_bytes: int
     ratio: float
+    graph_ratio: float | None = None
 
 
 class TrainingResult(Provenance):
@@ -125,7 +130,7 @@ def bench_training(
         peak_memory_bytes=peak_bytes,
         checkpoint=cost,
         graph=compared,
-        peer=_measure_peer(case, peer, off) if peer else None,
+        peer=_measure_peer(case, peer, off, compared) if peer else None,
     )
 
 
@@ -161,7 +166,9 @@ def _step_loss(case: TrainingCase, step: TrainStep, index: int) -> float:
     return sum_over_ranks(result.loss / world.size).item()
 
 
-def _measure_peer(case: TrainingCase, library: Library, ours: StepSpeed) -> TrainingPeerResult:
+def _measure_peer(
+    case: TrainingCase, library: Library, ours: StepSpeed, compared: GraphComparison | None
+) -> TrainingPeerResult:
     memory.reset_peak(case.device)
     with _settings(case):
         engine, trained = build_peer(case, library)
@@ -172,6 +179,7 @@ def _measure_peer(case: TrainingCase, library: Library, ours: StepSpeed) -> Trai
         engine=engine,
         peak_memory_bytes=memory.peak_bytes(case.device),
         ratio=ours.tokens_per_s / speed.tokens_per_s,
+        graph_ratio=compared.graph.tokens_per_s / speed.tokens_per_s if compared else None,
     )
     del trained
     memory.release(case.device)

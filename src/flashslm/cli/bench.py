@@ -274,6 +274,8 @@ def show_training(result: "TrainingResult") -> None:
     if result.peer:
         rows["peer"] = result.peer
         engine = f"{result.peer.engine}: ours is {result.peer.ratio:.2f} times as fast"
+        if ratio := result.peer.graph_ratio:
+            engine += f", and {ratio:.2f} times as a CUDA graph with weight normalisation"
         out.print(f"{'peer':<12}  {engine}", highlight=False, markup=False, soft_wrap=True)
     speeds = ("tokens/s", "TFLOP/s", "MFU", "step ms", "p90", "loader wait")
     out.print(_table(speeds, {name: _speed_cells(speed) for name, speed in rows.items()}))

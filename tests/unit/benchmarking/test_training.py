@@ -15,7 +15,7 @@ import benchmarks.training
 from flashslm.benchmarking import checkpoint_cost, training, training_graph, training_peer
 from flashslm.benchmarking.training import bench_training
 from flashslm.benchmarking.training_peer import build_peer, require_peer
-from flashslm.benchmarking.training_steps import PARTS, TrainingCase, random_batch
+from flashslm.benchmarking.training_steps import PARTS, Trained, TrainingCase, random_batch
 from flashslm.cli.app import app
 from flashslm.cli.bench import show_training
 from flashslm.config import KernelsConfig, ModelConfig, TrainingConfig
@@ -138,15 +138,26 @@ class Capture:
         return work, StepResult(torch.zeros(()), torch.zeros(()))
 
 
-def test_both_forms_of_a_step_are_timed(monkeypatch):
+def small_peer(case):
+    """A library's model: here the project's own."""
+    step = TrainStep(HybridLM.build(case.architecture), TrainingConfig(), case.precision, weight_norm=False)
+    step.begin(0)
+    return Trained(step.loss, step.update, lambda: None)
+
+
+def test_both_forms_of_a_step_are_timed(monkeypatch, capsys):
     monkeypatch.setattr(training_graph, "not_recordable", lambda step: "")
     monkeypatch.setattr("flashslm.training.step_graph.CudaCapture", lambda device: Capture())
-    result = bench_training(case(steps=4), KernelsConfig(), graph=True)
+    monkeypatch.setattr(training, "require_peer", lambda *_: None)
+    monkeypatch.setattr(training, "build_peer", lambda case, library: (library, small_peer(case)))
+    result = bench_training(case(steps=4), KernelsConfig(), "transformers", graph=True)
     for form in (result.graph.plain, result.graph.graph):
         assert 0 < form.step_ms_median <= form.step_ms_p90 and form.busy_share is None
         assert form.tokens_per_s == pytest.approx(32 / (form.step_ms_median * 1e-3))
     assert result.graph.speed_up == result.graph.plain.step_ms_median / result.graph.graph.step_ms_median
+    assert result.peer.graph_ratio == result.graph.graph.tokens_per_s / result.peer.tokens_per_s
     show_training(result)
+    assert f"and {result.peer.graph_ratio:.2f} times as a CUDA graph" in " ".join(capsys.readouterr().out.split())
 
 
 def test_no_number_is_cut_off_where_80_characters_are_wide(monkeypatch, capsys):
