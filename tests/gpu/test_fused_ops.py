@@ -98,12 +98,12 @@ def test_ssd(dtype, size, state_size, length, packed, assert_close, random_docum
 @packed_or_not
 @every_length
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("channels, bias", [(96, True), (384, False)], ids=["bias", "no-bias"])
-def test_causal_conv(channels, bias, dtype, length, packed, assert_close, random_documents):
+@pytest.mark.parametrize("channels, bias, rest", [(96, True, 5), (384, False, 0)], ids=["bias-rest", "no-bias"])
+def test_causal_conv(channels, bias, rest, dtype, length, packed, assert_close, random_documents):
     from flashslm.ops.fused.causal_conv import causal_conv_triton
 
     x, weight, state = (
-        normal(2, length, channels, dtype=dtype),
+        normal(2, length, channels + rest, dtype=dtype),
         normal(channels, 4),
         normal(1, channels, 3, dtype=dtype),
     )
@@ -115,7 +115,11 @@ def test_causal_conv(channels, bias, dtype, length, packed, assert_close, random
         parts, last = causal_conv_triton(ConvInputs(*given, **options), sizes)
         return torch.cat(parts, dim=-1), last
 
-    assert_close(of_tensors(ConvInputs, causal_conv_naive), in_parts, inputs, TOLERANCE[dtype], documents_BT=documents)
+    def naive(x, *given, **options):
+        output, last = causal_conv_naive(ConvInputs(x[..., :channels], *given, **options))
+        return torch.cat([output, x[..., channels:]], dim=-1), last
+
+    assert_close(naive, in_parts, inputs, TOLERANCE[dtype], documents_BT=documents)
 
 
 @packed_or_not

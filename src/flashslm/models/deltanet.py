@@ -45,18 +45,17 @@ class DeltaNet(Operator):
         self.o_norm = RMSNorm(self.head_dim, INNER_NORM_EPS)
 
     def project(self, x: Tensor, angles: Rotary) -> Parts:
-        return project_together(x, self.q_proj, self.k_proj, self.v_proj), at_least_fp32(self.b_proj(x)).sigmoid()
+        return (project_together(x, self.q_proj, self.k_proj, self.v_proj, self.b_proj),)
 
     def mix(self, projected: Parts, state: State | None, sequence: Sequence) -> tuple[Parts, State]:
         conv_before, delta_before = (None, None) if state is None else cast(DeltaNetState, state)
-        qkv, beta, *decay_and_gate = projected
+        qkvb, *decay_and_gate = projected
         documents, log_decay = sequence.documents_BT, decay_and_gate[0] if decay_and_gate else None
-        beta = sequence.without_padding(beta, 0.0)  # writes nothing
         log_decay = None if log_decay is None else sequence.without_padding(log_decay, 0.0)
-        sizes = [qkv.shape[-1] // 3] * 3
-        convolved = ConvInputs(qkv, self._conv_weight(), None, conv_before, documents, sequence.length)
-        parts, conv = causal_conv(convolved, sizes)
+        convolved = ConvInputs(qkvb, self._conv_weight(), None, conv_before, documents, sequence.length)
+        (*parts, b), conv = causal_conv(convolved, [self.q_proj.out_features] * 3)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
+        beta = sequence.without_padding(at_least_fp32(b).sigmoid(), 0.0)  # writes nothing
         inputs = DeltaRuleInputs(q, k, v, beta, delta_before, documents, log_decay)
         o, delta = delta_rule(inputs, normalise=True)
         return (o, *decay_and_gate[1:]), DeltaNetState(conv, delta)
@@ -68,11 +67,13 @@ class DeltaNet(Operator):
 
     def step(self, x_BD: Tensor, state: State, position: DecodePosition) -> Tensor:
         before = cast(DeltaNetState, state)
-        qkv, beta, *decay_and_gate = self.project(x_BD, position.angles)
+        qkvb, *decay_and_gate = self.project(x_BD, position.angles)
         log_decay = decay_and_gate[0] if decay_and_gate else None
+        qkv, b = qkvb.split([3 * self.q_proj.out_features, self.b_proj.out_features], dim=-1)
         convolved = causal_conv_step(qkv, self._conv_weight(), None, before.conv)
         q, k, v = convolved.unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
         q, k = normalise_heads(q, k)
+        beta = at_least_fp32(b).sigmoid()
         o = delta_rule_step(DeltaRuleToken(q, k, v, beta, before.delta, log_decay))
         return self.output((o, *decay_and_gate[1:]))
 

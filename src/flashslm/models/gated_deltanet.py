@@ -26,9 +26,9 @@ class GatedDeltaNet(DeltaNet):
         self.dt_bias = nn.Parameter(torch.empty(heads))
 
     def project(self, x: Tensor, angles: Rotary) -> Parts:
-        qkv, beta = super().project(x, angles)
+        (qkvb,) = super().project(x, angles)
         dt = F.softplus(at_least_fp32(self.a_proj(x)) + self.dt_bias)
-        return qkv, beta, -at_least_fp32(self.A_log).exp() * dt, self.g_proj(x)
+        return qkvb, -at_least_fp32(self.A_log).exp() * dt, self.g_proj(x)
 
     def output(self, mixed: Parts) -> Tensor:
         o, gate = mixed

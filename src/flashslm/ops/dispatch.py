@@ -79,13 +79,20 @@ def ssd_step(token: SSDToken) -> Tensor:
 
 
 def causal_conv(inputs: ConvInputs, sizes: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Short causal convolution with SiLU; the output is cut into up to three parts of these sizes."""
+    """Short causal convolution with SiLU; the output is cut into up to three parts of these sizes.
+
+    Channels of x behind those of the weight are not convolved: they come as a last part. A joined projection's gradient
+    is then written as a whole.
+    """
     if backend_of("causal_conv", inputs.x_BTD) == "triton":
         from flashslm.ops.fused.causal_conv import causal_conv_triton
 
         return causal_conv_triton(inputs, sizes)
-    y, state = causal_conv_shifted(inputs)
-    return torch.split(y, list(sizes), dim=-1), state
+    channels = inputs.weight_DK.shape[0]
+    x_BTD, *rest = inputs.x_BTD.split([channels, inputs.x_BTD.shape[-1] - channels], dim=-1)
+    y, state = causal_conv_shifted(inputs._replace(x_BTD=x_BTD))
+    rest = [part for part in rest if part.shape[-1]]
+    return (*torch.split(y, list(sizes), dim=-1), *rest), state
 
 
 def attention_heads(inputs: HeadsInputs) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashslm.ops.causal_conv import ConvInputs, causal_conv_naive, causal_conv_shifted, causal_conv_step
+from flashslm.ops.dispatch import causal_conv
 from tests.op_calls import of_tensors
 
 NAIVE, SHIFTED = of_tensors(ConvInputs, causal_conv_naive), of_tensors(ConvInputs, causal_conv_shifted)
@@ -24,6 +25,23 @@ def test_fast_is_naive_with_gradients(length, with_bias, with_state, packed, ass
     x, weight, bias, state = make_inputs(length)
     inputs = [x, weight, bias if with_bias else None, state if with_state else None]
     assert_same(NAIVE, SHIFTED, inputs, random_documents(2, length) if packed else None, 1e-12)
+
+
+@pytest.mark.parametrize("rest", [1, 3])
+def test_channels_without_a_weight_are_handed_through(rest, assert_same, random_documents):
+    x, weight, bias, state = make_inputs(7)
+    inputs = [torch.cat([x, torch.randn(2, 7, rest, dtype=x.dtype)], dim=-1), weight, bias, state]
+
+    def in_parts(*given, **options):
+        parts, last = causal_conv(ConvInputs(*given, **options), [3, 5, 2])
+        assert [part.shape[-1] for part in parts] == [3, 5, 2, rest]
+        return torch.cat(parts, dim=-1), last
+
+    def naive(x, *given, **options):
+        output, last = causal_conv_naive(ConvInputs(x[..., :10], *given, **options))
+        return torch.cat([output, x[..., 10:]], dim=-1), last
+
+    assert_same(naive, in_parts, inputs, random_documents(2, 7), 1e-12)
 
 
 def test_documents_shorter_than_the_window(assert_same):

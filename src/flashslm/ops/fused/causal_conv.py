@@ -2,7 +2,7 @@
 
 A program walks along the tokens of a segment with its channels' window in registers: every value is read once, four
 rows ahead of its use, and written once. Outputs are cut into parts, and gradients taken in parts, so that neither
-needs a copy.
+needs a copy. Channels that are not convolved are handed through, so that a joined projection's gradient is whole.
 """
 
 from collections.abc import Sequence
@@ -196,7 +196,7 @@ def _put_sums(pointer, channels, mask, s0, s1, s2, s3):
 @triton.jit
 def _backward(
     x_ptr, weight_ptr, bias_ptr, initial_ptr, place_ptr, g0_ptr, g1_ptr, g2_ptr,
-    dx_ptr, sums_ptr,
+    dx_ptr, sums_ptr, dx_token,
     length, channels, x_batch, x_token, initial_batch,
     blocks_0, blocks_1, start_1, start_2, size_0, size_1, size_2,
     HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr,
@@ -235,7 +235,7 @@ def _backward(
             g = dy * gate * (1.0 + before * (1.0 - gate))
             dx = a3 + tl.where(place >= 3, w0 * g, 0.0)
             tl.store(
-                dx_ptr + (row * length + now - 3) * channels + inside,
+                dx_ptr + (row * length + now - 3) * dx_token + inside,
                 dx.to(dx_ptr.dtype.element_ty),
                 mask=mask & (now - 3 >= first) & (now - 3 < length) & (now - 3 < first + SEGMENT),
             )
@@ -255,7 +255,7 @@ def _backward(
 
 
 class _CausalConv(torch.autograd.Function):
-    """Three parts [B, T, size]; a part of no channels is an empty tensor."""
+    """Three parts [B, T, size] and what is not convolved; a part of no channels is an empty tensor."""
 
     @staticmethod
     def forward(
@@ -267,25 +267,26 @@ class _CausalConv(torch.autograd.Function):
         places: Tensor | None,
         sizes: tuple[int, int, int],
     ) -> tuple[Tensor, ...]:
-        batch, length, channels = x.shape
+        (batch, length, _), channels = x.shape, weight.shape[0]
         parts = tuple(x.new_empty(batch, length, size) for size in sizes)
         grid, arguments, options = _launch(x, initial, bias, places, sizes)
         _forward[grid](x, weight, bias, initial, places, *parts, length, channels, *arguments, **options)
         ctx.save_for_backward(x, weight, bias, initial, places)
         ctx.sizes = sizes
-        return parts
+        return *parts, x[..., channels:].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, initial, places = ctx.saved_tensors
-        batch, length, channels = x.shape
+        (batch, length, width), channels = x.shape, weight.shape[0]
         grid, arguments, options = _launch(x, initial, bias, places, ctx.sizes)
-        dx = x.new_empty(batch, length, channels)
+        dx = x.new_empty(batch, length, width)
+        dx[..., channels:] = gradients[-1]
         sums = torch.empty(batch, grid[1], 8, channels, dtype=torch.float32, device=x.device)
-        given = [g.contiguous() for g in gradients]
+        given = [g.contiguous() for g in gradients[:-1]]
         _backward[grid](
-            x, weight, bias, initial, places, *given, dx, sums, length, channels, *arguments, **options
+            x, weight, bias, initial, places, *given, dx, sums, width, length, channels, *arguments, **options
         )  # fmt: skip
         of_row = sums.sum(1)
         total = of_row.sum(0)
@@ -319,10 +320,10 @@ def _launch(
 def causal_conv_triton(inputs: ConvInputs, sizes: Sequence[int] = ()) -> tuple[tuple[Tensor, ...], Tensor]:
     """Returns what `causal_conv_naive` does, its output cut into up to three parts of these sizes (none: one part).
 
-    ValueError for another number of taps than four.
+    Channels of x behind those of the weight are a last part. ValueError for another number of taps than four.
     """
     x_BTD, weight_DK, bias_D, initial_state_BDK1, documents_BT, length = inputs
-    batch, _, channels = x_BTD.shape
+    batch, channels = x_BTD.shape[0], weight_DK.shape[0]
     if weight_DK.shape[1] != TAPS:
         raise ValueError(f"the fused convolution has {TAPS} taps, the weight {weight_DK.shape[1]}: take 'shifted'")
     sizes = tuple(sizes) or (channels,)
@@ -331,13 +332,15 @@ def causal_conv_triton(inputs: ConvInputs, sizes: Sequence[int] = ()) -> tuple[t
     places = None if documents_BT is None else positions_in_document(documents_BT).int().contiguous()
     contiguous = None if initial is None else initial.contiguous()
     padded = (*sizes, 0, 0)[:3]
-    parts = _CausalConv.apply(x, weight_DK.contiguous(), bias_D, contiguous, places, padded)
+    *parts, rest = _CausalConv.apply(x, weight_DK.contiguous(), bias_D, contiguous, places, padded)
+    found = (*parts[: len(sizes)], *([rest] if rest.shape[-1] else []))
+    convolved_BTD = x_BTD[..., :channels]
     if initial is None:
         initial = x.new_zeros(batch, channels, TAPS - 1)
     initial = initial.to(x.dtype).expand(batch, -1, -1)
     if documents_BT is None:
-        return parts[: len(sizes)], last_inputs(x_BTD, initial, length)
-    return parts[: len(sizes)], _last_inputs_in_document(x_BTD, initial, documents_BT)
+        return found, last_inputs(convolved_BTD, initial, length)
+    return found, _last_inputs_in_document(convolved_BTD, initial, documents_BT)
 
 
 def _last_inputs_in_document(x_BTD: Tensor, initial_BDK1: Tensor, documents_BT: Tensor) -> Tensor:
