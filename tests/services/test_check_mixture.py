@@ -7,7 +7,8 @@ import pytest
 
 from flashslm.config import RunConfig
 from flashslm.infra.events import Events
-from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreError
+from flashslm.infra.storage.errors import StoreError
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.steps import check_recipe
 from flashslm.steps.context import StepContext
 

@@ -16,15 +16,8 @@ from botocore.exceptions import ClientError
 
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.storage import object_store, s3
-from flashslm.infra.storage.object_store import (
-    Manifest,
-    ObjectCorrupt,
-    ObjectMissing,
-    ObjectStore,
-    PreconditionFailed,
-    StoreError,
-    StoreUnavailable,
-)
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.tree import MARKER, FileEntry, HashingSink, hash_tree, tree_digest
 
 pytestmark = pytest.mark.services

@@ -16,7 +16,8 @@ import pytest
 
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
-from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreUnavailable
+from flashslm.infra.storage.errors import StoreUnavailable
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.tree import hash_tree, index_key_of, tree_digest, tree_prefix
 from flashslm.infra.tracking.mlflow_client import TrackingClient
 from flashslm.steps import attempts

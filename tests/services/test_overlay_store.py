@@ -18,7 +18,8 @@ import pytest
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import daemons, seaweedfs
 from flashslm.infra.stack.certificates import AUTHORITY, CERTIFICATE, KEY, ensure_certificates
-from flashslm.infra.storage.object_store import ObjectStore, StoreError
+from flashslm.infra.storage.errors import StoreError
+from flashslm.infra.storage.object_store import ObjectStore
 from tests.manifests.rendering import find, pods, rendered
 
 pytestmark = pytest.mark.services

@@ -20,7 +20,8 @@ from flashslm.data.encoding import TextEncoder
 from flashslm.data.prepare import prepare_dataset
 from flashslm.data.shards import SplitReader
 from flashslm.infra.settings import Settings
-from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectStore
+from flashslm.infra.storage.errors import ObjectCorrupt
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.steps.prepare_data import MARKERS
 from flashslm.steps.run import run_step
 from tests.unit.data.corpora import make_texts, write_jsonl

@@ -11,8 +11,8 @@ import pytest
 from flashslm.infra.registry import champion_record, long_tags, model_registry
 from flashslm.infra.registry.model_registry import Lineage, PromotionConflict, RegistryError
 from flashslm.infra.storage import lease
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing
 from flashslm.infra.storage.lease import LeaseTimeout
-from flashslm.infra.storage.object_store import ObjectCorrupt, ObjectMissing
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.infra.tracking.mlflow_client import TrackingClient
 

@@ -20,7 +20,8 @@ from flashslm.data.loader import TokenLoader
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage import streamed_tree
 from flashslm.infra.storage import tree as trees
-from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectMissing, ObjectStore, StoreError
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing, StoreError
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.streamed_tree import StreamedTree
 from flashslm.infra.storage.tree import MARKER
 from flashslm.training.trainer import train

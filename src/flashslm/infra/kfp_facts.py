@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from flashslm.config import RunConfig
 from flashslm.infra.storage import long_sections
+from flashslm.infra.storage.errors import StoreError
 from flashslm.infra.storage.object_store import ObjectStore
-from flashslm.infra.storage.s3 import StoreError
 
 RUN_TAG = "kfp.pipeline_run_id"  # of an MLflow run; KFP's plug-in for MLflow sets the same
 # Optional: where pods reach KFP's API, and where people see KFP.

@@ -19,8 +19,8 @@ from typing import Any
 
 from flashslm.infra.process.interrupts import StopRequest
 from flashslm.infra.process.parent import PARENT_PID
+from flashslm.infra.storage.errors import StoreUnavailable
 from flashslm.infra.storage.lease import LeaseTimeout
-from flashslm.infra.storage.s3 import StoreUnavailable
 from flashslm.infra.tracking.mlflow_client import MlflowUnavailable
 from flashslm.training.side_by_side import WorkerKilled
 

@@ -8,7 +8,8 @@ from flashslm.evaluation.comparison import compare_items
 from flashslm.infra.registry import model_registry
 from flashslm.infra.registry.gate import Comparison, MeasuredModel, Verdict, decide
 from flashslm.infra.registry.model_registry import ModelVersion
-from flashslm.infra.storage.object_store import Manifest, ObjectMissing
+from flashslm.infra.storage.errors import ObjectMissing
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.context import StepContext
 
 

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flashslm.infra.state_files import locked_file, write_whole
-from flashslm.infra.storage.object_store import Manifest, ObjectStore, PreconditionFailed
-from flashslm.infra.storage.s3 import ObjectCorrupt, ObjectMissing, StoreError
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing, PreconditionFailed, StoreError
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.ops.kernel_cache import cache_directory, cache_facts, cache_key
 
 ARCHIVE, FACTS = "kernels.tar.gz", "facts.json"

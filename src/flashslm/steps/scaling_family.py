@@ -9,8 +9,8 @@ from flashslm.config import KernelsConfig, digest
 from flashslm.hardware import pick_device
 from flashslm.infra.process.private_logs import log_privately
 from flashslm.infra.settings import Settings
+from flashslm.infra.storage.errors import ObjectCorrupt
 from flashslm.infra.storage.object_store import ObjectStore
-from flashslm.infra.storage.s3 import ObjectCorrupt
 from flashslm.ops import kernels
 from flashslm.scaling.family import Family, FamilyTraining, Member, TrainedMember, family_of, members
 from flashslm.steps.context import StepContext, stream_tree

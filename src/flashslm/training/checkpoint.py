@@ -21,7 +21,8 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from flashslm.infra.process.interrupts import stop_requested
-from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectMissing, ObjectStore, StoreUnavailable
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing, StoreUnavailable
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.training.distributed import HostGroup, any_rank, current_world
 from flashslm.training.state import HostCopy
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from flashslm.infra.process import interrupts
-from flashslm.infra.storage.s3 import StoreUnavailable
+from flashslm.infra.storage.errors import StoreUnavailable
 
 
 @contextmanager

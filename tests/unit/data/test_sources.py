@@ -14,7 +14,7 @@ from flashslm.config import DataConfig
 from flashslm.data import file_formats
 from flashslm.data.file_formats import Document
 from flashslm.data.sources import describe_source, limit_bytes, read_documents, source_digest, with_revisions
-from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
+from flashslm.infra.storage.errors import StoreError, StoreUnavailable
 
 
 def files(*paths: Path | str, **fields: Any) -> DataConfig:

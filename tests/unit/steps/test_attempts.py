@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
+from flashslm.infra.storage.errors import StoreError, StoreUnavailable
 from flashslm.infra.tracking.mlflow_client import MlflowError, MlflowUnavailable
 from flashslm.launch.kfp.cluster_pass import STEP_RETRIES
 from flashslm.steps import attempts

@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-from flashslm.infra.storage.object_store import StoreUnavailable
+from flashslm.infra.storage.errors import StoreUnavailable
 from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.safetensors_writer import SafetensorsWriter
 from tests.unit.training.tiny import DirectoryStore

@@ -6,7 +6,7 @@ import torch
 
 from flashslm.config import TrainingConfig
 from flashslm.infra.process.interrupts import Terminated, stop_requested
-from flashslm.infra.storage.s3 import StoreUnavailable
+from flashslm.infra.storage.errors import StoreUnavailable
 from flashslm.training.runtime import gc_held, reproducible, sigterm_as_request
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from flashslm.config import ModelConfig, TrainingConfig
 from flashslm.data.loader import TokenLoader
 from flashslm.data.shards import ShardWriter
-from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectMissing
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing
+from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.training.spec import FromArchitecture, OpenDataset, TrainOutcome, TrainSpec

@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
-from flashslm.infra.storage.object_store import ObjectStore, PreconditionFailed
+from flashslm.infra.storage.errors import PreconditionFailed
+from flashslm.infra.storage.object_store import ObjectStore
 
 Event = Literal["promotion", "rollback"]
 PREFIX = "registry/"

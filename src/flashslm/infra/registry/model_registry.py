@@ -19,8 +19,9 @@ from flashslm.infra.registry import champion_record, long_tags, version_text
 from flashslm.infra.registry.champion_record import ChampionRecord
 from flashslm.infra.registry.logged_model import log_model
 from flashslm.infra.settings import Settings
+from flashslm.infra.storage.errors import ObjectCorrupt
 from flashslm.infra.storage.lease import hold
-from flashslm.infra.storage.object_store import Manifest, ObjectCorrupt, ObjectStore
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking.mlflow_client import MlflowError, TrackingClient
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"

@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from flashslm.infra.settings import Settings
-from flashslm.infra.storage.object_store import ObjectStore, PreconditionFailed, StoreUnavailable
+from flashslm.infra.storage.errors import PreconditionFailed, StoreUnavailable
+from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.tracking.mlflow_client import MlflowUnavailable, TrackingClient
 
 _MIN_FREE_BYTES = 5 * 10**9

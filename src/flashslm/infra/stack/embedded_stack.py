@@ -17,7 +17,8 @@ from flashslm.infra.settings import LOOPBACK_ADDRESS, Settings, experiment_name
 from flashslm.infra.stack import daemons, seaweedfs
 from flashslm.infra.stack.daemons import Daemon, StackError
 from flashslm.infra.state_files import check_sqlite, locked_file, read_state, sqlite_problem, write_whole
-from flashslm.infra.storage.s3 import StoreError, s3_client, translated
+from flashslm.infra.storage.errors import StoreError
+from flashslm.infra.storage.s3 import s3_client, translated
 
 __all__ = [
     "DEFAULT_HOME",

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
-from flashslm.infra.storage.s3 import ObjectCorrupt, ObjectMissing
 from flashslm.infra.storage.tree import CAS, holds, tree_prefix
 
 RECORDS = ("checkpoints/", "preparation/", "pretraining/", "registry/", "scaling/", "schedules/")  # objects of JSON

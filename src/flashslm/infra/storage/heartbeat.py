@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from flashslm.infra.storage.errors import StoreError
 from flashslm.infra.storage.object_store import ObjectStore
-from flashslm.infra.storage.s3 import StoreError
 
 BEAT_S = 60.0
 SILENCE_S = 1800.0  # time for a retry of the step to begin

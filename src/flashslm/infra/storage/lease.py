@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from flashslm.infra.process import owners
-from flashslm.infra.storage.object_store import ObjectStore, PreconditionFailed, StoreError
+from flashslm.infra.storage.errors import PreconditionFailed, StoreError
+from flashslm.infra.storage.object_store import ObjectStore
 
 _POLL_S = 0.2
 

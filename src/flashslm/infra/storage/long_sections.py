@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing
 from flashslm.infra.storage.object_store import ObjectStore
-from flashslm.infra.storage.s3 import ObjectCorrupt, ObjectMissing
 
 MAX_INLINE_BYTES = 8_000  # of one of the twelve sections that check_recipe gets
 _REFERENCE = "stored_section"

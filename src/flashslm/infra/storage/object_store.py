@@ -21,18 +21,8 @@ from botocore.exceptions import ClientError
 
 from flashslm.infra.outages import Wait
 from flashslm.infra.settings import Settings
-from flashslm.infra.storage.s3 import (
-    SERVICE,
-    ObjectCorrupt,
-    ObjectMissing,
-    PreconditionFailed,
-    StoreError,
-    StoreUnavailable,
-    http_status,
-    mismatch,
-    s3_client,
-    translated,
-)
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
+from flashslm.infra.storage.s3 import SERVICE, http_status, mismatch, s3_client, translated
 from flashslm.infra.storage.tree import (
     MARKER,
     FileEntry,
@@ -55,13 +45,8 @@ from flashslm.infra.storage.tree import (
 
 __all__ = [
     "Manifest",
-    "ObjectCorrupt",
     "ObjectEntry",
-    "ObjectMissing",
     "ObjectStore",
-    "PreconditionFailed",
-    "StoreError",
-    "StoreUnavailable",
     "hash_tree",
     "tree_digest",
 ]

@@ -1,4 +1,4 @@
-"""One S3 client factory and the errors every use of it raises."""
+"""One S3 client factory, and the translation of its exceptions into those of `errors`."""
 
 import threading
 from collections.abc import Iterator
@@ -16,36 +16,17 @@ from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumErro
 
 from flashslm.infra.outages import Wait
 from flashslm.infra.settings import Settings
+from flashslm.infra.storage.errors import (
+    ObjectCorrupt,
+    ObjectMissing,
+    PreconditionFailed,
+    StoreError,
+    StoreUnavailable,
+)
 
 _session_lock = threading.Lock()  # threads may share a client, but not make clients of one session at once
 SERVICE = "object store"
 _WAIT = "flashslm.wait"  # in the context of a request, which all of its attempts share
-
-
-class StoreError(RuntimeError):
-    """Base of every failure of the object store."""
-
-
-class ObjectMissing(StoreError):
-    """An object or bucket is not there."""
-
-
-class ObjectCorrupt(StoreError):
-    """Stored bytes are not those their digest promises."""
-
-
-class PreconditionFailed(StoreError):
-    """A conditional put lost: the object exists, or changed since its etag was read."""
-
-
-class StoreUnavailable(StoreError):
-    """The server did not answer, or failed, after all retries; `status` is that of its last answer, or 0."""
-
-    def __init__(self, message: str, status: int = 0):
-        super().__init__(message)
-        self.status = status
-
-
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

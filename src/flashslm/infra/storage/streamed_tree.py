@@ -10,7 +10,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
-from flashslm.infra.storage.object_store import ObjectStore, StoreError
+from flashslm.infra.storage.errors import StoreError
+from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.storage.tree import (
     MARKER,
     Manifest,

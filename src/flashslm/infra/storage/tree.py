@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from flashslm.infra.state_files import write_whole
-from flashslm.infra.storage.s3 import StoreError
+from flashslm.infra.storage.errors import StoreError
 
 CAS = "cas/"
 MARKER = ".flashslm-tree"  # in a downloaded directory: the tree's digest and the state in which it was verified

@@ -28,7 +28,7 @@ from flashslm.infra.checkout import commit
 from flashslm.infra.process import owners
 from flashslm.infra.process.interrupts import Terminated, deferred_signals, terminable
 from flashslm.infra.settings import Settings
-from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
+from flashslm.infra.storage.errors import StoreError, StoreUnavailable
 from flashslm.infra.tracking import spool
 from flashslm.infra.tracking.mlflow_client import HIDDEN, MlflowError, MlflowUnavailable, TrackingClient, hidden_tag
 from flashslm.infra.tracking.spool import Entry, MetricPoint, RunRef

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flashslm.infra.settings import Settings
 from flashslm.infra.state_files import append_line, locked_file, set_aside, write_whole
-from flashslm.infra.storage.s3 import StoreError, StoreUnavailable
+from flashslm.infra.storage.errors import StoreError, StoreUnavailable
 from flashslm.infra.tracking.mlflow_client import HIDDEN, MlflowError, MlflowUnavailable, TrackingClient
 
 PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"

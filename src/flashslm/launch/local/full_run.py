@@ -20,7 +20,8 @@ from flashslm.infra.stack import embedded_stack
 from flashslm.infra.stack.daemons import StackError
 from flashslm.infra.stack.embedded_stack import STUDIES
 from flashslm.infra.state_files import check_sqlite
-from flashslm.infra.storage.object_store import Manifest, ObjectStore, StoreError
+from flashslm.infra.storage.errors import StoreError
+from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.tree import check_path
 from flashslm.infra.tracking import mlflow_runs, spool
 from flashslm.infra.tracking.mlflow_client import MlflowError, TrackingClient

@@ -6,8 +6,8 @@ from typing import Protocol, TypeVar
 
 from rich.console import Console
 
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing, StoreError
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
-from flashslm.infra.storage.s3 import ObjectCorrupt, ObjectMissing, StoreError
 from flashslm.launch.local.kept_results import drop_lost
 from flashslm.launch.local.launcher import LocalResult
 

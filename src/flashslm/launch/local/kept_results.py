@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flashslm.infra.state_files import read_state
+from flashslm.infra.storage.errors import StoreError
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
-from flashslm.infra.storage.s3 import StoreError
 from flashslm.infra.storage.tree import ArtifactFile
 
 _ARTIFACT, _ARTIFACTS = "__kfp_artifact__", "__kfp_artifact_list__"  # as kfp.local.cache writes them

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from flashslm.config import RunConfig
-from flashslm.infra.storage.object_store import ObjectCorrupt, ObjectStore, PreconditionFailed
+from flashslm.infra.storage.errors import ObjectCorrupt, PreconditionFailed
+from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.launch.processes import LaunchError
 from flashslm.launch.schedule.cron import Cron
 

@@ -22,7 +22,7 @@ from flashslm.config import file as config_file
 from flashslm.infra.process.private import private_directory, private_files
 from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage import lease
-from flashslm.infra.storage.s3 import ObjectCorrupt, StoreError
+from flashslm.infra.storage.errors import ObjectCorrupt, StoreError
 from flashslm.launch.processes import LaunchError, StopSignals
 from flashslm.launch.schedule import kept_hook
 from flashslm.launch.schedule.cron import Cron

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flashslm.infra.storage import heartbeat
+from flashslm.infra.storage.errors import StoreUnavailable
 from flashslm.infra.storage.heartbeat import SILENCE_S, Abandoned, require_heartbeats, send_heartbeats
-from flashslm.infra.storage.s3 import StoreUnavailable
 from tests.unit.launch.schedule.memory_store import MemoryStore
 from tests.waiting import wait_until
 

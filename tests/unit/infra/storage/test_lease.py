@@ -4,7 +4,7 @@ import pytest
 
 from flashslm.infra.process.interrupts import Terminated
 from flashslm.infra.storage import lease
-from flashslm.infra.storage.object_store import StoreUnavailable
+from flashslm.infra.storage.errors import StoreUnavailable
 from tests.unit.launch.schedule.memory_store import MemoryStore
 
 

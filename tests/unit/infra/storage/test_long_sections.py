@@ -7,7 +7,7 @@ import pytest
 
 from flashslm.config import RunConfig, from_step_json
 from flashslm.infra.storage import long_sections
-from flashslm.infra.storage.s3 import ObjectCorrupt, ObjectMissing
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing
 from flashslm.launch.compiling import pipeline_arguments, with_short_sections
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from flashslm.infra.storage import tree
-from flashslm.infra.storage.s3 import StoreError
+from flashslm.infra.storage.errors import StoreError
 from flashslm.infra.storage.tree import (
     MARKER,
     FileEntry,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flashslm.infra.storage.s3 import ObjectCorrupt
+from flashslm.infra.storage.errors import ObjectCorrupt
 from flashslm.infra.storage.tree import Manifest
 from flashslm.launch.local.kept_results import cache_directory, drop_lost, kept_manifests
 

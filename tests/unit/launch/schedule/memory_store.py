@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from flashslm.infra.storage.object_store import ObjectCorrupt, PreconditionFailed
+from flashslm.infra.storage.errors import ObjectCorrupt, PreconditionFailed
 
 
 class MemoryStore:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flashslm.infra import outages
-from flashslm.infra.storage.s3 import StoreUnavailable
+from flashslm.infra.storage.errors import StoreUnavailable
 from flashslm.launch.processes import LaunchError
 from flashslm.launch.schedule import scheduler as scheduler_module
 from flashslm.launch.schedule.records import SILENCE_S, Schedule
