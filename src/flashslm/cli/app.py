@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -12,6 +12,7 @@ from flashslm.cli.bench import bench_app
 from flashslm.cli.config import config_app
 from flashslm.cli.data import data_app
 from flashslm.cli.kernels import kernels_app
+from flashslm.cli.missing_package import install_hint
 from flashslm.cli.models import models_app
 from flashslm.cli.options import MODELS, PIPELINES, RECIPES, SERVICES
 from flashslm.cli.output import console
@@ -65,9 +66,18 @@ def main() -> None:
     end_without_collection()
     try:
         app()
+    except ModuleNotFoundError as error:
+        hint = install_hint(error.name or "")
+        if hint is None or os.environ.get("FLASHSLM_DEBUG"):
+            raise
+        _end(hint)
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("FLASHSLM_DEBUG"):
             raise
-        console.print("[bold red]error:[/]", end=" ")
-        console.print(without_secrets(str(error)), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _end(without_secrets(str(error)))
+
+
+def _end(message: str) -> NoReturn:
+    console.print("[bold red]error:[/]", end=" ")
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)

@@ -52,12 +52,9 @@ def serve(  # noqa: PLR0913 - one parameter an option
     """
     from flashslm.export.hub import PREFIX
     from flashslm.ops import kernels
+    from flashslm.serving.server import ServeOptions
+    from flashslm.serving.server import serve as serve_directory
 
-    try:
-        from flashslm.serving.server import ServeOptions
-        from flashslm.serving.server import serve as serve_directory
-    except ImportError as error:
-        raise RuntimeError(f"serving needs {error.name}: pip install 'flashslm[platform,train,serve]'") from error
     kernels.configure(kernels.read_setting(kernel_settings))
     key = os.environ.get("FLASHSLM_API_KEY", "")
     directory = model_finder(runs, home).find(model).export()

@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from flashslm.config import DataConfig
-from flashslm.infra.storage.s3 import translated
 
 _HASHED_BYTES = 100_000_000  # a file of a tokenizer up to this size counts by its content
 
@@ -47,7 +46,7 @@ def _match_s3(pattern: str, s3_client: Any) -> list[str]:
         raise ValueError(f"data.paths: '{pattern}' needs an S3 client; none was given")
     bucket, key_pattern = _bucket_and_key(pattern)
     prefix = key_pattern[: min((key_pattern.find(c) for c in "*?[" if c in key_pattern), default=len(key_pattern))]
-    with translated(_where(bucket), key_pattern):
+    with _s3_errors(bucket, key_pattern):
         pages = s3_client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
     found = [key_pattern] if key_pattern in keys else [key for key in keys if fnmatchcase(key, key_pattern)]
@@ -62,7 +61,7 @@ def local_copy(name: str, s3_client: Any) -> Iterator[Path]:
         return
     bucket, key = _bucket_and_key(name)
     with tempfile.NamedTemporaryFile(suffix=PurePosixPath(key).suffix) as file:
-        with translated(_where(bucket), key):
+        with _s3_errors(bucket, key):
             s3_client.download_fileobj(bucket, key, file)
         file.flush()
         yield Path(file.name)
@@ -82,7 +81,7 @@ def input_file(name: str, s3_client: Any) -> InputFile:
     """A file or object as it is now."""
     if name.startswith("s3://"):
         bucket, key = _bucket_and_key(name)
-        with translated(_where(bucket), key):
+        with _s3_errors(bucket, key):
             head = s3_client.head_object(Bucket=bucket, Key=key)
         return InputFile(name=name, bytes=head["ContentLength"], version=str(head["ETag"]))
     state = Path(name).stat()
@@ -112,5 +111,10 @@ def _bucket_and_key(name: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _where(bucket: str) -> str:
-    return f"data.paths: S3, bucket '{bucket}'"
+@contextmanager
+def _s3_errors(bucket: str, key: str) -> Iterator[None]:
+    """The client's exceptions as the store's; only where there is an object, so that local files need no client."""
+    from flashslm.infra.storage.s3 import translated
+
+    with translated(f"data.paths: S3, bucket '{bucket}'", key):
+        yield

@@ -5,7 +5,6 @@ import json
 import shutil
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +170,6 @@ def test_a_port_that_is_taken(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"cannot listen on 127.0.0.1, port {port}" in refused(directory, "--port", port)
-
-
-def test_a_missing_package_is_named(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "flashslm.serving.server")
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert refused(directory) == "serving needs uvicorn: pip install 'flashslm[platform,train,serve]'"
 
 
 def test_what_is_no_model_and_what_does_not_fit(directory: Path, tmp_path: Path) -> None:
