@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/proxy_pipeline.py --directory DIR [--config configs/h200-proxy.yaml] \
         [--max-minutes 9.5] [--output FILE] ['data.paths=[/text/*.parquet]' ...]
 
-The run lives in DIR: stack, caches, `runs/`. After --max-minutes it is ended, as Ctrl-C would end it; the same command
-again goes on from there and continues the same record, whose times are sums over all calls. Paths of a recipe's
-overrides are absolute, or relative to DIR. Exit code 3: cut off, call again. The last line of stdout is the record
-without its samples and the times of single trials.
+The run lives in DIR: stack, caches, `runs/`. After --max-minutes, or when this process is asked to end, it is ended, as
+Ctrl-C would end it; the same command again goes on from there and continues the same record, whose times are sums over
+all calls. Paths of a recipe's overrides are absolute, or relative to DIR. Exit code 3: cut off, call again. The last
+line of stdout is the record without its samples and the times of single trials.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from flashslm.benchmarking.record import provenance, result_name
 from flashslm.config import RunConfig
 from flashslm.experiments.pipeline_findings import of_report, search_facts, trial_times
 from flashslm.hardware import pick_device
+from flashslm.infra.process.interrupts import Terminated, terminable
 from flashslm.infra.stack import embedded_stack
 from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage.object_store import Manifest
@@ -88,12 +89,17 @@ def begin(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_call(command: list[str], directory: Path, limit_s: float) -> dict[str, Any]:
-    """Run the command in the directory until it ends, or until it is ended after `limit_s`."""
+    """Run the command in the directory until it ends, or until it is ended: after `limit_s`, or with this process.
+
+    A signal to this process' group reaches it once, by `_end`: a second one would kill its steps at once.
+    """
     began_s, ended = time.time(), "by itself"
-    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True) as process:
+    options: dict[str, Any] = {"cwd": directory, "stdout": subprocess.PIPE, "text": True, "process_group": 0}
+    with subprocess.Popen(command, **options) as process:
         try:
-            text, _ = process.communicate(timeout=None if limit_s == math.inf else limit_s)
-        except subprocess.TimeoutExpired:
+            with terminable():
+                text, _ = process.communicate(timeout=None if limit_s == math.inf else limit_s)
+        except (subprocess.TimeoutExpired, Terminated, KeyboardInterrupt):
             ended, text = "cut off", _end(process)
     lines = [line for line in text.splitlines() if line.startswith("{")]
     facts = json.loads(lines[-1]) if lines and ended == "by itself" else {}

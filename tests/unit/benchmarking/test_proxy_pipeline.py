@@ -1,7 +1,11 @@
 """benchmarks/proxy_pipeline.py with a stand-in for `flashslm run`: cut off, called again, summed up."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +72,21 @@ def test_a_run_that_was_cut_off_goes_on_in_its_record(tmp_path: Path) -> None:
     output.write_text(json.dumps(again))
     with pytest.raises(ValueError, match="a run that has ended: give another --output"):
         proxy_pipeline.begin(output, FACTS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_its_group_cuts_the_run_off_in_an_orderly_way(tmp_path: Path, number: int) -> None:
+    code = "import json, pathlib, sys; from benchmarks.proxy_pipeline import one_call; "
+    code += "print(json.dumps(one_call(json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]), 600.0)))"
+    command = json.dumps([sys.executable, "-c", RUN, "1", "600"])
+    events = tmp_path / "runs" / "1" / "events.jsonl"
+    begun = [sys.executable, "-c", code, command, str(tmp_path)]
+    with subprocess.Popen(begun, stdout=subprocess.PIPE, text=True, process_group=0) as process:
+        while not (events.is_file() and '"task": "pretrain"' in events.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        assert json.loads(process.communicate()[0])["ended"] == "cut off"
 
 
 def test_a_record_of_another_device_is_not_continued(tmp_path: Path) -> None:
