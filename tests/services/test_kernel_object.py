@@ -212,7 +212,7 @@ def warm_command(settings, monkeypatch):
         monkeypatch.setattr("flashslm.hardware.pick_device", lambda _: "cuda")
         monkeypatch.setattr("flashslm.infra.stack.services.resolve_settings", lambda _: settings)
         monkeypatch.setattr("flashslm.steps.warm_kernels.warm", lambda *_: warm())
-        return CliRunner().invoke(app, ["kernels", "warm", "--config", "configs/smoke.yaml"])
+        return CliRunner().invoke(app, ["kernels", "warm", "--config", "configs/smoke.yaml", "--workers", "1"])
 
     return run
 

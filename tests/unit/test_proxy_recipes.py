@@ -19,7 +19,7 @@ from flashslm.profiling.plan import ProfilingPlan
 from flashslm.search.evolution import Proposer
 from flashslm.search.fit import WidthFitter
 from flashslm.steps.recipe_checks import problems
-from flashslm.steps.warm_kernels import warm_ups
+from flashslm.steps.warm_kernels import tuning, warm_ups
 from tests.unit.search.synthetic import run_serially
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -94,6 +94,21 @@ def test_what_is_trained_is_compiled_ahead(name: str) -> None:
     holdout = repeat_block(config.scaling.block, config.scaling.holdout_depth)
     built = build_architecture(holdout, config.scaling.holdout_width, config.model, config.data.vocab_size)
     assert 2e7 < parameters(built)["total"] < 1e8
+
+
+def test_a_layer_is_compiled_ahead_once_for_a_width_and_batch() -> None:
+    planned = warm_ups(recipe(NAMES[0]))
+    places = [(w.width, w.batch, w.sequence_length) for w in planned]
+    assert len(set(places)) == len(places) == 2 * len(recipe(NAMES[0]).search.widths)
+    assert {w.architecture.operators for w in planned} == {"DMAF"}
+
+
+def test_the_width_in_the_middle_tunes_for_all_others() -> None:
+    config = recipe(NAMES[0])
+    assert [w.width for w in tuning(warm_ups(config))] == [512]
+    sizes = OperatorSizes(head_dim=(config.model.head_dim // 2,))
+    with_sizes = config.model_copy(update={"search": config.search.model_copy(update={"sizes": sizes})})
+    assert {w.architecture.head_dim for w in tuning(warm_ups(with_sizes))} == {32, 64}
 
 
 def test_each_searched_size_is_compiled_ahead() -> None:

@@ -1,8 +1,7 @@
 """`flashslm kernels`: compile and tune a recipe's kernels ahead, for every later step on such a machine."""
 
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +14,11 @@ if TYPE_CHECKING:
     from flashslm.infra.storage.object_store import ObjectStore
     from flashslm.steps.warm_kernels import WarmUp
 
+WORKERS = 4
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=1, help="Processes that compile at the same time; what is tuned runs alone.")
+]
+
 kernels_app = typer.Typer(no_args_is_help=True, help="Compiled kernels, shared by all steps on one kind of GPU.")
 
 
@@ -24,7 +28,9 @@ def kernels() -> None:
 
 
 @kernels_app.command(cls=RecipeCommand)
-def warm(config: ConfigOption, overrides: Overrides = None, home: HomeOption = HOME) -> None:
+def warm(
+    config: ConfigOption, overrides: Overrides = None, home: HomeOption = HOME, workers: WorkersOption = WORKERS
+) -> None:
     """Run one training step of each operator and width of a recipe, and put the kernels into the object store.
 
     The recipe may be an experiment's. Kernels that could not be stored are an error, and exit code 1.
@@ -37,7 +43,7 @@ def warm(config: ConfigOption, overrides: Overrides = None, home: HomeOption = H
     if pick_device("auto") != "cuda":
         raise ValueError("this machine has no usable GPU, and kernels are tuned for one: run this where the steps run")
     settings = resolve_settings(home)
-    _warm_all(recipe, planned, ObjectStore(settings))
+    _warm_all(recipe, planned, ObjectStore(settings), workers)
 
 
 def _planned(config: Path, overrides: list[str] | None) -> "tuple[RunConfig, list[WarmUp]]":
@@ -54,14 +60,12 @@ def _planned(config: Path, overrides: list[str] | None) -> "tuple[RunConfig, lis
     return recipe, warm_ups(recipe)
 
 
-def _warm_all(recipe: "RunConfig", planned: "list[WarmUp]", store: "ObjectStore") -> None:
+def _warm_all(recipe: "RunConfig", planned: "list[WarmUp]", store: "ObjectStore", workers: int) -> None:
     from flashslm.steps.kernel_object import required_kernels
-    from flashslm.steps.warm_kernels import warm
+    from flashslm.steps.warm_kernels import warm_all
 
     with required_kernels(store):
-        for number, warm_up in enumerate(planned, start=1):
-            started = time.perf_counter()
-            warm(recipe, warm_up)
+        for number, (warm_up, seconds) in enumerate(warm_all(recipe, planned, workers), start=1):
             a = warm_up.architecture
             what = f"{a.operators} {a.hidden_size} wide, {warm_up.batch} x {warm_up.sequence_length} tokens"
-            console.print(f"{number}/{len(planned)}  {what}: {time.perf_counter() - started:.1f} s", highlight=False)
+            console.print(f"{number}/{len(planned)}  {what}: {seconds:.1f} s", highlight=False)

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from flashslm.config.experiment import ExperimentModel, ExperimentRecipe
 from flashslm.profiling.depth_width import nearest_width
 from flashslm.profiling.plan import ProfilingPlan
-from flashslm.steps.warm_kernels import WarmUp, one_layer_each
+from flashslm.steps.warm_kernels import WarmUp, each_layer_once, one_layer_each
 
 
 def experiment_warm_ups(recipe: ExperimentRecipe) -> list[WarmUp]:
     """Each model at each width that its match may choose, with each number of meta tokens and batch shape, once."""
     numbers = recipe.experiment.meta_tokens or (recipe.model.num_meta_tokens,)
-    planned = [
+    return each_layer_once(
         one_layer_each(
             model.operators,
             width,
@@ -23,8 +23,7 @@ def experiment_warm_ups(recipe: ExperimentRecipe) -> list[WarmUp]:
         for width in _widths(recipe, model)
         for number in numbers
         for shape in recipe.training.batch_shapes
-    ]
-    return list(dict.fromkeys(planned))
+    )
 
 
 def _widths(recipe: ExperimentRecipe, model: ExperimentModel) -> Sequence[int]:

@@ -1,7 +1,11 @@
 """Compile and tune ahead what a recipe trains: each operator at each width, one step each."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -12,8 +16,10 @@ from flashslm.models.architecture import Architecture, build_architecture, parse
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
 from flashslm.ops import kernels
+from flashslm.ops.fused.tuning import NEAR
 from flashslm.ops.gradient_check import require_right_gradients
 from flashslm.training.proxy import proxy_training
+from flashslm.training.side_by_side import side_by_side
 from flashslm.training.step import TrainStep
 
 VOCAB_SIZE = 1024  # no kernel depends on it
@@ -27,10 +33,70 @@ class WarmUp:
     batch: int
     sequence_length: int
 
+    @property
+    def width(self) -> int:
+        return self.architecture.hidden_size
+
+    def holds(self, other: "WarmUp") -> bool:
+        """Whether it has all layers of another one, and more."""
+        letters, fewer = self.architecture.operators, other.architecture.operators
+        same = self.architecture.model_copy(update={"operators": fewer})
+        return set(fewer) < set(letters) and replace(self, architecture=same) == other
+
+    def tunes_for(self, other: "WarmUp") -> bool:
+        """Whether kernels that it has tuned are not tuned again in another one."""
+        own, its = self.architecture, other.architecture
+        sizes = ("head_dim", "mamba_state", "mamba_head_dim", "mamba_expand")
+        same = all(getattr(own, size) == getattr(its, size) for size in sizes)
+        ratio = max(self.width, other.width) / min(self.width, other.width)
+        return same and ratio <= NEAR and set(its.operators) <= set(own.operators)
+
+
+class Warmed(NamedTuple):
+    """One that has run, and what it took."""
+
+    warm_up: WarmUp
+    seconds: float
+
 
 def warm_ups(config: RunConfig) -> list[WarmUp]:
-    """What `fit_scaling_law`, `search_architecture` and `pretrain` of this recipe run, each once."""
-    return list(dict.fromkeys(_warm_ups(config)))
+    """What `fit_scaling_law`, `search_architecture` and `pretrain` of this recipe run, each layer once."""
+    return each_layer_once(_warm_ups(config))
+
+
+def each_layer_once(planned: Iterator[WarmUp]) -> list[WarmUp]:
+    """Without those whose layers are all in another one."""
+    found = list(dict.fromkeys(planned))
+    return [one for one in found if not any(other.holds(one) for other in found)]
+
+
+def warm_all(config: RunConfig, planned: Sequence[WarmUp], workers: int) -> Iterator[Warmed]:
+    """Run them, and say each that has ended: alone those that tune kernels, which others would disturb, the rest side
+    by side in processes.
+
+    Raises what a step raises, and WorkerKilled.
+    """
+    alone = tuning(planned)
+    for warm_up in alone:
+        yield timed(config, warm_up)
+    yield from side_by_side(partial(timed, config), [one for one in planned if one not in alone], workers)
+
+
+def tuning(planned: Sequence[WarmUp]) -> list[WarmUp]:
+    """Those that tune for all others, widths in the middle first."""
+    middle = median(one.width for one in planned)
+    found: list[WarmUp] = []
+    for one in sorted(planned, key=lambda one: (abs(one.width - middle), -len(one.architecture.operators))):
+        if not any(other.tunes_for(one) for other in found):
+            found.append(one)
+    return found
+
+
+def timed(config: RunConfig, warm_up: WarmUp) -> Warmed:
+    """`warm`, in this process or in one beside it."""
+    started = time.perf_counter()
+    warm(config, warm_up)
+    return Warmed(warm_up, time.perf_counter() - started)
 
 
 def one_layer_each(operators: str, width: int, sizes: ModelConfig, batch: int, sequence_length: int) -> WarmUp:
