@@ -23,7 +23,7 @@ from torch import Tensor
 from flashslm.infra.process.interrupts import stop_requested
 from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing, StoreUnavailable
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
-from flashslm.training.distributed import HostGroup, any_rank, current_world
+from flashslm.training.distributed import HostGroup, any_rank, current_world, own_share
 from flashslm.training.state import HostCopy
 
 Row = dict[str, float]
@@ -64,7 +64,7 @@ class CheckpointStore:
 
         The tensors are those that will be saved, with any values.
         """
-        self._copy.prepare(tensors)
+        self._copy.prepare(own_share(tensors))
 
     def is_prepared(self) -> bool:
         """Whether no rank is still at it."""
@@ -84,7 +84,7 @@ class CheckpointStore:
         `rows` the metrics since the save before.
         """
         self.finish()
-        copy = self._copy(tensors)
+        copy = self._copy(own_share(tensors))
         about = Checkpoint(step=step, trees=[], values=values, validation_loss_nats=validation_loss_nats)
         self._pending = (step, self._thread.submit(self._store, about, copy, rows))
         if not self._copy.from_gpu:

@@ -144,6 +144,20 @@ def first_row(tensor: Tensor) -> int:
     return offsets[0]
 
 
+def own_share(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What this rank stores of a state: its parts of sharded tensors, and of those that all ranks hold alike its share.
+
+    Each of the latter is in one rank's share; shares are about as many bytes.
+    """
+    world, owner = current_world(), dict[str, int]()
+    stored_bytes = [0] * world.size
+    for name, tensor in tensors.items():
+        if not is_sharded(tensor):
+            owner[name] = stored_bytes.index(min(stored_bytes))
+            stored_bytes[owner[name]] += tensor.nbytes
+    return {name: tensor for name, tensor in tensors.items() if owner.get(name, world.rank) == world.rank}
+
+
 def gather_to_main(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Whole tensors on rank 0's host, one at a time, and nothing on the other ranks (a collective)."""
     is_main, gathered = current_world().is_main, {}

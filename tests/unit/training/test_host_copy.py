@@ -4,14 +4,16 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from flashslm.training import state
+from flashslm.training import distributed, state
 from flashslm.training.checkpoint import CheckpointStore
+from flashslm.training.distributed import World
 from flashslm.training.state import HostCopy
 from flashslm.training.trainer import train
 from tests.unit.training import tiny
@@ -126,6 +128,22 @@ def test_a_training_takes_it_before_its_first_checkpoint(
     assert [len(names) for names in asked] == [4 * len(list(models[1].parameters()))]
     states = models[0].state_dict(), models[1].state_dict()
     torch.testing.assert_close(*states, atol=0, rtol=0)
+
+
+def test_each_of_several_copies_of_a_model_takes_its_share(
+    pinning: Pinning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of what the ranks hold alike, in each of them, would be as many times the host's memory and copying."""
+    whole, taken = tensors(1.0) | {"d": torch.zeros(5)}, list[set[str]]()
+    stores = [CheckpointStore(tiny.DirectoryStore(tmp_path), "run", keep=1) for _ in range(2)]
+    for rank, store in enumerate(stores):
+        monkeypatch.setattr(distributed, "current_world", partial(World, rank, 2))
+        pinning.by_thread.clear()
+        store.prepare(whole)
+        wait_until_taken(store._copy)
+        taken.append(set(store._copy._stagers))
+        assert 6 <= sum(elements for _, elements in pinning.by_thread) <= 8
+    assert taken[0] | taken[1] == set(whole) and not taken[0] & taken[1]
 
 
 def test_an_end_before_the_first_checkpoint_stops_it(pinning: Pinning, tmp_path: Path) -> None:
