@@ -45,7 +45,8 @@ class DeltaNet(Operator):
         self.o_norm = RMSNorm(self.head_dim, INNER_NORM_EPS)
 
     def project(self, x: Tensor, angles: Rotary) -> Parts:
-        return (project_together(x, self.q_proj, self.k_proj, self.v_proj, self.b_proj),)
+        """q, k, v and beta's logits behind each other; what is behind those is not read."""
+        return (project_together(x, self.q_proj, self.k_proj, self.v_proj, self.b_proj, aligned=True),)
 
     def mix(self, projected: Parts, state: State | None, sequence: Sequence) -> tuple[Parts, State]:
         conv_before, delta_before = (None, None) if state is None else cast(DeltaNetState, state)
@@ -55,7 +56,7 @@ class DeltaNet(Operator):
         convolved = ConvInputs(qkvb, self._conv_weight(), None, conv_before, documents, sequence.length)
         (*parts, b), conv = causal_conv(convolved, [self.q_proj.out_features] * 3)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
-        beta = sequence.without_padding(at_least_fp32(b).sigmoid(), 0.0)  # writes nothing
+        beta = sequence.without_padding(self._beta(b), 0.0)  # writes nothing
         inputs = DeltaRuleInputs(q, k, v, beta, delta_before, documents, log_decay)
         o, delta = delta_rule(inputs, normalise=True)
         return (o, *decay_and_gate[1:]), DeltaNetState(conv, delta)
@@ -69,13 +70,17 @@ class DeltaNet(Operator):
         before = cast(DeltaNetState, state)
         qkvb, *decay_and_gate = self.project(x_BD, position.angles)
         log_decay = decay_and_gate[0] if decay_and_gate else None
-        qkv, b = qkvb.split([3 * self.q_proj.out_features, self.b_proj.out_features], dim=-1)
+        qkv, b = qkvb.tensor_split([3 * self.q_proj.out_features], dim=-1)
         convolved = causal_conv_step(qkv, self._conv_weight(), None, before.conv)
         q, k, v = convolved.unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
         q, k = normalise_heads(q, k)
-        beta = at_least_fp32(b).sigmoid()
+        beta = self._beta(b)
         o = delta_rule_step(DeltaRuleToken(q, k, v, beta, before.delta, log_decay))
         return self.output((o, *decay_and_gate[1:]))
+
+    def _beta(self, b: Tensor) -> Tensor:
+        """Of each head, at least fp32, from the channels behind those of q, k and v."""
+        return at_least_fp32(b[..., : self.b_proj.out_features]).sigmoid()
 
     def _conv_weight(self) -> Tensor:
         """One convolution over the channels of q, k and v: a third of the calls."""
