@@ -5,6 +5,7 @@ rows ahead of its use, and written once. Outputs are cut into parts, and gradien
 needs a copy. Channels that are not convolved are handed through, so that a joined projection's gradient is whole.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,12 @@ def _window(place, x1, x2, x3, i0, i1, i2):
     before_2 = tl.where(place >= 2, x2, tl.where(place == 1, i2, i1))
     before_3 = tl.where(place >= 3, x3, tl.where(place == 2, i2, tl.where(place == 1, i1, i0)))
     return before_1, before_2, before_3
+
+
+@triton.jit
+def _multiple(stride, ALIGNED: tl.constexpr):
+    """The stride itself, as the compiler sees that it is a multiple: by itself it looks for multiples of 16 alone."""
+    return stride // ALIGNED * ALIGNED
 
 
 @triton.jit
@@ -122,9 +129,10 @@ def _forward(
     x_ptr, weight_ptr, bias_ptr, initial_ptr, place_ptr, y0_ptr, y1_ptr, y2_ptr,
     length, channels, x_batch, x_token, initial_batch,
     blocks_0, blocks_1, start_1, start_2, size_0, size_1, size_2,
-    HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, ALIGNED: tl.constexpr,
     SEGMENT: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
+    x_batch, x_token = _multiple(x_batch, ALIGNED), _multiple(x_token, ALIGNED)
     row, first = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64) * SEGMENT
     part, start, size, channel, mask = _part(
         tl.program_id(0), blocks_0, blocks_1, start_1, start_2, size_0, size_1, size_2, CHANNELS
@@ -199,10 +207,11 @@ def _backward(
     dx_ptr, sums_ptr, dx_token,
     length, channels, x_batch, x_token, initial_batch,
     blocks_0, blocks_1, start_1, start_2, size_0, size_1, size_2,
-    HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, ALIGNED: tl.constexpr,
     SEGMENT: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """dx of a segment, and its part of the sums over tokens: taps 0 to 3, bias, state 0 to 2."""
+    x_batch, x_token, dx_token = _multiple(x_batch, ALIGNED), _multiple(x_token, ALIGNED), _multiple(dx_token, ALIGNED)
     row, first = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64) * SEGMENT
     part, start, size, channel, mask = _part(
         tl.program_id(0), blocks_0, blocks_1, start_1, start_2, size_0, size_1, size_2, CHANNELS
@@ -309,6 +318,7 @@ def _launch(
         "HAS_BIAS": bias is not None,
         "HAS_INITIAL": initial is not None,
         "PACKED": places is not None,
+        "ALIGNED": math.gcd(16, x.stride(0), x.stride(1), x.shape[2]),  # the last is the gradient's stride
         "SEGMENT": SEGMENT,
         "CHANNELS": CHANNELS,
         "num_warps": WARPS,
