@@ -11,7 +11,7 @@ from rich.text import Text
 from flashslm.launch.progress import Change, StepRecord
 from flashslm.reporting.run_facts import duration
 
-_STYLES = {"RUNNING": "yellow", "SUCCESS": "green", "FAILURE": "bold red", "CANCELLED": "magenta"}
+_STYLES = {"RUNNING": "yellow", "SUCCESS": "green", "FAILURE": "bold red", "CANCELLED": "magenta", "KILLED": "magenta"}
 _STYLES |= {"WAITING": "dim", "SKIPPED": "dim"}
 _PROGRESS_EVERY_S = 10.0  # plain lines only
 

@@ -120,6 +120,20 @@ def test_one_run_is_shown_with_its_steps_and_logs(runs: Path) -> None:
     assert "it has: evaluate" in command("logs", "latest", "pretrain", "--runs", str(runs), code=1)
 
 
+@pytest.mark.parametrize("record", ["killed", "damaged", "cancelled"])
+def test_a_step_that_ran_when_its_run_ended_is_shown(runs: Path, record: str) -> None:
+    directory = make_run(runs, "20261104-small")
+    known = json.loads((directory / "run.json").read_text())
+    killed, cancelled = ({"owner": f"{owners.machine()} {os.getpid()} 1.0"}, {"state": "CANCELLED"})
+    written = {"killed": json.dumps(known | killed), "damaged": "{", "cancelled": json.dumps(known | cancelled)}
+    (directory / "run.json").write_text(written[record])
+    task = {"step": "gate", "label": "gate", "task": "gate", "time_s": 105.0, "summary": "", "event": "task_start"}
+    with (directory / "events.jsonl").open("a") as events:
+        events.write(json.dumps(task | {"log": str(directory / "logs" / "gate.log")}) + "\n")
+    shown = command("show", "20261104", "--runs", str(runs)).splitlines()[-1].split()
+    assert shown[:2] == ["gate", "cancelled" if record == "cancelled" else "killed"]
+
+
 def test_two_runs_differ_in_settings_results_and_commit(runs: Path) -> None:
     found = json.loads(command("compare", "20261101", "latest", "--runs", str(runs), "--json"))
     assert found == {
