@@ -31,6 +31,11 @@ class Reading:
     stride: int
     batch_size: int
 
+    @property
+    def sha256(self) -> str:
+        """Of what changes a loss: it falls with the context that a prediction sees."""
+        return identity(str(self.context).encode(), str(self.stride).encode())
+
     def __post_init__(self) -> None:
         if not 1 <= self.stride <= self.context:
             raise ValueError(f"stride {self.stride} is not from 1 to the context of {self.context} tokens")
@@ -87,7 +92,8 @@ def evaluate_perplexity(
     """
     sizes = documents.targets_N
     nats = document_nats(model, documents.tokens, sizes.tolist(), reading)
-    tokens, sha256 = tuple(map(float, sizes)), documents.items_sha256
+    tokens = tuple(map(float, sizes))
+    sha256 = identity(documents.items_sha256.encode(), reading.sha256.encode())
     by_token = identity(sha256.encode(), sizes.tobytes(), *(s.sha256.encode() for s in documents.reader.index.shards))
     per_token = MetricItems(totals=nats, weights=tokens, higher_is_better=False, items_sha256=by_token)
     bits = tuple(x / math.log(2) for x in nats)

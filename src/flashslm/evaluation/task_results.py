@@ -7,6 +7,8 @@ from typing import Any
 from flashslm.evaluation.items import MetricItems, identity
 from flashslm.evaluation.task_metrics import ASKED
 
+_SAME_QUESTION = ("doc_hash", "prompt_hash")  # of a sample: with other shots or another prompt it is another question
+
 
 def task_results(outcome: dict[str, Any]) -> dict[str, dict[str, float]]:
     """By task and group: each metric under its name, its standard error under the name with `_stderr`, and what was
@@ -49,7 +51,7 @@ def task_items(outcome: dict[str, Any], task: str) -> dict[str, MetricItems]:
         of_filter = (s for s in outcome["samples"][task] if s["filter"] == name and metric in s)
         samples = [s for s in of_filter if not _absent(key, s[metric])]
         samples.sort(key=lambda sample: sample["doc_id"])
-        sha256 = identity(*(str(sample["doc_hash"]).encode() for sample in samples))
+        sha256 = identity(*(str(sample[key]).encode() for sample in samples for key in _SAME_QUESTION))
         higher = bool(outcome["higher_is_better"].get(task, {}).get(metric, True))
         for candidate in _candidates([sample[metric] for sample in samples]):
             if math.isclose(candidate.value, value, rel_tol=1e-9, abs_tol=1e-12):

@@ -55,6 +55,7 @@ def outcome(samples: list[dict[str, Any]], **results: float) -> dict[str, Any]:
     for number, sample in enumerate(samples):
         sample.setdefault("doc_id", number)
         sample.setdefault("doc_hash", f"hash {sample['doc_id']}")
+        sample.setdefault("prompt_hash", f"prompt {sample['doc_id']}")
         sample.setdefault("filter", "none")
     return {
         "results": {"t": {"alias": "t"} | {key.replace("__", ","): value for key, value in results.items()}},
@@ -86,6 +87,9 @@ def test_documents_are_put_in_order_and_named_by_their_hashes() -> None:
     (straight,) = task_items(outcome([{"acc": 1.0}, {"acc": 0.0}], acc__none=0.5), "t").values()
     (other,) = task_items(outcome([{"acc": 1.0, "doc_hash": "x"}, {"acc": 0.0}], acc__none=0.5), "t").values()
     assert found == straight and found.items_sha256 != other.items_sha256
+    few_shot = [{"acc": 1.0, "prompt_hash": "x"}, {"acc": 0.0}]
+    (asked_otherwise,) = task_items(outcome(few_shot, acc__none=0.5), "t").values()
+    assert asked_otherwise.items_sha256 not in (found.items_sha256, other.items_sha256)
 
 
 def test_a_filter_has_its_own_items_and_what_is_no_mean_has_none() -> None:

@@ -68,6 +68,17 @@ def test_loss_and_bits_per_byte_of_a_known_model(tiny: SplitReader, context: int
     assert math.isclose(result["perplexity_stderr"], error * result["perplexity"], rel_tol=1e-5)
 
 
+@pytest.mark.parametrize("reading", [Reading(4, 2, 1), Reading(7, 2, 1), Reading(4, 4, 1)])
+def test_readings_with_another_context_or_stride_are_not_compared(tiny: SplitReader, reading: Reading) -> None:
+    model, documents = FixedDistribution([1 / 4, 1 / 2, 1 / 4]), sample_documents(tiny, 0, seed=0)
+    _, found = evaluate_perplexity(model, documents, reading)
+    for other in (Reading(4, 2, 8), Reading(7, 2, 8), Reading(4, 4, 8)):
+        _, beside = evaluate_perplexity(model, documents, other)
+        is_same = (other.context, other.stride) == (reading.context, reading.stride)
+        for name in ("loss_nats", "perplexity", "bits_per_byte"):
+            assert (found[name].items_sha256 == beside[name].items_sha256) == is_same
+
+
 def test_the_perplexity_of_a_model_that_diverged_is_a_number(tiny: SplitReader) -> None:
     model = FixedDistribution([1 / 4, 1 / 2, 1 / 4])
     model.embedding.weight.copy_(torch.tensor([[0.0], [-1e4], [-2e4]]))
