@@ -170,6 +170,18 @@ def test_the_first_champion_says_what_it_was_made_of(champion: ModelVersion) -> 
     )
 
 
+def test_a_perplexity_that_was_read_with_another_stride_promotes_nothing(
+    project: Project, champion: ModelVersion, steps: Steps
+) -> None:
+    del champion  # the gate asks the registry for it
+    chosen = {"dataset": "dataset", "chosen": "checkpoint"}
+    again = project.recipe(*DESIGN, "evaluation.stride=8", "export.dtype=bfloat16")
+    steps.run("evaluate", again, chosen, ("evaluation",))
+    steps.run("export_model", again, chosen, ("exported",))
+    held = steps.run("gate", again, same("evaluation", "exported"), ("verdict",))
+    assert held["decision"] == "hold" and "with the same context and stride" in held["summary"]
+
+
 def test_a_worse_challenger_is_held_and_the_report_says_why(settings: Settings, worse: Steps) -> None:
     verdict = worse.read("verdict", "verdict.json")
     assert verdict["decision"] == "hold" and verdict["parent"] == verdict["champion_version"] == "1"

@@ -92,7 +92,7 @@ def _narrow(rows: list[dict[str, str]]) -> Table:
 
 
 def _show(comparison: "ModelComparison", values: dict[str, Any]) -> None:
-    from flashslm.reporting.comparison import COLUMNS, comparison_rows
+    from flashslm.reporting.comparison import COLUMNS, UNPAIRED, comparison_rows
 
     out = Console()
     for name, text in (("first", comparison.first), ("second", comparison.second)):
@@ -105,5 +105,6 @@ def _show(comparison: "ModelComparison", values: dict[str, Any]) -> None:
     if Console(width=1000).measure(table).maximum > out.width:
         table = _narrow(comparison_rows(values))
     out.print(table)
-    if comparison.alone:
-        out.print(f"of one only: {', '.join(comparison.alone)}", highlight=False, markup=False, soft_wrap=True)
+    for what, names in ((UNPAIRED, comparison.unpaired), ("of one only", comparison.alone)):
+        if names:
+            out.print(f"{what}: {', '.join(names)}", highlight=False, markup=False, soft_wrap=True)

@@ -23,7 +23,7 @@ ITEMS_FILE = "items.json"
 class MetricItems(BaseModel):
     """The metric is sum(totals) / sum(weights) over its items (documents, questions, needles), or e to that power.
 
-    `items_sha256` says which items they are and how they were read or asked: two models compare only on the same ones.
+    `items_sha256` says which items they are, and how they were read or asked: models compare only on the same ones.
     """
 
     model_config = ConfigDict(frozen=True)

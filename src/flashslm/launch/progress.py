@@ -14,7 +14,8 @@ NOT_REGISTERED = "promote, but the model was not registered"  # a decision that 
 class StepRecord:
     """One task; each iteration of a loop is a separate task.
 
-    `state`: RUNNING, SUCCESS, FAILURE, CANCELLED, KILLED with its run; on a cluster also WAITING and, after the run's end, SKIPPED.
+    `state`: RUNNING, SUCCESS, FAILURE, CANCELLED, here also KILLED (with its run), on a cluster also WAITING and, after
+    the run's end, SKIPPED.
     """
 
     name: str

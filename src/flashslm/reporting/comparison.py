@@ -8,13 +8,17 @@ from flashslm.statistics import judge
 COLUMNS = ("metric", "first", "second", "difference", "95 % interval", "p", "the second is")
 
 
+UNPAIRED = "not on the same items, read in the same way, so the difference says nothing (evaluate both by --config)"
+
+
 def comparison_rows(comparison: dict[str, Any]) -> list[dict[str, str]]:
     """COLUMNS of every metric, as texts; the interval is that of the difference, paired by item."""
     return [_row(row, *comparison["errors"].get(row["metric"], (None, None))) for row in comparison["rows"]]
 
 
 def render_comparison(comparison: dict[str, Any]) -> str:
-    return page("comparison.html.j2", comparison=comparison, columns=COLUMNS, rows=comparison_rows(comparison))
+    rows = comparison_rows(comparison)
+    return page("comparison.html.j2", comparison=comparison, columns=COLUMNS, rows=rows, unpaired=UNPAIRED)
 
 
 def _row(row: dict[str, Any], first_error: float | None, second_error: float | None) -> dict[str, str]:

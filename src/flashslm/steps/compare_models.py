@@ -36,6 +36,7 @@ class ModelComparison(BaseModel):
     rows: list[Comparison]
     errors: dict[str, tuple[float | None, float | None]]  # by metric: the standard error of each
     alone: list[str]  # metrics that only one of them has
+    unpaired: list[str]  # metrics whose items differ, or how they were read: the difference says nothing
 
 
 def evaluate_candidate(candidate: NamedModel, recipe: RunConfig, dataset: Path) -> NamedModel:
@@ -74,6 +75,7 @@ def compare_models(first: NamedModel, second: NamedModel) -> ModelComparison:
         rows=rows + _sizes(first.facts, second.facts),
         errors={name: (a[name].standard_error, b[name].standard_error) for name in shared},
         alone=sorted(a.keys() ^ b.keys()),
+        unpaired=[name for name in shared if a[name].items_sha256 != b[name].items_sha256],
     )
 
 

@@ -9,6 +9,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from flashslm.cli import compare
 from flashslm.cli.app import app
 from flashslm.config import ExportConfig
 from flashslm.evaluation.items import MetricItems, accuracy_items
@@ -147,6 +148,19 @@ def test_pairs_latencies_of_one_place_and_what_only_one_has() -> None:
     second.facts = here | {"device": "another"}
     assert "latency_ms" not in [row.metric for row in compare_models(first, second).rows]
     assert "b beside a" in render_comparison(compared.model_dump(mode="json"))
+
+
+def test_metrics_of_other_items_are_named_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = candidate("a", [True] * 5), candidate("b", [True] * 5)
+    assert second.items is not None and compare_models(first, second).unpaired == []
+    second.items["arc/acc"] = accuracy_items([True] * 4, "other questions")
+    compared = compare_models(first, second)
+    assert compared.unpaired == ["arc/acc"]
+    values = compared.model_dump(mode="json")
+    compare._show(compared, values)
+    for shown in (capsys.readouterr().out, render_comparison(values)):
+        assert "the difference says nothing (evaluate both by --config): arc/acc" in shown
+        assert "says nothing (evaluate both by --config): test" not in shown
 
 
 def test_json_has_no_infinity() -> None:

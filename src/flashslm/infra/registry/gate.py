@@ -107,7 +107,8 @@ def decide(
 ) -> Verdict:
     """Hold the candidate to the recipe's limits and, if there is a champion, to the champion.
 
-    `perplexity` is the comparison document by document, where the champion's evaluation is still there.
+    `perplexity` is the comparison document by document, where the champion's evaluation is still there; one without
+    an interval, since other documents were read or in another way, holds the candidate.
     """
     results = _within_limits(candidate, limits)
     if champion is None:
@@ -246,6 +247,14 @@ def _against(
             "the champion's perplexity was measured on other data "
             f"({champion.dataset_sha256[:12]} against {candidate.dataset_sha256[:12]}): not comparable; "
             "run the retraining pipeline, or decide with `flashslm models promote`"
+        )
+        return [(False, text)]
+    if perplexity and perplexity.low is None:
+        text = (
+            f"perplexity {candidate.perplexity:.4f} and the champion's {champion.perplexity:.4f} were not measured on "
+            "the same documents with the same context and stride (or one by an earlier version): not comparable; "
+            "evaluate as the champion's run did (evaluation.sequence_length, stride, max_tokens; seed), run the "
+            "retraining pipeline, or decide with `flashslm models promote`"
         )
         return [(False, text)]
     compared = perplexity or Comparison(

@@ -63,6 +63,14 @@ def test_challenger_is_held(changes: dict[str, object], reason: str) -> None:
     assert len(verdict.reasons) == 1 and reason in verdict.reasons[0]
 
 
+def test_perplexities_of_other_documents_or_contexts_are_not_compared() -> None:
+    unpaired = compared(metric="test/perplexity", challenger=9.0, must_gain=True)
+    verdict = decide(candidate(), CHAMPION, "1", GateConfig(), unpaired)
+    assert verdict.decision == "hold" and "evaluation.sequence_length, stride, max_tokens" in verdict.reasons[0]
+    paired = unpaired.model_copy(update={"low": 8.9, "high": 9.1, "method": "bootstrap", "items": 9})
+    assert decide(candidate(), CHAMPION, "1", GateConfig(), paired).decision == "promote"
+
+
 def test_wanted_gain_raises_the_bar() -> None:
     assert decide(candidate(perplexity=9.6), CHAMPION, "1", GateConfig(min_perplexity_gain=0.05)).decision == "hold"
     assert decide(candidate(perplexity=9.4), CHAMPION, "1", GateConfig(min_perplexity_gain=0.05)).decision == "promote"
