@@ -24,8 +24,11 @@ class LaunchError(RuntimeError):
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file; raise LaunchError with the holder's pid if another process has it."""
+def exclusive(path: Path, instead: str = "--home (`stack down` also takes --force)") -> Iterator[None]:
+    """Hold the lock file; raise LaunchError with the holder's pid if another process has it.
+
+    `instead` is what a person may give to work elsewhere.
+    """
     with ExitStack() as held:
         try:
             file = held.enter_context(locked_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
@@ -34,7 +37,7 @@ def exclusive(path: Path) -> Iterator[None]:
             holder = written.decode() if written.isdigit() else "unknown"
             raise LaunchError(
                 f"another run uses {path.parent} (pid {holder}): wait for it, stop it with `kill {holder}`, "
-                "or give another --home (`stack down` also takes --force)"
+                f"or give another {instead}"
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -1,6 +1,7 @@
 """Experiments that really train: every kind of comparison, and one that is killed and goes on."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from flashslm.cli.app import app
 from flashslm.config.experiment import ExperimentRecipe
 from flashslm.data.prepare import prepare_once
 from flashslm.experiments import cells
@@ -19,6 +22,7 @@ from flashslm.experiments import experiment as experiments
 from flashslm.experiments.cells import CellRunner, plan_cells
 from flashslm.experiments.experiment import RECORD_FILE, TABLE_FILE, Experiment, manifest_of
 from flashslm.experiments.matching import match_models
+from flashslm.launch.processes import exclusive
 from flashslm.training import trainer
 from tests.unit.experiments.tiny import recipe, write
 
@@ -192,6 +196,15 @@ def test_a_killed_experiment_goes_on_and_ends_the_same(tmp_path: Path, dataset: 
     after = json.loads((directory / RECORD_FILE).read_text(encoding="utf-8"))
     assert after["means"] == expected["means"] and after["differences"] == expected["differences"]
     assert all((directory / "cells" / name).stat().st_mtime_ns == at for name, at in kept.items())
+
+
+def test_of_two_starts_in_one_directory_the_second_is_refused(tmp_path: Path) -> None:
+    file, place = write(tmp_path, recipe()), tmp_path / "out"
+    with exclusive(place / "lock"):
+        arguments = ["experiment", str(file), "--output", str(place), "--home", str(tmp_path)]
+        done = CliRunner().invoke(app, arguments)
+    assert f"another run uses {place} (pid {os.getpid()})" in str(done.exception)
+    assert "or give another --output" in str(done.exception) and [p.name for p in place.iterdir()] == ["lock"]
 
 
 def test_a_directory_without_a_data_set_is_refused(tmp_path: Path) -> None:
