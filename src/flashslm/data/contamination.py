@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashslm.data.file_formats import SUFFIXES, TEXT_SUFFIXES, read_lines
-from flashslm.data.ngrams import ngram_hashes, word_hashes
+from flashslm.data.ngrams import ngram_hashes, ngram_hashes_of_each
 from flashslm.data.source_paths import local_copy, match
 
 WORDS = 12
@@ -29,7 +29,7 @@ def forbidden_ngrams(patterns: Iterable[str], s3_client: Any = None) -> NDArray[
     for pattern in patterns:
         for name in evaluation_files(pattern, s3_client):
             with local_copy(name, s3_client) as path:
-                found += [ngram_hashes(word_hashes(text), WORDS) for text in _file_texts(path, name)]
+                found += ngram_hashes_of_each(_file_texts(path, name), WORDS)
     return np.unique(np.concatenate(found))
 
 

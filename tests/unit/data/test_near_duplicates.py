@@ -12,10 +12,10 @@ import pytest
 
 from flashslm.config import DataConfig, RunConfig
 from flashslm.config.recipe import from_step_json
-from flashslm.data import buckets
+from flashslm.data import buckets, ngrams
 from flashslm.data.contamination import WORDS, forbidden_ngrams, is_contaminated
 from flashslm.data.near_duplicates import BANDS, band_hashes, drop_near_duplicates
-from flashslm.data.ngrams import ngram_hashes, word_hashes
+from flashslm.data.ngrams import ngram_hashes, ngram_hashes_of_each, word_hashes
 from flashslm.data.prepare import prepare_dataset
 from flashslm.data.sources import source_digest
 from flashslm.data.summary import DatasetSummary
@@ -62,6 +62,18 @@ def test_ngrams_are_equal_where_their_words_are() -> None:
     runs = [tuple(words[place : place + 3]) for place in range(398)]
     assert len(hashes) == 398 and len(set(hashes)) == len(set(runs)) == len(set(zip(hashes, runs, strict=True)))
     assert ngram_hashes(word_hashes("one two"), 3).tolist() == []
+
+
+@pytest.mark.parametrize("together", [1, 60, 1 << 20])
+def test_ngrams_of_many_texts_are_those_of_each(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    monkeypatch.setattr(ngrams, "_TOGETHER", together)
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices(VOCABULARY, k=rng.randrange(12))) for _ in range(40)]
+    texts += ["", "İ İ İ ΑΣ Σ ΟΔΟΣ", "漢字かな", " .. ", "one two", "three\nfour, five"]
+    expected = [number for text in texts for number in ngram_hashes(word_hashes(text), 3).tolist()]
+    assert len(expected) > 100
+    assert [number for part in ngram_hashes_of_each(texts, 3) for number in part.tolist()] == expected
+    assert list(ngram_hashes_of_each([], 3)) == []
 
 
 def test_bands_agree_as_often_as_similarity_says() -> None:
