@@ -77,7 +77,8 @@ class FakeRuns:
         compiled.write_text(compiled_text(self.pipeline, self.retries, self.retry_wait_s))
         spec = next(yaml.safe_load_all(compiled.read_text()))
         arguments = arguments_for(spec, pipeline_arguments(self.config, self.digest, "source"))
-        return Job(compiled, arguments, run_dir, self.directory / "home")
+        at_once = self.config.platform.variants_at_once
+        return Job(compiled, arguments, run_dir, self.directory / "home", at_once)
 
     def run(self, **script: Any) -> LocalResult:
         screen = io.StringIO()

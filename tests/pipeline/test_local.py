@@ -161,16 +161,27 @@ def test_stopped_launcher_ends_every_step_in_order(fake_runs: FakeRuns, number: 
     assert "stopping" in output
 
 
-def test_all_workers_of_a_search_run_at_once(fake_runs: FakeRuns) -> None:
-    """Of every other loop KFP runs two iterations at a time: pretraining's variants would not fit into one GPU."""
+@pytest.mark.parametrize(
+    ("step", "recipe", "labels"),
+    [
+        ("search_architecture", {"search": {"workers": 4}}, [f"search_architecture worker={n}" for n in range(4)]),
+        (
+            "pretrain",
+            {"platform": {"variants_at_once": 3}, "training": {"seeds": [0, 1, 2], "weight_norm": ["on"]}},
+            [f"pretrain seed={n} weight_norm=on" for n in range(3)],
+        ),
+    ],
+)
+def test_as_many_iterations_run_at_once_as_the_recipe_says(
+    fake_runs: FakeRuns, step: str, recipe: dict[str, Any], labels: list[str]
+) -> None:
     runs = fake_runs()
-    runs.config = RunConfig.model_validate(runs.config.model_dump() | {"search": {"workers": 4}})
-    launcher = runs.start(sleep={"search_architecture": 60})
-    sleepers(runs, launcher, count=4)
+    runs.config = RunConfig.model_validate(runs.config.model_dump() | recipe)
+    launcher = runs.start(sleep={step: 60})
+    sleepers(runs, launcher, count=len(labels))
     launcher.terminate()
     launcher.communicate(timeout=60)
-    labels = sorted(call["label"] for call in runs.calls() if "sleeping" in call)
-    assert labels == [f"search_architecture worker={number}" for number in range(4)]
+    assert sorted(call["label"] for call in runs.calls() if "sleeping" in call) == labels
 
 
 def test_ctrl_c_in_a_terminal_reaches_steps_as_one_term(fake_runs: FakeRuns) -> None:

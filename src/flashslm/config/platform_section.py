@@ -98,6 +98,12 @@ class PlatformConfig(Section):
         description="Bytes of data sets that a machine keeps while models train on them; what was not used for longest "
         "goes first and is fetched again when it is needed.",
     )
+    variants_at_once: int = Field(
+        default=2,
+        ge=1,
+        description="Variants of the ablation that a run on this machine pretrains at the same time: those that share "
+        "a GPU need its memory together. On a cluster each has its own.",
+    )
     namespace: str = Field(default="kubeflow", pattern=DNS_LABEL, description="The namespace that runs belong to.")
     service_account: ObjectName = Field(default="", description="Of the pods; empty: the installation's own.")
     image: Image = Field(

@@ -77,7 +77,7 @@ def run_local(
     spec = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
     arguments = arguments_for(spec, pipeline_arguments(config, code_digest(), source))
     arguments = with_short_sections(arguments, lambda: ObjectStore(Settings.from_env(env)))
-    job = Job(compiled, arguments, run_dir, home)
+    job = Job(compiled, arguments, run_dir, home, config.platform.variants_at_once)
     env = {**env, **{VARIABLES[field]: str(getattr(config.platform, field)) for field in FROM_PLATFORM}}
     return run_job(job, env, Console(stderr=True, quiet=quiet))
 

@@ -29,7 +29,7 @@ from flashslm.launch.labels import step_label, step_of
 from flashslm.launch.local import kept_summaries
 
 _EXECUTOR = "kfp.dsl.executor_main"
-SEARCH_LOOP = "search-workers"  # the pipeline's name of it
+SEARCH_LOOP, VARIANTS_LOOP = "search-workers", "weight-norm-variants"  # the pipeline's names of them
 KFPS_AT_ONCE = 2  # iterations of a loop
 
 
@@ -41,15 +41,16 @@ class Job:
     arguments: dict[str, Any]
     run_dir: Path
     home: Path
+    variants_at_once: int = KFPS_AT_ONCE  # that pretrain at the same time
 
     def write(self, path: Path) -> None:
         values = {"pipeline": str(self.pipeline), "run_dir": str(self.run_dir), "home": str(self.home)}
-        write_whole(path, json.dumps(values | {"arguments": self.arguments}))
+        write_whole(path, json.dumps(values | {"arguments": self.arguments, "variants_at_once": self.variants_at_once}))
 
     @classmethod
     def read(cls, path: Path) -> "Job":
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(Path(values["pipeline"]), values["arguments"], Path(values["run_dir"]), Path(values["home"]))
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**values | {name: Path(values[name]) for name in ("pipeline", "run_dir", "home")})
 
 
 @dataclass
@@ -87,7 +88,7 @@ def run(job: Job) -> None:
 
     warnings.filterwarnings("ignore", message=r"Task .* have no effect in the current local runner")
     observe_tasks(job.run_dir / "logs", job.home)
-    run_search_workers_together()
+    run_together(job.variants_at_once)
     cache = job.home / "kfp" / "cache"
     local.init(
         local.SubprocessRunner(use_venv=False),
@@ -151,17 +152,17 @@ def observe_tasks(logs: Path, home: Path) -> None:
     subprocess_task_handler.SubprocessTaskHandler = Handler
 
 
-def run_search_workers_together() -> None:
-    """Extend kfp.local: a search has as many workers at once as its recipe says.
+def run_together(variants: int) -> None:
+    """Extend kfp.local: a search has as many workers at once as its recipe says, and so many variants pretrain at once.
 
-    Of other loops two iterations run at a time, as KFP has it: pretraining's variants need a GPU's memory each.
+    Of other loops two iterations run at a time, as KFP has it.
     """
     from kfp.local.orchestrator import enhanced_dag_orchestrator as dag
 
     class Executor(dag.ParallelExecutor):
         def execute_parallel_tasks(self, tasks: Any, **call: Any) -> Any:
-            is_search = tasks[0][1].task_info.name == SEARCH_LOOP
-            self.conservative_max = self.max_workers = len(tasks) if is_search else KFPS_AT_ONCE
+            at_once = {SEARCH_LOOP: len(tasks), VARIANTS_LOOP: variants}
+            self.conservative_max = self.max_workers = at_once.get(tasks[0][1].task_info.name, KFPS_AT_ONCE)
             return super().execute_parallel_tasks(tasks=tasks, **call)
 
     dag.ParallelExecutor = Executor

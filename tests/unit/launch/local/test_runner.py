@@ -56,6 +56,6 @@ def test_exit_in_words(code: int, text: str) -> None:
 
 
 def test_job_survives_its_file(tmp_path: Path) -> None:
-    job = Job(tmp_path / "p.yaml", {"workers": ["0"], "config": '{"a": 1}'}, tmp_path / "run", tmp_path / "home")
+    job = Job(tmp_path / "p.yaml", {"workers": ["0"], "config": '{"a": 1}'}, tmp_path / "run", tmp_path / "home", 3)
     job.write(tmp_path / "job.json")
     assert Job.read(tmp_path / "job.json") == job
