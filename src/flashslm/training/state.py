@@ -3,14 +3,17 @@
 import base64
 import logging
 import threading
+import time
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flashslm.ops.timing_lock import TIMING
 from flashslm.training.distributed import local_tensor
 
+_LET_OTHERS_S = 1e-3  # between two tensors: a thread that waits for the lock would not get it otherwise
 _log = logging.getLogger(__name__)
 
 
@@ -86,7 +89,9 @@ class HostCopy:
                 for name, tensor in tensors.items():
                     if self._stop.is_set():
                         return
-                    self._stage(name, tensor)
+                    with TIMING:
+                        self._stage(name, tensor)
+                    time.sleep(_LET_OTHERS_S)
         except Exception as error:  # the first checkpoint tries again, and raises what it meets
             _log.warning("the host's memory for checkpoints was not taken ahead: %s", error)
 

@@ -55,6 +55,23 @@ def test_a_second_process_takes_the_winner_without_tuning():
     assert second.get() == 32 and second.tuned == 0
 
 
+def test_nothing_that_disturbs_times_runs_meanwhile():
+    taken: list[bool] = []
+
+    class Disturbed(Tuner):
+        def get(self, key=(64, "bf16")):
+            def bench():
+                other = threading.Thread(target=lambda: taken.append(tuning.TIMING.acquire(blocking=False)))
+                other.start()
+                other.join()
+                self.cache[key], self.configs_timings = self.configs[0], {self.configs[0]: [1.0]}
+
+            tuning._look_up_or_tune(self, key, self.configs, bench)
+            return self.cache[key].block
+
+    assert Disturbed({16: 3.0, 32: 1.0}).get() == 16 and taken == [False]
+
+
 def test_of_two_that_need_a_kernel_at_the_same_time_one_tunes(monkeypatch):
     second_waits, locked_file = threading.Event(), tuning.locked_file
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flashslm.ops.timing_lock import TIMING
 from flashslm.training import distributed, state
 from flashslm.training.checkpoint import CheckpointStore
 from flashslm.training.distributed import World
@@ -90,6 +91,27 @@ def test_a_checkpoint_that_comes_earlier_takes_the_rest(pinning: Pinning, copy: 
     pinning.go_on.set()
     assert_copied(copy, 5.0)
     assert pinning.by_thread == [("pin", 2), ("pin", 3), ("MainThread", 4)]
+
+
+def test_no_memory_is_taken_while_kernels_are_timed(
+    pinning: Pinning, copy: HostCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    class Asked:
+        def __enter__(self) -> None:
+            asked.set()
+            TIMING.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            TIMING.release()
+
+    monkeypatch.setattr(state, "TIMING", Asked())
+    with TIMING:
+        copy.prepare(tensors(1.0))
+        assert asked.wait(30) and pinning.by_thread == []
+    wait_until_taken(copy)
+    assert pinning.threads() == ["pin"] * 3
 
 
 def test_memory_that_is_not_there_is_asked_for_again(

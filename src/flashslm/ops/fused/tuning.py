@@ -22,6 +22,7 @@ from typing import Any
 
 from flashslm.infra.state_files import locked_file
 from flashslm.ops.kernel_cache import cache_directory
+from flashslm.ops.timing_lock import TIMING
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ def _look_up_or_tune(tuner: Any, tuning_key: Any, configs: list[Any], bench_fn: 
         if _take_winner(tuner, tuning_key, file, configs):
             return True
         tuner.flashslm_uncompiled = configs
-        bench_fn()
+        with TIMING:
+            bench_fn()
         _write_winner(file, tuner, tuning_key)
     return False
 
