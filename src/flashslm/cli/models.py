@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from flashslm.cli.options import HOME, HomeOption, JsonOption
-from flashslm.cli.output import console, show
+from flashslm.cli.output import console, print_whole, show
 from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_recipe, located_here
 from flashslm.config import GateConfig, PromotionHook
 from flashslm.config.file import load
@@ -44,7 +44,7 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
     out = Console()
     for group in version_tables(versions):
         out.print(group.data, highlight=False, markup=False, soft_wrap=True)
-        out.print(group.table)
+        print_whole(group.table)
         for line in group.origins:
             out.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 console = Console(stderr=True)
 
@@ -19,3 +20,12 @@ def show(result: Any, as_json: bool) -> None:
         shown = f"{value:.5g}" if isinstance(value, float) else value
         shown = ", ".join(map(str, value)) if isinstance(value, list) else shown
         out.print(f"{key:<{width}}  {shown}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_whole(table: Table) -> None:
+    """Where the terminal is too narrow for the table's words, lines go on below: no column and no digit is cut off."""
+    out = Console()
+    natural = Console(width=1000).measure(table)
+    if natural.minimum > out.width:
+        out.width = natural.maximum
+    out.print(table)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from flashslm.cli.cluster import NamespaceOption, client, counts
 from flashslm.cli.options import PIPELINES, RUNS, JsonOption, RunsOption
-from flashslm.cli.output import console, show
+from flashslm.cli.output import console, print_whole, show
 
 if TYPE_CHECKING:
     from flashslm.launch.local.run_records import RunRecord
@@ -59,7 +59,7 @@ def runs_list(
     table = Table(whole, *heads, box=None, pad_edge=False)
     for run in found:
         table.add_row(*(Text(_shown(run.get(name))) for name in names))
-    Console().print(table)
+    print_whole(table)
 
 
 @runs_app.command("show")

@@ -64,6 +64,8 @@ def test_runs_are_listed_the_newest_first_and_once(runs: Path) -> None:
     shown = CliRunner().invoke(app, ["runs", "list", "--runs", str(runs)], env={"COLUMNS": "80"}).stdout
     assert "…" not in shown and len(shown.splitlines()) == 4, "one line for each run on 80 columns"
     assert "20261102-small" in shown and "60" in shown and "promote" in shown
+    narrow = CliRunner().invoke(app, ["runs", "list", "--runs", str(runs)], env={"COLUMNS": "30"}).stdout
+    assert narrow.split() == shown.split(), "nothing is cut off on a narrow terminal"
     assert "no runs in" in command("list", "--runs", str(runs / "none"))
 
 
