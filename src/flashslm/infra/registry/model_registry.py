@@ -208,6 +208,15 @@ def _state(settings: Settings, name: str) -> _State:
             previous=aliases.get(PREVIOUS, ""),
             pending=stored.pending if stored else (),
         )
+    if stored and not is_own:
+        _log.warning(
+            "%s names version %s as champion, whose object no version of '%s' has (an older database?): MLflow's "
+            "aliases count, champion %s, until the next promotion",
+            champion_record.key_of(name),
+            stored.champion,
+            name,
+            record.champion or "none",
+        )
     meant = {CHAMPION: record.champion, PREVIOUS: record.previous, CHALLENGER: aliases.get(CHALLENGER, "")}
     if meant[CHALLENGER] == record.champion:
         meant[CHALLENGER] = ""
