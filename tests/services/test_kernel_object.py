@@ -185,7 +185,7 @@ def test_an_experiment_takes_and_leaves_kernels_too(store, settings, machine, mo
     def run(experiment, dataset):
         assert files(second) == {"winners/a.json", "triton/X/k.cubin"}
         write(second, "winners/c.json")
-        (experiment.directory).mkdir()
+        experiment.directory.mkdir(exist_ok=True)  # the command has made it, for its lock
         (experiment.directory / TABLE_FILE).write_text("a table")
 
     monkeypatch.setattr("flashslm.cli.experiment._tracking", lambda _: settings)
