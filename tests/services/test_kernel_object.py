@@ -77,6 +77,20 @@ def test_a_second_machine_starts_with_what_the_first_has_tuned(store, machine):
         assert paths == {"k.cubin": f"{second}/triton/X/k.cubin"}
 
 
+def test_a_large_cache_travels_in_several_archives(store, machine, monkeypatch, tmp_path):
+    monkeypatch.setattr(kernel_object, "ARCHIVE_BYTES", 10)
+    first = machine("first")
+    with shared_kernels(store):
+        for number in range(30):
+            write(first, f"triton/{number}/k.cubin", f"binary {number}")
+    pointer, _ = store.get_json(kernel_object._pointer())
+    tree = store.get_tree(Manifest.model_validate(pointer), tmp_path / "tree")
+    assert len(list(tree.glob(f"*{kernel_object.ARCHIVE}"))) == 15
+    second = machine("second")
+    with shared_kernels(store):
+        assert {(second / file).read_text() for file in files(second)} == {f"binary {number}" for number in range(30)}
+
+
 def test_two_machines_at_once_lose_nothing(store, machine):
     first, second = machine("first"), machine("second")
     with shared_kernels(store):

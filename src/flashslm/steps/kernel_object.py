@@ -1,16 +1,20 @@
 """Compiled kernels and the winners of their tuning travel through the object store, for every GPU and set of versions.
 
 A pod starts with an empty disk: without this object each step would compile and tune every kernel again, minutes in
-which the GPU idles. The object is one archive behind the pointer `kernels/<key>.json`. It only ever saves time: where
+which the GPU idles. The object is archives behind the pointer `kernels/<key>.json`. It only ever saves time: where
 the store does not answer, or an archive is corrupt, the step says so and tunes for itself.
 """
 
+import gzip
+import io
 import json
 import logging
+import os
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +23,8 @@ from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing, Precondi
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.ops.kernel_cache import cache_directory, cache_facts, cache_key
 
-ARCHIVE, FACTS = "kernels.tar.gz", "facts.json"
+ARCHIVE, FACTS = "kernels.tar.gz", "facts.json"  # a large cache has further ones, whose names end like the first's
+ARCHIVE_BYTES = 8 << 20  # of files; compressing them one after the other would take seconds after each step
 # What Triton wrote on the way to a binary. It loads the binary alone, and these are seven tenths of the bytes.
 INTERMEDIATE = (".ttir", ".ttgir", ".llir", ".ptx", ".source")
 UNFINISHED = (".partial", ".lock", ".tmp", ".new")
@@ -120,12 +125,36 @@ def _readable(store: ObjectStore, pointer: bytes) -> set[str]:
 def _pack(store: ObjectStore, files: set[str]) -> Manifest:
     root = cache_directory()
     with tempfile.TemporaryDirectory(prefix="flashslm-kernels-") as name:
-        with tarfile.open(Path(name) / ARCHIVE, "w:gz", compresslevel=1) as archive:
-            for file in sorted(files):
-                archive.add(root / file, file)
+
+        def write(numbered: tuple[int, list[str]]) -> None:
+            number, part = numbered
+            whole = io.BytesIO()  # compressed by one call, which leaves the interpreter to other threads
+            with tarfile.open(fileobj=whole, mode="w") as archive:
+                for file in part:
+                    archive.add(root / file, file)
+            (Path(name) / _archive_name(number)).write_bytes(gzip.compress(whole.getbuffer(), 1, mtime=0))
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(write, enumerate(_parts(root, files))))
         facts = {"root": str(root), "files": sorted(files), **cache_facts()}
         (Path(name) / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
         return store.put_tree(name, "kernels", {"key": cache_key(), "files": len(files)})
+
+
+def _archive_name(number: int) -> str:
+    return f"{number}-{ARCHIVE}" if number else ARCHIVE
+
+
+def _parts(root: Path, files: set[str]) -> list[list[str]]:
+    """One archive's files each, at least one of them."""
+    parts, size = [list[str]()], 0
+    for file in sorted(files):
+        if size >= ARCHIVE_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(file)
+        size += (root / file).stat().st_size
+    return parts
 
 
 def _unpack(store: ObjectStore, manifest: Manifest) -> set[str]:
@@ -137,7 +166,8 @@ def _unpack(store: ObjectStore, manifest: Manifest) -> set[str]:
         with tempfile.TemporaryDirectory(prefix="flashslm-kernels-") as name:
             tree = store.get_tree(manifest, Path(name) / "tree")
             facts = json.loads((tree / FACTS).read_text(encoding="utf-8"))
-            _extract(tree / ARCHIVE, root, facts["root"])
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(lambda archive: _extract(archive, root, facts["root"]), tree.glob(f"*{ARCHIVE}")))
         files = set(facts["files"])
         _note_unpacked(manifest, files)
     return files
