@@ -20,9 +20,9 @@ _PLACES = 32  # pieces of a larger source whose beginnings are read
 
 @dataclass
 class FairSample:
-    """Whole documents, lowest hash first, up to `max_bytes`: a random sample that does not depend on their order.
+    """Documents, lowest hash first, up to `max_bytes`: a random sample that does not depend on their order.
 
-    At least one document is kept, cut to `max_bytes` characters.
+    The last one is cut to fit: of documents as long as books a sample without it could be almost empty.
     """
 
     max_bytes: int
@@ -37,13 +37,14 @@ class FairSample:
         text = text[: self.max_bytes]
         heapq.heappush(self._heap, (-rank, text))
         self.num_bytes += len(text.encode())
-        while self.num_bytes > self.max_bytes and len(self._heap) > 1:
+        while self.num_bytes - len(self._heap[0][1].encode()) >= self.max_bytes:
             negative_rank, dropped = heapq.heappop(self._heap)
             self._limit = -negative_rank
             self.num_bytes -= len(dropped.encode())
 
     def texts(self) -> list[str]:
-        return [text for _, text in sorted(self._heap, reverse=True)]
+        documents = (Document(text, "") for _, text in sorted(self._heap, reverse=True))
+        return [document.text for document in limit_bytes(documents, self.max_bytes)]
 
 
 def sample_texts(config: DataConfig, pieces: Sequence[Piece], seed: int, s3_client: Any = None) -> list[str]:
