@@ -17,6 +17,7 @@ from flashslm.data.merge import PieceFiles, merge_pieces
 from flashslm.data.pieces import PieceSettings, prepare_piece
 from flashslm.data.plan import Piece, plan_pieces, read_piece
 from flashslm.data.sample import sample_texts
+from flashslm.data.sources import describe_source, source_digest
 from flashslm.data.summary import DATASET_FILE, DatasetSummary
 from flashslm.data.tokenizer import copy_tokenizer, read_tokenizer, save_tokenizer, train_tokenizer
 
@@ -24,12 +25,32 @@ log = logging.getLogger(__name__)
 
 
 def prepare_once(config: DataConfig, seed: int, directory: Path, on_progress: Callable[[str], None] = log.info) -> Path:
-    """The data set of this text and seed below `directory`, which keeps one for each; made unless it is there whole."""
+    """The data set of this text and seed below `directory`, which keeps one for each; made unless it is there whole.
+
+    Files that have changed since are not read again, since what was trained on the data set is to be continued; a
+    sentence says so.
+    """
     text = {"data": config.model_dump(mode="json"), "seed": seed}
     prepared = directory / f"data-{digest(text)[:12]}"
+    read = prepared.with_name(f"{prepared.name}.source")
     if not (prepared / DATASET_FILE).is_file():  # it is written last
+        prepared.mkdir(parents=True, exist_ok=True)
+        read.write_text(_source_state(config), encoding="utf-8")
         prepare_dataset(config, seed, prepared, on_progress=on_progress)
+    elif read.is_file() and read.read_text(encoding="utf-8") != _source_state(config):
+        on_progress(
+            f"the source ({describe_source(config)}) has changed since '{prepared}' was made of it: the text that was "
+            "read then is used; another directory, or this one deleted, takes the new text"
+        )
     return prepared
+
+
+def _source_state(config: DataConfig) -> str:
+    """What tells that the text has changed; "" where that cannot be seen from here."""
+    try:
+        return source_digest(config)
+    except (ValueError, OSError):  # files that are gone, s3:// without a client
+        return ""
 
 
 def prepare_dataset(

@@ -11,7 +11,7 @@ import pytest
 
 from flashslm.config import DataConfig
 from flashslm.data.documents import HELD_OUT, SPLITS, document_digest, split_of
-from flashslm.data.prepare import prepare_dataset
+from flashslm.data.prepare import prepare_dataset, prepare_once
 from flashslm.data.sample import FairSample
 from flashslm.data.summary import DatasetSummary, entropy_nats
 from flashslm.data.tokenizer import load_tokenizer
@@ -49,6 +49,22 @@ def test_stream_holds_every_document_once_between_end_tokens(tmp_path: Path) -> 
     assert summary.bytes == sum(len(t.encode()) for t in texts)
     assert summary.train_tokens == len(stream(tmp_path / "d", "train"))
     assert 10 < len(validation) < 60 and 10 < len(test) < 60  # 20 % of 150 each
+
+
+def test_text_that_changed_after_it_was_prepared_is_said_and_not_read(tmp_path: Path) -> None:
+    source = tmp_path / "t.jsonl"
+    write_jsonl(source, make_texts(150))
+    config, said = DataConfig(source="files", paths=(str(source),), vocab_size=300), list[str]()
+    prepared = prepare_once(config, 0, tmp_path / "made", said.append)
+    before, said[:] = tree_bytes(prepared), []
+    assert prepare_once(config, 0, tmp_path / "made", said.append) == prepared and said == []
+    write_jsonl(source, make_texts(200))
+    for change in (lambda: None, source.unlink):
+        change()
+        assert prepare_once(config, 0, tmp_path / "made", said.append) == prepared
+        assert said and all(str(source) in line and "has changed since" in line for line in said)
+        assert tree_bytes(prepared) == before
+        said.clear()
 
 
 def test_index_records_what_the_files_hold(tmp_path: Path) -> None:
