@@ -1,6 +1,7 @@
 """The command line: what a person sees when something is wrong, and what scripts read."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -80,6 +81,22 @@ def test_a_recipe_is_an_argument_too(arguments: tuple[str, ...], tmp_path: Path)
 def test_status_of_a_stack_that_never_ran(tmp_path: Path) -> None:
     result = flashslm("stack", "status", "--json", cwd=tmp_path)
     assert json.loads(result.stdout) == {"home": str(tmp_path / ".flashslm"), "services": [], "healthy": False}
+
+
+def test_a_path_is_printed_as_it_is(tmp_path: Path) -> None:
+    place = tmp_path / "a [red] [" / "] b" / ("long" * 20)
+    place.mkdir(parents=True)
+    recipe = shutil.copy(ROOT / "configs" / "smoke.yaml", place)
+    for command in (
+        ["stack", "status", "--home", str(place)],
+        ["stack", "down", "--home", str(place)],
+        ["config", "check", str(recipe)],
+        ["compile", "--pipeline", "design_and_train", "-o", str(place / "pipeline.yaml")],
+        ["runs", "list", "--runs", str(place)],
+    ):
+        result = flashslm(*command)
+        assert result.returncode == 0, result.stderr
+        assert str(place) in result.stdout + result.stderr
 
 
 def test_generate_from_a_directory_that_is_no_model(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flashslm.cli.options import HOME, MODELS, RUNS, DatasetOption, HomeOption, JsonOption, RunsOption, model_finder
-from flashslm.cli.output import console
+from flashslm.cli.output import AS_IT_IS, console
 from flashslm.cli.recipe_argument import Overrides
 from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems_before_a_run_here
@@ -76,7 +76,7 @@ def _candidates(
     directory = finder.dataset(dataset)
     made = []
     for candidate in found:
-        console.print(f"evaluating {candidate.name} …", highlight=False, markup=False)
+        console.print(f"evaluating {candidate.name} …", **AS_IT_IS)
         made.append(evaluate_candidate(candidate, recipe, directory))
     return made
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flashslm.cli.options import JsonOption
+from flashslm.cli.output import AS_IT_IS
 from flashslm.cli.recipe_argument import Overrides, load_experiment, load_recipe
 from flashslm.config import RunConfig
 from flashslm.config.file import dump, is_experiment
@@ -50,7 +51,7 @@ def check(
     if as_json:
         print(json.dumps({"name": recipe.name, "differences": changed}))
         return
-    out.print(f"{config} can run; it differs from the defaults in {len(changed)} settings:", highlight=False)
+    out.print(f"{config} can run; it differs from the defaults in {len(changed)} settings:", **AS_IT_IS)
     for key, value in changed.items():
         out.print(f"  {key} = {json.dumps(value)}", highlight=False, markup=False, soft_wrap=True)
 

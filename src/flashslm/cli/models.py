@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from flashslm.cli.options import HOME, HomeOption, JsonOption
-from flashslm.cli.output import console, print_whole, show
+from flashslm.cli.output import AS_IT_IS, console, print_whole, show
 from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_recipe, located_here
 from flashslm.config import GateConfig, PromotionHook
 from flashslm.config.file import load
@@ -37,7 +37,7 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
         return
     if not versions:
         known = ", ".join(model_registry.list_models(settings)) or "none"
-        console.print(f"no version of '{name}' is registered; --name takes: {known}", highlight=False, soft_wrap=True)
+        console.print(f"no version of '{name}' is registered; --name takes: {known}", **AS_IT_IS)
         return
     from flashslm.cli.model_tables import version_tables
 
@@ -115,7 +115,7 @@ def models_promote(
     version = model_registry.promote(settings, gate.model_name, version, expected_champion=former, notify=notify)
     if former == version and notify:  # it was champion already: only the hook is called again
         model_registry.announce_again(settings, gate.model_name)
-    console.print(f"{gate.model_name} version {version} is champion", highlight=False)
+    console.print(f"{gate.model_name} version {version} is champion", **AS_IT_IS)
     _call_hook(settings, gate, version)
 
 
@@ -131,7 +131,7 @@ def models_rollback(
 
     settings, gate, notify = _promoter(home, name, config, no_hook)
     version = model_registry.rollback(settings, gate.model_name, notify)
-    console.print(f"{gate.model_name} version {version} is champion again", highlight=False)
+    console.print(f"{gate.model_name} version {version} is champion again", **AS_IT_IS)
     _call_hook(settings, gate, version)
 
 
@@ -142,7 +142,7 @@ def models_notify(config: ConfigOption, name: NameOption = "", home: HomeOption 
     if not notify:
         raise ValueError(f"'{config}' has no gate.promotion_hook: give the recipe that names it")
     if not _call_hook(settings, gate, "VERSION"):
-        console.print(f"nothing is pending for {gate.model_name}", highlight=False)
+        console.print(f"nothing is pending for {gate.model_name}", **AS_IT_IS)
 
 
 class _Promoter(NamedTuple):

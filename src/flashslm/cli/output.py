@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 console = Console(stderr=True)
+# For a line with a path or a name: brackets in it are no markup, and it stays one line, to be copied.
+AS_IT_IS: Any = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
 def show(result: Any, as_json: bool) -> None:

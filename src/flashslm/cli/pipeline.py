@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from flashslm.cli.options import HOME, PIPELINES, SERVICES, HomeOption, JsonOption, PipelineOption
-from flashslm.cli.output import console, show
+from flashslm.cli.output import AS_IT_IS, console, show
 from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_recipe, located_here
 from flashslm.steps.recipe_checks import problems, problems_before_a_run_here
 
@@ -61,7 +61,7 @@ def compile_command(
         raise ValueError("--kubernetes and overrides need --config: a recipe whose platform section says how steps run")
     else:
         compile_pipeline(pipeline, output)
-    console.print(f"wrote {output}", highlight=False)
+    console.print(f"wrote {output}", **AS_IT_IS)
 
 
 def doctor(

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from flashslm.cli.cluster import NamespaceOption, client, counts
 from flashslm.cli.options import PIPELINES, RUNS, JsonOption, RunsOption
-from flashslm.cli.output import console, print_whole, show
+from flashslm.cli.output import AS_IT_IS, console, print_whole, show
 
 if TYPE_CHECKING:
     from flashslm.launch.local.run_records import RunRecord
@@ -50,7 +50,7 @@ def runs_list(
         print(json.dumps({"runs": found}))
         return
     if not found and not host:
-        Console().print(f"no runs in '{runs}': `flashslm run CONFIG` makes one", highlight=False, markup=False)
+        Console().print(f"no runs in '{runs}': `flashslm run CONFIG` makes one", **AS_IT_IS)
         return
     hidden = {"error", "operators", "parameters"} | (set() if host else {"created"})  # a local run's id says when
     names = [key for key in (found[0] if found else {}) if key not in hidden]

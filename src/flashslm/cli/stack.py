@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from flashslm.cli.options import HOME, HomeOption, JsonOption
-from flashslm.cli.output import console
+from flashslm.cli.output import AS_IT_IS, console
 
 if TYPE_CHECKING:
     from flashslm.infra.stack.embedded_stack import StackStatus
@@ -21,12 +21,10 @@ def show_stack(status: "StackStatus", as_json: bool) -> None:
         print(status.model_dump_json())
         return
     if not status.services:
-        Console().print(f"no stack in '{status.home}': start it with `flashslm stack up`", highlight=False)
+        Console().print(f"no stack in '{status.home}': start it with `flashslm stack up`", **AS_IT_IS)
     for service in status.services:
         state = "healthy" if service.healthy else "not answering" if service.running else "stopped"
-        Console().print(
-            f"{service.name:<8}{state:<15}{service.address}  log {service.log}", highlight=False, soft_wrap=True
-        )
+        Console().print(f"{service.name:<8}{state:<15}{service.address}  log {service.log}", **AS_IT_IS)
 
 
 @stack_app.command("up")
@@ -70,4 +68,4 @@ def stack_down(
     lock = home / "kfp" / "lock"
     with nullcontext() if force or not lock.is_file() else exclusive(lock):
         embedded_stack.down(home)
-    console.print(f"stopped; data stays in {home}", highlight=False)
+    console.print(f"stopped; data stays in {home}", **AS_IT_IS)
