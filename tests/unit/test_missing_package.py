@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def test_every_optional_package_has_a_hint(module: str) -> None:
 
 def test_a_module_of_no_extra_is_a_fault_of_ours() -> None:
     assert install_hint("flashslm.no_such_module") is None and install_hint("") is None
+
+
+def test_a_checkout_that_is_not_installed_keeps_the_first_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    assert install_hint("boto3") is None
 
 
 def test_the_extras_exist() -> None:

@@ -32,6 +32,10 @@ def install_hint(module: str) -> str | None:
 
 
 def _extras() -> dict[str, str]:
-    """The extra of each optional package, by the metadata of this installation."""
-    found = (_EXTRA.match(line) for line in metadata.requires(PROJECT) or [])
+    """The extra of each optional package, by the metadata of this installation; a bare checkout has none."""
+    try:
+        lines = metadata.requires(PROJECT) or []
+    except metadata.PackageNotFoundError:
+        return {}
+    found = map(_EXTRA.match, lines)
     return {match[1].lower(): match[2] for match in found if match}
