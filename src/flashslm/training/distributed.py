@@ -145,17 +145,28 @@ def first_row(tensor: Tensor) -> int:
 
 
 def own_share(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What this rank stores of a state: its parts of sharded tensors, and of those that all ranks hold alike its share.
+    """What this rank stores of a state: of each tensor one copy is stored, and of a sharded copy each rank its part.
 
-    Each of the latter is in one rank's share; shares are about as many bytes.
+    Every copy stores about as many bytes.
     """
-    world, owner = current_world(), dict[str, int]()
-    stored_bytes = [0] * world.size
+    stored_bytes, own = dict[int, list[int]](), dict[str, Tensor]()
     for name, tensor in tensors.items():
-        if not is_sharded(tensor):
-            owner[name] = stored_bytes.index(min(stored_bytes))
-            stored_bytes[owner[name]] += tensor.nbytes
-    return {name: tensor for name, tensor in tensors.items() if owner.get(name, world.rank) == world.rank}
+        mine, copies = _copy(tensor)
+        by_copy = stored_bytes.setdefault(copies, [0] * copies)
+        owner = by_copy.index(min(by_copy))
+        by_copy[owner] += tensor.nbytes
+        if owner == mine:
+            own[name] = tensor
+    return own
+
+
+def _copy(tensor: Tensor) -> tuple[int, int]:
+    """Which copy of a tensor this rank holds, or a part of, and how many copies there are."""
+    world = current_world()
+    if not is_sharded(tensor):
+        return world.rank, world.size
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    return (mesh.get_local_rank(0), mesh.size(0)) if mesh.ndim > 1 else (0, 1)
 
 
 def gather_to_main(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

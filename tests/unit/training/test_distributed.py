@@ -1,13 +1,19 @@
 """Two processes on the CPU (gloo, FSDP2) against one."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 from pydantic import ValidationError
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from flashslm.training import step
-from flashslm.training.distributed import World, any_rank, current_world
+from flashslm.training.distributed import World, any_rank, current_world, own_share
 from flashslm.training.trainer import train
 from tests.unit.training import tiny
 from tests.unit.training.ranks import (
@@ -96,17 +102,40 @@ def test_settings_that_the_processes_cannot_keep_are_refused() -> None:
         tiny.config(gather_dtype="bfloat16", precision="float32")
 
 
-def test_a_checkpoint_of_two_copies_continues_on_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size, shard_processes", [(2, 1), (4, 2)])
+def test_a_checkpoint_of_two_copies_continues_on_one_process(size: int, shard_processes: int, tmp_path: Path) -> None:
     dataset = tiny.write_dataset(tmp_path / "dataset")
-    changes = CHANGES | {"shard_processes": 1}
+    changes = CHANGES | {"shard_processes": shard_processes, "micro_batch_size": size}
     expected = train(tiny.spec(tiny.config(**changes), weight_norm=True), tiny.model(), tiny.fetching(dataset))
     call = {"dataset": str(dataset), "store": str(tmp_path / "store"), "output": "", "changes": changes}
-    run_workers([call | {"signals": {4: "SIGTERM"}}], size=2, code=143)
+    run_workers([call | {"signals": {4: "SIGTERM"}}], size=size, code=143)
     store = tiny.DirectoryStore(tmp_path / "store")
     resumed = train(tiny.spec(tiny.config(**changes), weight_norm=True), tiny.model(), tiny.fetching(dataset), store)
     assert resumed.resumed_from_step == 4
     for alone, row in zip(expected.history, resumed.history, strict=True):
         assert row["train/loss_nats"] == pytest.approx(alone["train/loss_nats"], abs=1e-5)
+
+
+@pytest.fixture
+def rank(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Of four, whose collectives do nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=request.param, world_size=4)
+    yield request.param
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("rank", range(4), indirect=True)
+def test_of_sharded_copies_each_stores_its_share(rank: int) -> None:
+    """Ranks 0 and 1 hold one copy together, 2 and 3 the other; what is not sharded, each rank holds."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    sharded = {
+        name: DTensor.from_local(torch.zeros(size), mesh, [Replicate(), Shard(0)], run_check=False)
+        for name, size in (("a", 3), ("b", 2), ("c", 1))
+    }
+    plain = {f"step of {name}": torch.zeros(()) for name in "abcd"}
+    shares = {0: {"a", "step of a"}, 1: {"a", "step of b"}, 2: {"b", "c", "step of c"}, 3: {"b", "c", "step of d"}}
+    assert own_share(sharded | plain).keys() == shares[rank]
+    assert own_share({"all": DTensor.from_local(torch.zeros(1), mesh["shard"], [Shard(0)], run_check=False)})
 
 
 def test_a_checkpoint_of_two_ranks_continues_on_one(tmp_path: Path) -> None:
