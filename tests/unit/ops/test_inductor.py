@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, _dynamo
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor import compile_fx, config
 
-from flashslm.ops.fused.inductor import compiled
+from flashslm.ops.fused.inductor import VARIANTS, compiled
 
 
 def test_what_has_wrong_gradients_is_off_in_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +30,14 @@ def test_what_has_wrong_gradients_is_off_in_every_thread(monkeypatch: pytest.Mon
     Context().run(train)  # without what other code has set, as a thread begins: torch 2.11 crashes after real ones
     assert settings == [False, False], "of the forward and of the backward pass"
     torch.testing.assert_close(gradients, [torch.full((3,), 2.0)])
+
+
+def test_every_thread_compiles_as_many_variants() -> None:
+    """A training in a second thread would end at its ninth shape."""
+
+    def limits() -> tuple[int, int]:
+        compiled(torch.neg)
+        return _dynamo.config.recompile_limit, _dynamo.config.accumulated_recompile_limit
+
+    for found in (limits(), Context().run(limits)):
+        assert min(found) >= VARIANTS

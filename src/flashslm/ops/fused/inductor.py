@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,16 +12,27 @@ from torch import _dynamo, _inductor
 VARIANTS = 1024
 
 
-@functools.cache
+# In torch 2.13 what one thread sets of a configuration another one does not see, as with a variable of a context.
+_limits_are_raised = ContextVar("_limits_are_raised", default=False)
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled for each shape that it meets."""
-    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, VARIANTS)
-    _dynamo.config.accumulated_recompile_limit = max(_dynamo.config.accumulated_recompile_limit, VARIANTS)
+    """`function` compiled for each shape that it meets, to be called in this thread."""
+    if not _limits_are_raised.get():
+        _limits_are_raised.set(True)
+        limits = _dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, VARIANTS)
+    return _compiled(function)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False, fullgraph=True, options=_right_gradients())
 
 
 def _right_gradients() -> dict[str, Any] | None:
-    """Options of a compilation, not settings: in torch 2.13 a thread does not see what another one has set."""
+    """Options of a compilation, not settings: they hold in the backward pass too, whichever thread compiles it."""
     if not hasattr(_inductor.config.triton, "mix_order_reduction"):
         return None
     # Wrong gradients of norm weights since torch 2.10 (pytorch issue 193061).
