@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from flashslm.infra.storage.object_store import Manifest
 
 
+# A held candidate of a run that designs is no version yet, so that it cannot be promoted.
+_BY_HAND = (
+    "make it champion by hand: `flashslm models register DIRECTORY --config F --alias champion --replaces VERSION`"
+)
 _RATIO = ("latency_over_reference", "latency_over_reference_low", "latency_over_reference_high")
 _STEADY = ("latency_low_ms", "latency_high_ms", *_RATIO, "latency_drift")
 # Of the reference model, slowest round over fastest, less 1: beyond it a busy machine slows two models unequally.
@@ -246,15 +250,15 @@ def _against(
         text = (
             "the champion's perplexity was measured on other data "
             f"({champion.dataset_sha256[:12]} against {candidate.dataset_sha256[:12]}): not comparable; "
-            "run the retraining pipeline, or decide with `flashslm models promote`"
+            f"run the retraining pipeline, which measures both, or {_BY_HAND}"
         )
         return [(False, text)]
     if perplexity and perplexity.low is None:
         text = (
             f"perplexity {candidate.perplexity:.4f} and the champion's {champion.perplexity:.4f} were not measured on "
-            "the same documents with the same context and stride (or one by an earlier version): not comparable; "
-            "evaluate as the champion's run did (evaluation.sequence_length, stride, max_tokens; seed), run the "
-            "retraining pipeline, or decide with `flashslm models promote`"
+            "the same documents with the same context and stride, or one by an earlier version of flashslm: not "
+            "comparable; evaluate as the champion's run did (evaluation.sequence_length, stride, max_tokens; seed) or, "
+            f"after an earlier version, run the retraining pipeline, which measures both, or {_BY_HAND}"
         )
         return [(False, text)]
     compared = perplexity or Comparison(

@@ -54,7 +54,7 @@ def test_better_challenger_is_promoted() -> None:
         ({"perplexity": 10.0}, "must be under 10.0000"),
         ({"latency_ms": 2.21}, "latency 2.2100 ms/token, at most 2.2000"),
         ({"parameters": 1101}, "parameters 1,101, at most 1,100"),
-        ({"dataset_sha256": "other"}, "not comparable"),
+        ({"dataset_sha256": "other"}, "`flashslm models register DIRECTORY --config F --alias champion --replaces "),
     ],
 )
 def test_challenger_is_held(changes: dict[str, object], reason: str) -> None:
@@ -67,6 +67,7 @@ def test_perplexities_of_other_documents_or_contexts_are_not_compared() -> None:
     unpaired = compared(metric="test/perplexity", challenger=9.0, must_gain=True)
     verdict = decide(candidate(), CHAMPION, "1", GateConfig(), unpaired)
     assert verdict.decision == "hold" and "evaluation.sequence_length, stride, max_tokens" in verdict.reasons[0]
+    assert "`flashslm models register DIRECTORY" in verdict.reasons[0], "a held candidate is no version to promote"
     paired = unpaired.model_copy(update={"low": 8.9, "high": 9.1, "method": "bootstrap", "items": 9})
     assert decide(candidate(), CHAMPION, "1", GateConfig(), paired).decision == "promote"
 
