@@ -11,7 +11,7 @@ from rich.table import Table
 
 from flashslm.cli.describe import readable
 from flashslm.cli.options import KernelsOption
-from flashslm.cli.output import console
+from flashslm.cli.output import console, print_whole
 
 if TYPE_CHECKING:
     from flashslm.benchmarking.case import Case
@@ -241,7 +241,7 @@ def show_result(result: "DecodeResult | ThroughputResult", times: dict[str, str]
         table.add_column(column, justify="left" if column == "operator" else "right")
     for name, share in result.operator_share.items():
         table.add_row(name, f"{share * result.tpot_ms_median:.4f}", f"{share:.1%}")
-    out.print(table)
+    print_whole(table)
 
 
 def show_peer(peer: "ComparedPeer") -> None:
@@ -278,13 +278,13 @@ def show_training(result: "TrainingResult") -> None:
             engine += f", and {ratio:.2f} times as a CUDA graph with weight normalisation"
         out.print(f"{'peer':<12}  {engine}", highlight=False, markup=False, soft_wrap=True)
     speeds = ("tokens/s", "TFLOP/s", "MFU", "step ms", "p90", "loader wait")
-    out.print(_table(speeds, {name: _speed_cells(speed) for name, speed in rows.items()}))
+    print_whole(_table(speeds, {name: _speed_cells(speed) for name, speed in rows.items()}))
     parts = {name: [f"{ms:.1f}" for ms in speed.parts_ms.values()] for name, speed in rows.items()}
-    out.print(_table(tuple(result.weight_norm_on.parts_ms), parts, "ms per step"))
+    print_whole(_table(tuple(result.weight_norm_on.parts_ms), parts, "ms per step"))
 
 
 def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]], corner: str = "") -> Table:
-    """Numbers by column and row; narrow enough for 80 characters, so that none is cut off."""
+    """Numbers by column and row; narrow enough for 80 characters."""
     table = Table(box=None, pad_edge=False)
     table.add_column(corner)
     for column in columns:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from flashslm.cli.options import HOME, RUNS, HomeOption, JsonOption, RunsOption
-from flashslm.cli.output import show
+from flashslm.cli.output import print_whole, show
 
 if TYPE_CHECKING:
     from flashslm.data.files import Files
@@ -53,7 +53,7 @@ def data_stats(
         for name in next(iter(tables.values())):
             row = [values[name] for values in tables.values()]
             table.add_row(name, *(f"{n:,.2f}" if isinstance(n, float) else f"{n:,}" for n in row))
-        Console().print(table)
+        print_whole(table)
 
 
 @data_app.command("sample")

@@ -160,9 +160,10 @@ def test_both_forms_of_a_step_are_timed(monkeypatch, capsys):
     assert f"and {result.peer.graph_ratio:.2f} times as a CUDA graph" in " ".join(capsys.readouterr().out.split())
 
 
-def test_no_number_is_cut_off_where_80_characters_are_wide(monkeypatch, capsys):
-    """A log's lines are."""
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize("columns", [80, 40])
+def test_no_number_is_cut_off(columns, monkeypatch, capsys):
+    """Lines of a log are 80 characters wide."""
+    monkeypatch.setenv("COLUMNS", str(columns))
     result = bench_training(case(), KernelsConfig())
     slow = {"tokens_per_s": 1_234_567.0, "step_ms_median": 123_456.7, "step_ms_p90": 234_567.8}
     times = dict(zip(PARTS, (34_567.1, 45_678.2, 56_789.3, 67_890.4), strict=True))

@@ -22,8 +22,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DatasetSum
     return directory, prepare(directory, [*TEXTS, *TEXTS[:5]])
 
 
-def command(*arguments: object) -> str:
-    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
+def command(*arguments: object, columns: int = 80) -> str:
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)], env={"COLUMNS": str(columns)})
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -51,6 +51,7 @@ def test_stats_are_those_of_the_splits(prepared: tuple[Path, DatasetSummary]) ->
     assert all(len(line) <= 80 for line in shown.splitlines() if not line.startswith("source"))
     numbers = found["splits"]["train"]
     assert re.search(rf"longest_document_tokens +{numbers['longest_document_tokens']:,} ", shown), "nothing is cut"
+    assert command("stats", directory, columns=30).split() == shown.split()
     assert "duplicates_dropped" in shown and f"{summary.train_tokens:,}" in shown
 
 
