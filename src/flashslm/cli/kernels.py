@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 WORKERS = 4
 WorkersOption = Annotated[
-    int, typer.Option("--workers", min=1, help="Processes that compile at the same time; what is tuned runs alone.")
+    int,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Processes that compile at once, each in its own memory of the GPU; what tunes runs alone.",
+    ),
 ]
 
 kernels_app = typer.Typer(no_args_is_help=True, help="Compiled kernels, shared by all steps on one kind of GPU.")

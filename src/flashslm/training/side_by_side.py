@@ -1,4 +1,4 @@
-"""Independent trainings on one device: one after the other in this process, or side by side in several."""
+"""Independent work on one device, such as trainings: one after the other in this process, or in several at a time."""
 
 import multiprocessing
 import os
@@ -24,8 +24,8 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], workers:
 
     Each of several workers is a process of its own, as CUDA wants, and ends with this one, however that ends; `work`
     and the items are pickled. An error ends all of it once running items are done, a signal at once: a worker ends with
-    the item that SIGTERM ends, and takes no other. What is running is lost then: both callers' trainings keep a result
-    when it is whole and nothing before, so that there is nothing to save and nothing to wait for. `work` itself keeps
+    the item that SIGTERM ends, and takes no other. What is running is lost then: the callers' work keeps a result when
+    it is whole and nothing before, so that there is nothing to save and nothing to wait for. `work` itself keeps
     each result, whole or not at all, and the next call finds those. Raises WorkerKilled.
     """
     if workers == 1 or len(items) < 2:
