@@ -28,22 +28,23 @@ class FairSample:
     max_bytes: int
     num_bytes: int = 0
     _limit: int = 2**64  # lowest rank dropped so far: nothing above it may come in later
-    _heap: list[tuple[int, str]] = field(default_factory=list)  # highest rank first
+    _heap: list[tuple[int, int, str]] = field(default_factory=list)  # highest rank first, and the text with its bytes
 
     def offer(self, digest: bytes, text: str) -> None:
         rank = int.from_bytes(digest[8:16], "big")  # the first 8 bytes chose the split
         if rank >= self._limit:
             return
         text = text[: self.max_bytes]
-        heapq.heappush(self._heap, (-rank, text))
-        self.num_bytes += len(text.encode())
-        while self.num_bytes - len(self._heap[0][1].encode()) >= self.max_bytes:
-            negative_rank, dropped = heapq.heappop(self._heap)
+        size = len(text.encode())
+        heapq.heappush(self._heap, (-rank, size, text))
+        self.num_bytes += size
+        while self.num_bytes - self._heap[0][1] >= self.max_bytes:
+            negative_rank, dropped_bytes, _ = heapq.heappop(self._heap)
             self._limit = -negative_rank
-            self.num_bytes -= len(dropped.encode())
+            self.num_bytes -= dropped_bytes
 
     def texts(self) -> list[str]:
-        documents = (Document(text, "") for _, text in sorted(self._heap, reverse=True))
+        documents = (Document(text, "") for *_, text in sorted(self._heap, reverse=True))
         return [document.text for document in limit_bytes(documents, self.max_bytes)]
 
 
