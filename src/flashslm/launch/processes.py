@@ -13,6 +13,7 @@ from types import FrameType
 import psutil
 
 from flashslm.infra.process.interrupts import end_stop_request, request_stop
+from flashslm.infra.process.owners import machine
 from flashslm.infra.state_files import locked_file
 
 _KILL_TAKES_AT_MOST_S = 5.0  # a process inside a system call ends with it
@@ -25,7 +26,7 @@ class LaunchError(RuntimeError):
 
 @contextmanager
 def exclusive(path: Path, instead: str = "--home (`stack down` also takes --force)") -> Iterator[None]:
-    """Hold the lock file; raise LaunchError with the holder's pid if another process has it.
+    """Hold the lock file; raise LaunchError with the holder's pid and machine if another process has it.
 
     `instead` is what a person may give to work elsewhere.
     """
@@ -33,16 +34,20 @@ def exclusive(path: Path, instead: str = "--home (`stack down` also takes --forc
         try:
             file = held.enter_context(locked_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
         except BlockingIOError as error:
-            written = path.read_bytes().strip()
-            holder = written.decode() if written.isdigit() else "unknown"
-            raise LaunchError(
-                f"another run uses {path.parent} (pid {holder}): wait for it, stop it with `kill {holder}`, "
-                f"or give another {instead}"
-            ) from error
+            raise LaunchError(f"another run uses {path.parent} {_holder(path)}, or give another {instead}") from error
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()} {machine()}")
         file.flush()
         yield
+
+
+def _holder(path: Path) -> str:
+    """Who holds the lock file and how to end it; on a shared disk that may be a process of another machine."""
+    pid, _, where = path.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
+    pid = pid if pid.isdigit() else "unknown"
+    if where in ("", machine()):
+        return f"(pid {pid}): wait for it, stop it with `kill {pid}`"
+    return f"(pid {pid} on {where.partition('/')[0]}): wait for it, stop it there with `kill {pid}`"
 
 
 class StopSignals:

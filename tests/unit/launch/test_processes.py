@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from flashslm.infra.process.interrupts import stop_requested, terminable
+from flashslm.infra.process.owners import machine
 from flashslm.infra.process.parent import PARENT_PID
 from flashslm.launch.processes import LaunchError, StopSignals, exclusive, stop_tree
 
@@ -106,5 +107,14 @@ def test_lock_names_its_holder(tmp_path: Path) -> None:
     lock = tmp_path / "kfp" / "lock"
     with exclusive(lock), pytest.raises(LaunchError, match=rf"\(pid {os.getpid()}\)"), exclusive(lock):
         pass
+    assert lock.read_text() == f"{os.getpid()} {machine()}"
+
+
+def test_a_lock_that_another_machine_holds_names_it(tmp_path: Path) -> None:
+    """On a disk of both: `kill` would end another process here."""
+    lock = tmp_path / "lock"
     with exclusive(lock):
-        assert lock.read_text() == str(os.getpid())
+        lock.write_text("7 trainer-0/pid:[4026531836]")
+        there = r"\(pid 7 on trainer-0\): wait for it, stop it there with `kill 7`, or give another --home"
+        with pytest.raises(LaunchError, match=there), exclusive(lock):
+            pass
