@@ -271,7 +271,7 @@ def test_a_registry_that_counts_from_one_again_has_no_champion(settings, store, 
     assert model_registry.champion(settings, name) is None
     again = model_registry.register(settings, name, make("other"), run_id, {})
     assert again == version and model_registry.champion(settings, name) is None
-    assert f"names version {version} as champion, whose object no version" in caplog.text
+    assert f"names version {version} as champion, but '{name}' has no version of this number" in caplog.text
     model_registry.promote(settings, name, again, "")
     caplog.clear()
     assert model_registry.champion(settings, name).manifest == make("other") and not caplog.text

@@ -210,8 +210,8 @@ def _state(settings: Settings, name: str) -> _State:
         )
     if stored and not is_own:
         _log.warning(
-            "%s names version %s as champion, whose object no version of '%s' has (an older database?): MLflow's "
-            "aliases count, champion %s, until the next promotion",
+            "%s names version %s as champion, but '%s' has no version of this number and object (an older database?): "
+            "MLflow's aliases count, champion %s, until the next promotion",
             champion_record.key_of(name),
             stored.champion,
             name,
