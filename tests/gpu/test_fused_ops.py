@@ -5,13 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from flashslm.ops.attention import AttentionInputs, attention_naive
-from flashslm.ops.causal_conv import ConvInputs, causal_conv_naive
 from flashslm.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_naive
 from flashslm.ops.delta_rule import DeltaRuleInputs, delta_rule_naive
 from flashslm.ops.gla import GLAInputs, gla_naive
 from flashslm.ops.ssd import SSDInputs, ssd_naive
 from tests.gpu.conftest import LENGTHS, TOLERANCE
-from tests.op_calls import of_tensors
+from tests.op_calls import convolution_in_parts, naive_convolution_of, of_tensors
 
 pytestmark = pytest.mark.gpu
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -110,16 +109,8 @@ def test_causal_conv(channels, bias, rest, dtype, length, packed, assert_close, 
     inputs = [x, weight.to(dtype), normal(channels, dtype=dtype) if bias else None, state]
     documents = random_documents(2, length) if packed else None
 
-    def in_parts(*given, **options):
-        sizes = (channels // 2, channels // 3, channels // 6)
-        parts, last = causal_conv_triton(ConvInputs(*given, **options), sizes)
-        return torch.cat(parts, dim=-1), last
-
-    def naive(x, *given, **options):
-        output, last = causal_conv_naive(ConvInputs(x[..., :channels], *given, **options))
-        return torch.cat([output, x[..., channels:]], dim=-1), last
-
-    assert_close(naive, in_parts, inputs, TOLERANCE[dtype], documents_BT=documents)
+    in_parts = convolution_in_parts(causal_conv_triton, [channels // 2, channels // 3, channels // 6])
+    assert_close(naive_convolution_of(channels), in_parts, inputs, TOLERANCE[dtype], documents_BT=documents)
 
 
 @packed_or_not

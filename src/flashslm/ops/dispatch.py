@@ -88,11 +88,10 @@ def causal_conv(inputs: ConvInputs, sizes: Sequence[int]) -> tuple[tuple[Tensor,
         from flashslm.ops.fused.causal_conv import causal_conv_triton
 
         return causal_conv_triton(inputs, sizes)
-    channels = inputs.weight_DK.shape[0]
-    x_BTD, *rest = inputs.x_BTD.split([channels, inputs.x_BTD.shape[-1] - channels], dim=-1)
+    x_BTD, rest_BTR = inputs.x_BTD.tensor_split([inputs.weight_DK.shape[0]], dim=-1)
     y, state = causal_conv_shifted(inputs._replace(x_BTD=x_BTD))
-    rest = [part for part in rest if part.shape[-1]]
-    return (*torch.split(y, list(sizes), dim=-1), *rest), state
+    parts = torch.split(y, list(sizes), dim=-1)
+    return (*parts, rest_BTR) if rest_BTR.shape[-1] else parts, state
 
 
 def attention_heads(inputs: HeadsInputs) -> tuple[Tensor, Tensor, Tensor]:

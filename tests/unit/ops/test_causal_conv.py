@@ -5,7 +5,7 @@ from torch import Tensor
 
 from flashslm.ops.causal_conv import ConvInputs, causal_conv_naive, causal_conv_shifted, causal_conv_step
 from flashslm.ops.dispatch import causal_conv
-from tests.op_calls import of_tensors
+from tests.op_calls import convolution_in_parts, interpreted, naive_convolution_of, of_tensors
 
 NAIVE, SHIFTED = of_tensors(ConvInputs, causal_conv_naive), of_tensors(ConvInputs, causal_conv_shifted)
 
@@ -31,17 +31,25 @@ def test_fast_is_naive_with_gradients(length, with_bias, with_state, packed, ass
 def test_channels_without_a_weight_are_handed_through(rest, assert_same, random_documents):
     x, weight, bias, state = make_inputs(7)
     inputs = [torch.cat([x, torch.randn(2, 7, rest, dtype=x.dtype)], dim=-1), weight, bias, state]
+    in_parts = convolution_in_parts(causal_conv, [3, 5, 2])
+    assert_same(naive_convolution_of(10), in_parts, inputs, random_documents(2, 7), 1e-12)
 
-    def in_parts(*given, **options):
-        parts, last = causal_conv(ConvInputs(*given, **options), [3, 5, 2])
-        assert [part.shape[-1] for part in parts] == [3, 5, 2, rest]
-        return torch.cat(parts, dim=-1), last
 
-    def naive(x, *given, **options):
-        output, last = causal_conv_naive(ConvInputs(x[..., :10], *given, **options))
-        return torch.cat([output, x[..., 10:]], dim=-1), last
+@interpreted
+@pytest.mark.parametrize("packed", [False, True], ids=["one-document", "packed"])
+@pytest.mark.parametrize("channels, bias, rest", [(96, True, 5), (96, False, 16), (96, True, 8), (30, False, 0)])
+@pytest.mark.parametrize("length", [1, 3, 130])
+def test_the_fused_form_is_naive_under_the_interpreter(
+    length, channels, bias, rest, packed, assert_same, random_documents
+):
+    """With rows that are multiples of 1, 2, 8 and 16 channels."""
+    from flashslm.ops.fused.causal_conv import causal_conv_triton
 
-    assert_same(naive, in_parts, inputs, random_documents(2, 7), 1e-12)
+    x, weight, biases, state = (value.float() for value in make_inputs(length, channels + rest))
+    inputs = [x, weight[:channels], biases[:channels] if bias else None, state[:, :channels]]
+    in_parts = convolution_in_parts(causal_conv_triton, [channels // 2, channels // 3, channels // 6])
+    documents = random_documents(2, length) if packed else None
+    assert_same(naive_convolution_of(channels), in_parts, inputs, documents, 1e-4)
 
 
 def test_documents_shorter_than_the_window(assert_same):

@@ -1,7 +1,6 @@
 """The forms of a head's log-probabilities against the naive one."""
 
 import math
-import os
 import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ import torch
 
 from flashslm.ops import dispatch, token_scores
 from flashslm.ops.token_scores import HeadInputs, ScoreTokens, token_scores_chunked, token_scores_naive
+from tests.op_calls import interpreted
 
 SHAPES = [(1, 37, 16), (7, 300, 20), (50, 1000, 64), (131, 9000, 33)]  # tokens, vocabulary, width
 
@@ -84,12 +84,6 @@ def test_the_fused_form_runs_where_its_tiles_fit(
     given = inputs(SHAPES[0], dtype)
     found, expected = dispatch.token_scores(given), token_scores_chunked(given)
     assert bool(calls) == fused and torch.equal(found.nats_N, expected.nats_N)
-
-
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None,
-    reason="set TRITON_INTERPRET=1 where Triton is installed: its interpreter then runs the kernel on the CPU",
-)
 
 
 @interpreted

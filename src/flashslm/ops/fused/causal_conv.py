@@ -47,9 +47,9 @@ def _window(place, x1, x2, x3, i0, i1, i2):
 
 
 @triton.jit
-def _multiple(stride, ALIGNED: tl.constexpr):
+def _multiple(stride, STRIDE_UNIT: tl.constexpr):
     """The stride itself, as the compiler sees that it is a multiple: by itself it looks for multiples of 16 alone."""
-    return stride // ALIGNED * ALIGNED
+    return stride // STRIDE_UNIT * STRIDE_UNIT
 
 
 @triton.jit
@@ -129,10 +129,10 @@ def _forward(
     x_ptr, weight_ptr, bias_ptr, initial_ptr, place_ptr, y0_ptr, y1_ptr, y2_ptr,
     length, channels, x_batch, x_token, initial_batch,
     blocks_0, blocks_1, start_1, start_2, size_0, size_1, size_2,
-    HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, ALIGNED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, STRIDE_UNIT: tl.constexpr,
     SEGMENT: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    x_batch, x_token = _multiple(x_batch, ALIGNED), _multiple(x_token, ALIGNED)
+    x_batch, x_token = _multiple(x_batch, STRIDE_UNIT), _multiple(x_token, STRIDE_UNIT)
     row, first = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64) * SEGMENT
     part, start, size, channel, mask = _part(
         tl.program_id(0), blocks_0, blocks_1, start_1, start_2, size_0, size_1, size_2, CHANNELS
@@ -207,11 +207,12 @@ def _backward(
     dx_ptr, sums_ptr, dx_token,
     length, channels, x_batch, x_token, initial_batch,
     blocks_0, blocks_1, start_1, start_2, size_0, size_1, size_2,
-    HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, ALIGNED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, STRIDE_UNIT: tl.constexpr,
     SEGMENT: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """dx of a segment, and its part of the sums over tokens: taps 0 to 3, bias, state 0 to 2."""
-    x_batch, x_token, dx_token = _multiple(x_batch, ALIGNED), _multiple(x_token, ALIGNED), _multiple(dx_token, ALIGNED)
+    x_batch, x_token = _multiple(x_batch, STRIDE_UNIT), _multiple(x_token, STRIDE_UNIT)
+    dx_token = _multiple(dx_token, STRIDE_UNIT)
     row, first = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64) * SEGMENT
     part, start, size, channel, mask = _part(
         tl.program_id(0), blocks_0, blocks_1, start_1, start_2, size_0, size_1, size_2, CHANNELS
@@ -318,7 +319,7 @@ def _launch(
         "HAS_BIAS": bias is not None,
         "HAS_INITIAL": initial is not None,
         "PACKED": places is not None,
-        "ALIGNED": math.gcd(16, x.stride(0), x.stride(1), x.shape[2]),  # the last is the gradient's stride
+        "STRIDE_UNIT": math.gcd(16, x.stride(0), x.stride(1), x.shape[2]),  # the last is the gradient's stride
         "SEGMENT": SEGMENT,
         "CHANNELS": CHANNELS,
         "num_warps": WARPS,
@@ -343,7 +344,8 @@ def causal_conv_triton(inputs: ConvInputs, sizes: Sequence[int] = ()) -> tuple[t
     contiguous = None if initial is None else initial.contiguous()
     padded = (*sizes, 0, 0)[:3]
     *parts, rest = _CausalConv.apply(x, weight_DK.contiguous(), bias_D, contiguous, places, padded)
-    found = (*parts[: len(sizes)], *([rest] if rest.shape[-1] else []))
+    parts = parts[: len(sizes)]
+    found = (*parts, rest) if rest.shape[-1] else tuple(parts)
     convolved_BTD = x_BTD[..., :channels]
     if initial is None:
         initial = x.new_zeros(batch, channels, TAPS - 1)
