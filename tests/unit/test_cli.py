@@ -15,6 +15,7 @@ from flashslm import __version__
 from flashslm.cli.app import app
 from flashslm.config.file import ConfigError
 from flashslm.infra.stack import daemons
+from flashslm.infra.stack.doctor import Check
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,6 +98,15 @@ def test_a_path_is_printed_as_it_is(tmp_path: Path) -> None:
         result = flashslm(*command)
         assert result.returncode == 0, result.stderr
         assert str(place) in result.stdout + result.stderr
+
+
+def test_what_doctor_found_is_printed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Check(name="disk space", ok=False, time_ms=1.0, detail="[Errno 28] /a [/] b", hint="see [red]")
+    monkeypatch.setattr("flashslm.infra.stack.services.existing_settings", lambda _: None)
+    monkeypatch.setattr("flashslm.infra.stack.doctor.diagnose", lambda _: [found])
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 1 and "FAIL" in result.output
+    assert f"{found.detail}; {found.hint}" in result.output
 
 
 def test_generate_from_a_directory_that_is_no_model(tmp_path: Path) -> None:

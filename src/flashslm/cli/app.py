@@ -15,7 +15,7 @@ from flashslm.cli.kernels import kernels_app
 from flashslm.cli.missing_package import install_hint
 from flashslm.cli.models import models_app
 from flashslm.cli.options import MODELS, PIPELINES, RECIPES, SERVICES
-from flashslm.cli.output import console
+from flashslm.cli.output import AS_IT_IS, console
 from flashslm.cli.schedule import schedule_app
 from flashslm.cli.stack import stack_app
 from flashslm.cli.store import store_app
@@ -79,5 +79,5 @@ def main() -> None:
 
 def _end(message: str) -> NoReturn:
     console.print("[bold red]error:[/]", end=" ")
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    console.print(message, **AS_IT_IS)
     sys.exit(1)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from flashslm.cli.describe import readable
 from flashslm.cli.options import KernelsOption
-from flashslm.cli.output import console, print_whole
+from flashslm.cli.output import AS_IT_IS, console, print_whole
 
 if TYPE_CHECKING:
     from flashslm.benchmarking.case import Case
@@ -160,7 +160,7 @@ def warn_of_minutes(case: "Case | TrainingCase") -> None:
     from flashslm.benchmarking.estimate import warning
 
     if text := warning(case):
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, **AS_IT_IS)
 
 
 def find_architecture(preset: str, model: str) -> "tuple[str, Architecture]":
@@ -235,7 +235,7 @@ def show_result(result: "DecodeResult | ThroughputResult", times: dict[str, str]
     }
     out = Console()
     for name, text in lines.items():
-        out.print(f"{name:<12}  {text}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"{name:<12}  {text}", **AS_IT_IS)
     table = Table(box=None, pad_edge=False)
     for column in ("operator", "ms per step", "share"):
         table.add_column(column, justify="left" if column == "operator" else "right")
@@ -247,7 +247,7 @@ def show_result(result: "DecodeResult | ThroughputResult", times: dict[str, str]
 def show_peer(peer: "ComparedPeer") -> None:
     text = f"{peer.preset} in {peer.engine}: TPOT {peer.tpot_ms_median:.4f} ms, {peer.ratio:.2f} times ours"
     text += f"; TTFT {peer.ttft_ms:.2f} ms, {peer.ttft_ratio:.2f} times ours"
-    Console().print(f"{'peer':<12}  {text}", highlight=False, markup=False, soft_wrap=True)
+    Console().print(f"{'peer':<12}  {text}", **AS_IT_IS)
 
 
 def show_training(result: "TrainingResult") -> None:
@@ -269,14 +269,14 @@ def show_training(result: "TrainingResult") -> None:
         lines["plain steps"], lines["CUDA graph"] = _whole_step(graphs.plain), _whole_step(graphs.graph)
         lines["CUDA graph"] += f", {graphs.speed_up:.2f} times as fast, recorded in {graphs.record_s:.1f} s"
     for name, text in lines.items():
-        out.print(f"{name:<12}  {text}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"{name:<12}  {text}", **AS_IT_IS)
     rows: dict[str, StepSpeed] = {"weight norm off": result.weight_norm_off, "weight norm on": result.weight_norm_on}
     if result.peer:
         rows["peer"] = result.peer
         engine = f"{result.peer.engine}: ours is {result.peer.ratio:.2f} times as fast"
         if ratio := result.peer.graph_ratio:
             engine += f", and {ratio:.2f} times as a CUDA graph with weight normalisation"
-        out.print(f"{'peer':<12}  {engine}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"{'peer':<12}  {engine}", **AS_IT_IS)
     speeds = ("tokens/s", "TFLOP/s", "MFU", "step ms", "p90", "loader wait")
     print_whole(_table(speeds, {name: _speed_cells(speed) for name, speed in rows.items()}))
     parts = {name: [f"{ms:.1f}" for ms in speed.parts_ms.values()] for name, speed in rows.items()}

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from flashslm.cli.options import PIPELINES, JsonOption, PipelineOption
-from flashslm.cli.output import console, show
+from flashslm.cli.output import AS_IT_IS, console, show
 from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_recipe
 from flashslm.steps.recipe_checks import problems_before_a_run
 
@@ -53,7 +53,7 @@ def submit(
     recipe = load_recipe(config, overrides, problems_before_a_run)
     kfp = client(host, recipe.platform.namespace)
     submission = submit_recipe(kfp, recipe, pipeline, experiment)
-    console.print(f"run {submission.name}: {submission.url}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"run {submission.name}: {submission.url}", **AS_IT_IS)
     if not wait:
         show(submission.facts(), as_json)
         return
@@ -79,9 +79,7 @@ def _follow(kfp: "KfpClient", run_id: str, quiet: bool) -> tuple[str, dict[str, 
     except KeyboardInterrupt:
         console.print(
             f"the run continues: {kfp.run_url(run_id)}\n`flashslm runs cancel {run_id}` ends it",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            **AS_IT_IS,
         )
         raise typer.Exit(INTERRUPTED) from None
     return state, {"state": state} | counts(steps)

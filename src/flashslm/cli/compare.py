@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flashslm.cli.options import HOME, MODELS, RUNS, DatasetOption, HomeOption, JsonOption, RunsOption, model_finder
-from flashslm.cli.output import AS_IT_IS, console
+from flashslm.cli.output import AS_IT_IS, console, natural_width
 from flashslm.cli.recipe_argument import Overrides
 from flashslm.config.file import load
 from flashslm.steps.recipe_checks import problems_before_a_run_here
@@ -56,7 +56,7 @@ def compare(  # noqa: PLR0913 - one parameter an option
 
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(render_comparison(values), encoding="utf-8")
-        console.print(f"the table is in {html}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"the table is in {html}", **AS_IT_IS)
     if as_json:
         print(json.dumps(finite(values)))
     else:
@@ -96,15 +96,15 @@ def _show(comparison: "ModelComparison", values: dict[str, Any]) -> None:
 
     out = Console()
     for name, text in (("first", comparison.first), ("second", comparison.second)):
-        out.print(f"{name:<6}  {text}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"{name:<6}  {text}", **AS_IT_IS)
     table = Table(box=None, pad_edge=False)
     for column in COLUMNS:
         table.add_column(column, overflow="fold", no_wrap=column in ("metric", "the second is"))
     for row in comparison_rows(values):
         table.add_row(*(row[column] for column in COLUMNS))
-    if Console(width=1000).measure(table).maximum > out.width:
+    if natural_width(table).maximum > out.width:
         table = _narrow(comparison_rows(values))
     out.print(table)
     for what, names in ((UNPAIRED, comparison.unpaired), ("of one only", comparison.alone)):
         if names:
-            out.print(f"{what}: {', '.join(names)}", highlight=False, markup=False, soft_wrap=True)
+            out.print(f"{what}: {', '.join(names)}", **AS_IT_IS)

@@ -53,7 +53,7 @@ def check(
         return
     out.print(f"{config} can run; it differs from the defaults in {len(changed)} settings:", **AS_IT_IS)
     for key, value in changed.items():
-        out.print(f"  {key} = {json.dumps(value)}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"  {key} = {json.dumps(value)}", **AS_IT_IS)
 
 
 @config_app.command("show")
@@ -90,10 +90,10 @@ def _explain_one(setting: Setting, config: Path | None) -> None:
         for part in setting.key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         lines[str(config)] = json.dumps(value)
-    out.print(f"{setting.key}: {setting.description}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"{setting.key}: {setting.description}", **AS_IT_IS)
     width = max(map(len, lines))
     for name, text in lines.items():
-        out.print(f"  {name:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"  {name:<{width}}  {text}", **AS_IT_IS)
 
 
 def _list(entries: list[Setting]) -> None:

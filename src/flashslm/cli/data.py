@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from flashslm.cli.options import HOME, RUNS, HomeOption, JsonOption, RunsOption
-from flashslm.cli.output import print_whole, show
+from flashslm.cli.output import AS_IT_IS, print_whole, show
 
 if TYPE_CHECKING:
     from flashslm.data.files import Files
@@ -146,5 +146,5 @@ def _manifest(source: str, runs: Path) -> "Manifest":
 
 def _show_part(head: str, text: str) -> None:
     out = Console()
-    out.print(f"── {head}", style="bold", highlight=False, markup=False)
-    out.print(text, highlight=False, markup=False, soft_wrap=True)
+    out.print(f"── {head}", style="bold", **AS_IT_IS)
+    out.print(text, **AS_IT_IS)

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from flashslm.cli.options import MODELS, JsonOption
+from flashslm.cli.output import AS_IT_IS
 from flashslm.config.file import load
 from flashslm.models.operator_spec import OPERATOR_SPECS
 from flashslm.steps.recipe_checks import problems
@@ -138,7 +139,7 @@ def show_description(found: "Description") -> None:
         lines["assumed"] = "; ".join(found.assumptions)
     width = max(map(len, lines))
     for name, text in lines.items():
-        Console().print(f"{name:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)
+        Console().print(f"{name:<{width}}  {text}", **AS_IT_IS)
 
 
 def readable(value: float, unit: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flashslm.cli.options import HOME, MODELS, HomeOption, JsonOption
-from flashslm.cli.output import console
+from flashslm.cli.output import AS_IT_IS, console
 from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_experiment
 
 if TYPE_CHECKING:
@@ -70,4 +70,4 @@ def _compiled_kernels(settings: "Settings | None") -> AbstractContextManager[Non
 
 
 def _say(sentence: str) -> None:
-    console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    console.print(sentence, **AS_IT_IS)

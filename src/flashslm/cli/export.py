@@ -18,7 +18,7 @@ from flashslm.cli.options import (
     ServedWeightsOption,
     model_finder,
 )
-from flashslm.cli.output import console, show
+from flashslm.cli.output import AS_IT_IS, console, show
 
 
 def register(app: typer.Typer) -> None:
@@ -101,4 +101,4 @@ def import_checkpoint(
     show(summary.model_dump(exclude={"warnings"} | ({"output"} if output is None else set())), as_json)
     for warning in summary.warnings:
         console.print("[bold yellow]warning:[/]", end=" ")
-        console.print(warning, markup=False, highlight=False, soft_wrap=True)
+        console.print(warning, **AS_IT_IS)

@@ -43,10 +43,10 @@ def models_list(name: str = "flashslm", home: HomeOption = HOME, as_json: JsonOp
 
     out = Console()
     for group in version_tables(versions):
-        out.print(group.data, highlight=False, markup=False, soft_wrap=True)
+        out.print(group.data, **AS_IT_IS)
         print_whole(group.table)
         for line in group.origins:
-            out.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
+            out.print(line, style="dim", **AS_IT_IS)
 
 
 @models_app.command("pull")
@@ -183,7 +183,7 @@ def _call_hook(settings: "Settings", gate: GateConfig, version: str) -> str:
 
     outcome = deliver_pending(settings, gate.model_name, gate.promotion_hook)
     if outcome:
-        console.print(f"hook {outcome}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"hook {outcome}", **AS_IT_IS)
     if outcome.startswith("failed"):
         _say_how_to_repeat(version)
     return outcome
@@ -191,5 +191,5 @@ def _call_hook(settings: "Settings", gate: GateConfig, version: str) -> str:
 
 def _say_how_to_repeat(version: str) -> None:
     """After a hook that failed, exit code 1."""
-    console.print(f"`flashslm models promote {version}` with the same options calls it again", highlight=False)
+    console.print(f"`flashslm models promote {version}` with the same options calls it again", **AS_IT_IS)
     raise typer.Exit(1)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from flashslm.cli.options import HOME, PIPELINES, SERVICES, HomeOption, JsonOption, PipelineOption
 from flashslm.cli.output import AS_IT_IS, console, show
@@ -79,7 +80,7 @@ def doctor(
     else:
         for check in checks:
             mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
-            text = "; ".join(filter(None, (check.detail, check.hint)))
+            text = escape("; ".join(filter(None, (check.detail, check.hint))))
             Console().print(f"{mark} {check.name:<20} {check.time_ms:8.1f} ms  {text}", highlight=False, soft_wrap=True)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from flashslm.cli.output import console
+from flashslm.cli.output import AS_IT_IS, console
 from flashslm.config import RunConfig
 from flashslm.config.experiment import ExperimentRecipe
 from flashslm.config.file import load, load_as
@@ -54,7 +54,7 @@ def warn_of_no_effect(recipe: RunConfig) -> None:
     """A warning on stderr for each setting that the recipe gives in vain."""
     for text in without_effect(recipe):
         console.print("[bold yellow]warning:[/]", end=" ")
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, **AS_IT_IS)
 
 
 def located_here(recipe: RunConfig, config: Path) -> RunConfig:

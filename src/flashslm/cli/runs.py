@@ -193,7 +193,7 @@ def runs_cancel(
 ) -> None:
     """End a run on a cluster: its steps get SIGTERM. One of this machine ends by Ctrl-C."""
     client(host, namespace).cancel(run_id)
-    console.print(f"{run_id} ends", highlight=False, markup=False)
+    console.print(f"{run_id} ends", **AS_IT_IS)
 
 
 def _step_facts(step: "StepRecord") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from flashslm.cli.cluster import ExperimentOption, NamespaceOption, client
 from flashslm.cli.options import HOME, HomeOption, JsonOption, PipelineOption
-from flashslm.cli.output import console, show
+from flashslm.cli.output import AS_IT_IS, console, show
 from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_recipe, located_here
 from flashslm.cli.runs import shown_time
 from flashslm.config.paths import with_absolute_paths
@@ -154,7 +154,7 @@ def _switch(name: str, enabled: bool, host: str, namespace: str, home: Path) -> 
         kfp.set_schedule_enabled(recurring_runs.find(kfp, name).recurring_run_id, enabled)
     else:
         local_schedules(home).set_enabled(name, enabled, time.time())
-    console.print(f"{name} is {'on' if enabled else 'paused'}", highlight=False, markup=False)
+    console.print(f"{name} is {'on' if enabled else 'paused'}", **AS_IT_IS)
 
 
 @schedule_app.command("delete")
@@ -171,7 +171,7 @@ def delete(
     else:
         local_schedules(home).delete(name)
         kept_hook.forget(home.resolve(), name)
-    console.print(f"{name} is gone", highlight=False, markup=False)
+    console.print(f"{name} is gone", **AS_IT_IS)
 
 
 @schedule_app.command("run")
@@ -180,7 +180,7 @@ def run(home: HomeOption = HOME) -> None:
     from flashslm.launch.schedule.scheduler import Scheduler, launch_in, serve
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, **AS_IT_IS)
 
     scheduler = Scheduler(local_schedules(home), launch_in(home.resolve()), say)
     say("watching schedules; Ctrl-C stops")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from flashslm.cli.options import HOME, RUNS, HomeOption, JsonOption, RunsOption
+from flashslm.cli.output import AS_IT_IS
 
 DaysOption = Annotated[float, typer.Option("--days", min=0.0, help="Nothing younger goes, checkpoints excepted.")]
 DAYS = 30.0
@@ -32,7 +33,7 @@ def store_verify(home: HomeOption = HOME, runs: RunsOption = RUNS, as_json: Json
     else:
         for damage in found.damages:
             end = "put back from a local copy" if damage.is_restored else "NOT put back"
-            Console().print(f"{damage.key}: {damage.problem}; {end}", highlight=False, markup=False, soft_wrap=True)
+            Console().print(f"{damage.key}: {damage.problem}; {end}", **AS_IT_IS)
         read = f"{found.trees} trees and {found.records} records were read"
         Console().print(f"{read}, {len(found.damages)} are damaged", highlight=False)
     if not all(damage.is_restored for damage in found.damages):
