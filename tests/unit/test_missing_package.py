@@ -72,5 +72,7 @@ def test_a_checkout_that_is_not_installed_keeps_the_first_error(monkeypatch: pyt
     assert install_hint("boto3") is None
 
 
-def test_the_extras_exist() -> None:
+def test_the_extras_exist_and_are_those_of_readme_and_setup() -> None:
     assert set(LOCAL_EXTRAS.split(",")) == set(PROJECT["optional-dependencies"]) - {"cuda", "dev"}
+    assert f"pip install '.[{LOCAL_EXTRAS}]'" in (ROOT / "README.md").read_text()
+    assert f"EXTRAS := {LOCAL_EXTRAS},dev\n" in (ROOT / "Makefile").read_text()

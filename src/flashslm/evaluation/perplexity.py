@@ -33,7 +33,7 @@ class Reading:
 
     @property
     def sha256(self) -> str:
-        """Of what changes a loss: it falls with the context that a prediction sees."""
+        """Of what decides how much context each prediction has; the loss depends on it."""
         return identity(str(self.context).encode(), str(self.stride).encode())
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flashslm.infra.storage.object_store import Manifest
 
 
-# A held candidate of a run that designs is no version yet, so that it cannot be promoted.
+# design_and_train registers only what it promotes: `flashslm models promote` cannot name a candidate that was held.
 _BY_HAND = (
     "make it champion by hand: `flashslm models register DIRECTORY --config F --alias champion --replaces VERSION`"
 )

@@ -16,13 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumErro
 
 from flashslm.infra.outages import Wait
 from flashslm.infra.settings import Settings
-from flashslm.infra.storage.errors import (
-    ObjectCorrupt,
-    ObjectMissing,
-    PreconditionFailed,
-    StoreError,
-    StoreUnavailable,
-)
+from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing, PreconditionFailed, StoreError, StoreUnavailable
 
 _session_lock = threading.Lock()  # threads may share a client, but not make clients of one session at once
 SERVICE = "object store"

@@ -67,7 +67,7 @@ def test_perplexities_of_other_documents_or_contexts_are_not_compared() -> None:
     unpaired = compared(metric="test/perplexity", challenger=9.0, must_gain=True)
     verdict = decide(candidate(), CHAMPION, "1", GateConfig(), unpaired)
     assert verdict.decision == "hold" and "evaluation.sequence_length, stride, max_tokens" in verdict.reasons[0]
-    assert "`flashslm models register DIRECTORY" in verdict.reasons[0], "a held candidate is no version to promote"
+    assert "`flashslm models register DIRECTORY" in verdict.reasons[0], "a held candidate is not registered"
     paired = unpaired.model_copy(update={"low": 8.9, "high": 9.1, "method": "bootstrap", "items": 9})
     assert decide(candidate(), CHAMPION, "1", GateConfig(), paired).decision == "promote"
 
