@@ -57,7 +57,7 @@ def _table(versions: Sequence[ModelVersion]) -> Table:
 def _row(v: ModelVersion) -> Iterator[str]:
     yield v.version
     yield ", ".join(v.aliases)
-    for name, form in (("perplexity", ".3f"), ("latency_ms", ".3f"), ("parameters", ",")):
+    for name, form in (("perplexity", ".3f"), ("latency_ms", ".4g"), ("parameters", ",")):
         yield format(v.facts[name], form) if name in v.facts else "-"
     yield time.strftime("%Y-%m-%d %H:%M", time.localtime(v.created_ms / 1000))
 

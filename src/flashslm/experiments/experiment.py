@@ -81,7 +81,7 @@ class Experiment:
             return [MatchedModel.model_validate(model) for model in json.loads(file.read_text(encoding="utf-8"))]
         models = match_models(self.recipe, vocab_size)
         for model in models:
-            timed = f", {model.measured_ms:.3f} ms per token" if model.measured_ms else ""
+            timed = f", {model.measured_ms:.4g} ms per token" if model.measured_ms else ""
             size = f"width {model.architecture.hidden_size}, {model.parameters:,} parameters"
             self.say(f"{model.name}: {model.architecture.operators}, {size}{timed}")
         write_whole(file, json.dumps([model.model_dump(mode="json") for model in models], indent=1))

@@ -96,6 +96,6 @@ def _plus_minus(result: EvalResult) -> str:
 
 def _latency_section(latency: Mapping[str, Any]) -> str:
     row = f"| {latency['device']} | {latency['context']} | {latency['batch']} "
-    row += f"| {latency['latency_ms']:.3f} | {latency['latency_p90_ms']:.3f} |"
+    row += f"| {latency['latency_ms']:.4g} | {latency['latency_p90_ms']:.4g} |"
     head = "| device | context | batch | ms per token | 90th percentile |"
     return "\n".join(["## Latency", "", head, "|---|---|---|---|---|", row, ""])

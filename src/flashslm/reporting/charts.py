@@ -60,10 +60,10 @@ def predicted_and_measured(models: Sequence[dict[str, Any]], chosen: tuple[float
     canvas = Canvas("measured ms per token", "predicted ms per token", extent, extent)
     canvas.line([(extent[0], extent[0]), (extent[1], extent[1])], "#9ca3af", "equal", "5 4")
     for model, at in zip(models, pairs, strict=False):
-        tip = f"{model['operators']} at width {model['width']}, context {model['context']}: {at[0]:.3f} ms measured, "
-        canvas.dot(at, "#2563eb", f"{tip}{at[1]:.3f} predicted ({at[1] / at[0] - 1:+.1%})")
+        tip = f"{model['operators']} at width {model['width']}, context {model['context']}: {at[0]:.4g} ms measured, "
+        canvas.dot(at, "#2563eb", f"{tip}{at[1]:.4g} predicted ({at[1] / at[0] - 1:+.1%})")
     if chosen:
-        tip = f"the exported model: {chosen[0]:.3f} ms measured, {chosen[1]:.3f} predicted"
+        tip = f"the exported model: {chosen[0]:.4g} ms measured, {chosen[1]:.4g} predicted"
         canvas.star(chosen, FRONT, tip)
         canvas.legend("the exported model", FRONT)
     return canvas.chart("Predicted against measured latency of whole models")

@@ -72,9 +72,9 @@ def run(context: StepContext) -> dict[str, Any]:
 def latency_text(facts: dict[str, Any]) -> str:
     """Median, its interval, what the machine did meanwhile, and the table's prediction if there is one."""
     predicted = facts.get("predicted_latency_ms")
-    text = f"{facts['latency_ms']:.3f} ms/token (95 % {facts['latency_low_ms']:.3f} to {facts['latency_high_ms']:.3f}"
-    text += f", the reference drifted by {facts['latency_drift']:.0%}"
-    return text + (f", predicted {predicted:.3f})" if predicted is not None else ")")
+    text = f"{facts['latency_ms']:.4g} ms/token (95 % {facts['latency_low_ms']:.4g} to {facts['latency_high_ms']:.4g}"
+    text += f", the reference drifted by {facts['latency_drift']:.1%}"
+    return text + (f", predicted {predicted:.4g})" if predicted is not None else ")")
 
 
 def measure(context: StepContext, model: Any) -> dict[str, Any]:

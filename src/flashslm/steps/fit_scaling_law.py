@@ -48,7 +48,7 @@ def run(context: StepContext) -> dict[str, Any]:
         "budget_ms": budget_ms,
         "chosen_depth": choice.depth,
         "chosen_width": choice.width,
-        "summary": f"depth {choice.depth}, width {choice.width}{outside} within {budget_ms:.3f} ms/token; "
+        "summary": f"depth {choice.depth}, width {choice.width}{outside} within {budget_ms:.4g} ms/token; "
         f"largest error of a held-out perplexity {error:.1%}",
     }
 

@@ -216,7 +216,7 @@ def _measure(context: StepContext, model: HybridLM) -> tuple[Evaluation, dict[st
         "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
         "weight_norm": "on" if has_unit_rows(norms.min().item(), norms.max().item()) else "off",
     }
-    context.events.emit("progress", f"{facts['latency_ms']:.3f} ms/token, weight norm {facts['weight_norm']}")
+    context.events.emit("progress", f"{facts['latency_ms']:.4g} ms/token, weight norm {facts['weight_norm']}")
     quality = evaluate_served(for_evaluation(model, recipe), recipe.profiling.weights, dataset, recipe)
     numbers = {key: value for key, value in (quality.results | facts).items() if isinstance(value, int | float)}
     context.mlflow_run.log_metrics(numbers, step=0)

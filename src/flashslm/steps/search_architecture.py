@@ -35,7 +35,7 @@ def run(context: StepContext) -> dict[str, Any]:
         sizes = sizes_in_words(candidate.sizes.given())
         design = f"trial {candidate.slot}: {candidate.operators} at width {candidate.architecture.hidden_size}"
         design += f" with {sizes}" if sizes else ""
-        measured = f"loss {outcome.validation_loss_nats:.3f}, {candidate.latency_ms:.3f} ms"
+        measured = f"loss {outcome.validation_loss_nats:.3f}, {candidate.latency_ms:.4g} ms"
         count = {"done": len(study.finished()), "total": context.config.search.trials}
         context.events.emit("progress", f"{design}, {measured}", **count)
 

@@ -21,7 +21,7 @@ EVALUATION: dict[str, Any] = {
     "needle": [{"length": 96, "accuracy": 0.25}],
     "tasks": {"arc_easy": {"acc": 0.31, "acc_stderr": 0.02, "samples": 400.0, "version": 1.0, "shots": 5.0}},
 }
-LATENCY = {"latency_ms": 0.75, "latency_p90_ms": 0.8, "context": 64, "batch": 1, "device": "Some CPU"}
+LATENCY = {"latency_ms": 0.046876, "latency_p90_ms": 0.047491, "context": 64, "batch": 1, "device": "Some CPU"}
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_results_with_their_errors_are_in_the_model_index(readme: str) -> None:
     assert "args" not in found["held-out", "bits_per_byte"] and "datasets" not in header
     assert [r.metric_value for r in ModelCard(card).data.eval_results] == [70.5, 3.1, 0.25, 0.31]
     assert "| some text, test split | Perplexity per token | 70.5000 ± 0.8000 |" in card
-    assert "| Some CPU | 64 | 1 | 0.750 | 0.800 |" in card and card.count("## Results") == 1
+    assert "| Some CPU | 64 | 1 | 0.04688 | 0.04749 |" in card and card.count("## Results") == 1
 
 
 def test_a_data_set_of_the_hub_is_linked(readme: str) -> None:

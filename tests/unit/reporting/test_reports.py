@@ -41,8 +41,8 @@ def retrained(decision: str, device: str = "fingerprint-1") -> RetrainingArtifac
         evaluation=evaluation,
         export={
             "operators": "DF",
-            "latency_ms": 0.418,
-            "latency_p90_ms": 0.5,
+            "latency_ms": 0.046876,
+            "latency_p90_ms": 0.047491,
             "context": 256,
             "batch": 1,
             "device": device,
@@ -83,7 +83,7 @@ def test_both_models_are_shown_in_the_order_of_the_gate() -> None:
 @pytest.mark.parametrize(("device", "said"), [("fingerprint-1", "by the same device"), ("other", "by another device")])
 def test_the_champions_latency_stands_beside_the_challengers(device: str, said: str) -> None:
     page = render_retraining(retrained("promote", device))
-    assert "takes 0.418 ms per token (90th percentile 0.500) at context 256, batch 1;" in page
+    assert "takes 0.04688 ms per token (90th percentile 0.04749) at context 256, batch 1;" in page
     assert f"the champion was registered with 0.957 ms, {said} (fingerprint <code>fingerprint-1</code>)" in page
 
 

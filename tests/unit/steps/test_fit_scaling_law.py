@@ -77,4 +77,4 @@ def test_three_budgets_each_have_a_depth_and_width_or_a_reason(fitted: tuple[dic
 def test_an_extrapolated_choice_is_said_to_be_one() -> None:
     returned, published = fit(choice_depths=(1,))
     assert published["choice"]["extrapolated"] == ["depth", "width"]
-    assert returned["summary"].startswith("depth 1, width 256 (extrapolated in depth and width) within 20.000 ms/token")
+    assert returned["summary"].startswith("depth 1, width 256 (extrapolated in depth and width) within 20 ms/token")
