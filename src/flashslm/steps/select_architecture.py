@@ -35,8 +35,6 @@ def run(context: StepContext) -> dict[str, Any]:
     winners = files["winners.json"] = measure_winners(context, best, found.pareto, budget_ms(context))
     facts = {"operators": architecture.operators, "width": architecture.hidden_size, "digest": architecture.digest}
     context.publish_json("architecture", files, facts)
-    judged = bool(finalists) and finalists[0].test_loss_nats is not None
-    seeds = context.config.search.finalist_seeds
     with_sizes = f" with {sizes_in_words(sizes.given())}" if sizes.given() else ""
     return {
         "trials": len(history),
@@ -48,10 +46,9 @@ def run(context: StepContext) -> dict[str, Any]:
         "measured_latency_ms": winners[0]["measured_ms"],
         "worst_winner_error": max(abs(winner["relative_error"]) for winner in winners),
         "summary": f"{architecture.operators} at width {architecture.hidden_size}{with_sizes}: proxy loss "
-        f"{best['loss_nats']:.3f} nats, {best['latency_ms']:.3f} ms/token by the table, "
-        f"{winners[0]['measured_ms']:.3f} measured, best of {len(history)} trials"
-        + "".join(f"; {text}" for text in pruning_in_words(pruned))
-        + (f"; test loss {finalists[0].test_loss_nats:.3f} nats over {seeds} new seeds" if judged else ""),
+        f"{best['loss_nats']:.3f} nats, {best['latency_ms']:.4g} ms/token by the table, "
+        f"{winners[0]['measured_ms']:.4g} measured; {won_against(finalists, len(history))}"
+        + "".join(f"; {text}" for text in pruning_in_words(pruned)),
     }
 
 
@@ -60,3 +57,12 @@ def chosen_trial(found: SearchResult, finalists: Sequence[Finalist]) -> dict[str
     if not finalists or finalists[0].validation_loss_nats is None:
         return found.best
     return next(trial for trial in found.history if trial["slot"] == finalists[0].slot)
+
+
+def won_against(finalists: Sequence[Finalist], trials: int) -> str:
+    """What the winner is the best of: a finalist's loss over new seeds counts, not the proxy loss of its trial."""
+    if not finalists or finalists[0].test_loss_nats is None:
+        return f"the best of {trials} trials"
+    seeds = len(finalists[0].test_losses_nats)
+    chosen = f"the best of {len(finalists)} finalists with {seeds} new {'seed' if seeds == 1 else 'seeds'}"
+    return f"{chosen}, of {trials} trials; test loss {finalists[0].test_loss_nats:.3f} nats"

@@ -8,6 +8,7 @@ import pytest
 
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import Architecture
+from flashslm.search.finalists import Finalist
 from flashslm.steps import select_architecture as module
 from tests.unit.search.synthetic import BUDGET_MS, finish, make_proposer
 from tests.unit.steps.test_search_architecture import make_context, manifest
@@ -34,3 +35,12 @@ def test_the_winner_has_the_sizes_of_its_trial(monkeypatch: pytest.MonkeyPatch) 
     assert published["best.json"]["parameters"] == parameters(built)["total"]
     assert f"at width {built.hidden_size} with ffn_ratio 6, head_dim {built.head_dim}: proxy loss" in found["summary"]
     assert found["distinct_architectures"] == len({trial.digest for trial in trials}) == 5
+
+
+def test_a_winner_is_said_to_be_the_best_of_what_chose_it() -> None:
+    losses = {"validation_losses_nats": [5.2], "test_losses_nats": [5.1], "validation_loss_nats": 5.2}
+    first = Finalist(slot=60, operators="MD", width=64, latency_ms=1.0, test_loss_nats=5.1, **losses)
+    failed = first.model_copy(update={"slot": 30, "test_loss_nats": None})
+    said = "the best of 2 finalists with 1 new seed, of 96 trials; test loss 5.100 nats"
+    assert module.won_against([first, failed], 96) == said
+    assert module.won_against([], 96) == module.won_against([failed], 96) == "the best of 96 trials"
