@@ -90,7 +90,7 @@ def test_damage_is_found_and_put_back_from_a_local_copy(shop: Shop) -> None:
 
 def test_only_what_nothing_needs_goes_and_only_when_that_is_asked_for(shop: Shop) -> None:
     name = f"model-{os.urandom(4).hex()}"
-    registered, data, planned, cached, of_run, loose = (shop.tree() for _ in range(6))
+    registered, data, planned, cached, of_run, kernels, loose = (shop.tree() for _ in range(7))
     run_id = mlflow_runs.start_parent_run(shop.settings, name)
     mlflow_runs.finish_run(shop.settings, run_id, "FINISHED")
     model_registry.register(shop.settings, name, registered, run_id, {}, lineage=Lineage(data=(data,)))
@@ -98,6 +98,7 @@ def test_only_what_nothing_needs_goes_and_only_when_that_is_asked_for(shop: Shop
     schedule = {"name": f"s-{os.urandom(4).hex()}", "pipeline": "retraining", "cron": "0 2 * * *", "time_zone": "UTC"}
     Schedules(shop.store).create(Schedule.model_validate(schedule | {"recipe": recipe, "settled_s": 0.0}))
     keep(shop.home, "kept", cached.sha256, cached.uri)
+    shop.store.put_json(f"kernels/{os.urandom(8).hex()}.json", kernels.model_dump(mode="json"))
     finished, going_on = f"finished-{os.urandom(4).hex()}", f"going-on-{os.urandom(4).hex()}"
     model = shop.tree("checkpoint", run_key=finished)
     _, manifest_file = keep(shop.home, "checkpoint", model.sha256, model.uri)
@@ -113,7 +114,8 @@ def test_only_what_nothing_needs_goes_and_only_when_that_is_asked_for(shop: Shop
     assert {ended.sha256, f"checkpoints/{finished}/00000001.json", str(old_run)} <= shop.names(found)
     assert not shop.names(found) & {loose.sha256, live.sha256, str(run), str(mine)}, "too young, or no run"
     everything = shop.names(shop.command("gc", "--days", "0"))
-    assert {loose.sha256, scaled} <= everything and not everything & {registered.sha256, data.sha256, planned.sha256}
+    assert {loose.sha256, scaled} <= everything
+    assert not everything & {manifest.sha256 for manifest in (registered, data, planned, kernels)}
     for manifest in (registered, data, planned, cached, of_run, loose, model, ended, live):
         shop.store.verify_tree(manifest)  # nothing was removed yet
 

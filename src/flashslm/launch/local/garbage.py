@@ -1,7 +1,8 @@
 """What nothing needs any more, in the object store and on this machine: found first, removed when that is asked for.
 
-Needed is what a registry version, a schedule or the record of a champion names, what a kept run or an entry of this
-home's cache names, and whatever is younger than the age that is given: other machines' runs may be making use of it.
+Needed is what a registry version, a schedule or the record of a champion names, the compiled kernels, what a kept run
+or an entry of this home's cache names, and whatever is younger than the age that is given: other machines' runs may be
+making use of it.
 Long sections of recipes (`long_sections`) stay for good: the recurring runs of a cluster, which are not seen from here,
 name them as long as they exist.
 """
@@ -22,7 +23,7 @@ from flashslm.launch.local.kept_results import cache_directory, kept_manifests
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _RUN = re.compile(r"\d{8}-\d{6}-.+")
-_RECORDS = ("schedules/", "registry/", long_tags.PREFIX)
+_RECORDS = ("schedules/", "registry/", "kernels/", long_tags.PREFIX)
 _CHECKPOINTS, _PRETRAINING, _PREPARATION, _PROBES = "checkpoints/", "pretraining/", "preparation/", "probe/"
 _SCALING = "scaling/"
 
