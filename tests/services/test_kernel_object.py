@@ -91,6 +91,24 @@ def test_a_large_cache_travels_in_several_archives(store, machine, monkeypatch, 
         assert {(second / file).read_text() for file in files(second)} == {f"binary {number}" for number in range(30)}
 
 
+def test_a_step_stores_and_a_machine_reads_what_is_new_alone(store, machine, monkeypatch):
+    monkeypatch.setattr(kernel_object, "MAX_TREES", 3)
+    packed, read = [], []
+    pack, get_tree = kernel_object._pack, type(store).get_tree
+    monkeypatch.setattr(kernel_object, "_pack", lambda store, *of: packed.append(of[0]) or pack(store, *of))
+    monkeypatch.setattr(type(store), "get_tree", lambda *given: read.append(given[1].sha256) or get_tree(*given))
+    names = [f"winners/{number}.json" for number in range(5)]
+    for number, name in enumerate(names):
+        write(machine("first"), name)
+        kernel_object.store_kernels(store)
+        machine("second")
+        assert kernel_object.fetch_kernels(store) == set(names[: number + 1])
+    assert packed == [{names[0]}, {names[1]}, {names[2]}, set(names[:4]), {names[4]}]
+    assert len(read) == len(set(read)) == len(packed)
+    third = machine("third")
+    assert kernel_object.fetch_kernels(store) == files(third) == set(names)
+
+
 def test_two_machines_at_once_lose_nothing(store, machine):
     first, second = machine("first"), machine("second")
     with shared_kernels(store):

@@ -1,8 +1,9 @@
 """Compiled kernels and the winners of their tuning travel through the object store, for every GPU and set of versions.
 
 A pod starts with an empty disk: without this object each step would compile and tune every kernel again, minutes in
-which the GPU idles. The object is archives behind the pointer `kernels/<key>.json`. It only ever saves time: where
-the store does not answer, or an archive is corrupt, the step says so and tunes for itself.
+which the GPU idles. The object is archives behind the pointer `kernels/<key>.json`: trees, each with what a step has
+added to those before it. It only ever saves time: where the store does not answer, or an archive is corrupt, the step
+says so and tunes for itself.
 """
 
 import gzip
@@ -33,6 +34,8 @@ UNPACKED, UNPACKING = "unpacked.json", "unpacking.lock"  # in the cache: which o
 # Of an object that is gone, damaged, or of another form.
 UNREADABLE = (ObjectMissing, ObjectCorrupt, ValueError, KeyError, EOFError, zlib.error, tarfile.TarError)
 ATTEMPTS = 3  # another pod may store its kernels at the same time
+MAX_TREES = 16  # of an object; the next step to store something makes one tree of them
+OLDER = "older"  # in the metadata of the last tree's manifest, which is the pointer: the manifests of those before it
 _log = logging.getLogger(__name__)
 
 
@@ -84,21 +87,23 @@ def fetch_kernels(store: ObjectStore) -> set[str]:
     An object that an earlier step unpacked here is not read again, unless a file of it was removed since.
     """
     found = store.get_json(_pointer())
-    return set() if found is None else _unpack(store, Manifest.model_validate(found[0]))
+    return set() if found is None else _unpack(store, _trees(Manifest.model_validate(found[0])))
 
 
 def store_kernels(store: ObjectStore) -> set[str]:
-    """Store this machine's cache, joined with what others have stored meanwhile. Returns the object's files.
+    """Store those files of this machine's cache that the object does not have. Returns the object's files.
 
-    Where another process of this machine has stored all of it, nothing is. What cannot be read is replaced.
+    What cannot be read is replaced.
     """
     for _ in range(ATTEMPTS):
         found = store.get_bytes(_pointer())
-        known = _readable(store, found[0]) if found else set()
+        older, known = _readable(store, found[0]) if found else ([], set())
         files = _files()
         if known >= files:
             return known
-        manifest = _pack(store, files)
+        if len(older) >= MAX_TREES:
+            older, known = [], set()
+        manifest = _pack(store, files - known, older)
         try:
             if found is None:
                 store.put_json(_pointer(), manifest.model_dump(mode="json"), if_absent=True)
@@ -106,23 +111,31 @@ def store_kernels(store: ObjectStore) -> set[str]:
                 store.put_json(_pointer(), manifest.model_dump(mode="json"), if_match=found[1])
         except PreconditionFailed:
             continue
-        _note_unpacked(manifest, files)
-        return files
+        _note_unpacked([*older, manifest], known | files)
+        return known | files
     raise StoreError(f"{_pointer()} changed {ATTEMPTS} times while kernels were being stored: store them again")
 
 
-def _readable(store: ObjectStore, pointer: bytes) -> set[str]:
-    """The files of the object behind a pointer, unpacked; none, after a warning, where pointer or object are damaged
-    or gone.
+def _trees(pointer: Manifest) -> list[Manifest]:
+    """The object's trees, the first one first, each without a list of the others."""
+    older = [Manifest.model_validate(tree) for tree in pointer.metadata.get(OLDER, ())]
+    metadata = {name: value for name, value in pointer.metadata.items() if name != OLDER}
+    return [*older, pointer.model_copy(update={"metadata": metadata})]
+
+
+def _readable(store: ObjectStore, pointer: bytes) -> tuple[list[Manifest], set[str]]:
+    """The trees and the files of the object behind a pointer, unpacked; none, after a warning, where pointer or object
+    are damaged or gone.
     """
     try:
-        return _unpack(store, Manifest.model_validate_json(pointer))
+        trees = _trees(Manifest.model_validate_json(pointer))
+        return trees, _unpack(store, trees)
     except UNREADABLE as error:
         _log.warning("the stored kernels are replaced: %s", error)
-        return set()
+        return [], set()
 
 
-def _pack(store: ObjectStore, files: set[str]) -> Manifest:
+def _pack(store: ObjectStore, files: set[str], older: list[Manifest]) -> Manifest:
     root = cache_directory()
     with tempfile.TemporaryDirectory(prefix="flashslm-kernels-") as name:
 
@@ -138,7 +151,8 @@ def _pack(store: ObjectStore, files: set[str]) -> Manifest:
             list(pool.map(write, enumerate(_parts(root, files))))
         facts = {"root": str(root), "files": sorted(files), **cache_facts()}
         (Path(name) / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        return store.put_tree(name, "kernels", {"key": cache_key(), "files": len(files)})
+        before = [tree.model_dump(mode="json") for tree in older]
+        return store.put_tree(name, "kernels", {"key": cache_key(), "files": len(files), OLDER: before})
 
 
 def _archive_name(number: int) -> str:
@@ -157,20 +171,26 @@ def _parts(root: Path, files: set[str]) -> list[list[str]]:
     return parts
 
 
-def _unpack(store: ObjectStore, manifest: Manifest) -> set[str]:
+def _unpack(store: ObjectStore, trees: list[Manifest]) -> set[str]:
+    """The files of all trees, in the cache; those that an earlier step unpacked are not read again."""
     root = cache_directory()
     root.mkdir(parents=True, exist_ok=True)
     with locked_file(root / UNPACKING):  # of several processes that start together one does it
-        if known := _unpacked_before(manifest):
-            return known
-        with tempfile.TemporaryDirectory(prefix="flashslm-kernels-") as name:
-            tree = store.get_tree(manifest, Path(name) / "tree")
-            facts = json.loads((tree / FACTS).read_text(encoding="utf-8"))
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(lambda archive: _extract(archive, root, facts["root"]), tree.glob(f"*{ARCHIVE}")))
-        files = set(facts["files"])
-        _note_unpacked(manifest, files)
+        before, files = _unpacked_before(trees)
+        for tree in trees[before:]:
+            files |= _unpack_tree(store, tree, root)
+        if before < len(trees):
+            _note_unpacked(trees, files)
     return files
+
+
+def _unpack_tree(store: ObjectStore, manifest: Manifest, root: Path) -> set[str]:
+    with tempfile.TemporaryDirectory(prefix="flashslm-kernels-") as name:
+        tree = store.get_tree(manifest, Path(name) / "tree")
+        facts = json.loads((tree / FACTS).read_text(encoding="utf-8"))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda archive: _extract(archive, root, facts["root"]), tree.glob(f"*{ARCHIVE}")))
+    return set(facts["files"])
 
 
 def _extract(archive_file: Path, root: Path, root_before: str) -> None:
@@ -192,19 +212,23 @@ def _move_paths(file: Path, before: str, now: str) -> None:
         file.write_text(file.read_text(encoding="utf-8").replace(before, now), encoding="utf-8")
 
 
-def _unpacked_before(manifest: Manifest) -> set[str]:
-    """The object's files if this cache has all of them since an earlier step; else none."""
+def _unpacked_before(trees: list[Manifest]) -> tuple[int, set[str]]:
+    """How many of the trees, from the first, this cache has had since an earlier step, and their files.
+
+    None where one of the files was removed since, or where trees were replaced.
+    """
     root = cache_directory()
     try:
         noted = json.loads((root / UNPACKED).read_text(encoding="utf-8"))
-        files = set(noted["files"]) if noted["sha256"] == manifest.sha256 else set()
+        had, files = list(noted["trees"]), set(noted["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        return set()
-    return files if all((root / file).exists() for file in files) else set()
+        return 0, set()
+    is_same = had == [tree.sha256 for tree in trees[: len(had)]]
+    return (len(had), files) if is_same and all((root / file).exists() for file in files) else (0, set())
 
 
-def _note_unpacked(manifest: Manifest, files: set[str]) -> None:
-    noted = {"sha256": manifest.sha256, "files": sorted(files)}
+def _note_unpacked(trees: list[Manifest], files: set[str]) -> None:
+    noted = {"trees": [tree.sha256 for tree in trees], "files": sorted(files)}
     write_whole(cache_directory() / UNPACKED, json.dumps(noted))
 
 
