@@ -39,6 +39,15 @@ class Choice(DepthWidth):
     budget_ms: float
     candidates: tuple[DepthWidthOption, ...]
 
+    def as_good(self, scatter_nats: float) -> list[DepthWidthOption]:
+        """The other candidates in the budget, the fastest first, predicted less than `scatter_nats` above the choice.
+
+        Points that scatter about the law by so much do not prefer the choice to them.
+        """
+        own, bound = (self.depth, self.width), self.predicted_loss_nats + scatter_nats
+        others = (c for c in self.candidates if c.feasible and (c.depth, c.width) != own)
+        return sorted((c for c in others if c.predicted_loss_nats < bound), key=lambda c: c.latency_ms)
+
 
 def choose_depth_width(
     law: DepthWidthLaw,

@@ -28,6 +28,7 @@ def run(context: StepContext) -> dict[str, Any]:
     budget_ms = latency_budget_ms(table, config.latency, config.model, vocab_size)
     choose = chooser(config, table, law, vocab_size, max(point.tokens for point in family.points))
     choice = choose(budget_ms)
+    as_good = choice.as_good(law.residual_std_nats)
     found = {
         "points": with_fit(law, family.points),
         "holdout": with_fit(law, family.holdout),
@@ -37,6 +38,7 @@ def run(context: StepContext) -> dict[str, Any]:
         "left_out_sizes": [size.model_dump() for size in left_out],
         "budget_ms": budget_ms,
         "choice": choice.model_dump(mode="json"),
+        "as_good": [other.model_dump(mode="json") for other in as_good],
         "other_budgets": [summarise(choose, factor * budget_ms) for factor in config.scaling.other_budgets],
     }
     facts = {"depth": choice.depth, "width": choice.width, "budget_ms": budget_ms}
@@ -49,6 +51,7 @@ def run(context: StepContext) -> dict[str, Any]:
         "chosen_depth": choice.depth,
         "chosen_width": choice.width,
         "summary": f"depth {choice.depth}, width {choice.width}{outside} within {budget_ms:.4g} ms/token; "
+        f"{len(as_good)} of {sum(c.feasible for c in choice.candidates) - 1} others in the budget predicted as good; "
         f"largest error of a held-out perplexity {error:.1%}",
     }
 

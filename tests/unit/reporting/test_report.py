@@ -16,7 +16,7 @@ from flashslm.reporting.html import render, share_interval
 from flashslm.reporting.plots import figures
 from flashslm.reporting.run_facts import duration
 from flashslm.reporting.svg import around, ticks
-from tests.unit.reporting.documents import BUDGET_MS, artifacts, run_facts
+from tests.unit.reporting.documents import BUDGET_MS, artifacts, candidate, run_facts
 
 VOID = {"meta", "br"}
 
@@ -90,6 +90,18 @@ def test_the_law_says_what_it_extrapolates_and_how_well_it_predicts(page: str) -
         "(90 %: 5.0000 to 5.2000)",
     ):
         assert expected in page.replace("&#39;", "'"), expected
+
+
+def test_a_choice_that_the_trainings_do_not_prefer_is_said_to_be_one(page: str) -> None:
+    effects = "the prediction changes by 0.2000 nats (at width 64), over their widths by 0.0000 (at depth 2); "
+    assert f"{effects}the trained models lie 0.2500 nats off the law (standard deviation). No other candidate" in page
+    run = artifacts()
+    near = [candidate(1, 0.5), candidate(3, 0.6)]
+    run.scaling["choice"]["candidates"] += near
+    run.scaling["as_good"] = near
+    said = "2 of the 2 other candidates within the budget are predicted less than that above the choice, which these "
+    said += "trainings therefore do not prefer to them; the fastest is depth 1, width 64 at 0.5000 ms."
+    assert said in render(run, run_facts())
 
 
 def test_the_table_is_held_to_the_winners_it_chose(page: str) -> None:

@@ -34,9 +34,10 @@ class Context:
 BUDGET_MS = 20.0  # depth 4 of D and F takes 8.0 ms at width 64
 
 
-def fit(**scaling: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def fit(run_noise: float = 0.0, **scaling: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the step returns and publishes for a family of depths 2 to 8 and widths 64 to 192."""
-    points = make_points(depths=(2, 4, 8), widths=(64, 128, 192), tokens=(10**6, 4 * 10**6, 16 * 10**6))
+    tokens = (10**6, 4 * 10**6, 16 * 10**6)
+    points = make_points(run_noise=run_noise, depths=(2, 4, 8), widths=(64, 128, 192), tokens=tokens)
     family = Family(points, make_points(depths=(12,), widths=(256,)))
     recipe = {"block": "DF", "choice_depths": (2, 4, 24), "bootstrap": 10} | scaling
     context: Any = Context(recipe, {"context": 1024, "target_ms": BUDGET_MS})
@@ -78,3 +79,13 @@ def test_an_extrapolated_choice_is_said_to_be_one() -> None:
     returned, published = fit(choice_depths=(1,))
     assert published["choice"]["extrapolated"] == ["depth", "width"]
     assert returned["summary"].startswith("depth 1, width 256 (extrapolated in depth and width) within 20 ms/token")
+
+
+def test_what_the_trainings_do_not_prefer_the_choice_to_is_published_and_counted() -> None:
+    returned, published = fit(run_noise=0.5)
+    choice = published["choice"]
+    others = [c for c in choice["candidates"] if c["feasible"] and c["latency_ms"] != choice["latency_ms"]]
+    near = choice["predicted_loss_nats"] + published["law"]["residual_std_nats"]
+    as_good = [c for c in others if c["predicted_loss_nats"] < near]
+    assert published["as_good"] == sorted(as_good, key=lambda c: c["latency_ms"]) and 0 < len(as_good) < len(others)
+    assert f"; {len(as_good)} of {len(others)} others in the budget predicted as good; " in returned["summary"]
