@@ -102,7 +102,7 @@ class PlatformConfig(Section):
         default=2,
         ge=1,
         description="Variants of the ablation that a run on this machine pretrains at the same time: those that share "
-        "a GPU need its memory together. On a cluster each has its own.",
+        "a GPU need its memory together, and their step times cannot be compared. On a cluster each has its own.",
     )
     namespace: str = Field(default="kubeflow", pattern=DNS_LABEL, description="The namespace that runs belong to.")
     service_account: ObjectName = Field(default="", description="Of the pods; empty: the installation's own.")

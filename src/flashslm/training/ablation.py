@@ -51,6 +51,7 @@ class Ablation(BaseModel):
     variants: list[VariantSummary]
     difference_nats: float | None
     difference_interval_nats: tuple[float, float] | None
+    differences_nats: dict[int, float] = {}  # by seed
     curves: dict[str, dict[str, list[tuple[int, float]]]]  # run label -> metric -> (step, value)
     diverged: list[DivergedRun] = []
     verdict: str
@@ -74,15 +75,16 @@ def compare(runs: list[VariantRun], diverged: Sequence[DivergedRun] = ()) -> Abl
     by_variant = {name: [r for r in runs if r.weight_norm == name] for name in ("on", "off")}
     summaries = {name: _summarise(name, group) for name, group in by_variant.items() if group}
     twins = {r.seed: r.validation_loss_nats for r in by_variant["off"]}
-    differences = [r.validation_loss_nats - twins[r.seed] for r in by_variant["on"] if r.seed in twins]
-    found = t_difference(differences) if differences else None
+    differences = {r.seed: r.validation_loss_nats - twins[r.seed] for r in by_variant["on"] if r.seed in twins}
+    found = t_difference([*differences.values()]) if differences else None
     return Ablation(
         variants=list(summaries.values()),
         difference_nats=found.value if found else None,
         difference_interval_nats=(found.low, found.high) if found and len(differences) > 1 else None,
+        differences_nats=differences,
         curves={f"{r.weight_norm}, seed {r.seed}": {key: r.series(key) for key in CURVES} for r in runs},
         diverged=list(diverged),
-        verdict="; ".join([*(f"{_label(r)} diverged" for r in diverged), _verdict(found)]),
+        verdict="; ".join([*(f"{_label(r)} diverged" for r in diverged), _verdict(found, [*differences.values()])]),
     )
 
 
@@ -127,7 +129,7 @@ def _summarise(name: str, group: list[VariantRun]) -> VariantSummary:
     )
 
 
-def _verdict(found: Difference | None) -> str:
+def _verdict(found: Difference | None, differences: Sequence[float]) -> str:
     """An interval over the seeds that holds zero cannot tell; one seed decides nothing."""
     if found is None:
         return "only one variant was trained: nothing to compare"
@@ -137,7 +139,9 @@ def _verdict(found: Difference | None) -> str:
     interval = f"95 % interval {found.low:+.4f} to {found.high:+.4f} over {found.items} seeds"
     outcome = judge(found.low, found.high, higher_is_better=False)
     if outcome == "cannot tell":
-        return f"cannot tell: difference {found.value:+.4f} nats, {interval}"
+        agree = min(differences) > 0 or max(differences) < 0
+        agreed = ", which agree: further ones can tell" if agree else ""
+        return f"cannot tell: difference {found.value:+.4f} nats, {interval}{agreed}"
     return f"weight_norm={'on' if outcome == 'better' else 'off'} is better by {abs(found.value):.4f} nats, {interval}"
 
 

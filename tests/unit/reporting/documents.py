@@ -77,6 +77,7 @@ def ablation() -> dict[str, Any]:
         "variants": [variant("on", [0, 1], 0.01), variant("off", [0, 1], 0.02)],
         "difference_nats": -0.3,
         "difference_interval_nats": [-0.5, -0.1],
+        "differences_nats": {"0": -0.25, "1": -0.35},
         "curves": {f"{v}, seed {s}": curves(5 + s) for v in ("on", "off") for s in (0, 1)},
         "verdict": "weight_norm=on is better",
         "diverged": [{"weight_norm": "off", "seed": 2, "reason": "loss is not finite at step 7"}],

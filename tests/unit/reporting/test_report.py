@@ -104,6 +104,13 @@ def test_a_choice_that_the_trainings_do_not_prefer_is_said_to_be_one(page: str) 
     assert said in render(run, run_facts())
 
 
+def test_the_seeds_of_the_ablation_are_shown_beside_its_interval(page: str) -> None:
+    assert "On less off by seed, nats: -0.2500 (seed 0), -0.3500 (seed 1). The interval is Student" in page
+    run = artifacts()
+    run.ablation["differences_nats"] |= {"2": -0.3}
+    assert "-0.3000 (seed 2).</p>" in render(run, run_facts())
+
+
 def test_the_table_is_held_to_the_winners_it_chose(page: str) -> None:
     assert "within the budget, measured after the search: worst error 5.7 %." in page
     row = '<tr class="best"><td class="mono">DFMFF ★</td><td class="n">64</td><td class="n">0.7000</td>'

@@ -27,6 +27,7 @@ def test_difference_is_paired_by_seed() -> None:
     assert ablation.difference_nats == pytest.approx(-0.15)
     # Student's t of one degree of freedom: 12.7062 standard errors of 0.05
     assert ablation.difference_interval_nats == pytest.approx((-0.15 - 0.63531, -0.15 + 0.63531), rel=1e-5)
+    assert ablation.differences_nats == pytest.approx({0: -0.1, 1: -0.2})
     assert step_times(runs).step_time_increase == pytest.approx(0.1)
     assert step_times(runs).step_time_ms == {"on": 11.0, "off": 10.0}
     on, off = ablation.variants
@@ -34,7 +35,8 @@ def test_difference_is_paired_by_seed() -> None:
     assert on.final_weight_norm == 1.5 and on.final_gradient_norm == 1.0
     assert ablation.curves["on, seed 0"]["validation/loss_nats"] == [(10, 3.0)]
     assert ablation.verdict == (
-        "cannot tell: difference -0.1500 nats, 95 % interval -0.7853 to +0.4853 over 2 seeds"
+        "cannot tell: difference -0.1500 nats, 95 % interval -0.7853 to +0.4853 over 2 seeds, which agree: "
+        "further ones can tell"
     ), "1.96 standard errors would have called this a gain"
 
 
@@ -49,7 +51,8 @@ def test_a_difference_beyond_the_interval_is_a_claim() -> None:
 
 def test_a_difference_within_the_spread_cannot_tell() -> None:
     runs = [make_run("on", 0, 3.0), make_run("on", 1, 3.4), make_run("off", 0, 3.1), make_run("off", 1, 3.2)]
-    assert compare(runs).verdict.startswith("cannot tell: difference +0.0500 nats")
+    verdict = compare(runs).verdict
+    assert verdict.startswith("cannot tell: difference +0.0500 nats") and verdict.endswith("over 2 seeds")
 
 
 def test_one_seed_makes_no_claim() -> None:
