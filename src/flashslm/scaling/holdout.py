@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from flashslm.scaling.law import ScalingPoint, fit_law
+from flashslm.scaling.law import Map, ScalingPoint, fit_law
 from flashslm.scaling.points import num_constants
 
 _SIZES = ("depth", "width")
@@ -26,11 +26,12 @@ class LeftOutSize(BaseModel):
     perplexity_error: float
 
 
-def leave_out_sizes(points: Sequence[ScalingPoint], seed: int = 0) -> list[LeftOutSize]:
+def leave_out_sizes(points: Sequence[ScalingPoint], seed: int = 0, mapped: Map = map) -> list[LeftOutSize]:
     """Fit without each depth and each width in turn, and predict what was left out.
 
     Not without the smallest: towards it the power laws rise without bound, and no choice is made there. A size is left
-    out only where at least two others of its axis, and more points than constants, remain.
+    out only where at least two others of its axis, and more points than constants, remain. `mapped` is that of
+    `fit_law`.
     """
     return [
         LeftOutSize(
@@ -38,7 +39,7 @@ def leave_out_sizes(points: Sequence[ScalingPoint], seed: int = 0) -> list[LeftO
             size=size,
             is_extrapolation=size == sizes[-1],
             points=len(left_out),
-            perplexity_error=fit_law(kept, _BOOTSTRAP, seed).perplexity_error(left_out),
+            perplexity_error=fit_law(kept, _BOOTSTRAP, seed, mapped).perplexity_error(left_out),
         )
         for axis in _SIZES
         if len(sizes := sorted({getattr(point, axis) for point in points})) > 2

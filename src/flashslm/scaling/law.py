@@ -6,7 +6,8 @@ of perplexity, so the worst models do not dominate the fit. Errors are stated in
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ MIN_TERM_NATS = 1e-4  # smallest L0 and smallest value of a term at the geometri
 HUBER_LOG_LOSS = 1e-3  # residuals of log L beyond it count linearly (Hoffmann et al. 2022, section 3.3)
 _STARTS = 24
 _BOUND_MARGIN = 0.01  # of the allowed range: an interval that ends nearer than this to a bound is said to touch it
+Map = Callable[..., Iterable[Any]]  # `map`, or that of an executor
 
 
 class ScalingPoint(BaseModel):
@@ -76,23 +78,24 @@ class DepthWidthLaw(BaseModel):
         return max(abs(math.expm1(self.predict(p.depth, p.width, p.tokens) - p.loss_nats)) for p in points)
 
 
-def fit_law(points: Sequence[ScalingPoint], bootstrap: int = 100, seed: int = 0) -> DepthWidthLaw:
+def fit_law(points: Sequence[ScalingPoint], bootstrap: int = 100, seed: int = 0, mapped: Map = map) -> DepthWidthLaw:
     """Fit by multi-start Huber regression on log L, as the field does; intervals by a bootstrap over residuals.
 
     A run that went astray pulls on the fit no more than any other that lies off it (`HUBER_LOG_LOSS`).
 
     An axis on which all points agree has no term: its effect is part of L0 (as the paper drops the term in N at a fixed
-    N). Raises ValueError when there are not more points than constants.
+    N). `mapped` calls the fits of all starts, which do not depend on each other, as `map` does: a process pool's `map`
+    gives the same law sooner. Raises ValueError when there are not more points than constants.
     """
     problem = _Problem(points)
     rng = np.random.default_rng(seed)
-    theta = problem.solve(problem.loss, [problem.random_start(rng) for _ in range(_STARTS)])
+    (theta,) = problem.solve([(problem.loss, [problem.random_start(rng) for _ in range(_STARTS)])], mapped)
     fitted = problem.predict(theta)
     residuals = problem.loss - fitted
-    samples = []
-    for _ in range(bootstrap):
-        resampled = fitted + problem.resample(residuals, rng)
-        samples.append(problem.solve(resampled, [theta, problem.random_start(rng)]))
+    resampled = [
+        (fitted + problem.resample(residuals, rng), [theta, problem.random_start(rng)]) for _ in range(bootstrap)
+    ]
+    samples = problem.solve(resampled, mapped)
     return DepthWidthLaw(
         constants=problem.constants(theta),
         replicates=tuple(problem.constants(sample) for sample in samples),
@@ -149,8 +152,14 @@ class _Problem:
         theta[2::2] = np.exp(rng.uniform(np.log(0.05), np.log(1.5), len(self.axes)))
         return np.clip(theta, self.lower, self.upper)
 
-    def solve(self, loss: np.ndarray, starts: list[np.ndarray]) -> np.ndarray:
-        """The best local minimum over the starts."""
+    def solve(self, losses: list[tuple[np.ndarray, list[np.ndarray]]], mapped: Map) -> list[np.ndarray]:
+        """For each vector of losses the best local minimum over its starts."""
+        from_starts = [(loss, start) for loss, starts in losses for start in starts]
+        fits = iter(mapped(self.local_minimum, *zip(*from_starts, strict=True)))
+        return [min(islice(fits, len(starts)), key=lambda fit: float(fit[0]))[1] for _, starts in losses]
+
+    def local_minimum(self, loss: np.ndarray, start: np.ndarray) -> tuple[float, np.ndarray]:
+        """That which a start leads to: its cost, and where it is."""
         from scipy.optimize import least_squares
 
         def residuals(theta: np.ndarray) -> np.ndarray:
@@ -158,8 +167,8 @@ class _Problem:
 
         options: dict[str, Any] = {"loss": "huber", "f_scale": HUBER_LOG_LOSS, "x_scale": "jac", "max_nfev": 300}
         bounds = (self.lower, self.upper)
-        fits: list[Any] = [least_squares(residuals, start, self.log_jacobian, bounds, **options) for start in starts]
-        return np.asarray(min(fits, key=lambda fit: float(fit.cost)).x)
+        fit = least_squares(residuals, start, self.log_jacobian, bounds, **options)
+        return float(fit.cost), np.asarray(fit.x)
 
     def resample(self, residuals: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Draw residuals again: each run's mean from the runs' means, the rest from all deviations within a run.

@@ -1,5 +1,6 @@
 """fit_scaling_law: train the small (depth, width) family, fit the law, choose depth and width under the budget."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,9 @@ from flashslm.scaling.law import DepthWidthLaw, ScalingPoint, fit_law
 from flashslm.steps.context import StepContext
 from flashslm.steps.latency_tables import read_latency_table
 from flashslm.steps.scaling_family import trained_family
+from flashslm.training.side_by_side import worker_pool
+
+_PROCESSES = 8  # that fit, at most: with more, starting them takes longer than what they do
 
 
 def run(context: StepContext) -> dict[str, Any]:
@@ -22,9 +26,10 @@ def run(context: StepContext) -> dict[str, Any]:
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
     table = read_latency_table(context)
     family = trained_family(context)
-    law = fit_law(family.points, bootstrap=config.scaling.bootstrap, seed=config.seed)
+    with worker_pool(min(_PROCESSES, os.cpu_count() or 1)) as pool:
+        law = fit_law(family.points, config.scaling.bootstrap, config.seed, pool.map)
+        left_out = leave_out_sizes(family.points, config.seed, pool.map)
     error = law.perplexity_error(family.holdout)
-    left_out = leave_out_sizes(family.points, config.seed)
     budget_ms = latency_budget_ms(table, config.latency, config.model, vocab_size)
     choose = chooser(config, table, law, vocab_size, max(point.tokens for point in family.points))
     choice = choose(budget_ms)

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from flashslm.infra.process.interrupts import Terminated
@@ -31,11 +32,21 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], workers:
     if workers == 1 or len(items) < 2:
         yield from map(work, items)
         return
-    spawn, processes = multiprocessing.get_context("spawn"), min(workers, len(items))
+    with worker_pool(min(workers, len(items))) as pool:
+        for future in as_completed([pool.submit(_work_off, work, item) for item in items]):
+            yield future.result()
+
+
+@contextmanager
+def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one, however that ends.
+
+    An error ends them once running items are done, a signal at once. Raises WorkerKilled.
+    """
+    spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn, initializer=_die_with, initargs=(os.getpid(),)) as pool:
         try:
-            for future in as_completed([pool.submit(_work_off, work, item) for item in items]):
-                yield future.result()
+            yield pool
         except BrokenProcessPool as error:
             raise WorkerKilled(
                 f"one of {processes} workers was killed, for lack of memory perhaps: what is finished is kept, and the "

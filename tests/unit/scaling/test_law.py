@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from flashslm.scaling.holdout import leave_out_sizes
 from flashslm.scaling.law import NAMES, DepthWidthLaw, ScalingPoint, fit_law
+from flashslm.training.side_by_side import worker_pool
 
 TRUTH = {"L0": 1.8, "a": 2.0, "alpha": 0.8, "b": 40.0, "beta": 0.6, "c": 300.0, "gamma": 0.4}
 DEPTHS, WIDTHS, TOKENS = (2, 4, 8, 16), (128, 256, 512, 1024), (10**6, 4 * 10**6, 16 * 10**6, 64 * 10**6)
@@ -125,3 +127,11 @@ def test_json_round_trip_and_repeatability() -> None:
     law = fit_law(make_points(noise=0.01), bootstrap=10, seed=3)
     assert DepthWidthLaw.model_validate_json(law.model_dump_json()) == law
     assert fit_law(make_points(noise=0.01), bootstrap=10, seed=3) == law
+
+
+def test_processes_fit_the_same_law_to_the_bit() -> None:
+    points = make_points(noise=0.01, depths=(2, 4, 8), widths=(128, 256), tokens=TOKENS[:3])
+    with worker_pool(2) as pool:
+        law, left_out = fit_law(points, 10, 3, pool.map), leave_out_sizes(points, 3, pool.map)
+    assert law == fit_law(points, 10, 3)
+    assert left_out == leave_out_sizes(points, 3) and len(left_out) == 2
