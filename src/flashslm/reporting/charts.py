@@ -6,7 +6,7 @@ from typing import Any
 
 from flashslm.config import sizes_in_words
 from flashslm.models.operator_spec import COLORS, LABELS
-from flashslm.reporting.svg import Canvas, Chart, around
+from flashslm.reporting.svg import Canvas, Chart, Mark, around
 
 VARIANT_SHADES = {
     "on": ("#1d4ed8", "#0ea5e9", "#6366f1", "#0f766e", "#7c3aed"),
@@ -16,6 +16,7 @@ DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3")
 FRONT = "#dc2626"
 ORIGINS = {"seed": "#059669", "random": "#6b7280"}  # of a trial; the rest are mutations of another one
 MUTATED = "#2563eb"
+CHANGED = {"operator": "mixer type", "ratio": "mixer ratio", "ffn": "FFNs per mixer"}  # the other kinds say it
 
 
 def latency_by_width(table: dict[str, Any], context: int, batch: int) -> Chart:
@@ -65,7 +66,7 @@ def predicted_and_measured(models: Sequence[dict[str, Any]], chosen: tuple[float
     if chosen:
         tip = f"the exported model: {chosen[0]:.4g} ms measured, {chosen[1]:.4g} predicted"
         canvas.star(chosen, FRONT, tip)
-        canvas.legend("the exported model", FRONT)
+        canvas.legend("the exported model", FRONT, "star")
     return canvas.chart("Predicted against measured latency of whole models")
 
 
@@ -95,7 +96,9 @@ def scaling_fit(scaling: dict[str, Any]) -> Chart:
     canvas = Canvas("measured loss (nats)", "the law's loss (nats)", extent, extent)
     canvas.line([(extent[0], extent[0]), (extent[1], extent[1])], "#9ca3af", "equal", "5 4")
     for key, name, color in (("points", "fitted", "#2563eb"), ("holdout", "held out", FRONT)):
-        canvas.legend(f"{name} ({len(scaling[key])} points)", color)
+        count = len(scaling[key])
+        mark: Mark = "ring" if key == "holdout" else "dot"
+        canvas.legend(f"{name} ({count} {'point' if count == 1 else 'points'})", color, mark)
         for p in scaling[key]:
             tip = f"{name}: depth {p['depth']}, width {p['width']}, {p['tokens']:,} tokens: {p['loss_nats']:.4f} nats"
             low, high = p["fitted_interval_nats"]
@@ -108,7 +111,7 @@ def origin(trial: Mapping[str, Any]) -> str:
     """Where a trial's design comes from, in words."""
     if trial["parent"] is None:
         return f"{trial['mutation']} design"
-    return f"trial {trial['parent']}, {trial['mutation']} changed"
+    return f"trial {trial['parent']}, {CHANGED.get(trial['mutation'], trial['mutation'])} changed"
 
 
 def pareto(
@@ -127,12 +130,12 @@ def pareto(
     steps = sorted((t["latency_ms"], t["loss_nats"]) for t in front)
     canvas.line(steps, FRONT, "Pareto front", is_step=True)
     for name, color in (("seed design", ORIGINS["seed"]), ("random", ORIGINS["random"]), ("mutation", MUTATED)):
-        canvas.legend(name, color)
+        canvas.legend(name, color, "dot")
     for t in trained:
         at, color = (t["latency_ms"], t["loss_nats"]), ORIGINS.get(t["mutation"], MUTATED)
         canvas.dot(at, color, _trial_tip(t), radius=4.5, row=f"trial-{t['slot']}")
     canvas.star((best["latency_ms"], best["loss_nats"]), FRONT, f"chosen: {_trial_tip(best)}", f"trial-{best['slot']}")
-    canvas.legend("chosen", FRONT)
+    canvas.legend("chosen", FRONT, "star")
     return canvas.chart("Latency and proxy loss of every trial")
 
 

@@ -160,11 +160,20 @@ def _trials(run: RunArtifacts) -> list[dict[str, Any]]:
 
 
 def _slack(run: RunArtifacts) -> dict[str, float]:
-    """Which share of the latency budget designs leave unused, by the table: the chosen one, and over all trials."""
+    """Which share of the latency budget designs leave unused, by the table: the chosen one, and over all trials.
+
+    `is_widest`: no wider design than the chosen one was measured, so that none could have used more of it.
+    """
     budget_ms = run.scaling["budget_ms"]
     shares = [1 - trial["latency_ms"] / budget_ms for trial in run.history]
     chosen = 1 - run.best["latency_ms"] / budget_ms
-    return {"chosen": chosen, "median": statistics.median(shares), "largest": max(shares)}
+    is_widest = run.best["width"] == max(entry["width"] for entry in run.latency_table["entries"])
+    return {
+        "chosen": chosen,
+        "median": statistics.median(shares),
+        "largest": max(shares),
+        "is_widest": is_widest,
+    }
 
 
 def needle_heat(needles: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 420, 290  # of the view box: a phone shows it smaller, and its text stays readable
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 66, 12, 12, 44
+Mark = Literal["line", "dot", "ring", "star"]
 Point = tuple[float, float]
 
 
@@ -17,6 +19,7 @@ class LegendItem:
     label: str
     color: str
     dash: str = ""
+    mark: Mark = "line"
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ class Canvas:
             f'<text x="{x + side[1]:.1f}" y="{TOP + 10}" text-anchor="{side[0]}" fill="{color}">{escape(label)}</text>'
         )
 
-    def legend(self, label: str, color: str) -> None:
-        self._legend.append(LegendItem(label, color))
+    def legend(self, label: str, color: str, mark: Mark) -> None:
+        self._legend.append(LegendItem(label, color, mark=mark))
 
     def chart(self, title: str, x_ticks: Sequence[float] = ()) -> Chart:
         """With axes; `x_ticks` are drawn instead of round numbers."""
@@ -111,14 +114,14 @@ class Canvas:
     def _grid(self, x_ticks: Sequence[float]) -> str:
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         parts = []
-        for value in ticks(*self.y_range) if self.y_label else ():
+        for value, text in tick_texts(ticks(*self.y_range) if self.y_label else ()):
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>')
-        for value in x_ticks or ticks(*self.x_range):
+            parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+        for value, text in tick_texts(x_ticks or ticks(*self.x_range)):
             x = self.x(value)
             parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{value:.6g}</text>')
+            parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>')
         return "".join(parts) + f'<path class="axis" d="M{LEFT},{TOP}V{bottom}H{right}"/>'
 
     def _path(self, points: Sequence[Point]) -> str:
@@ -130,6 +133,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = 10.0 ** math.floor(math.log10((high - low) / count))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
     return [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def tick_texts(values: Sequence[float]) -> list[tuple[float, str]]:
+    """Each value with its text, all with as many decimals as the one that needs most; zero has none."""
+    texts = [f"{value:.6g}" for value in values]
+    if any("e" in text for text in texts):
+        return list(zip(values, texts, strict=True))
+    decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
+    return [(value, f"{value:.{decimals}f}" if value else "0") for value in values]
 
 
 def around(values: Sequence[float], from_zero: bool = False) -> Point:

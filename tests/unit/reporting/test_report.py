@@ -15,7 +15,7 @@ from flashslm.reporting.document import document, render_document
 from flashslm.reporting.html import render, share_interval
 from flashslm.reporting.plots import figures
 from flashslm.reporting.run_facts import duration
-from flashslm.reporting.svg import around, ticks
+from flashslm.reporting.svg import around, tick_texts, ticks
 from tests.unit.reporting.documents import BUDGET_MS, artifacts, candidate, run_facts
 
 VOID = {"meta", "br"}
@@ -104,6 +104,18 @@ def test_a_choice_that_the_trainings_do_not_prefer_is_said_to_be_one(page: str) 
     assert said in render(run, run_facts())
 
 
+def test_ticks_of_an_axis_have_as_many_decimals_as_the_finest() -> None:
+    assert [text for _, text in tick_texts([0, 0.005, 0.01, 0.015])] == ["0", "0.005", "0.010", "0.015"]
+    assert [text for _, text in tick_texts([256, 1024])] == ["256", "1024"]
+    assert [text for _, text in tick_texts([0, 2e6])] == ["0", "2e+06"] and tick_texts([]) == []
+
+
+def test_a_legend_shows_what_is_drawn(page: str) -> None:
+    legend = page[page.index("Depth and width") : page.index("Architecture search")].split('<ul class="legend">')[1]
+    equal, fitted, held_out = legend.split("</ul>")[0].split("</li>")[:3]
+    assert "<line" in equal and 'fill="#2563eb"' in fitted and 'fill="#ffffff"' in held_out
+
+
 def test_the_seeds_of_the_ablation_are_shown_beside_its_interval(page: str) -> None:
     assert "On less off by seed, nats: -0.2500 (seed 0), -0.3500 (seed 1). The interval is Student" in page
     run = artifacts()
@@ -133,7 +145,7 @@ def test_the_search_shows_every_trial_with_its_design_and_the_budget(page: str) 
     tips = tags_of(page).tips
     trials = [tip for tip in tips if tip.startswith("trial ")]
     assert len(trials) == 3, "a failed trial has no place in the chart"
-    assert "trial 2: DFMFF, width 64, 100,002 parameters; 0.7000 ms, 4.6000 nats; trial 0, operator changed" in trials
+    assert "trial 2: DFMFF, width 64, 100,002 parameters; 0.7000 ms, 4.6000 nats; trial 0, mixer type changed" in trials
     assert any(tip.startswith("chosen: trial 2: DFMFF") for tip in tips)
     assert f"budget {BUDGET_MS:.4g} ms" in page and "Pareto front" in page
     assert len(re.findall(r'<tr id="trial-\d"', page)) == 4 and '<td class="n" data-value="">failed</td>' in page
@@ -146,7 +158,13 @@ def test_the_unused_part_of_the_latency_budget_is_said() -> None:
     ]
     best = run.best | {"latency_ms": 0.9 * BUDGET_MS}
     page = render(dataclasses.replace(run, history=history, best=best), run_facts())
-    assert "the chosen one 10.0 %, the trials 20.0 % in the median and 50.0 % at most." in page
+    assert "leaves 10.0 % of the latency budget unused, the trials 20.0 % in the median and 50.0 % at most." in page
+    limited = "not the budget but profiling.widths and search.widths limit it"
+    for widest, is_said in ((best["width"], True), (2 * best["width"], False)):
+        entries = [entry | {"width": widest} for entry in run.latency_table["entries"]]
+        table = run.latency_table | {"entries": entries}
+        page = render(dataclasses.replace(run, latency_table=table, best=best), run_facts())
+        assert (limited in page) == is_said
 
 
 def test_what_was_pruned_says_after_how_many_steps() -> None:
@@ -195,10 +213,12 @@ def test_finalists_stand_beside_the_winner_with_their_seeds() -> None:
     other = winner | {"slot": 0, "test_loss_nats": 4.85, "difference_nats": 0.1}
     other |= {"difference_interval_nats": [-0.2, 0.4]}
     failed = other | {"slot": 1, "validation_loss_nats": None, "test_loss_nats": None, "test_losses_nats": [None, 4.9]}
-    failed |= {"difference_nats": None}
+    failed |= {"difference_nats": None, "difference_interval_nats": None}
     page = render(dataclasses.replace(artifacts(), finalists=[winner, other, failed]), run_facts())
     tags_of(page)
-    assert "with 2 new seeds" in page and "<td>4.7000, 4.8000</td><td></td>" in page
+    assert "It does not tell trial 0 from the winner: the interval holds zero." in page
+    assert "the fastest of them takes 0.7000 ms, the winner 0.7000 ms." in page
+    assert "hypervolume" not in page and "with 2 new seeds" in page and "<td>4.7000, 4.8000</td><td></td>" in page
     assert "<td>+0.1000 (-0.2000 to +0.4000)</td>" in page and "<td>failed, 4.9000</td>" in page
     assert "Finalists" not in render(artifacts(), run_facts())
 
@@ -212,8 +232,9 @@ def test_the_architecture_is_drawn_block_by_block(page: str) -> None:
         ("Mamba-2", "1"),
         ("embedding + head", "1"),
     ]
-    assert "predicted 0.6000 ms per token, measured 0.7500 ms (10th percentile 0.7000, 90th 0.8000;" in page
-    assert "1.500 times the fixed reference model, whose rounds drifted by 2.0 %; so +25.0 %" in page
+    assert "measured 0.7500 ms per token (10th percentile 0.7000, 90th 0.8000;" in page
+    assert "1.500 times the fixed reference model, whose rounds drifted by 2.0 %." in page
+    assert "The table predicts 0.6000 ms, which is off by -20.0 %." in page
 
 
 def test_recall_tasks_are_a_table_and_a_heat_map_of_their_own_for_the_page_and_for_mlflow() -> None:
@@ -320,7 +341,7 @@ def test_where_a_design_comes_from_is_said_in_words() -> None:
     assert [origin(t) for t in artifacts().history] == [
         "seed design",
         "random design",
-        "trial 0, operator changed",
+        "trial 0, mixer type changed",
         "trial 1, repeats changed",
     ]
     assert [duration(s) for s in (4.21, 65, 7260)] == ["4.2 s", "1 min 5 s", "2 h 1 min"]
