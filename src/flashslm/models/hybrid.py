@@ -6,7 +6,6 @@ states they leave are the same for all: they are computed once a call at batch 1
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from flashslm.models.architecture import Architecture
 from flashslm.models.cache import Cache, empty_state
 from flashslm.models.compilation import compiled_in_training
+from flashslm.models.initial_values import initial_value
 from flashslm.models.interface import Operator, Parts, Sequence
 from flashslm.models.norm import RMSNorm
 from flashslm.models.operator_spec import MIXERS
@@ -28,9 +28,6 @@ from flashslm.ops.cross_entropy import linear_cross_entropy
 from flashslm.ops.documents import positions_in_document
 from flashslm.ops.precision import in_autocast_dtype
 
-INIT_STD = 0.02
-DT_RANGE = (1e-3, 1e-1)
-A_RANGE = (1.0, 16.0)
 FP32_PARAMETERS = ("A_log", "dt_bias", "D")  # decays are too sensitive for bf16; they are tiny
 
 
@@ -162,7 +159,7 @@ class HybridLM(nn.Module):
         """Fill every parameter; what is drawn on the CPU depends on the seed alone, not on devices or threads."""
         generator = torch.Generator(drawn_on).manual_seed(seed)
         for name, parameter in self.named_parameters():
-            parameter.copy_(_initial_value(name, parameter.shape, generator))
+            parameter.copy_(initial_value(name, parameter.shape, generator))
 
     def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Final-normed hidden states [B, T, D] of the text tokens."""
@@ -286,23 +283,3 @@ class HybridLM(nn.Module):
     @property
     def _device(self) -> torch.device:
         return self.embedding.weight.device
-
-
-def _initial_value(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Nemotron-Flash's initialisation (class defaults of the released models), fp32 on the generator's device."""
-    device = generator.device
-    uniform = torch.empty(shape, device=device)
-    match name.split("."):
-        case ["meta_tokens"]:
-            return torch.randn(shape, generator=generator, device=device)
-        case [*_, "dt_bias"]:
-            low, high = (math.log(bound) for bound in DT_RANGE)
-            dt = uniform.uniform_(low, high, generator=generator).exp()
-            return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
-        case [*_, "A_log"]:
-            return uniform.uniform_(*A_RANGE, generator=generator).log()
-        case [*_, "D"] | [*_, "norm" | "o_norm" | "q_norm" | "k_norm" | "final_norm", "weight"]:
-            return torch.ones(shape, device=device)
-        case [*_, "bias"]:
-            return torch.zeros(shape, device=device)
-    return torch.randn(shape, generator=generator, device=device) * INIT_STD

@@ -3,7 +3,8 @@
 import torch
 
 from flashslm.models.architecture import Architecture
-from flashslm.models.hybrid import INIT_STD, HybridLM
+from flashslm.models.hybrid import HybridLM
+from flashslm.models.initial_values import INIT_STD
 
 
 class _Unfilled(HybridLM):
