@@ -37,12 +37,12 @@ from flashslm.experiments.matching import MatchedModel
 from flashslm.export.huggingface import export_huggingface
 from flashslm.hardware import pick_device
 from flashslm.infra.state_files import write_whole
-from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
 from flashslm.reporting.comparison import comparison_rows
 from flashslm.statistics import judge, t_difference
 from flashslm.steps.compare_models import compare_models, evaluate_candidate, finite
 from flashslm.steps.named_model import NamedModel
+from flashslm.training.new_model import new_model
 from flashslm.training.spec import FromArchitecture, TrainSpec
 from flashslm.training.trainer import train
 
@@ -126,14 +126,15 @@ def trained(peer: Peer, recipe: ExperimentRecipe, dataset: Path, directory: Path
     """Facts of one training, whose model is then exported into `directory`."""
     architecture, training = peer.model.architecture, recipe.training
     device = pick_device(recipe.profiling.training_device)
+    start = FromArchitecture(architecture=architecture, output_init=recipe.model.output_init)
     spec = TrainSpec(
-        start=FromArchitecture(architecture=architecture),
+        start=start,
         dataset=manifest_of(dataset),
         training=training,
         weight_norm=training.weight_norm[0] == "on",
         seed=peer.seed,
     )
-    model = HybridLM.build(architecture, device, seed=peer.seed)
+    model = new_model(start, device, peer.seed)
     outcome = train(spec, model, lambda _: dataset)
     export_huggingface(model, dataset / "tokenizer", directory / "huggingface", recipe.export)
     known = {"validation_loss_nats", "train_loss_nats", "train_time_s", "tokens_per_s", "tokens_seen"}

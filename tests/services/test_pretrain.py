@@ -19,6 +19,7 @@ from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.steps.run import run_step
 from tests.holding import workers_held_at
 from tests.services.pretraining import call, metric_steps, write_inputs
+from tests.unit.training import tiny
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.services
@@ -114,6 +115,23 @@ def test_a_variant_that_diverges_is_a_result_of_the_ablation(
     assert Manifest.read(Path(outputs["chosen"])).sha256 == Manifest.read(tmp_path / "sound.json").sha256
     tree = store.get_tree(Manifest.read(Path(outputs["ablation"])), tmp_path / "ablation")
     assert [run["reason"] for run in json.loads((tree / "ablation.json").read_text())["diverged"]] == [summary]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.usefixtures("platform_env")
+def test_a_model_begins_with_the_outputs_that_the_recipe_says(
+    store: ObjectStore, inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    """One step at a rate that moves nothing: what is stored is what the model began with."""
+    monkeypatch.setenv("FLASHSLM_CACHE", str(tmp_path / "cache"))
+    arguments = call(inputs, tmp_path / "zero.json", processes=processes, steps=1, warmup_steps=0, learning_rate=1e-30)
+    arguments["parameters"] |= {"weight_norm": "off"}
+    arguments["config"] = json.dumps(json.loads(arguments["config"]) | {"model": {"output_init": "zero"}})
+    run_step("pretrain", **arguments)
+    found = weights(store, tmp_path / "zero.json")
+    outputs = {name for name in found if name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight"))}
+    assert len(outputs) == len(tiny.architecture().operators)
+    assert {name for name, tensor in found.items() if tensor.ndim == 2 and tensor.abs().max() < 1e-20} == outputs
 
 
 def test_processes_must_divide_the_batch(platform_env: Settings, inputs: dict[str, str], tmp_path: Path) -> None:

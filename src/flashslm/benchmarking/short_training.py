@@ -11,6 +11,7 @@ from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
+from flashslm.training.new_model import new_model
 from flashslm.training.proxy import proxy_training
 from flashslm.training.spec import FromArchitecture, TrainOutcome, TrainSpec
 from flashslm.training.trainer import train
@@ -39,12 +40,13 @@ def train_shortly(
 ) -> tuple[HybridLM, TrainOutcome]:
     """A model trained as `section` says on the prepared data set of a directory. Raises NonFiniteLoss."""
     recipe = opened.recipe
+    start = FromArchitecture(architecture=architecture, output_init=recipe.model.output_init)
     spec = TrainSpec(
-        start=FromArchitecture(architecture=architecture),
+        start=start,
         dataset=_DATASET,
         training=proxy_training(section, recipe.profiling.threads, decay=True),
         weight_norm=weight_norm,
         seed=recipe.seed,
     )
-    model = HybridLM.build(architecture, opened.device, seed=recipe.seed, init_on_device=True)
+    model = new_model(start, opened.device, recipe.seed, init_on_device=True)
     return model, train(spec, model, lambda _: dataset)

@@ -10,6 +10,7 @@ from flashslm.config.section import Depth, Distinct, Factor, Positive, Section, 
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, OPERATORS
 
 WeightFormat = Literal["full", "int8"]  # full: as the model has them; int8: a matrix has 8 bits and a scale per row
+OutputInit = Literal["normal", "scaled", "zero"]  # of the matrices that write to the residual stream
 
 
 class DataConfig(Section):
@@ -103,6 +104,13 @@ class ModelConfig(Section):
     norm_eps: float = Field(default=1e-6, gt=0, description="Added to the mean square in every RMSNorm.")
     qk_norm: bool = Field(default=False, description="RMSNorm over each head of attention's queries and keys.")
     window: int = Field(default=512, ge=1, description="Keys that a query of window attention (W) sees.")
+    output_init: OutputInit = Field(
+        default="normal",
+        exclude_if=lambda value: value == "normal",
+        description="Initial values of the matrices that write to the residual stream, in pretraining, experiments and "
+        "the proxies of scaling law and search. normal: like the other matrices; scaled: those over the root of twice "
+        "the number of layers, which weight normalisation undoes; zero: each layer begins as the identity.",
+    )
 
 
 class KernelsConfig(Section):

@@ -23,6 +23,7 @@ from flashslm.models.architecture import Architecture
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops import kernels
 from flashslm.steps.evaluate import evaluate_on_test_split, for_evaluation
+from flashslm.training.new_model import new_model
 from flashslm.training.shared_gpu import OutOfMemory, SharedGpu
 from flashslm.training.spec import FromArchitecture, NonFiniteLoss, TrainSpec
 from flashslm.training.trainer import train
@@ -143,8 +144,9 @@ class CellRunner(BaseModel):
             "dataset": self.dataset.sha256,
             "device": self._device,
         }
-        evaluated = {"profiling": {"weights"}, "export": {"dtype"}}  # what a model is changed to before it is judged
-        changed = self.recipe.model_dump(mode="json", include=evaluated, exclude_defaults=True)
+        # What a model begins with, and what it is changed to before it is judged.
+        further = {"model": {"output_init"}, "profiling": {"weights"}, "export": {"dtype"}}
+        changed = self.recipe.model_dump(mode="json", include=further, exclude_defaults=True)
         work |= {name: values for name, values in changed.items() if values}
         return self.directory / f"{digest(work)[:24]}.json"
 
@@ -156,8 +158,10 @@ class CellRunner(BaseModel):
         return tracking.enter_context(open_run(settings, cell.label, params=cell.variant | operators))
 
     def _trained(self, cell: Cell) -> CellResult:
+        output_init = self.recipe.model.output_init
+        start = FromArchitecture(architecture=cell.architecture, output_init=output_init)
         spec = TrainSpec(
-            start=FromArchitecture(architecture=cell.architecture),
+            start=start,
             dataset=self.dataset,
             training=self.training(cell),
             weight_norm=cell.weight_norm == "on",
@@ -166,7 +170,7 @@ class CellRunner(BaseModel):
         with ExitStack() as tracking:
             tracked = self._tracked(cell, tracking)
             log = tracked.log_row if tracked else None
-            model = HybridLM.build(cell.architecture, self._device, seed=cell.seed)
+            model = new_model(start, self._device, cell.seed)
             outcome = train(spec, model, lambda _: self.dataset_directory, on_metrics=log)
             metrics = test_metrics(model, self.dataset_directory, self.recipe)
             if tracked:

@@ -24,7 +24,7 @@ from flashslm.ops import kernels
 from flashslm.training.side_by_side import side_by_side
 
 RECORD_FILE, TABLE_FILE = "record.json", "table.md"
-# Of a recipe; budgets, meta tokens, the baseline and the question change no model's size.
+# Of a recipe; budgets, meta tokens, initial values, the baseline and the question change no model's size.
 _DECIDES_SIZES: dict[str, Any] = dict.fromkeys(("model", "kernels", "profiling", "latency"), True) | {
     "experiment": {"models", "match", "width", "parameters", "measure_latency"}
 }
@@ -73,7 +73,7 @@ class Experiment:
 
     def models(self, dataset: Manifest) -> list[MatchedModel]:
         """Matched and timed once: measured again, another size might be chosen, and every cell would be another."""
-        recipe = self.recipe.model_dump(mode="json", include=_DECIDES_SIZES)
+        recipe = self.recipe.model_dump(mode="json", include=_DECIDES_SIZES, exclude={"model": {"output_init"}})
         vocab_size = dataset.metadata["vocab_size"]
         work = digest(recipe | {"vocab_size": vocab_size, "device": pick_device(self.recipe.profiling.device)})
         file = self.directory / f"models-{work[:12]}.json"

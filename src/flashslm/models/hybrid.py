@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flashslm.config import OutputInit
 from flashslm.models.architecture import Architecture
 from flashslm.models.cache import Cache, empty_state
 from flashslm.models.compilation import compiled_in_training
-from flashslm.models.initial_values import initial_value
+from flashslm.models.initial_values import initial_value, output_scale
 from flashslm.models.interface import Operator, Parts, Sequence
 from flashslm.models.norm import RMSNorm
-from flashslm.models.operator_spec import MIXERS
+from flashslm.models.operator_spec import MIXERS, OPERATOR_SPECS
 from flashslm.models.operators import build_operator
 from flashslm.models.rope import Rotary, rotary
 from flashslm.models.states import DecodePosition, NoState, State, expand_state
@@ -132,10 +133,12 @@ class HybridLM(nn.Module):
         seed: int = 0,
         *,
         init_on_device: bool = False,
+        output_init: OutputInit = "normal",
     ) -> HybridLM:
         """Make the model on `device` with initial weights; A_log, dt_bias and D stay fp32 in any dtype.
 
-        With `init_on_device` the device draws the weights: faster, and the values depend on its kind.
+        With `init_on_device` the device draws the weights: faster, and the values depend on its kind. `output_init` is
+        a recipe's model.output_init; the other parameters are the same under each.
         """
         with torch.device("meta"):
             model = cls(architecture)
@@ -144,6 +147,8 @@ class HybridLM(nn.Module):
                 kept = torch.promote_types(dtype, torch.float32) if name in FP32_PARAMETERS else dtype
                 module.register_parameter(name, nn.Parameter(torch.empty_like(parameter, device=device, dtype=kept)))
         model.init_weights(seed, device if init_on_device else "cpu")
+        if output_init != "normal":
+            model.scale_outputs_(output_scale(output_init, len(architecture.operators)))
         return model
 
     @torch.no_grad()
@@ -160,6 +165,13 @@ class HybridLM(nn.Module):
         generator = torch.Generator(drawn_on).manual_seed(seed)
         for name, parameter in self.named_parameters():
             parameter.copy_(initial_value(name, parameter.shape, generator))
+
+    @torch.no_grad()
+    def scale_outputs_(self, scale: float) -> None:
+        """Multiply the matrices that write to the residual stream, in place."""
+        for letter, layer in zip(self.architecture.operators, self.residual_layers, strict=True):
+            for name in OPERATOR_SPECS[letter].writes:
+                layer.operator.get_parameter(f"{name}.weight").mul_(scale)
 
     def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Final-normed hidden states [B, T, D] of the text tokens."""

@@ -5,9 +5,16 @@ import math
 import torch
 from torch import Tensor
 
+from flashslm.config import OutputInit
+
 INIT_STD = 0.02
 DT_RANGE = (1e-3, 1e-1)
 A_RANGE = (1.0, 16.0)
+
+
+def output_scale(output_init: OutputInit, layers: int) -> float:
+    """What the drawn matrices that write to the residual stream are multiplied by, in a model of so many layers."""
+    return {"normal": 1.0, "scaled": 1 / math.sqrt(2 * layers), "zero": 0.0}[output_init]
 
 
 def initial_value(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -10,9 +10,9 @@ from flashslm.config import ModelConfig, ScalingConfig
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture, repeat_block
-from flashslm.models.hybrid import HybridLM
 from flashslm.scaling.law import ScalingPoint
 from flashslm.scaling.points import evaluation_steps
+from flashslm.training.new_model import new_model
 from flashslm.training.proxy import proxy_training
 from flashslm.training.spec import FromArchitecture, OpenDataset, TrainSpec
 from flashslm.training.trainer import train
@@ -68,15 +68,16 @@ class FamilyTraining:
         config = self.config
         operators = repeat_block(config.block, member.depth)
         architecture = build_architecture(operators, member.width, self.sizes, self.dataset.metadata["vocab_size"])
+        start = FromArchitecture(architecture=architecture, output_init=self.sizes.output_init)
         spec = TrainSpec(
-            start=FromArchitecture(architecture=architecture),
+            start=start,
             dataset=self.dataset,
             training=proxy_training(config, self.threads, decay=False),
             weight_norm=False,  # as in the paper's depth-width study
             seed=self.seed,
             validate_at=evaluation_steps(config.steps, config.checkpoints),
         )
-        outcome = train(spec, HybridLM.build(architecture, self.device, seed=self.seed), open_dataset)
+        outcome = train(spec, new_model(start, self.device, self.seed), open_dataset)
         points = [
             ScalingPoint(
                 depth=member.depth,

@@ -20,6 +20,7 @@ from flashslm.search.study import SearchStudy
 from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed
 from flashslm.steps.context import StepContext
 from flashslm.steps.run_names import trial_run_name
+from flashslm.training.new_model import new_model
 from flashslm.training.proxy import proxy_training
 from flashslm.training.runtime import reproducible
 from flashslm.training.shared_gpu import OutOfMemory, SharedGpu
@@ -71,9 +72,10 @@ class CandidateTrainer:
         return outcome
 
     def _train(self, candidate: Candidate, name: str) -> TrainOutcome | CandidatePruned:
-        seed = self.seed_of(candidate)
+        seed, output_init = self.seed_of(candidate), self.context.config.model.output_init
+        start = FromArchitecture(architecture=candidate.architecture, output_init=output_init)
         spec = TrainSpec(
-            start=FromArchitecture(architecture=candidate.architecture),
+            start=start,
             dataset=self.context.manifest("dataset"),
             training=self.training,
             weight_norm=False,  # as in the paper's search
@@ -83,7 +85,7 @@ class CandidateTrainer:
         with self.context.mlflow_run.nested(name, params=_parameters(candidate) | {"seed": seed}) as run:
             try:
                 recall = self.recall(candidate, run.log_row)
-                model = HybridLM.build(candidate.architecture, self.device, seed=seed, init_on_device=True)
+                model = new_model(start, self.device, seed, init_on_device=True)
                 on_metrics = self._pruning(candidate, recall, run.log_row)
                 outcome = train(spec, model, self.context.stream, on_metrics=on_metrics)
             except CandidatePruned as pruned:

@@ -15,9 +15,9 @@ from flashslm.infra.kubernetes import train_job
 from flashslm.infra.kubernetes.client import Kubernetes
 from flashslm.infra.storage.heartbeat import send_heartbeats
 from flashslm.infra.storage.object_store import ObjectStore
-from flashslm.models.hybrid import HybridLM
 from flashslm.models.serialization import load_architecture
 from flashslm.steps.context import StepContext, fetch_tree
+from flashslm.training.new_model import new_model
 from flashslm.training.node import node_command
 from flashslm.training.spec import (
     VALIDATION_LOSS,
@@ -45,8 +45,9 @@ def run(context: StepContext) -> dict[str, Any]:
     diverged.json alone, which is this variant's result in the ablation.
     """
     weight_norm, seed = context.parameters["weight_norm"] == "on", int(context.parameters["seed"])
+    architecture = load_architecture(context.fetch("architecture"))
     spec = TrainSpec(
-        start=FromArchitecture(architecture=load_architecture(context.fetch("architecture"))),
+        start=FromArchitecture(architecture=architecture, output_init=context.config.model.output_init),
         dataset=context.manifest("dataset"),
         training=context.config.training,
         weight_norm=weight_norm,
@@ -137,8 +138,8 @@ def train_in_process(
 ) -> TrainOutcome:
     """This process' part of the run, fp32 weights on its device; rank 0 stores the result."""
     match spec.start:
-        case FromArchitecture(architecture=architecture):
-            model = HybridLM.build(architecture, device=pick_device("auto"), seed=spec.seed)
+        case FromArchitecture() as start:
+            model = new_model(start, pick_device("auto"), spec.seed)
         case FromExport(exported=exported):
             directory = fetch_tree(store, exported) / "huggingface"
             model = load_export(directory, pick_device("auto")).to(torch.float32).train()

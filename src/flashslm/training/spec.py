@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flashslm.config import KernelsConfig, TrainingConfig
+from flashslm.config import KernelsConfig, OutputInit, TrainingConfig
 from flashslm.data.files import Files
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.architecture import Architecture
@@ -33,6 +33,7 @@ class FromArchitecture(_Values):
 
     kind: Literal["architecture"] = "architecture"
     architecture: Architecture
+    output_init: OutputInit = "normal"  # a recipe's model.output_init
 
 
 class FromExport(_Values):

@@ -120,6 +120,16 @@ def test_what_was_judged_with_other_weights_is_judged_again(
     assert slower.finished(first) == result, "how latency is measured changes no metric"
 
 
+def test_models_begin_with_the_outputs_that_the_recipe_says(tmp_path: Path, dataset: Path) -> None:
+    """Of the same sizes, beside those that began otherwise."""
+    drawn, _ = run(recipe(), tmp_path, dataset)
+    zero, _ = run(recipe(model={"output_init": "zero"}), tmp_path, dataset)
+    for one, other in zip(drawn["cells"], zero["cells"], strict=True):
+        assert one["seed"] == other["seed"] and one["metrics"]["loss_nats"] != other["metrics"]["loss_nats"]
+    assert len(list(tmp_path.glob("models-*.json"))) == 1
+    assert len(list((tmp_path / "cells").iterdir())) == 8
+
+
 def test_the_same_model_under_two_names_is_trained_once_and_recorded_twice(tmp_path: Path, dataset: Path) -> None:
     models = {"attention": {"operators": "AF"}, "renamed": {"operators": "(AF)x1"}}
     record, said = run(recipe(experiment={"models": models}, training={"seeds": [0]}), tmp_path, dataset)

@@ -65,6 +65,32 @@ def test_init_weights_restores_what_build_made(make_architecture):
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("output_init", "scale"), [("normal", 1.0), ("scaled", 1 / math.sqrt(2 * len("DFMFAFGLW"))), ("zero", 0.0)]
+)
+def test_output_init_scales_what_writes_to_the_stream_and_nothing_else(make_architecture, output_init, scale):
+    architecture = make_architecture()
+    drawn = HybridLM.build(architecture, seed=5).state_dict()
+    written = 0
+    for name, actual in HybridLM.build(architecture, seed=5, output_init=output_init).state_dict().items():
+        writes = name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight"))
+        assert torch.equal(actual, drawn[name] * scale if writes else drawn[name]), name
+        written += writes
+    assert written == len(architecture.operators)
+
+
+def test_layers_with_zero_outputs_are_the_identity_until_they_learn(make_architecture, tokens_BT):
+    model = HybridLM.build(make_architecture(), output_init="zero")
+    assert torch.equal(model(tokens_BT), model.final_norm(model.embedding(tokens_BT)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(2):  # the first step moves the outputs, so that the second has a gradient for what feeds them
+        optimizer.zero_grad()
+        model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:]).backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
 def test_bf16_model_keeps_the_decay_parameters_in_fp32(make_architecture):
     model = HybridLM.build(make_architecture(), dtype=torch.bfloat16, seed=5)
     full = HybridLM.build(make_architecture(), seed=5)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from flashslm.config import ScalingConfig
 from flashslm.models.hybrid import HybridLM
-from flashslm.scaling.family import FamilyTraining, family_of, holdout_of, members
+from flashslm.scaling.family import FamilyTraining, Member, family_of, holdout_of, members
 from flashslm.scaling.points import evaluation_steps
 from flashslm.training.proxy import proxy_training
 from flashslm.training.spec import FromArchitecture
@@ -44,3 +44,15 @@ def test_family_trains_the_grid_and_the_held_out_model(tmp_path: Path) -> None:
     assert family.points[-1].loss_nats == alone.validation_loss_nats
     held_out = trained[holdout_of(config)]
     assert held_out.summary.startswith("depth 3, width 24") and held_out.kernels
+
+
+def test_models_begin_with_the_outputs_that_the_recipe_says(tmp_path: Path) -> None:
+    dataset = tiny.write_dataset(tmp_path)
+    config = ScalingConfig(block="AF", checkpoints=2, steps=4, batch_size=4, sequence_length=16)
+    manifest, fetch = tiny.manifest(vocab_size=tiny.VOCAB), tiny.fetching(dataset)
+    sizes = tiny.SIZES.model_copy(update={"output_init": "zero"})
+    found = FamilyTraining(config, sizes, manifest, seed=0, device="cpu", threads=1).train(Member(1, 16), fetch)
+    spec, model = tiny.spec(proxy_training(config, 1, decay=False)), tiny.architecture("AF")
+    alone = train(spec, HybridLM.build(model, output_init="zero"), fetch)
+    assert found.points[-1].loss_nats == alone.validation_loss_nats
+    assert found.points[-1].loss_nats != train(spec, HybridLM.build(model), fetch).validation_loss_nats

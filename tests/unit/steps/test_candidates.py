@@ -2,16 +2,18 @@
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import pytest
 import torch
 
 from flashslm.config import RunConfig, SizeChoice, from_step_json
+from flashslm.models.hybrid import HybridLM
 from flashslm.search.finalists import Finalists, judge_finalists
 from flashslm.search.halving import CandidatePruned
 from flashslm.search.result import pruned_by_step, pruning_in_words, trained_share
@@ -22,6 +24,7 @@ from flashslm.steps import candidates as module
 from flashslm.steps.candidates import FinalistTrainer, TrialTrainer
 from flashslm.steps.context import StepContext
 from flashslm.training.shared_gpu import SharedGpu
+from flashslm.training.trainer import train
 from tests.unit.steps.test_search_architecture import make_context
 from tests.unit.training import tiny
 
@@ -65,8 +68,9 @@ def make_search(tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "end_lost", lambda *_: None)
     monkeypatch.setattr(SharedGpu, "of", lambda device: SharedGpu(tmp_path / "locks"))
 
-    def make(**search: Any) -> tuple[StepContext, SearchStudy]:
-        recipe = RunConfig.model_validate({"name": "x", "search": SEARCH | search, "profiling": {"device": "cpu"}})
+    def make(model: Mapping[str, Any] = MappingProxyType({}), **search: Any) -> tuple[StepContext, SearchStudy]:
+        sections = {"search": SEARCH | search, "profiling": {"device": "cpu"}, "model": dict(model)}
+        recipe = RunConfig.model_validate({"name": "x"} | sections)
         step, anything = "search_architecture", cast(Any, runs)
         context = replace(make_context(), config=from_step_json(step, recipe.for_step(step)), mlflow_run=anything)
         monkeypatch.setattr(context, "stream", tiny.fetching(dataset))
@@ -98,6 +102,16 @@ def test_a_candidate_is_trained_and_logged(make_trainer, runs: Runs) -> None:
     assert runs.names == ["trial 3 · DFDF w16"] and runs.tags == {}
     assert runs.rows[-1] == (8, {"proxy_loss_nats": outcome.validation_loss_nats, "latency_ms": 1.0})
     assert make_trainer()(candidate()).validation_loss_nats == outcome.validation_loss_nats
+
+
+def test_a_candidate_begins_with_the_outputs_that_the_recipe_says(make_trainer, tmp_path: Path) -> None:
+    trainer, model = (
+        make_trainer(model={"output_init": "zero"}),
+        HybridLM.build(candidate().architecture, output_init="zero"),
+    )
+    alone = train(tiny.spec(trainer.training), model, tiny.fetching(tmp_path / "data"))
+    assert trainer(candidate()).validation_loss_nats == alone.validation_loss_nats
+    assert make_trainer()(candidate()).validation_loss_nats != alone.validation_loss_nats
 
 
 def test_sizes_are_in_the_name_and_parameters_of_its_run_and_in_the_model(make_trainer, runs: Runs) -> None:

@@ -24,6 +24,12 @@ def test_a_spec_is_the_same_after_json(kind: str) -> None:
     assert TrainSpec.model_validate_json(text) == spec
 
 
+def test_a_spec_of_before_there_was_a_choice_of_initial_outputs_has_the_drawn_ones() -> None:
+    values = tiny.spec().model_dump(mode="json")
+    del values["start"]["output_init"]
+    assert TrainSpec.model_validate(values) == tiny.spec()
+
+
 def test_a_start_of_another_kind_is_refused_with_the_kinds_there_are() -> None:
     values = tiny.spec().model_dump(mode="json") | {"start": {"kind": "checkpoint", "uri": "s3://x"}}
     with pytest.raises(ValidationError, match=r"'checkpoint' .* expected tags: 'architecture', 'exported_model'"):
