@@ -17,19 +17,35 @@ def test_the_share_is_the_mean_between_two_moments() -> None:
     assert busy_share(SAMPLES, 15.0, 20.0) is None
 
 
+def stand_in(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    tool = directory / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{directory}:/usr/bin:/bin")
+
+
 def test_every_line_of_nvidia_smi_is_a_sample_and_what_is_no_number_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '87, 1024'\necho '[N/A], 3'\necho '3, 2048'\nexec sleep 60\n")
-    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    stand_in(tmp_path, monkeypatch, "echo '87, 1024'\necho '[N/A], 3'\necho '3, 2048'\nexec sleep 60")
     before_s = time.time()
     with gpu_samples() as samples:
         while len(samples) < 2:
             time.sleep(0.01)
     assert [(s.busy_percent, s.memory_mib) for s in samples] == [(87.0, 1024.0), (3.0, 2048.0)]
     assert before_s <= samples[0].time_s <= time.time()
+
+
+@pytest.mark.parametrize(("visible", "asked"), [("", "0"), ("3", "3"), ("2,0", "2"), ("GPU-5f2e", "GPU-5f2e")])
+def test_the_gpu_is_the_first_that_this_environment_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, asked: str
+) -> None:
+    stand_in(tmp_path, monkeypatch, f'echo "$@" > {tmp_path}/asked\necho "1, 1"\nexec sleep 60')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with gpu_samples() as samples:
+        while not samples:
+            time.sleep(0.01)
+    assert f"--id={asked} " in (tmp_path / "asked").read_text()
 
 
 def test_without_the_tool_there_are_no_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
