@@ -30,7 +30,7 @@ def lean_harness() -> Iterator[None]:
         stack.enter_context(_timed_requests())
         stack.enter_context(redirect_stdout(sys.stderr))
         stack.enter_context(bars_on_a_terminal())
-        stack.enter_context(_without_git())
+        stack.enter_context(_without_environment())
         yield
 
 
@@ -118,11 +118,16 @@ def _timed_requests() -> Iterator[None]:
 
 
 @contextmanager
-def _without_git() -> Iterator[None]:
-    """The harness asks git for the commit of the working directory, which outside of a checkout prints an error."""
+def _without_environment() -> Iterator[None]:
+    """The harness asks pip, nvidia-smi and compilers for the machine, which takes seconds, and git for the commit of
+    the working directory, which outside of a checkout prints an error. Runs record both themselves.
+    """
     from lm_eval import evaluator
 
-    with _replaced(evaluator, "get_git_commit_hash", lambda: None):
+    with (
+        _replaced(evaluator, "get_git_commit_hash", lambda: None),
+        _replaced(evaluator, "add_env_info", lambda outcome: None),
+    ):
         yield
 
 
