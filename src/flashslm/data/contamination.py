@@ -18,6 +18,36 @@ from flashslm.data.source_paths import local_copy, match
 WORDS = 12
 TRAINING_ENDINGS = ("_train", "_train_fewshot")  # of the names of sets that few-shot examples come from
 FORBIDDEN_FILE = "forbidden.bin"  # uint64, sorted: the hashes of all runs of words
+_TABLE_BITS = 24  # of a hash
+
+
+class ForbiddenRuns:
+    """The runs of words that no document may hold, by their sorted hashes.
+
+    Almost no run of a document is one of them. For most a table of the hashes' first bits says so: of millions of
+    hashes a binary search reads memory at twenty places, the table at one.
+    """
+
+    def __init__(self, hashes: NDArray[np.uint64]) -> None:
+        self._hashes = hashes
+        self._table = np.zeros(1 << _TABLE_BITS, dtype=bool)
+        self._table[_first_bits(hashes)] = True
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def is_in(self, words: NDArray[np.uint64]) -> bool:
+        """Whether a document of these word hashes holds one of the runs."""
+        hashes = ngram_hashes(words, WORDS)
+        hashes = hashes[self._table[_first_bits(hashes)]]
+        if not len(hashes):
+            return False
+        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self) - 1)
+        return bool((self._hashes[places] == hashes).any())
+
+
+def _first_bits(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return hashes >> np.uint64(64 - _TABLE_BITS)
 
 
 def forbidden_ngrams(patterns: Iterable[str], s3_client: Any = None) -> NDArray[np.uint64]:
@@ -44,15 +74,6 @@ def evaluation_files(pattern: str, s3_client: Any = None) -> list[str]:
     if not held_out:
         raise ValueError(f"data.decontaminate_against: '{pattern}' has no evaluation set ({' '.join(SUFFIXES)})")
     return held_out
-
-
-def is_contaminated(words: NDArray[np.uint64], forbidden: NDArray[np.uint64]) -> bool:
-    """Whether a document of these word hashes holds one of the sorted `forbidden` runs."""
-    if not len(forbidden):
-        return False
-    hashes = ngram_hashes(words, WORDS)
-    places = np.minimum(np.searchsorted(forbidden, hashes), len(forbidden) - 1)
-    return bool((forbidden[places] == hashes).any())
 
 
 def _file_texts(path: Path, name: str) -> Iterator[str]:

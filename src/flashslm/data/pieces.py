@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flashslm.config import DataConfig
 from flashslm.data.bad_rows import BadRow, BadRows
-from flashslm.data.contamination import is_contaminated
+from flashslm.data.contamination import ForbiddenRuns
 from flashslm.data.documents import DIGEST_BYTES, SPLITS, document_digest, split_of
 from flashslm.data.encoding import TextEncoder
 from flashslm.data.file_formats import Document
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PieceSettings:
-    """What all pieces have in common. `forbidden` are the sorted hashes of runs of words that no document may hold.
+    """What all pieces have in common.
 
     A process makes one encoder for all its pieces: fastokens gives back none of its memory.
     """
@@ -45,7 +45,7 @@ class PieceSettings:
     config: DataConfig
     encoder: TextEncoder
     end_of_document_id: int
-    forbidden: NDArray[np.uint64]
+    forbidden: ForbiddenRuns
 
 
 class PieceSummary(BaseModel):
@@ -133,7 +133,7 @@ class _PieceWriter:
         if not drops_near and not len(self._shared.forbidden):
             return False
         words = word_hashes(text)
-        if is_contaminated(words, self._shared.forbidden):
+        if self._shared.forbidden.is_in(words):
             return True
         if drops_near:
             self._bands += band_hashes(words if len(words) else _as_one_word(text)).astype("<u8").tobytes()

@@ -9,7 +9,7 @@ from typing import Any
 
 from flashslm.config import DataConfig, digest
 from flashslm.data.bad_rows import BadRows
-from flashslm.data.contamination import forbidden_ngrams
+from flashslm.data.contamination import ForbiddenRuns, forbidden_ngrams
 from flashslm.data.documents import SPLITS
 from flashslm.data.encoding import TextEncoder
 from flashslm.data.file_formats import Document
@@ -81,7 +81,7 @@ def prepare_dataset(
         tokenizer = Path(scratch) / "tokenizer"
         pieces, end_id = plan_with_tokenizer(config, seed, tokenizer, s3_client, is_given=documents is not None)
         on_progress(f"tokenizer ready, {len(pieces)} piece(s) of text")
-        forbidden = forbidden_ngrams(config.decontaminate_against, s3_client)
+        forbidden = ForbiddenRuns(forbidden_ngrams(config.decontaminate_against, s3_client))
         shared = PieceSettings(config, TextEncoder(read_tokenizer(tokenizer)), end_id, forbidden)
         files = [PieceFiles(Path(scratch) / str(piece.number)) for piece in pieces]
         for piece, made in zip(pieces, files, strict=True):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from flashslm.data.bad_rows import BadRows
-from flashslm.data.contamination import FORBIDDEN_FILE
+from flashslm.data.contamination import FORBIDDEN_FILE, ForbiddenRuns
 from flashslm.data.encoding import TextEncoder
 from flashslm.data.pieces import PieceSettings, prepare_piece
 from flashslm.data.plan import PLAN_FILE, DataPlan, Piece, read_piece
@@ -49,7 +49,7 @@ def _finished(context: StepContext, key: str) -> Manifest | None:
 
 
 def _shared_settings(context: StepContext, plan: DataPlan, planned: Path) -> PieceSettings:
-    forbidden = np.fromfile(planned / FORBIDDEN_FILE, dtype="<u8").astype(np.uint64)
+    forbidden = ForbiddenRuns(np.fromfile(planned / FORBIDDEN_FILE, dtype="<u8").astype(np.uint64))
     encoder = TextEncoder(read_tokenizer(planned / "tokenizer"))
     return PieceSettings(context.config.data, encoder, plan.end_of_document_id, forbidden)
 

@@ -13,7 +13,7 @@ import pytest
 from flashslm.config import DataConfig, RunConfig
 from flashslm.config.recipe import from_step_json
 from flashslm.data import buckets, ngrams
-from flashslm.data.contamination import WORDS, forbidden_ngrams, is_contaminated
+from flashslm.data.contamination import WORDS, ForbiddenRuns, forbidden_ngrams
 from flashslm.data.near_duplicates import BANDS, band_hashes, drop_near_duplicates
 from flashslm.data.ngrams import ngram_hashes, ngram_hashes_of_each, word_hashes
 from flashslm.data.prepare import prepare_dataset
@@ -146,13 +146,13 @@ def test_text_of_evaluation_sets_is_found_in_every_format_and_depth(tmp_path: Pa
     rows = [{"doc": {"question": " ".join(asked[1]), "n": 3}, "choices": ["short", " ".join(asked[2])]}]
     (tmp_path / "b.jsonl").write_text(json.dumps(rows[0]) + "\n\n")
     pq.write_table(pa.table({"text": [" ".join(asked[3])], "id": [1]}), tmp_path / "c.parquet")
-    forbidden = forbidden_ngrams([f"{tmp_path}/*"])
+    forbidden = ForbiddenRuns(forbidden_ngrams([f"{tmp_path}/*"]))
     assert len(forbidden) == 4 * (40 - WORDS + 1)
     for words in asked:
         held, too_short = words[10 : 10 + WORDS], words[10 : 10 + WORDS - 1]
         for part, expected in ((held, True), (too_short, False)):
             text = ", ".join([*text_of(rng, 30), *(word.upper() for word in part), *text_of(rng, 30)])
-            assert is_contaminated(word_hashes(text), forbidden) is expected
+            assert forbidden.is_in(word_hashes(text)) is expected
     (tmp_path / "d.jsonl").write_text("{")
     with pytest.raises(ValueError, match=r"decontaminate_against: '.*d.jsonl:1' is not JSON"):
         forbidden_ngrams([f"{tmp_path}/d.jsonl"])
@@ -191,8 +191,8 @@ def test_a_directory_of_evaluation_sets_counts_without_what_they_have_to_train_o
     for name, text in texts.items():
         write_jsonl(sets / f"{name}.jsonl", [text])
     (sets / "LICENSE").write_text(texts["piqa_train"])
-    forbidden = forbidden_ngrams([str(sets)])
-    found = {name: is_contaminated(word_hashes(text), forbidden) for name, text in texts.items()}
+    forbidden = ForbiddenRuns(forbidden_ngrams([str(sets)]))
+    found = {name: forbidden.is_in(word_hashes(text)) for name, text in texts.items()}
     assert found == {"piqa_validation": True, "piqa_train": False, "gsm8k_train_fewshot": False}
     (sets / "piqa_validation.jsonl").unlink()
     with pytest.raises(ValueError, match=r"data.decontaminate_against: '.*sets' has no evaluation set"):
