@@ -1,8 +1,8 @@
-"""Step events: one JSON line each, appended to $FLASHSLM_EVENTS, which the launcher shows live."""
+"""Step events: one JSON line each, appended to $FLASHSLM_EVENTS, which the launcher shows live; progress is logged."""
 
 import json
+import logging
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from flashslm.infra.state_files import append_line
 
 @dataclass(frozen=True)
 class Events:
-    """Writer of one step's events; without a file its progress goes to stderr, for a terminal or a pod's log."""
+    """Writer of one step's events; its progress is in its log too, which a pod or a terminal shows."""
 
     step: str
     label: str
@@ -27,9 +27,9 @@ class Events:
 
     def emit(self, event: str, summary: str = "", **fields: Any) -> None:
         """Append `start`, `progress`, `end` or `fail`; a line is one write, so parallel steps do not mix."""
+        if event == "progress":
+            logging.getLogger(f"flashslm.steps.{self.step}").info("%s", summary)
         if self.path is None:
-            if event == "progress":
-                print(f"{self.label}: {summary}", file=sys.stderr, flush=True)
             return
         summary = without_secrets(summary)  # an error may quote what it was given
         line = {"step": self.step, "label": self.label, "event": event, "time_s": time.time(), "summary": summary}

@@ -53,6 +53,7 @@ HALF_PRECISION_ONLY = {"delta_rule", "gated_delta_rule", "gla", "attention", "de
 
 _setting = KernelsConfig()
 _decided: dict[str, str] = {}
+_logged: dict[str, str] = {}
 
 
 class MissingKernel(RuntimeError):
@@ -75,9 +76,11 @@ def preflight(device_type: str) -> None:
 
 
 def note(what: str, backend: str) -> None:
-    """Log and record a backend that no setting chose."""
+    """Record a backend that no setting chose; the log has it where it is another than before."""
     _decided[what] = backend
-    logger.info("%s: %s", what, backend)
+    if _logged.get(what) != backend:
+        _logged[what] = backend
+        logger.info("%s: %s", what, backend)
 
 
 def forget(what: str) -> None:
@@ -97,7 +100,8 @@ def chosen(operation: str, device_type: str, dtype: str) -> str:
     Raises MissingKernel when the setting, or `auto`, names a backend that cannot run.
     """
     backend = _backend(operation, device_type, dtype)
-    _decided[f"{operation}/{device_type}/{dtype}"] = backend
+    name = f"{operation}/{device_type}/{dtype}"
+    _decided[name] = _logged[name] = backend
     wanted = getattr(_setting, operation)
     logger.info("kernels.%s on %s/%s: %s (setting: %s)", operation, device_type, dtype, backend, wanted)
     return backend

@@ -24,7 +24,7 @@ class CandidatePruned(Exception):
     def __init__(self, losses_nats: Mapping[int, float], attributes: Mapping[str, float] | None = None) -> None:
         self.losses_nats, self.attributes = dict(losses_nats), dict(attributes or {})
         self.step = max(losses_nats, default=0)
-        super().__init__(f"pruned after {self.step} steps")
+        super().__init__(f"pruned after {self.step} steps" if self.step else "rejected by its recall")
 
 
 class Halving:

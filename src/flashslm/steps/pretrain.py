@@ -4,7 +4,6 @@ The training itself is also continue_pretraining's: in this process; with severa
 torchrun; with several nodes, in a Kubeflow TrainJob.
 """
 
-import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +35,6 @@ from flashslm.training.workers import WorkerFailed, WorkerOutput, run_workers
 
 WORKER = "flashslm.steps.pretrain_worker"
 DIVERGED = "diverged.json"
-_log = logging.getLogger(__name__)
 WATCHED = "watched"  # tells workers to stop when the step that started them is gone
 
 
@@ -109,7 +107,6 @@ def train_in_step(context: StepContext, spec: TrainSpec) -> TrainOutcome:
 
     def on_resume(step: int, checkpoint: str) -> None:
         text = f"resumes from step {step} of {spec.training.steps} (checkpoint {checkpoint})"
-        _log.info("%s", text)
         context.mlflow_run.set_tags({"resumed_from": f"step {step}, {checkpoint}"})
         context.events.emit("progress", text, training_step=step)
 

@@ -52,9 +52,8 @@ class FamilyWorker:
         return trained
 
     def train_in_own_process(self, member: Member) -> TrainedMember:
-        """The same, with the recipe's kernels and a log: the process knows neither."""
+        """The same, with the recipe's kernels and a log of warnings: the step's process says the rest once."""
         log_privately()
-        logging.getLogger("flashslm").setLevel(logging.INFO)
         kernels.configure(self.kernels)
         store = ObjectStore(self.settings)
         return self.train(member, store, partial(stream_tree, store, self.settings))
@@ -71,6 +70,8 @@ def trained_family(context: StepContext) -> Family:
         trained[found.member] = found
         context.events.emit("progress", found.summary, done=len(trained), total=len(wanted))
         context.mlflow_run.set_tags({f"kernel.{name}": form for name, form in found.kernels.items()})
+        for name, form in found.kernels.items():
+            kernels.note(name, form)
     return family_of(config, trained)
 
 

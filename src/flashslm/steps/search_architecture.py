@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from flashslm.config import SizeChoice, digest, sizes_in_words
+from flashslm.infra.events import Events
 from flashslm.models.architecture import (
     Architecture,
     InfeasibleArchitecture,
@@ -14,10 +15,11 @@ from flashslm.models.architecture import (
 from flashslm.search.evolution import Proposer
 from flashslm.search.finalists import Finalists
 from flashslm.search.fit import WidthFitter
+from flashslm.search.halving import CandidatePruned
 from flashslm.search.space import SearchSpace
 from flashslm.search.study import SearchStudy
-from flashslm.search.trial import Candidate, FinishedTrial
-from flashslm.search.worker import run_worker
+from flashslm.search.trial import Candidate, FinishedTrial, TrialFailed
+from flashslm.search.worker import Train, run_worker
 from flashslm.steps.candidates import FinalistTrainer, TrialTrainer
 from flashslm.steps.context import StepContext
 from flashslm.steps.latency_tables import read_latency_table
@@ -31,16 +33,15 @@ def run(context: StepContext) -> dict[str, Any]:
     """Work on the study until every trial is finished; any number of workers may do so at once."""
     study = open_study(context)
 
-    def on_trial(candidate: Candidate, outcome: TrainOutcome) -> None:
-        sizes = sizes_in_words(candidate.sizes.given())
-        design = f"trial {candidate.slot}: {candidate.operators} at width {candidate.architecture.hidden_size}"
-        design += f" with {sizes}" if sizes else ""
-        measured = f"loss {outcome.validation_loss_nats:.3f}, {candidate.latency_ms:.4g} ms"
-        count = {"done": len(study.finished()), "total": context.config.search.trials}
-        context.events.emit("progress", f"{design}, {measured}", **count)
-
     proposer = make_proposer(context)
-    summary = run_worker(study, proposer, TrialTrainer(context, study, proposer), on_trial)
+
+    def on_trial(candidate: Candidate, outcome: TrainOutcome) -> None:
+        count = {"done": len(study.finished()), "total": context.config.search.trials}
+        text = f"{_trial_text(candidate)}: loss {outcome.validation_loss_nats:.3f}"
+        context.events.emit("progress", text, **count)
+
+    train = saying_what_ended(context.events, TrialTrainer(context, study, proposer))
+    summary = run_worker(study, proposer, train, on_trial)
     retrained = _retrain_finalists(context, study.finished()) if context.config.search.finalists else 0
     return {
         "trained_trials": summary.trained,
@@ -51,6 +52,25 @@ def run(context: StepContext) -> dict[str, Any]:
         "summary": f"{summary.trained + summary.pruned} trials by this worker, {summary.completed} in the study"
         + (f"; {retrained} trainings of finalists" if retrained else ""),
     }
+
+
+def saying_what_ended(events: Events, train: Train) -> Train:
+    """`train`, of which a candidate that was pruned or failed is progress too."""
+
+    def saying(candidate: Candidate) -> TrainOutcome:
+        try:
+            return train(candidate)
+        except (CandidatePruned, TrialFailed) as ended:
+            events.emit("progress", f"{_trial_text(candidate)}: {ended}")
+            raise
+
+    return saying
+
+
+def _trial_text(candidate: Candidate) -> str:
+    sizes = sizes_in_words(candidate.sizes.given())
+    design = f"trial {candidate.slot}: {candidate.operators} at width {candidate.architecture.hidden_size}"
+    return f"{design}{f' with {sizes}' if sizes else ''}, {candidate.latency_ms:.4g} ms"
 
 
 def _retrain_finalists(context: StepContext, trials: list[FinishedTrial]) -> int:

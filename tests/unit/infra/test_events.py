@@ -1,6 +1,7 @@
-"""Events: whole lines for the launcher, progress for a person where there is no launcher."""
+"""Events: whole lines for the launcher, progress for a person who reads the log."""
 
 import json
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,15 +20,19 @@ def test_lines_of_parallel_steps_do_not_mix(tmp_path: Path, monkeypatch: pytest.
     assert [e["number"] for e in lines if e["label"] == "pretrain seed=2"] == list(range(50))
 
 
-def test_without_a_launcher_progress_goes_to_stderr(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("has_launcher", [True, False])
+def test_progress_is_in_the_steps_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, has_launcher: bool
 ) -> None:
     monkeypatch.delenv("FLASHSLM_EVENTS", raising=False)
+    if has_launcher:
+        monkeypatch.setenv("FLASHSLM_EVENTS", str(tmp_path / "events.jsonl"))
+    caplog.set_level("INFO", "flashslm")
     events = Events.from_env("search", "search worker=0")
     events.emit("start")
     events.emit("progress", "trial 3 of 16")
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err == "search worker=0: trial 3 of 16\n"
+    assert caplog.record_tuples == [("flashslm.steps.search", logging.INFO, "trial 3 of 16")]
+    assert (tmp_path / "events.jsonl").exists() == has_launcher
 
 
 def test_a_secret_in_a_message_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

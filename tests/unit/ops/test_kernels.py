@@ -73,3 +73,13 @@ def test_preflight_refuses_before_anything_runs(monkeypatch):
 def test_a_note_is_recorded():
     kernels.note("decode of gla", "torch")
     assert kernels.decisions() == {"decode of gla": "torch"}
+
+
+def test_a_decision_is_logged_once_until_it_is_another(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "flashslm")
+    for form in ("plain", "plain", "graph", "graph"):
+        kernels.forget("form of a test")
+        kernels.note("form of a test", form)
+        assert kernels.decisions()["form of a test"] == form
+    assert caplog.messages == ["form of a test: plain", "form of a test: graph"]
+    kernels.forget("form of a test")

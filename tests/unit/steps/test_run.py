@@ -1,6 +1,7 @@
 """run_step before any service is needed: its errors, and the identity of a step's work."""
 
 import gc
+import logging
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -148,3 +149,15 @@ def test_run_key_is_the_identity_of_the_work() -> None:
 
 def test_run_key_ignores_sections_the_step_does_not_read() -> None:
     assert make_context(recipe={"gate": {"max_perplexity": 3}}).run_key() == make_context().run_key()
+
+
+def test_a_steps_log_has_other_libraries_warnings_alone() -> None:
+    root, other, own = (logging.getLogger(name) for name in (None, "lm_eval.tasks", "flashslm.steps.x"))
+    before = root.level
+    root.setLevel(logging.INFO)  # as KFP's executor does
+    try:
+        run_module._log_to_stderr()
+        enabled = [logger.isEnabledFor(logging.INFO) for logger in (other, own)]
+        assert enabled == [False, True] and other.isEnabledFor(logging.WARNING)
+    finally:
+        root.setLevel(before)

@@ -9,8 +9,12 @@ import pytest
 from flashslm.config import RunConfig, from_step_json
 from flashslm.infra.events import Events
 from flashslm.infra.storage.object_store import Manifest
+from flashslm.search.halving import CandidatePruned
+from flashslm.search.trial import Candidate, TrialFailed
 from flashslm.steps.context import StepContext
-from flashslm.steps.search_architecture import open_study, study_name
+from flashslm.steps.search_architecture import open_study, saying_what_ended, study_name
+from flashslm.training.spec import TrainOutcome
+from tests.unit.search.synthetic import make_proposer
 
 CODE = {"code_digest": "code"}
 INPUTS = ("dataset", "latency_table", "scaling_law")
@@ -95,3 +99,26 @@ def test_a_study_needs_its_database() -> None:
     settings: Any = type("Settings", (), {"study_url": ""})()
     with pytest.raises(ValueError, match="FLASHSLM_STUDY_URL is not set"):
         open_study(replace(make_context(), settings=settings))
+
+
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [
+        (CandidatePruned({60: 6.0, 120: 5.5}), "pruned after 120 steps"),
+        (CandidatePruned({}), "rejected by its recall"),
+        (TrialFailed("no memory"), "no memory"),
+    ],
+)
+def test_a_candidate_that_is_not_trained_to_the_end_is_said_to_be(
+    ended: Exception, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (candidate, *_) = make_proposer().propose([])
+
+    def train(_: Candidate) -> TrainOutcome:
+        raise ended
+
+    caplog.set_level("INFO", "flashslm")
+    with pytest.raises(type(ended)):
+        saying_what_ended(make_context().events, train)(candidate)
+    design = f"trial 0: {candidate.operators} at width {candidate.architecture.hidden_size}"
+    assert caplog.messages == [f"{design}, {candidate.latency_ms:.4g} ms: {said}"]
