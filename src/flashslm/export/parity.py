@@ -77,10 +77,26 @@ def reloaded(directory: Path) -> Iterator[Any]:
     ):
         others = _take_remote_modules()
         try:
-            yield AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True, dtype=torch.float32).eval()
+            with _without_bars():
+                model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True, dtype=torch.float32)
+            yield model.eval()
         finally:
             _take_remote_modules()
             sys.modules.update(others)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bars of transformers: in a step's log each of their states is a line."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _take_remote_modules() -> dict[str, ModuleType]:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from flashslm.config import ExportConfig
 from flashslm.export.autodeploy import serving_recipes
 from flashslm.export.huggingface import export_huggingface
-from flashslm.export.parity import ParityError, check_parity
+from flashslm.export.parity import ParityError, check_parity, reloaded
 from flashslm.export.tensorrt_llm import deployment_notes, export_tensorrt_llm
 from flashslm.models.architecture import InfeasibleArchitecture
 from tests.unit.export.damage import change_json
@@ -35,6 +35,13 @@ def test_summary_is_what_lies_on_disk(model, tokenizer_dir, tmp_path):
     readme = (tmp_path / "m" / "README.md").read_text()
     assert f"{norms.min():.4f} to {norms.max():.4f}" in readme and "Not all rows are unit vectors" in readme
     assert f"{summary.num_parameters:,}" in readme and "`DFMFAFM` (1 DeltaNet, 2 Mamba-2, 1 attention, 3 FFN)" in readme
+
+
+def test_a_reload_writes_no_progress_bar_into_the_log(exported_dir, capsys):
+    from transformers.utils import logging
+
+    with reloaded(exported_dir):
+        assert capsys.readouterr().err == "" and logging.is_progress_bar_enabled()
 
 
 def test_shards_hold_the_same_tensors(model, export, exported_dir):
