@@ -25,7 +25,8 @@ from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.hardware import device_fingerprint, pick_device
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
 from flashslm.ops import kernels
-from flashslm.profiling.additivity import AdditivityCheck, calibrate, check_additivity
+from flashslm.profiling.additivity import AdditivityCheck, check_additivity
+from flashslm.profiling.calibration import calibrate
 from flashslm.profiling.compilation import compile_ahead
 from flashslm.profiling.depth_width import DepthWidthSweep, measure_depth_width
 from flashslm.profiling.latency_table import LatencyTable

@@ -8,7 +8,6 @@ from components.images import image_of
 
 @dsl.component(base_image=image_of("fit_scaling_law"), install_kfp_package=False)
 def fit_scaling_law(
-    latency: dict,
     scaling: dict,
     code_digest: str,
     latency_table: Input[Artifact],

@@ -11,6 +11,7 @@ def profile_latency(
     model: dict,
     kernels: dict,
     profiling: dict,
+    latency: dict,
     code_digest: str,
     device_digest: str,
     dataset: Input[Dataset],

@@ -204,7 +204,7 @@ class ProfilingConfig(Section):
     calibration_models: int = Field(
         default=0,
         ge=0,
-        description="Whole models per batch size that the overhead of a step is fitted on; 0: none is fitted.",
+        description="Whole models per batch that a step's overhead is fitted on, near the latency budget; 0: no fit.",
     )
     check_models: int = Field(
         default=8,

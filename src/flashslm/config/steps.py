@@ -23,7 +23,7 @@ DESIGN_STEPS: dict[str, tuple[str, ...]] = {
     "plan_data": ("seed", "data"),
     "prepare_data": ("seed", "data"),
     "merge_data": ("data",),
-    "profile_latency": ("model", "kernels", "profiling"),
+    "profile_latency": ("model", "kernels", "profiling", "latency"),
     "fit_scaling_law": ("seed", "model", "kernels", "profiling", "latency", "scaling"),
     "search_architecture": ("seed", "model", "kernels", "profiling", "latency", "scaling", "search"),
     "select_architecture": ("seed", "model", "kernels", "profiling", "latency", "scaling", "search"),

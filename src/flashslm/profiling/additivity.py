@@ -3,34 +3,22 @@
 import random
 import statistics
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from flashslm.profiling.latency_table import LatencyTable, StepOverhead
-from flashslm.profiling.measure import ModelPoint, available_bytes, measure_models, measure_together
+from flashslm.models.architecture import parse_operators
+from flashslm.profiling.latency_table import LatencyTable
+from flashslm.profiling.measure import ModelPoint, available_bytes, l2_mb, measure_together
 from flashslm.profiling.overhead import Sample, fit_overhead
 from flashslm.profiling.plan import ProfilingPlan
 from flashslm.profiling.timing import Timing
+from flashslm.profiling.whole_model import CheckedModel, l2_shortfall_mb
 
 # The paper's two winners (table 2) and two plain designs, beside the random ones.
 CHECKED_DESIGNS = ("(DFMF AFMF)x2 (DFMF)x2", "(MFAFAFD)x3 MFAFDFF", "(DF)x12", "(AF)x12")
 RANDOM_DEPTHS = (4, 30)  # operators
-CALIBRATION_SEED = 1  # other models than those of the check
-
-
-class CheckedModel(BaseModel):
-    """One whole model; milliseconds per decode step."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    operators: str
-    width: int
-    context: int
-    batch: int
-    measured_ms: float
-    predicted_ms: float  # by the table, its overhead included
-    summed_ms: float  # without it; on a CPU by entries measured again, interleaved with the whole models
 
 
 class AdditivityCheck(BaseModel):
@@ -39,8 +27,9 @@ class AdditivityCheck(BaseModel):
     `median_relative` and `worst_relative` are the table's, over all models: they hold the machine's drift since the
     table was measured (`drift_relative`, the median change of entries measured again) as well as what a sum cannot
     tell. `summed_*` are those of sums without an overhead. `held_out_*` and `corrected_*` are these sums without and
-    with an overhead (once per step, and a layer) that was fitted on the other half of the models. `residual_ms` spreads
-    what the sums miss over operators, by letter, and the `step`.
+    with an overhead (once per step, and a layer or for the L2 cache: `overhead_ms`, `layer_overhead_ms`,
+    `l2_overhead_ms_per_mb`) that was fitted on the other half of the models. `residual_ms` spreads what the sums miss
+    over operators, by letter, and the `step`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,40 +44,40 @@ class AdditivityCheck(BaseModel):
     residual_ms: dict[str, float]
     overhead_ms: float
     layer_overhead_ms: float
+    l2_overhead_ms_per_mb: float
     held_out_median_relative: float
     held_out_worst_relative: float
     corrected_median_relative: float
     corrected_worst_relative: float
 
 
-def calibrate(table: LatencyTable, plan: ProfilingPlan) -> LatencyTable:
-    """The table with the overhead of every batch, fitted on `calibration_models` whole models each, if it helps."""
-    per_batch = plan.profiling.calibration_models
-    if not per_batch:
-        return table
-    rng = random.Random(CALIBRATION_SEED)
-    points = [random_point(table, plan, rng, (batch,)) for batch in table.batches for _ in range(per_batch)]
-    models = compared(points, measure_models(points, plan.profiling), table, table)
-    overheads = []
-    for batch in table.batches:
-        samples = [_sample(model) for model in models if model.batch == batch]
-        fitted = fit_overhead(samples)
-        overheads.append(StepOverhead(batch=batch, models=len(samples), **fitted._asdict()))
-    return table.model_copy(update={"overheads": tuple(overheads)})
-
-
 def check_additivity(table: LatencyTable, plan: ProfilingPlan, seed: int = 0) -> AdditivityCheck:
-    """Measure `check_models` random whole models and the known designs, and compare them with the table's sums."""
+    """Measure `check_models` random whole models and the known designs, and compare them with the table's sums.
+
+    None of them has the operators of a model that the table was calibrated on.
+    """
     rng = random.Random(seed)
-    letters, number = plan.profiling.operators, plan.profiling.check_models
-    designs = [_random_operators(rng, letters) for _ in range(number)] + list(CHECKED_DESIGNS)
+    calibrated = {model.operators for model in table.calibration}
+    drawn = iter(lambda: _random_operators(rng, plan.profiling.operators), "")
+    others = islice((operators for operators in drawn if operators not in calibrated), plan.profiling.check_models)
+    known = (parse_operators(design) for design in CHECKED_DESIGNS)
+    designs = [*others, *(operators for operators in known if operators not in calibrated)]
     points = [random_point(table, plan, rng, table.batches, design) for design in designs]
+    timings, fresh, sums = measure_beside(table, plan, points)
+    return summarize(compared(points, timings, table, sums), drift_relative(table, fresh), l2_mb(plan.device))
+
+
+def measure_beside(
+    table: LatencyTable, plan: ProfilingPlan, points: Sequence[ModelPoint]
+) -> tuple[list[Timing], LatencyTable, LatencyTable]:
+    """Times of whole models, interleaved with entries measured again; the table of those; and the table whose sums the
+    models are compared with: on a CPU the one of the same minute, without the drift since `table` was measured.
+    """
     again = plan
     if plan.device == "cuda":  # it keeps its clock: a few entries tell the drift
         again = plan.changed(widths=table.widths[:1], batches=table.batches[:1], contexts=table.contexts[:1])
     fresh, timings = measure_together(again, points)
-    models = compared(points, timings, table, fresh if again is plan else table)
-    return summarize(models, drift_relative(table, fresh))
+    return timings, fresh, fresh if again is plan else table
 
 
 def random_point(
@@ -126,6 +115,7 @@ def compared(
             measured_ms=timing.median_ms,
             predicted_ms=table.predict_ms(point.architecture, point.context, point.batch),
             summed_ms=sums.sum_ms(point.architecture, point.context, point.batch),
+            step_mb=table.step_mb(point.architecture, point.context, point.batch),
         )
         for point, timing in zip(points, timings, strict=True)
     ]
@@ -137,15 +127,15 @@ def drift_relative(before: LatencyTable, after: LatencyTable) -> float:
     return statistics.median(now[key] / then[key] - 1 for key in then.keys() & now.keys())
 
 
-def summarize(models: Sequence[CheckedModel], drift: float) -> AdditivityCheck:
+def summarize(models: Sequence[CheckedModel], drift: float, l2_mb: float = 0.0) -> AdditivityCheck:
     """Errors over at least two models; every second one is fitted on, the others are held out."""
     held_out = models[1::2]
-    overhead = fit_overhead([_sample(model) for model in models[::2]])
+    overhead = fit_overhead([sample_of(model, l2_mb) for model in models[::2]])
     errors = {
         "": [m.predicted_ms / m.measured_ms - 1 for m in models],
         "summed_": [m.summed_ms / m.measured_ms - 1 for m in models],
         "held_out_": [m.summed_ms / m.measured_ms - 1 for m in held_out],
-        "corrected_": [overhead.predict_ms(_sample(m)) / m.measured_ms - 1 for m in held_out],
+        "corrected_": [overhead.predict_ms(sample_of(m, l2_mb)) / m.measured_ms - 1 for m in held_out],
     }
     medians = {f"{name}median_relative": statistics.median(map(abs, values)) for name, values in errors.items()}
     worst = {f"{name}worst_relative": max(map(abs, values)) for name, values in errors.items()}
@@ -160,6 +150,7 @@ def summarize(models: Sequence[CheckedModel], drift: float) -> AdditivityCheck:
         residual_ms=_residual_ms(models),
         overhead_ms=overhead.step_ms,
         layer_overhead_ms=overhead.layer_ms,
+        l2_overhead_ms_per_mb=overhead.l2_ms_per_mb,
         **medians,
         **worst,
     )
@@ -175,8 +166,9 @@ def _residual_ms(models: Sequence[CheckedModel]) -> dict[str, float]:
     return dict(zip([*letters, "step"], map(float, solution), strict=True))
 
 
-def _sample(model: CheckedModel) -> Sample:
-    return Sample(model.measured_ms, model.summed_ms, len(model.operators))
+def sample_of(model: CheckedModel, l2_mb: float) -> Sample:
+    """What the fit takes of a whole model, on a GPU with this L2 cache."""
+    return Sample(model.measured_ms, model.summed_ms, len(model.operators), l2_shortfall_mb(l2_mb, model.step_mb))
 
 
 def _random_operators(rng: random.Random, letters: str) -> str:

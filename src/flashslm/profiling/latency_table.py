@@ -9,8 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from flashslm.config import ModelConfig, WeightFormat
 from flashslm.hardware import DeviceFingerprint
+from flashslm.inference.fused.tilings import MAX_BATCH
+from flashslm.models.accounting import decode_bytes_per_token
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS, LM_HEAD, OPERATOR_SPECS, SIZE_FIELDS
+from flashslm.profiling.whole_model import CheckedModel, StepOverhead
 
 OPERATOR_SIZES = ("num_heads", "num_kv_heads", "head_dim", "ffn_size", "mamba_state", "mamba_head_dim", "mamba_expand")
 
@@ -66,20 +69,6 @@ class LeftOut(KeyedEntry):
     reason: str
 
 
-class StepOverhead(BaseModel):
-    """What a step of a whole model takes beyond its entries' sum, at one batch: `step_ms` once, `layer_ms` a layer.
-
-    Fitted on `models` whole models. Negative where a model's operators overlap more than copies of one do.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    batch: int
-    step_ms: float
-    layer_ms: float
-    models: int
-
-
 class LatencyTable(BaseModel):
     """Entries and what they depend on: device, versions, dtype, format of the weights, the recipe's own sizes. A table
     has weights of one format, and none is read for another (`require_weights`).
@@ -100,14 +89,27 @@ class LatencyTable(BaseModel):
     entries: tuple[LatencyEntry, ...]
     left_out: tuple[LeftOut, ...] = ()
     overheads: tuple[StepOverhead, ...] = ()  # empty: the sum is the prediction
+    calibration: tuple[CheckedModel, ...] = ()  # the whole models that the overheads were fitted on
 
     def predict_ms(self, architecture: Architecture, context: int, batch: int) -> float:
         """A decode step's time: `sum_ms` and the batch's overhead. ValueError as `sum_ms`."""
         total_ms = self.sum_ms(architecture, context, batch)
         for overhead in self.overheads:
             if overhead.batch == batch:
-                total_ms += overhead.step_ms + overhead.layer_ms * len(architecture.operators)
+                step_mb = self.step_mb(architecture, context, batch)
+                total_ms += overhead.total_ms(len(architecture.operators), step_mb)
         return total_ms
+
+    def step_mb(self, architecture: Architecture, context: int, batch: int) -> float:
+        """MB (1e6 bytes) that a decode step must move, of the table's dtype and format of the weights."""
+        value_bytes = {"float32": 4, "bfloat16": 2}[self.dtype]
+        in_8_bits = self.weights == "int8" and self.device.kind == "cuda" and batch <= MAX_BATCH
+        tokens = context + architecture.num_meta_tokens
+        return decode_bytes_per_token(architecture, tokens, batch, value_bytes, 1 if in_8_bits else None) / 1e6
+
+    def without_overheads(self) -> "LatencyTable":
+        """The table as it was before it was calibrated."""
+        return self.model_copy(update={"overheads": (), "calibration": ()})
 
     def sum_ms(self, architecture: Architecture, context: int, batch: int) -> float:
         """The sum over operators plus the head, linear in context between measured ones.

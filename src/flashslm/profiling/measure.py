@@ -113,6 +113,11 @@ def available_bytes(device: DeviceKind) -> float:
     return USABLE_MEMORY * (free_bytes + unused_bytes)
 
 
+def l2_mb(device: DeviceKind) -> float:
+    """Size of a GPU's L2 cache; 0 on a CPU, whose operators run in turns and find what they find inside a model."""
+    return torch.cuda.get_device_properties(0).L2_cache_size / 1e6 if device == "cuda" else 0.0
+
+
 def _point_timing(point: ModelPoint, timings: dict[Hashable, Timing]) -> Timing:
     parts = [timings[point, context] for context in _contexts(point)]
     median_ms, p10_ms, p90_ms = (fmean(getattr(part, name) for part in parts) for name in TIMES)

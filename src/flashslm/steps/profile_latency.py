@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from flashslm.profiling.additivity import calibrate, check_additivity
+from flashslm.profiling.additivity import check_additivity
+from flashslm.profiling.calibration import calibrate
 from flashslm.profiling.compilation import compile_ahead
 from flashslm.profiling.depth_width import measure_depth_width
+from flashslm.profiling.latency_table import LatencyTable
 from flashslm.profiling.measure import measure_latency_table
 from flashslm.profiling.plan import ProfilingPlan
 from flashslm.steps.context import StepContext
@@ -23,7 +25,8 @@ def run(context: StepContext) -> dict[str, Any]:
     compile_ahead(plan)
     table = measure_latency_table(plan)
     context.events.emit("progress", f"{len(table.entries)} table entries measured, {len(table.left_out)} left out")
-    table = calibrate(table, plan)
+    table = calibrate(table, plan, context.config.latency)
+    calibration = calibration_facts(table)
     check = check_additivity(table, plan)
     sweep = measure_depth_width(plan)
     context.publish_json(
@@ -40,6 +43,29 @@ def run(context: StepContext) -> dict[str, Any]:
         "left_out_entries": len(table.left_out),
         "residual_median_relative": check.median_relative,
         "residual_worst_relative": check.worst_relative,
-        "summary": f"{len(table.entries)} entries on {table.device.name}; sum against whole models: "
-        f"median error {check.median_relative:.1%}, worst {check.worst_relative:.1%}",
+        **calibration,
+        "summary": f"{len(table.entries)} entries on {table.device.name}; {calibration_text(calibration)} against "
+        f"whole models: median error {check.median_relative:.1%}, worst {check.worst_relative:.1%}",
     }
+
+
+def calibration_facts(table: LatencyTable) -> dict[str, float]:
+    """The worst errors over all batches; nothing of a table that was not calibrated."""
+    if not table.overheads:
+        return {}
+    return {
+        "calibration_models": len(table.calibration),
+        "calibration_summed_worst_relative": max(o.summed_worst_relative or 0.0 for o in table.overheads),
+        "calibration_left_out_worst_relative": max(o.left_out_worst_relative or 0.0 for o in table.overheads),
+    }
+
+
+def calibration_text(facts: dict[str, float]) -> str:
+    """What is compared with the check's whole models, and what came before."""
+    if not facts:
+        return "sum"
+    return (
+        f"calibrated on {facts['calibration_models']} whole models, worst error of their sums "
+        f"{facts['calibration_summed_worst_relative']:.1%}, left out of the fit "
+        f"{facts['calibration_left_out_worst_relative']:.1%}; prediction"
+    )

@@ -3,9 +3,11 @@ import json
 import pytest
 
 from flashslm.config import LatencyConfig, ModelConfig, OperatorSizes
+from flashslm.models.accounting import parameters, state_bytes
 from flashslm.models.architecture import build_architecture
 from flashslm.profiling.budget import latency_budget_ms
-from flashslm.profiling.latency_table import LatencyTable, LeftOut, StepOverhead
+from flashslm.profiling.latency_table import LatencyTable, LeftOut
+from flashslm.profiling.whole_model import StepOverhead
 from tests.unit.search.synthetic import WIDTHS, make_sized_table, make_table
 
 SIZES = ModelConfig()
@@ -68,6 +70,32 @@ def test_overhead_of_a_batch_is_added_once_a_step_and_once_a_layer(table):
     plain = table.predict_ms(architecture(), 512, 1)
     assert calibrated.predict_ms(architecture(), 512, 1) == pytest.approx(plain + 0.5 - 6 * 0.1)
     assert calibrated.sum_ms(architecture(), 512, 1) == plain == table.sum_ms(architecture(), 512, 1)
+
+
+def test_an_overhead_for_the_l2_cache_grows_with_what_a_step_lacks_to_fill_it(table):
+    """A step of six operators of width 128 moves 2.9 MB; a table of 8 bits on a GPU says a quarter of the weights."""
+    overhead = StepOverhead(batch=1, step_ms=0.0, layer_ms=0.0, l2_ms_per_mb=-0.01, l2_mb=10.0, models=6)
+    calibrated = table.model_copy(update={"overheads": (overhead,)})
+    small, plain = architecture(), table.predict_ms(architecture(), 512, 1)
+    moved_mb = table.step_mb(small, 512, 1)
+    weights_mb = 4 * (parameters(small)["total"] - parameters(small)["meta_tokens"]) / 1e6
+    tokens = 512 + small.num_meta_tokens
+    assert moved_mb == pytest.approx(weights_mb + (4 * tokens * 2 * 64 * 1 + 2 * state_bytes(small, 4, 4)) / 1e6)
+    assert calibrated.predict_ms(small, 512, 1) == pytest.approx(plain - 0.01 * (10 - moved_mb))
+    filled = overhead.model_copy(update={"l2_mb": 0.9 * moved_mb})
+    assert table.model_copy(update={"overheads": (filled,)}).predict_ms(small, 512, 1) == plain
+    gpu = table.device.model_copy(update={"kind": "cuda"})
+    rounded = table.model_copy(update={"device": gpu, "weights": "int8"})
+    assert rounded.step_mb(small, 512, 1) == pytest.approx(moved_mb - 0.75 * weights_mb)
+
+
+def test_tables_from_before_there_was_a_term_for_the_cache_mean_what_they_did(table):
+    old = {"batch": 1, "step_ms": 0.5, "layer_ms": -0.1, "models": 6}
+    without = table.model_dump(mode="json", exclude={"overheads", "calibration"})
+    assert LatencyTable.model_validate(without) == table
+    assert LatencyTable.model_validate(without | {"overheads": [old]}).predict_ms(architecture(), 512, 1) == (
+        pytest.approx(table.predict_ms(architecture(), 512, 1) + 0.5 - 6 * 0.1)
+    )
 
 
 def test_what_was_left_out_says_why(table):

@@ -10,19 +10,13 @@ from flashslm.models.accounting import parameters
 from flashslm.models.architecture import InfeasibleArchitecture, build_architecture
 from flashslm.models.operator_spec import OPERATORS
 from flashslm.profiling import additivity, measure
-from flashslm.profiling.additivity import (
-    CheckedModel,
-    calibrate,
-    check_additivity,
-    drift_relative,
-    random_point,
-    summarize,
-)
+from flashslm.profiling.additivity import check_additivity, drift_relative, random_point, summarize
 from flashslm.profiling.depth_width import DepthWidthSweep, measure_depth_width, nearest_width
 from flashslm.profiling.latency_table import LatencyTable
 from flashslm.profiling.measure import ModelPoint, build_table_steps, measure_latency_table, measure_models
 from flashslm.profiling.plan import ProfilingPlan, resident_bytes
 from flashslm.profiling.timing import Timing
+from flashslm.profiling.whole_model import CheckedModel
 
 SIZES = ModelConfig(head_dim=8, mamba_state=8, mamba_head_dim=8, num_meta_tokens=2)
 VOCAB_SIZE = 300
@@ -153,31 +147,6 @@ def test_a_table_of_8_bits_is_measured_with_engines_of_8_bits(monkeypatch):
         assert table.weights == weights and set(rounded) == {weights}
         assert len(rounded) == 3 * 4 + 1 + 1, "three instances of an operator, the head, the model"
         rounded.clear()
-
-
-def test_calibration_fits_every_batch_on_other_models_than_the_checks(table, monkeypatch):
-    """Whole models take 1 ms more than their sums at batch 1, and 0.1 ms per layer at batch 2."""
-    seen = []
-
-    def measured(points, config):
-        seen.extend(points)
-        extra = [1.0 if p.batch == 1 else 0.1 * len(p.architecture.operators) for p in points]
-        sums = [table.sum_ms(p.architecture, p.context, p.batch) for p in points]
-        return [Timing(s + e, s, s, 3) for s, e in zip(sums, extra, strict=True)]
-
-    monkeypatch.setattr(additivity, "measure_models", measured)
-    calibrated = calibrate(table, PLAN.changed(calibration_models=6))
-    assert [(o.batch, o.models) for o in calibrated.overheads] == [(1, 6), (2, 6)]
-    one, two = calibrated.overheads
-    assert (one.step_ms, one.layer_ms) == pytest.approx((1.0, 0.0), abs=1e-6)
-    assert (two.step_ms, two.layer_ms) == pytest.approx((0.0, 0.1), abs=1e-6)
-    assert calibrated.entries == table.entries
-    checked = {m.operators for m in check_additivity(table, PLAN).models}
-    assert checked.isdisjoint(p.architecture.operators for p in seen)
-
-
-def test_without_calibration_models_the_sum_is_the_prediction(table):
-    assert calibrate(table, PLAN) is table and table.overheads == ()
 
 
 def test_random_models_fit_the_memory(table, monkeypatch):

@@ -28,14 +28,14 @@ def test_files_of_earlier_versions_have_no_origins(tmp_path: Path) -> None:
 
 def test_one_input_brings_what_it_was_made_of(tmp_path: Path) -> None:
     dataset = manifest("a").write(tmp_path / "dataset", Origins(sections={"seed": 3, "data": {}}))
-    sections = {"model": {"window": 8}, "kernels": {}, "profiling": {}}
+    sections = {"model": {"window": 8}, "kernels": {}, "profiling": {}, "latency": {"context": 8}}
     profiled = read_inputs("profile_latency", json.dumps(sections), {"dataset": str(dataset)})
     assert profiled.manifests == {"dataset": manifest("a")}
     table = manifest("b").write(tmp_path / "latency_table", profiled.origins)
 
-    fitted = read_inputs("fit_scaling_law", '{"latency": {}, "scaling": {}}', {"latency_table": str(table)})
+    fitted = read_inputs("fit_scaling_law", '{"scaling": {}}', {"latency_table": str(table)})
     assert fitted.manifests == {"dataset": manifest("a"), "latency_table": manifest("b")}
-    assert json.loads(fitted.config) == {"seed": 3, "latency": {}, "scaling": {}} | sections, "not the section data"
+    assert json.loads(fitted.config) == {"seed": 3, "scaling": {}} | sections, "not the section data"
 
 
 def test_what_a_step_is_given_goes_before_what_came_with_it(tmp_path: Path) -> None:
@@ -60,5 +60,6 @@ def test_collected_inputs_bring_what_they_have_in_common(tmp_path: Path) -> None
 
 def test_a_section_that_neither_arguments_nor_inputs_bring_is_an_error(tmp_path: Path) -> None:
     dataset = str(manifest("a").write(tmp_path / "dataset"))
-    with pytest.raises(ValueError, match=r"step 'profile_latency' has no section kernels, profiling: .*\(dataset\)"):
+    missing = r"step 'profile_latency' has no section kernels, profiling, latency: .*\(dataset\)"
+    with pytest.raises(ValueError, match=missing):
         read_inputs("profile_latency", '{"model": {}}', {"dataset": dataset})
