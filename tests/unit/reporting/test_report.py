@@ -123,6 +123,30 @@ def test_the_seeds_of_the_ablation_are_shown_beside_its_interval(page: str) -> N
     assert "-0.3000 (seed 2).</p>" in render(run, run_facts())
 
 
+def test_a_calibrated_table_says_what_it_was_fitted_on_and_what_that_gained() -> None:
+    run = artifacts()
+    fit = {"batch": 1, "models": 12, "step_ms": -0.0034, "layer_ms": 0.0, "l2_ms_per_mb": -0.00015, "l2_mb": 50.0}
+    errors = {"summed_median_relative": 0.091, "summed_worst_relative": 0.107}
+    errors |= {"left_out_median_relative": 0.012, "left_out_worst_relative": 0.029}
+    earlier = {"batch": 8, "models": 6, "step_ms": 0.5, "layer_ms": 0.0}
+    none = fit | errors | {"batch": 4, "step_ms": 0.0, "l2_ms_per_mb": 0.0}
+    table = run.latency_table | {"overheads": [fit | errors, earlier, none]}
+    export = run.export | {"predicted_latency_ms": 0.5964}
+    page = render(dataclasses.replace(run, latency_table=table, export=export), run_facts())
+    assert (
+        "Calibrated on 12 whole models at batch 1: their plain sums are off by 9.1 % in the median and 10.7 % at "
+        "worst, each one's prediction by a fit on the others by 1.2 % and 2.9 %. Added to a sum: -0.00340 ms a step, "
+        "-0.00015 ms for each MB that the step's bytes are below the L2 cache's 50 MB."
+    ) in page
+    assert "at batch 4: " in page and page.count("No overhead predicts them better, so none is added.") == 1
+    assert "at batch 8: " not in page and "<p>Prediction of the table against 1 whole models" in page
+    assert "(the sum, and -0.0036 ms of overhead), which is off by" in page
+    plain = render(run, run_facts())
+    assert (
+        "<p>Sum of the table against 1 whole models" in plain and "Calibrated" not in plain and "overhead" not in plain
+    )
+
+
 def test_the_table_is_held_to_the_winners_it_chose(page: str) -> None:
     assert "within the budget, measured after the search: worst error 5.7 %." in page
     row = '<tr class="best"><td class="mono">DFMFF ★</td><td class="n">64</td><td class="n">0.7000</td>'
