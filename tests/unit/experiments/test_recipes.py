@@ -31,7 +31,8 @@ def test_shipped_experiments_load_and_are_of_proxy_size(path: Path) -> None:
         for model in found.experiment.models.values():
             width = model.width or found.experiment.width
             built = build_architecture(model.operators, width, found.model, found.data.vocab_size)
-            assert 30e6 < parameters(built)["total"] < 150e6
+            smallest = 8e6 if path.stem == "search-proxies" else 30e6
+            assert smallest < parameters(built)["total"] < 150e6
 
 
 def test_the_seeds_experiments_are_there() -> None:
