@@ -27,6 +27,11 @@ def imported(tmp_path, monkeypatch):
         for part in ("layers", "models", "ops"):
             (tmp_path / "fla" / part).mkdir(parents=True)
             (tmp_path / "fla" / part / "__init__.py").touch()
+        (tmp_path / "fla" / "ops" / "__init__.py").write_text(
+            "from fla.ops import gla\nfrom fla.ops.delta_rule import f"
+        )
+        (tmp_path / "fla" / "ops" / "delta_rule.py").write_text("def f(): pass")
+        (tmp_path / "fla" / "ops" / "gla.py").write_text("def g(): pass")
         (tmp_path / "fla" / "__init__.py").write_text(root)
         monkeypatch.syspath_prepend(tmp_path)
         import_fla.__wrapped__()
@@ -43,6 +48,18 @@ def test_layers_and_models_are_left_out_until_they_are_asked_for(imported):
     imported(OPTIONAL)
     assert "fla" in sys.modules and not {"fla.layers", "fla.models"} & set(sys.modules)
     assert importlib.import_module("fla.models").__name__ == "fla.models"
+
+
+def test_operators_are_imported_when_they_are_asked_for(imported):
+    imported(OPTIONAL)
+    assert importlib.import_module("fla.ops.delta_rule").f
+    assert "fla.ops.gla" not in sys.modules
+    from fla import ops
+    from fla.ops import f
+
+    assert f is ops.delta_rule.f and sys.modules["fla.ops.gla"] is ops.gla
+    with pytest.raises(ImportError):
+        from fla.ops import h  # noqa: F401
 
 
 @pytest.mark.parametrize("root", [REQUIRED, "import a_package_that_is_not_there"])

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
+from importlib.util import find_spec, module_from_spec
 from typing import Any
 
 from torch import Tensor
@@ -24,16 +25,36 @@ def import_fla() -> None:
     """Import fla without its layers and models, half of what its import takes: it leaves out what it does not find.
 
     Both can be imported by their names afterwards. Where fla does not do without them, the next import takes all of it.
+    Of its thirty families of operators those are imported that are asked for.
     """
     modules: dict[str, Any] = sys.modules
     hidden = [name for name in ("fla.layers", "fla.models") if name not in modules]
     modules |= dict.fromkeys(hidden)  # as if they were not installed
     try:
         with suppress(ModuleNotFoundError):
-            import fla  # noqa: F401
+            import fla
+
+            if "fla.ops" not in modules:
+                fla.ops = modules["fla.ops"] = _package_without_its_imports("fla.ops")
     finally:
         for name in hidden:
             del modules[name]
+
+
+def _package_without_its_imports(name: str) -> Any:
+    """A package of which modules can be imported; its own file, which imports all of them, runs when it is asked for a
+    name.
+    """
+    spec: Any = find_spec(name)
+    package: Any = module_from_spec(spec)
+
+    def whole(attribute: str) -> Any:
+        del package.__getattr__
+        spec.loader.exec_module(package)
+        return getattr(package, attribute)
+
+    package.__getattr__ = whole
+    return package
 
 
 @without_autocast
