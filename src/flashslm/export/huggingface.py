@@ -85,16 +85,12 @@ def _readme(
     architecture: Architecture, dtype: str, written: Path, dataset: Mapping[str, Any] | None, weights: WeightFormat
 ) -> str:
     a = architecture
-    counts = {LABELS[letter]: a.operators.count(letter) for letter in EXPORTABLE_OPERATORS}
+    counts = {LABELS[letter]: a.operators.count(letter) for letter in EXPORTABLE_OPERATORS if letter in a.operators}
     low, high = output_row_norms(written)
     facts = {
         "parameters": f"{parameters(a)['total']:,} (embedding counted once: it is also the head)",
         "operators": f"`{a.operators}` (" + ", ".join(f"{count} {name}" for name, count in counts.items()) + ")",
-        "hidden size / FFN width": f"{a.hidden_size} / {a.ffn_size}",
-        "heads / key-value heads / head size": f"{a.num_heads} / {a.num_kv_heads} / {a.head_dim}",
-        "rotary base": f"{a.rotary_theta:.6g} ({a.rope_type})",
-        "query-key norm": "RMSNorm of each head" if a.qk_norm else "none",
-        "Mamba-2 inner / heads / state": f"{a.mamba_inner} / {a.mamba_heads} / {a.mamba_state}",
+        **_sizes(a),
         "vocabulary": f"{a.vocab_size}",
         "memory (meta) tokens": f"{a.num_meta_tokens}",
         "context": f"{a.max_position_embeddings - a.num_meta_tokens} text tokens after the memory tokens",
@@ -112,6 +108,22 @@ def _readme(
         text_tokens=text_tokens,
         int8=_INT8.format(dtype=dtype) if weights == "int8" else "",
     )
+
+
+def _sizes(a: Architecture) -> dict[str, str]:
+    """Those that the operators of this architecture have."""
+    sizes = {"hidden size": f"{a.hidden_size}"}
+    if "F" in a.operators:
+        sizes["FFN width"] = f"{a.ffn_size}"
+    if "D" in a.operators:
+        sizes["DeltaNet heads / head size"] = f"{a.num_heads} / {a.head_dim}"
+    if "A" in a.operators:
+        sizes["attention heads / key-value heads / head size"] = f"{a.num_heads} / {a.num_kv_heads} / {a.head_dim}"
+        sizes["rotary base"] = f"{a.rotary_theta:.6g} ({a.rope_type})"
+        sizes["query-key norm"] = "RMSNorm of each head" if a.qk_norm else "none"
+    if "M" in a.operators:
+        sizes["Mamba-2 inner / heads / state"] = f"{a.mamba_inner} / {a.mamba_heads} / {a.mamba_state}"
+    return sizes
 
 
 _UNIT_ROWS = "All rows are unit vectors here, so such code computes the same."
@@ -137,7 +149,8 @@ Every layer is `x + operator(RMSNorm(x))`; the notation is D DeltaNet, M Mamba-2
 
 Continuing text of the kind it was trained on, where latency per token matters; research on hybrid architectures. It was
 not tuned to follow instructions or to refuse any, and what it says is not checked: hold it to your own tests before
-others read its output. Beyond {text_tokens} tokens of text it has no positions.
+others read its output. No more than {text_tokens} tokens of text fit, a limit of the format: texts longer than the
+sequences it was trained on are yours to test.
 
 ## Training data
 
@@ -158,9 +171,9 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_spec
 
 ## Serve it
 
-The `tensorrt_llm/` directory that is exported beside this one is for TensorRT-LLM: `trtllm-serve PATH --backend
-_autodeploy --extra_llm_api_options PATH/nemotron_flash.yaml`. On one machine `flashslm serve PATH` answers by OpenAI's
-API with this project's own decoder, and `flashslm generate --model PATH --prompt TEXT` continues one text.
+On one machine `flashslm serve PATH` answers by OpenAI's API with this project's own decoder, and `flashslm generate
+--model PATH --prompt TEXT` continues one text; PATH is this directory. The `tensorrt_llm/` directory that is exported
+beside this one is for TensorRT-LLM: its own README.md has the commands, and what to mind.
 
 For vLLM 0.22 there is a plug-in, which `pip install PROJECT PROJECT/plugins/vllm` brings (PROJECT is a checkout of
 flashslm). `docs/vllm.md` there says what it supports and how fast it is.
@@ -175,7 +188,8 @@ vllm serve PATH
 - The memory tokens are learned vectors that this code puts before every sequence; the tokenizer does not know them.
   `max_position_embeddings` counts them; `config.n_positions` and the tokenizer's `model_max_length` do not.
 - Logits are the product with the output table, as in training: neither this code nor TensorRT-LLM divides them by the
-  norms of the table's rows. The code that published models of this format carry does. {row_norms}
+  norms of the table's rows. The code that published models of this format carry does.
+  {row_norms}
 - Padding on either side is exact, given an attention mask.
 - lm-evaluation-harness: `lm_eval --model hf --model_args pretrained=path,trust_remote_code=True`; for tasks that score
   whole texts (rolling log-likelihood) add `add_bos_token=False`, or the end-of-text token in front is scored too.

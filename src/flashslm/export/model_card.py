@@ -58,12 +58,15 @@ def completed(
 
 
 def _results(evaluation: Mapping[str, Any], source: str, hub_dataset: str) -> Iterator[EvalResult]:
-    held_out = {"dataset_type": hub_dataset or "held-out", "dataset_name": f"{source}, test split"}
+    context = f", {evaluation['test/context']} tokens of context" if "test/context" in evaluation else ""
+    held_out = {"dataset_type": hub_dataset or "held-out", "dataset_name": f"{source}, test split{context}"}
     for key, (metric, label) in METRICS.items():
         if key in evaluation:
             yield _result(held_out, metric, label, evaluation[key], evaluation.get(f"{key}_stderr"))
     for needle in evaluation["needle"]:
-        where = {"dataset_type": "needle", "dataset_name": f"needle in {needle['length']} tokens of that text"}
+        name = f"needle in {needle['length']} tokens of that text, {needle['samples']} samples"
+        # The hub puts results of one type and configuration together, under the first one's name.
+        where = {"dataset_type": "needle", "dataset_config": f"{needle['length']} tokens", "dataset_name": name}
         yield _result(where, "accuracy", "Needles found", needle["accuracy"], needle.get("accuracy_stderr"))
     for task, metrics in evaluation["tasks"].items():
         for metric, value in metrics.items():
@@ -73,11 +76,12 @@ def _results(evaluation: Mapping[str, Any], source: str, hub_dataset: str) -> It
 
 
 def _result(where: Mapping[str, str], metric: str, label: str, value: float, error: float | None) -> EvalResult:
-    arguments = {"standard_error": error} if error is not None else None
+    arguments = {"standard_error": error} if error else None  # 0: of none or all right answers it says nothing
     return EvalResult(
         task_type=TASK,
         dataset_type=where["dataset_type"],
         dataset_name=where["dataset_name"],
+        dataset_config=where.get("dataset_config"),
         metric_type=metric,
         metric_name=label,
         metric_value=value,

@@ -16,6 +16,7 @@ from flashslm.export.huggingface import export_huggingface
 from flashslm.export.parity import ParityError, check_parity, reloaded
 from flashslm.export.tensorrt_llm import deployment_notes, export_tensorrt_llm
 from flashslm.models.architecture import InfeasibleArchitecture
+from flashslm.models.hybrid import HybridLM
 from tests.unit.export.damage import change_json
 
 
@@ -42,6 +43,16 @@ def test_a_reload_writes_no_progress_bar_into_the_log(exported_dir, capsys):
 
     with reloaded(exported_dir):
         assert capsys.readouterr().err == "" and logging.is_progress_bar_enabled()
+
+
+@pytest.mark.parametrize("operators", ["MF", "DM", "A"])
+def test_the_readme_has_the_sizes_of_the_models_own_operators(operators, model, tokenizer_dir, tmp_path):
+    architecture = model.architecture.model_copy(update={"operators": operators})
+    export_huggingface(HybridLM.build(architecture, seed=0), tokenizer_dir, tmp_path / "m", ExportConfig())
+    readme = (tmp_path / "m" / "README.md").read_text()
+    rows = {"F": "| FFN width |", "D": "| DeltaNet heads", "A": "| rotary base |", "M": "| Mamba-2 inner"}
+    assert {letter for letter, row in rows.items() if row in readme} == set(operators)
+    assert ", 0 " not in readme and "(0 " not in readme
 
 
 def test_shards_hold_the_same_tensors(model, export, exported_dir):

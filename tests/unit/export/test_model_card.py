@@ -18,7 +18,11 @@ EVALUATION: dict[str, Any] = {
     "test/perplexity": 70.5,
     "test/perplexity_stderr": 0.8,
     "test/bits_per_byte": 3.1,
-    "needle": [{"length": 96, "accuracy": 0.25}],
+    "test/context": 64,
+    "needle": [
+        {"length": 48, "accuracy": 0.0, "accuracy_stderr": 0.0, "samples": 16},
+        {"length": 96, "accuracy": 0.25, "samples": 16},
+    ],
     "tasks": {"arc_easy": {"acc": 0.31, "acc_stderr": 0.02, "samples": 400.0, "version": 1.0, "shots": 5.0}},
 }
 LATENCY = {"latency_ms": 0.046876, "latency_p90_ms": 0.047491, "context": 64, "batch": 1, "device": "Some CPU"}
@@ -49,6 +53,11 @@ def test_results_with_their_errors_are_in_the_model_index(readme: str) -> None:
     header = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])  # type: ignore[index]
     (entry,) = header["model-index"]
     found = {(r["dataset"]["type"], m["type"]): m for r in entry["results"] for m in r["metrics"]}
+    needles = [r for r in entry["results"] if r["dataset"]["type"] == "needle"]
+    assert [(r["dataset"]["name"], [m["value"] for m in r["metrics"]]) for r in needles] == [
+        ("needle in 48 tokens of that text, 16 samples", [0.0]),
+        ("needle in 96 tokens of that text, 16 samples", [0.25]),
+    ]
     assert entry["name"] == "small" and set(found) == {
         ("held-out", "perplexity"),
         ("held-out", "bits_per_byte"),
@@ -58,8 +67,9 @@ def test_results_with_their_errors_are_in_the_model_index(readme: str) -> None:
     perplexity = found["held-out", "perplexity"]
     assert (perplexity["value"], perplexity["args"]) == (70.5, {"standard_error": 0.8})
     assert "args" not in found["held-out", "bits_per_byte"] and "datasets" not in header
-    assert [r.metric_value for r in ModelCard(card).data.eval_results] == [70.5, 3.1, 0.25, 0.31]
-    assert "| some text, test split | Perplexity per token | 70.5000 ± 0.8000 |" in card
+    assert [r.metric_value for r in ModelCard(card).data.eval_results] == [70.5, 3.1, 0.0, 0.25, 0.31]
+    assert "| some text, test split, 64 tokens of context | Perplexity per token | 70.5000 ± 0.8000 |" in card
+    assert "16 samples | Needles found | 0.0000 |" in card, "a standard error of 0 says nothing"
     assert "| Some CPU | 64 | 1 | 0.04688 | 0.04749 |" in card and card.count("## Results") == 1
 
 
