@@ -112,7 +112,8 @@ assert describe(architecture, 64, 1, Device("CPU", None), []).parameters[OPERATO
 # The report; what other operators decide as well (law, evaluation, export, verdict) is filled in.
 point = {"depth": 2, "width": 64, "tokens": 100, "loss_nats": 3.0, "fitted_nats": 3.0}
 point |= {"fitted_interval_nats": [2.9, 3.1]}
-choice = {"depth": 2, "width": 64, "predicted_loss_nats": 3.0, "extrapolated": [], "candidates": []}
+choice: dict[str, Any] = {"depth": 2, "width": 64, "predicted_loss_nats": 3.0, "extrapolated": []}
+candidate = choice | {"latency_ms": BUDGET_MS, "loss_interval_nats": [2.9, 3.1], "feasible": True}
 needle = {"length": 48, "samples": 4, "chance": 0.1, "accuracy": 0.5, "ranked_first": 0.5}
 run = RunArtifacts(
     name="journey",
@@ -125,11 +126,12 @@ run = RunArtifacts(
         "points": [point],
         "holdout": [point],
         "budget_ms": BUDGET_MS,
-        "choice": choice,
+        "choice": choice | {"candidates": [candidate]},
+        "as_good": [],
         "other_budgets": [],
         "holdout_perplexity_error": 0.0,
         "left_out_sizes": [],
-        "law": {"constants": {}, "unidentified": []},
+        "law": {"constants": {}, "unidentified": [], "residual_std_nats": 0.1},
         "constant_intervals": {},
     },
     architecture=architecture.model_dump(mode="json"),
