@@ -1,5 +1,8 @@
 """The fused decode step equals the model's own, run in fp32 on the same weights and states."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from flashslm.models.architecture import build_architecture
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
 from flashslm.ops.gradient_check import relative_error
+from flashslm.ops.kernel_cache import cache_directory
 from flashslm.ops.kernels import MissingKernel
 
 pytestmark = pytest.mark.gpu
@@ -201,3 +205,10 @@ def test_weights_of_8_bits(operators, sizes, batch):
         for tokens_B in torch.randint(1003, (6, batch), device="cuda"):
             expected = exact.decode_step(tokens_B, reference)
             assert relative_error(decoder.decode_step(tokens_B), expected) < 2e-2
+
+
+def test_its_kernels_lie_with_all_others():
+    """In a process that imports no other kernels, as those that compile a latency table's."""
+    source = "import flashslm.inference.fused.decoder\nfrom triton import knobs\nprint(knobs.cache.dir)"
+    found = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == str(cache_directory() / "triton")

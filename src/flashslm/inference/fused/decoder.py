@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import flashslm.ops.fused  # noqa: F401  # so that Triton keeps these kernels too where steps and machines share them
 from flashslm.inference.fused.attention import Rotation, Splits, attention_decode
 from flashslm.inference.fused.batched import project_batch
 from flashslm.inference.fused.mixers import delta_rule_decode, ssd_decode
