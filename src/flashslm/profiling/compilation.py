@@ -1,20 +1,26 @@
 """Fill Triton's cache on disk by several processes: a lone one would compile a table's kernels one after the other.
 
-The projections in CUDA C++ compile in a fraction of a second each, in every process that uses them.
+The projections in CUDA C++ compile in a fraction of a second each, in every process that uses them. What was compiled
+for a table travels with the other kernels, and a note of it, since even processes that find all of it take ten seconds.
 """
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
+from flashslm.config import digest
 from flashslm.hardware import pick_dtype
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
+from flashslm.ops.kernel_cache import cache_directory
 from flashslm.ops.kernels import chosen
 from flashslm.profiling.measure import available_bytes, build_table_steps
 from flashslm.profiling.plan import ProfilingPlan
 
+TABLES = "tables"  # in the kernel cache: an empty file for each table whose kernels are there
 
-def compile_ahead(plan: ProfilingPlan) -> None:
-    """Compile what the plan's table will run, one process per width; nothing where no kernel is ours to compile.
+
+def compile_ahead(plan: ProfilingPlan, code_digest: str = "") -> None:
+    """Compile what the plan's table will run, one process per width; nothing where no kernel is ours to compile, or
+    where that was done before by the code of this digest.
 
     A table of nine widths and five batches has more than two hundred kernels of about two seconds each.
     """
@@ -22,8 +28,14 @@ def compile_ahead(plan: ProfilingPlan) -> None:
     processes = min(config.compile_processes, len(config.widths))
     if device == "cpu" or not processes or chosen("decode", device, pick_dtype(config.dtype, device)) != "fused":
         return
+    facts = [config.model_dump(mode="json"), plan.sizes.model_dump(mode="json"), plan.vocab_size, code_digest]
+    done = cache_directory() / TABLES / digest(facts)
+    if code_digest and done.exists():
+        return
     memory_bytes = available_bytes(device) / processes
     parts = [plan.changed(operators=EXPORTABLE_OPERATORS, widths=(width,)) for width in config.widths]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for job in [pool.submit(build_table_steps, part, memory_bytes) for part in parts]:
             job.result()
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.touch()

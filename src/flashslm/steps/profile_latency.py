@@ -22,7 +22,7 @@ def run(context: StepContext) -> dict[str, Any]:
         raise ValueError(
             f"profiling.device is '{device}', here {plan.device}: {'; '.join(found)}; or set profiling.device: cpu"
         )
-    compile_ahead(plan)
+    compile_ahead(plan, context.parameters.get("code_digest", ""))
     table = measure_latency_table(plan)
     context.events.emit("progress", f"{len(table.entries)} table entries measured, {len(table.left_out)} left out")
     table = calibrate(table, plan, context.config.latency)

@@ -35,6 +35,7 @@ def profile(calibration_models: int) -> tuple[dict[str, Any], dict[str, Any]]:
         config=from_step_json("profile_latency", recipe.for_step("profile_latency")),
         manifest=lambda name: SimpleNamespace(metadata={"vocab_size": 300}),
         events=Events("profile_latency", "profile", None),
+        parameters={},
         publish_json=lambda name, documents, facts: published.update(documents),
     )
     return profile_latency.run(cast(StepContext, context)), published
