@@ -82,6 +82,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def begin(output: Path, facts: dict[str, Any], recipe: RunConfig, operators: str) -> dict[str, Any]:
     """The record of a file, to be continued, or a new one."""
     sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "model", "search")}
+    sections["training"] = {"weight_norm_axes": recipe.training.weight_norm_axes}
     work = {"operators": operators, "recipe": sections, "seed": recipe.seed}
     if not output.is_file():
         return {"subject": SUBJECT} | facts | work | {"trainings": [], "best": []}

@@ -38,13 +38,17 @@ def open_recipe(file: Path, overrides: list[str]) -> OpenedRecipe:
 def train_shortly(
     architecture: Architecture, opened: OpenedRecipe, section: SearchConfig, dataset: Path, *, weight_norm: bool = False
 ) -> tuple[HybridLM, TrainOutcome]:
-    """A model trained as `section` says on the prepared data set of a directory. Raises NonFiniteLoss."""
+    """A model trained as `section` says on the prepared data set of a directory. Raises NonFiniteLoss.
+
+    Weight normalisation covers what the recipe's training section says.
+    """
     recipe = opened.recipe
+    training = proxy_training(section, recipe.profiling.threads, decay=True)
     start = FromArchitecture(architecture=architecture, output_init=recipe.model.output_init)
     spec = TrainSpec(
         start=start,
         dataset=_DATASET,
-        training=proxy_training(section, recipe.profiling.threads, decay=True),
+        training=training.model_copy(update={"weight_norm_axes": recipe.training.weight_norm_axes}),
         weight_norm=weight_norm,
         seed=recipe.seed,
     )

@@ -92,3 +92,16 @@ def test_another_recipe_in_the_directory_has_its_own_text(tmp_path: Path) -> Non
         assert learning_rates.main([*again, "--set", f"data.vocab_size={size}"]) == 0
     prepared = [json.loads(file.read_text())["vocab_size"] for file in tmp_path.glob("data-*/dataset.json")]
     assert sorted(prepared) == [300, 310]
+
+
+def test_a_sweep_normalises_what_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASHSLM_COMMIT", "0123456789abcdef")
+    recipe = tmp_path / "sweep.yaml"
+    recipe.write_text(RECIPE)
+    sweep = ["--directory", str(tmp_path), "--config", str(recipe), "--operators", "DF", "--widths", "16"]
+    for name, axes in {"all": "{}", "some": "{D.o_proj: none, F.down_proj: none}"}.items():
+        given = ["--rates", "0.01", "--output", str(tmp_path / name), "--set", f"training.weight_norm_axes={axes}"]
+        assert learning_rates.main([*sweep, *given]) == 0
+    rows = [json.loads((tmp_path / name).read_text())["trainings"] for name in ("all", "some")]
+    (off, on), (off_again, on_some) = ([row["validation_loss_nats"] for row in two] for two in rows)
+    assert off == off_again and on != on_some
