@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from flashslm.config.mixture import Mixture
 from flashslm.config.paths import LocalPath
 from flashslm.config.retraining import PromotionHook
-from flashslm.config.section import Distinct, Section, Seed, Switch
+from flashslm.config.section import Distinct, Factor, Section, Seed, Switch
 from flashslm.models.operator_spec import EMBEDDING, OPERATOR_SPECS, usual_axes
 
 MODEL_NAME = r"^\w([\w. -]{0,126}\w)?$"  # MLflow takes no slash and no colon, its searches no quotation mark
@@ -125,6 +125,11 @@ class TrainingConfig(Section):
     weight_norm: Distinct[Switch] = Field(
         default=("on", "off"),
         description="Variants of the ablation: with weight normalisation after every step, and without.",
+    )
+    weight_norm_rate_factor: Factor = Field(
+        default=1.0,
+        exclude_if=lambda value: value == 1.0,
+        description="Times learning_rate in runs with weight normalisation, also in retraining: their best rate is higher.",
     )
     weight_norm_axes: dict[str, WeightAxis] = Field(
         default={},

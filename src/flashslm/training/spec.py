@@ -69,6 +69,14 @@ class TrainSpec(_Values):
             raise ValueError(f"validate_at is {self.validate_at}: step counts from 1 to steps ({self.training.steps})")
         return self
 
+    @property
+    def run_training(self) -> TrainingConfig:
+        """`training` with the learning rate of this run's variant."""
+        if not self.weight_norm:
+            return self.training
+        rate = self.training.learning_rate * self.training.weight_norm_rate_factor
+        return self.training.model_copy(update={"learning_rate": rate})
+
     def object_key(self, name: Literal["spec", "heartbeat", "outcome"]) -> str:
         """The object by which the step and its workers exchange the spec, a sign of life, and the outcome."""
         return f"pretraining/{self.run_key}/{name}.json"

@@ -86,7 +86,7 @@ class _Trainer:
     ) -> None:
         self.world = current_world()
         self.spec, self.model = spec.for_processes(self.world.size), model
-        self.config = self.spec.training
+        self.config = self.spec.run_training
         self.on_metrics, self.on_resume = on_metrics, on_resume
         self.checkpoints = CheckpointStore(store, spec.run_key, self.config.keep_checkpoints) if store else None
         self.history: list[dict[str, float]] = []

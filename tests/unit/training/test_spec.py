@@ -30,6 +30,16 @@ def test_a_spec_of_before_there_was_a_choice_of_initial_outputs_has_the_drawn_on
     assert TrainSpec.model_validate(values) == tiny.spec()
 
 
+def test_only_runs_with_weight_normalisation_have_its_learning_rate() -> None:
+    training = TrainingConfig(learning_rate=1e-3, weight_norm_rate_factor=4.0)
+    rates = {on: tiny.spec(training, weight_norm=on).run_training.learning_rate for on in (True, False)}
+    assert rates == {True: 4e-3, False: 1e-3}
+
+
+def test_a_training_section_without_the_factor_is_written_as_before_there_was_one() -> None:
+    assert "weight_norm_rate_factor" not in TrainingConfig().model_dump(mode="json")
+
+
 def test_a_start_of_another_kind_is_refused_with_the_kinds_there_are() -> None:
     values = tiny.spec().model_dump(mode="json") | {"start": {"kind": "checkpoint", "uri": "s3://x"}}
     with pytest.raises(ValidationError, match=r"'checkpoint' .* expected tags: 'architecture', 'exported_model'"):

@@ -37,6 +37,13 @@ def test_two_runs_are_bit_identical(dataset: Path) -> None:
     assert [row["train/loss_nats"] for row in a.history] == [row["train/loss_nats"] for row in b.history]
 
 
+def test_weight_normalised_runs_are_trained_at_a_rate_of_their_own(dataset: Path) -> None:
+    _, scaled = fit(dataset, weight_norm=True, learning_rate=1e-3, weight_norm_rate_factor=4.0)
+    _, direct = fit(dataset, weight_norm=True, learning_rate=4e-3)
+    assert scaled.history[0]["learning_rate"] == direct.history[0]["learning_rate"]
+    assert scaled.validation_loss_nats == direct.validation_loss_nats
+
+
 def test_micro_batches_give_the_whole_batch_s_steps(dataset: Path) -> None:
     _, whole = fit(dataset, learning_rate=1e-3)
     _, accumulated = fit(dataset, learning_rate=1e-3, micro_batch_size=1)
