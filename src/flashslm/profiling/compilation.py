@@ -1,7 +1,7 @@
 """Fill Triton's cache on disk by several processes: a lone one would compile a table's kernels one after the other.
 
-The projections in CUDA C++ compile in a fraction of a second each, in every process that uses them. What was compiled
-for a table travels with the other kernels, and a note of it, since even processes that find all of it take ten seconds.
+What was compiled for a table travels with the other kernels, and a note of it, since even processes that find all of
+it take ten seconds.
 """
 
 import multiprocessing

@@ -1,13 +1,18 @@
 """Kernels in CUDA C++: compiled for the device at hand, launched before the kernel ahead of them has ended."""
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 import torch
 from cuda.bindings import driver, nvrtc
+
+from flashslm.config import digest
+from flashslm.infra.state_files import write_whole
+from flashslm.ops.kernel_cache import cache_directory
 
 Attribute = driver.CUfunction_attribute
 ALL_SHARED = 100  # per cent of an SM's memory that is not L1 cache
@@ -69,17 +74,32 @@ def _load(
 
 @cache
 def _compiled(file: str, architecture: str, macros: tuple[tuple[str, int], ...]) -> bytes:
+    """The binary, which is kept beside the kernels that Triton compiles: steps and machines share them."""
     package = files(__package__)
-    source = package.joinpath(file).read_bytes()
-    headers = [header for header in package.iterdir() if header.name.endswith(".cuh")]
-    included = [header.read_bytes() for header in headers], [header.name.encode() for header in headers]
+    sources = {
+        entry.name: entry.read_text("utf-8") for entry in package.iterdir() if entry.name.endswith((".cu", ".cuh"))
+    }
     options = [f"--gpu-architecture={architecture}", "-std=c++17", *(f"-D{name}={value}" for name, value in macros)]
-    program = _checked(nvrtc.nvrtcCreateProgram(source, file.encode(), len(headers), *included), file)
+    compiler = [str(part) for part in nvrtc.nvrtcVersion()]
+    kept = cache_directory() / "cuda" / f"{digest([compiler, sources, file, options])}.cubin"
+    with suppress(OSError):
+        return kept.read_bytes()
+    binary = _compile(file, sources, options)
+    with suppress(OSError):  # it only saves time
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, binary)
+    return binary
+
+
+def _compile(file: str, sources: Mapping[str, str], options: Sequence[str]) -> bytes:
+    headers = [name for name in sources if name.endswith(".cuh")]
+    included = [sources[name].encode() for name in headers], [name.encode() for name in headers]
+    program = _checked(nvrtc.nvrtcCreateProgram(sources[file].encode(), file.encode(), len(headers), *included), file)
     (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         log = bytes(bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program), file)))
         _checked(nvrtc.nvrtcGetProgramLog(program, log), file)
-        raise RuntimeError(f"{file} does not compile for {architecture} with {dict(macros)}: {log.decode()}")
+        raise RuntimeError(f"{file} does not compile with {' '.join(options)}: {log.decode()}")
     binary = bytes(bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program), file)))
     _checked(nvrtc.nvrtcGetCUBIN(program, binary), file)
     return binary
