@@ -90,12 +90,15 @@ def _result(where: Mapping[str, str], metric: str, label: str, value: float, err
 
 
 def _results_section(results: Sequence[EvalResult]) -> str:
-    rows = [f"| {r.dataset_name} | {r.metric_name} | {r.metric_value:.4f}{_plus_minus(r)} |" for r in results]
+    rows = [f"| {r.dataset_name} | {r.metric_name} | {_value(r)} |" for r in results]
     return "\n".join(["## Results", "", "| data | metric | value |", "|---|---|---|", *rows, ""])
 
 
-def _plus_minus(result: EvalResult) -> str:
-    return f" ± {result.metric_args['standard_error']:.4f}" if result.metric_args else ""
+def _value(result: EvalResult) -> str:
+    """With its standard error; a perplexity of thousands needs no ten-thousandths."""
+    decimals = 4 if result.metric_value < 100 else 1
+    error = f" ± {result.metric_args['standard_error']:.{decimals}f}" if result.metric_args else ""
+    return f"{result.metric_value:.{decimals}f}{error}"
 
 
 def _latency_section(latency: Mapping[str, Any]) -> str:

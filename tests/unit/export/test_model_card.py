@@ -69,6 +69,8 @@ def test_results_with_their_errors_are_in_the_model_index(readme: str) -> None:
     assert "args" not in found["held-out", "bits_per_byte"] and "datasets" not in header
     assert [r.metric_value for r in ModelCard(card).data.eval_results] == [70.5, 3.1, 0.0, 0.25, 0.31]
     assert "| some text, test split, 64 tokens of context | Perplexity per token | 70.5000 ± 0.8000 |" in card
+    far = completed(readme, "small", EVALUATION | {"test/perplexity": 6868.53171}, LATENCY, "some text")
+    assert "| Perplexity per token | 6868.5 ± 0.8 |" in far
     assert "16 samples | Needles found | 0.0000 |" in card, "a standard error of 0 says nothing"
     assert "| Some CPU | 64 | 1 | 0.04688 | 0.04749 |" in card and card.count("## Results") == 1
 

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from flashslm.reporting.html import render
 from flashslm.reporting.plots import latency_by_width
 from flashslm.reporting.retraining import RetrainingArtifacts, render_retraining
+from tests.unit.reporting.documents import artifacts, run_facts
 
 
 def results(perplexity: float, ranked_first: float, **tasks: dict[str, float]) -> dict[str, Any]:
@@ -110,3 +112,9 @@ def test_a_retraining_report_says_what_text_was_left_out_and_which_tasks_were_no
     assert "The text of arc_easy, piqa was not kept out of the training text, unless" in page
     assert "<dt>dropped for text of evaluation sets</dt><dd>3</dd>" in page
     assert "<dt>near duplicates dropped</dt><dd>2</dd>" in page and "rows that cannot be read" not in page
+
+
+def test_a_perplexity_of_thousands_has_one_decimal() -> None:
+    run = artifacts()
+    run.evaluation["tasks"]["lambada"] = {"perplexity": 6868.5317, "perplexity_stderr": 322.7831, "samples": 5153.0}
+    assert ">6868.5 ± 322.8</td>" in render(run, run_facts())
