@@ -41,6 +41,7 @@ MEASURED = {
     **{name: ("src/flashslm/experiments", *_TRAINING, f"configs/experiments/{name}.yaml") for name in EXPERIMENTS},
     "peers": (*_TRAINING, "src/flashslm/evaluation", "configs/experiments/peers.yaml", "benchmarks/peers.py"),
     "learning-rates": (*_TRAINING, "benchmarks/learning_rates.py"),
+    "learning-rates-inputs": (*_TRAINING, "benchmarks/learning_rates.py"),
     "recall-filter": ("src/flashslm/search/recall_score.py", "src/flashslm/search/recall_tasks.py", *_TRAINING),
     "proxy-pipeline": ("src/flashslm", "components", "pipelines", "configs/h200-proxy.yaml"),
     "demo": ("src/flashslm", "components", "pipelines", "configs/demo.yaml"),
