@@ -109,7 +109,7 @@ class ModelConfig(Section):
         exclude_if=lambda value: value == "normal",
         description="Initial values of the matrices that write to the residual stream, in pretraining, experiments and "
         "the proxies of scaling law and search. normal: like the other matrices; scaled: those over the root of twice "
-        "the number of layers, which weight normalisation undoes; zero: each layer begins as the identity.",
+        "the number of layers, which weight normalisation of them undoes; zero: each layer begins as the identity.",
     )
 
 

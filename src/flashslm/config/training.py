@@ -129,7 +129,7 @@ class TrainingConfig(Section):
     weight_norm_rate_factor: Factor = Field(
         default=1.0,
         exclude_if=lambda value: value == 1.0,
-        description="Times learning_rate in runs with weight normalisation, in retraining too: their best is higher.",
+        description="Factor on learning_rate in runs with weight normalisation, in retraining too (docs/training.md).",
     )
     weight_norm_axes: dict[str, WeightAxis] = Field(
         default={},

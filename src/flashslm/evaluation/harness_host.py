@@ -119,8 +119,8 @@ def _timed_requests() -> Iterator[None]:
 
 @contextmanager
 def _without_environment() -> Iterator[None]:
-    """The harness asks pip, nvidia-smi and compilers for the machine, which takes seconds, and git for the commit of
-    the working directory, which outside of a checkout prints an error. Runs record both themselves.
+    """The harness runs pip, nvidia-smi and compilers to describe the machine, which takes seconds, and git for the
+    commit of the working directory, which outside of a checkout prints an error. Runs record both themselves.
     """
     from lm_eval import evaluator
 

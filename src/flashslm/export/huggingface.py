@@ -150,7 +150,7 @@ Every layer is `x + operator(RMSNorm(x))`; the notation is D DeltaNet, M Mamba-2
 Continuing text of the kind it was trained on, where latency per token matters; research on hybrid architectures. It was
 not tuned to follow instructions or to refuse any, and what it says is not checked: hold it to your own tests before
 others read its output. No more than {text_tokens} tokens of text fit, a limit of the format: texts longer than the
-sequences it was trained on are yours to test.
+sequences it was trained on have not been tested.
 
 ## Training data
 

@@ -1,4 +1,4 @@
-"""A latency table's overheads, fitted on whole models: at the latency section's batch on such as the search can choose.
+"""A latency table's overheads, fitted on whole models: at the latency section's batch on models within the budget.
 
 A sum leaves out what a model is beyond its operators: on an H200 designs of 0.04 ms were faster than their sums by 7 to
 11 %, deep ones of 0.15 ms were not. So the models are drawn where the table is used, near the latency budget.

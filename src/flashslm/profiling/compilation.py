@@ -1,7 +1,7 @@
 """Fill Triton's cache on disk by several processes: a lone one would compile a table's kernels one after the other.
 
-What was compiled for a table travels with the other kernels, and a note of it, since even processes that find all of
-it take ten seconds.
+The kernels of a table travel with the others, and so does a marker that they are complete: starting processes only to
+find them takes seconds.
 """
 
 import multiprocessing

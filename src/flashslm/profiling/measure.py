@@ -114,7 +114,7 @@ def available_bytes(device: DeviceKind) -> float:
 
 
 def l2_mb(device: DeviceKind) -> float:
-    """Size of a GPU's L2 cache; 0 on a CPU, whose operators run in turns and find what they find inside a model."""
+    """Size of a GPU's L2 cache; 0 on a CPU, where the term is not used."""
     return torch.cuda.get_device_properties(0).L2_cache_size / 1e6 if device == "cuda" else 0.0
 
 

@@ -39,7 +39,7 @@ class Choice(DepthWidth):
     budget_ms: float
     candidates: tuple[DepthWidthOption, ...]
 
-    def as_good(self, scatter_nats: float) -> list[DepthWidthOption]:
+    def within_scatter(self, scatter_nats: float) -> list[DepthWidthOption]:
         """The other candidates in the budget, the fastest first, predicted less than `scatter_nats` above the choice.
 
         Points that scatter about the law by so much do not prefer the choice to them.

@@ -33,7 +33,7 @@ def run(context: StepContext) -> dict[str, Any]:
     budget_ms = latency_budget_ms(table, config.latency, config.model, vocab_size)
     choose = chooser(config, table, law, vocab_size, max(point.tokens for point in family.points))
     choice = choose(budget_ms)
-    as_good = choice.as_good(law.residual_std_nats)
+    within_scatter = choice.within_scatter(law.residual_std_nats)
     found = {
         "points": with_fit(law, family.points),
         "holdout": with_fit(law, family.holdout),
@@ -43,7 +43,7 @@ def run(context: StepContext) -> dict[str, Any]:
         "left_out_sizes": [size.model_dump() for size in left_out],
         "budget_ms": budget_ms,
         "choice": choice.model_dump(mode="json"),
-        "as_good": [other.model_dump(mode="json") for other in as_good],
+        "within_scatter": [other.model_dump(mode="json") for other in within_scatter],
         "other_budgets": [summarise(choose, factor * budget_ms) for factor in config.scaling.other_budgets],
     }
     facts = {"depth": choice.depth, "width": choice.width, "budget_ms": budget_ms}
@@ -56,7 +56,8 @@ def run(context: StepContext) -> dict[str, Any]:
         "chosen_depth": choice.depth,
         "chosen_width": choice.width,
         "summary": f"depth {choice.depth}, width {choice.width}{outside} within {budget_ms:.4g} ms/token; "
-        f"{len(as_good)} of {sum(c.feasible for c in choice.candidates) - 1} others in the budget predicted as good; "
+        f"{len(within_scatter)} of {sum(c.feasible for c in choice.candidates) - 1} other candidates in the budget "
+        "within the scatter of the choice; "
         f"largest error of a held-out perplexity {error:.1%}",
     }
 

@@ -128,7 +128,7 @@ def _outage_listener(mlflow_run: mlflow_runs.TrackedRun, events: Events) -> outa
 def _log_to_stderr() -> None:
     """Show this project's decisions, such as the kernels that run, in the step's log; other libraries' warnings."""
     log_privately()
-    logging.getLogger().setLevel(logging.WARNING)  # KFP's executor lets everyone's notes through
+    logging.getLogger().setLevel(logging.WARNING)  # KFP's executor sets it to INFO
     logging.getLogger("flashslm").setLevel(logging.INFO)
 
 

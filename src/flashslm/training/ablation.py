@@ -140,7 +140,7 @@ def _verdict(found: Difference | None, differences: Sequence[float]) -> str:
     outcome = judge(found.low, found.high, higher_is_better=False)
     if outcome == "cannot tell":
         agree = min(differences) > 0 or max(differences) < 0
-        agreed = ", which agree: further ones can tell" if agree else ""
+        agreed = ", all of the same sign; more seeds would narrow it" if agree else ""
         return f"cannot tell: difference {found.value:+.4f} nats, {interval}{agreed}"
     return f"weight_norm={'on' if outcome == 'better' else 'off'} is better by {abs(found.value):.4f} nats, {interval}"
 

@@ -67,7 +67,7 @@ def scaling() -> dict[str, Any]:
             {"axis": "depth", "size": 4, "is_extrapolation": True, "points": 3, "perplexity_error": 0.0623}
         ],
         "law": {"constants": {"L0": 1.8, "gamma": 0.4}, "unidentified": ["gamma"], "residual_std_nats": 0.25},
-        "as_good": [],
+        "within_scatter": [],
         "constant_intervals": {"L0": [1.7, 1.9], "gamma": [0.02, 3.0]},
     }
 

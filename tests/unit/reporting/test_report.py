@@ -98,7 +98,7 @@ def test_a_choice_that_the_trainings_do_not_prefer_is_said_to_be_one(page: str) 
     run = artifacts()
     near = [candidate(1, 0.5), candidate(3, 0.6)]
     run.scaling["choice"]["candidates"] += near
-    run.scaling["as_good"] = near
+    run.scaling["within_scatter"] = near
     said = "2 of the 2 other candidates within the budget are predicted less than that above the choice, which these "
     said += "trainings therefore do not prefer to them; the fastest is depth 1, width 64 at 0.5000 ms."
     assert said in render(run, run_facts())
@@ -183,7 +183,7 @@ def test_the_unused_part_of_the_latency_budget_is_said() -> None:
     best = run.best | {"latency_ms": 0.9 * BUDGET_MS}
     page = render(dataclasses.replace(run, history=history, best=best), run_facts())
     assert "leaves 10.0 % of the latency budget unused, the trials 20.0 % in the median and 50.0 % at most." in page
-    limited = "not the budget but profiling.widths and search.widths limit it"
+    limited = "whether a wider design would fit the budget was not measured"
     for widest, is_said in ((best["width"], True), (2 * best["width"], False)):
         entries = [entry | {"width": widest} for entry in run.latency_table["entries"]]
         table = run.latency_table | {"entries": entries}
@@ -240,7 +240,7 @@ def test_finalists_stand_beside_the_winner_with_their_seeds() -> None:
     failed |= {"difference_nats": None, "difference_interval_nats": None}
     page = render(dataclasses.replace(artifacts(), finalists=[winner, other, failed]), run_facts())
     tags_of(page)
-    assert "It does not tell trial 0 from the winner: the interval holds zero." in page
+    assert "By it trial 0 cannot be distinguished from the winner: the interval holds zero." in page
     assert "the fastest of them takes 0.7000 ms, the winner 0.7000 ms." in page
     assert "hypervolume" not in page and "with 2 new seeds" in page and "<td>4.7000, 4.8000</td><td></td>" in page
     assert "<td>+0.1000 (-0.2000 to +0.4000)</td>" in page and "<td>failed, 4.9000</td>" in page

@@ -83,12 +83,12 @@ def test_what_lies_outside_the_fitted_models_is_marked() -> None:
     assert longer.extrapolated == ("tokens",)
 
 
-def test_candidates_within_the_scatter_of_the_points_are_as_good_as_the_choice() -> None:
+def test_candidates_within_the_scatter_of_the_points_are_not_worse_than_the_choice() -> None:
     fitted = law(L0=1.0, a=1e-4, alpha=0.02, b=10.0, beta=0.5)  # depth has all but no effect
     choice = choose_depth_width(fitted, latency_ms, DEPTHS, WIDTHS, 10**9, budget_ms=21.0)
     assert (choice.depth, choice.width) == (18, 1024)
     loss_of_512 = fitted.predict(6, 512, 10**9) - choice.predicted_loss_nats
-    assert [(c.depth, c.width) for c in choice.as_good(0.01)] == [(6, 1024), (12, 1024)]
-    wider = choice.as_good(1.01 * loss_of_512)
+    assert [(c.depth, c.width) for c in choice.within_scatter(0.01)] == [(6, 1024), (12, 1024)]
+    wider = choice.within_scatter(1.01 * loss_of_512)
     assert wider[0] == min(wider, key=lambda c: c.latency_ms) and {c.width for c in wider} == {512, 1024}
-    assert all(c.feasible for c in wider) and choice.as_good(0.0) == []
+    assert all(c.feasible for c in wider) and choice.within_scatter(0.0) == []

@@ -35,8 +35,8 @@ def test_difference_is_paired_by_seed() -> None:
     assert on.final_weight_norm == 1.5 and on.final_gradient_norm == 1.0
     assert ablation.curves["on, seed 0"]["validation/loss_nats"] == [(10, 3.0)]
     assert ablation.verdict == (
-        "cannot tell: difference -0.1500 nats, 95 % interval -0.7853 to +0.4853 over 2 seeds, which agree: "
-        "further ones can tell"
+        "cannot tell: difference -0.1500 nats, 95 % interval -0.7853 to +0.4853 over 2 seeds, all of the "
+        "same sign; more seeds would narrow it"
     ), "1.96 standard errors would have called this a gain"
 
 

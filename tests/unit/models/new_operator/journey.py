@@ -127,7 +127,7 @@ run = RunArtifacts(
         "holdout": [point],
         "budget_ms": BUDGET_MS,
         "choice": choice | {"candidates": [candidate]},
-        "as_good": [],
+        "within_scatter": [],
         "other_budgets": [],
         "holdout_perplexity_error": 0.0,
         "left_out_sizes": [],
