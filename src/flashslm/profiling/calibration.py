@@ -7,7 +7,7 @@ A sum leaves out what a model is beyond its operators: on an H200 designs of 0.0
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, cycle
+from itertools import chain, cycle, islice
 from statistics import median
 
 from flashslm.config import LatencyConfig
@@ -36,7 +36,8 @@ def calibrate(table: LatencyTable, plan: ProfilingPlan, latency: LatencyConfig |
     points, plain = calibration_points(table, plan, latency), table.without_overheads()
     timings, _, sums = measure_beside(plain, plan, points)
     models, cache_mb = compared(points, timings, plain, sums), l2_mb(plan.device)
-    overheads = [_overhead([m for m in models if m.batch == batch], cache_mb) for batch in table.batches]
+    by_batch = [[model for model in models if model.batch == batch] for batch in table.batches]
+    overheads = [_overhead(of_batch, cache_mb) for of_batch in by_batch if of_batch]
     fitted = plain.model_copy(update={"overheads": tuple(overheads)})
     return fitted.model_copy(update={"calibration": tuple(compared(points, timings, fitted, sums))})
 
@@ -52,8 +53,15 @@ def calibration_points(table: LatencyTable, plan: ProfilingPlan, latency: Latenc
     for batch in table.batches:
         within = _within_budget(table, plan, latency, rng) if latency and latency.batch == batch else ()
         found = list(dict.fromkeys(within))[:number]
-        points += found + [random_point(table, plan, rng, (batch,)) for _ in range(number - len(found))]
+        points += found + list(islice(_anywhere(table, plan, rng, batch), number - len(found)))
     return points
+
+
+def _anywhere(table: LatencyTable, plan: ProfilingPlan, rng: random.Random, batch: int) -> Iterator[ModelPoint]:
+    """Random models of the batch that fit the memory."""
+    for _ in range(DRAWS * plan.profiling.calibration_models):
+        with suppress(ValueError):
+            yield random_point(table, plan, rng, (batch,))
 
 
 def _within_budget(

@@ -15,6 +15,7 @@ from flashslm.ops.kernels import chosen
 from flashslm.profiling.measure import available_bytes, build_table_steps
 from flashslm.profiling.plan import ProfilingPlan
 
+DECIDE_KERNELS = {"dtype", "weights", "operators", "widths", "contexts", "batches", "sizes"}  # of a profiling section
 TABLES = "tables"  # in the kernel cache: an empty file for each table whose kernels are there
 
 
@@ -28,7 +29,8 @@ def compile_ahead(plan: ProfilingPlan, code_digest: str = "") -> None:
     processes = min(config.compile_processes, len(config.widths))
     if device == "cpu" or not processes or chosen("decode", device, pick_dtype(config.dtype, device)) != "fused":
         return
-    facts = [config.model_dump(mode="json"), plan.sizes.model_dump(mode="json"), plan.vocab_size, code_digest]
+    facts = [config.model_dump(mode="json", include=DECIDE_KERNELS), plan.vocab_size, code_digest]
+    facts.append(plan.sizes.model_dump(mode="json", exclude={"output_init"}))
     done = cache_directory() / TABLES / digest(facts)
     if code_digest and done.exists():
         return

@@ -206,8 +206,10 @@ class _Trainer:
 
     def _diverged(self, what: str) -> NonFiniteLoss:
         saved = f"the last good checkpoint is step {self.saved_step}" if self.saved_step else "no checkpoint yet"
+        given, used = self.spec.training.learning_rate, self.config.learning_rate
+        factor = f", here {used:g} by weight_norm_rate_factor" if used != given else ""
         return NonFiniteLoss(
-            f"{what}; {saved}. Lower learning_rate ({self.config.learning_rate:g}) or gradient_clip "
+            f"{what}; {saved}. Lower learning_rate ({given:g}{factor}) or gradient_clip "
             f"({self.config.gradient_clip:g}), or raise warmup_steps ({self.config.warmup_steps})"
         )
 

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Iterator
+from enum import IntEnum
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -72,6 +73,20 @@ def test_a_binary_is_compiled_once_for_all_processes(module: Any, compiler: Comp
     in_another_process("projection.cu", "sm_90", (("SIZE", 1),))
     assert compiler.compiled == 4
     assert len(list((kernel_cache.cache_directory() / "cuda").glob("*.cubin"))) == 4
+
+
+def test_a_damaged_binary_is_compiled_again(module: Any, compiler: Compiler) -> None:
+    whole = bytes(module._compiled("projection.cu", "sm_90", ()))
+    (kept,) = (kernel_cache.cache_directory() / "cuda").glob("*.cubin")
+    kept.write_bytes(whole[:5])
+    module._compiled.cache_clear()
+    error = IntEnum("Status", {"CUDA_ERROR_INVALID_IMAGE": 200}).CUDA_ERROR_INVALID_IMAGE  # type: ignore[attr-defined]
+    module.driver.cuModuleLoadData = lambda binary: (0, binary) if binary == whole else (error,)
+    assert module._module("projection.cu", "sm_90", (), "x") == whole == kept.read_bytes()
+    assert compiler.compiled == 2
+    module.driver.cuModuleLoadData = lambda _: (error,)
+    with pytest.raises(RuntimeError, match="x: CUDA_ERROR_INVALID_IMAGE"):
+        module._module("projection.cu", "sm_80", (), "x")
 
 
 def test_a_directory_that_cannot_be_written_costs_a_compilation(module: Any, compiler: Compiler) -> None:

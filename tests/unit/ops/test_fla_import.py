@@ -53,8 +53,10 @@ def test_layers_and_models_are_left_out_until_they_are_asked_for(imported):
 def test_operators_are_imported_when_they_are_asked_for(imported):
     imported(OPTIONAL)
     assert importlib.import_module("fla.ops.delta_rule").f
-    assert "fla.ops.gla" not in sys.modules
     from fla import ops
+
+    assert not hasattr(ops, "__reduce_of_a_pickler__")
+    assert "fla.ops.gla" not in sys.modules
     from fla.ops import f
 
     assert f is ops.delta_rule.f and sys.modules["fla.ops.gla"] is ops.gla

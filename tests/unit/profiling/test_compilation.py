@@ -54,6 +54,9 @@ def test_a_table_is_compiled_once_by_the_same_code(jobs, monkeypatch):
     once = len(jobs)
     compile_ahead(PLAN, "a")
     assert len(jobs) == once
+    for unread in ({"repeats": 99}, {"calibration_models": 5}, {"check_models": 9}):
+        compile_ahead(PLAN.changed(**unread), "a")
+        assert len(jobs) == once
     for plan, code in ((PLAN, "b"), (PLAN.changed(batches=(1, 4)), "a"), (PLAN, ""), (PLAN, "")):
         before = len(jobs)
         compile_ahead(plan, code)

@@ -205,7 +205,7 @@ def test_a_recipe_that_any_machine_takes_asks_for_none(monkeypatch: pytest.Monke
 
 def test_the_step_that_measures_refuses_sizes_before_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flashslm.profiling.plan.pick_device", lambda _: "cuda")
-    monkeypatch.setattr(profile_latency, "compile_ahead", lambda _: pytest.fail("compiled"))
+    monkeypatch.setattr(profile_latency, "compile_ahead", lambda *_: pytest.fail("compiled"))
     recipe = RunConfig.model_validate(OPEN | {"model": {"mamba_state": 48}})
     config = from_step_json("profile_latency", recipe.for_step("profile_latency"))
     context = SimpleNamespace(config=config, manifest=lambda _: SimpleNamespace(metadata={"vocab_size": 1000}))

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib.metadata import distributions
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -57,8 +58,7 @@ def _load(
     file: str, name: str, macros: Mapping[str, int], threads: int, shared_bytes: int, device: int, what: str
 ) -> Kernel:
     major, minor = torch.cuda.get_device_capability(device)
-    binary = _compiled(file, f"sm_{major}{minor}", tuple(sorted(macros.items())))
-    module = _checked(driver.cuModuleLoadData(binary), what)
+    module = _module(file, f"sm_{major}{minor}", tuple(sorted(macros.items())), what)
     function = _checked(driver.cuModuleGetFunction(module, name.encode()), what)
     # An SM must be idle to split its memory differently: with one split, a kernel starts before the last ends.
     for attribute, value in (
@@ -72,23 +72,40 @@ def _load(
     return Kernel(what, device, function, threads, shared_bytes, spilt_bytes > 0)
 
 
+def _module(file: str, architecture: str, macros: tuple[tuple[str, int], ...], what: str) -> Any:
+    """The loaded binary; one on disk that does not load is damaged, and is compiled again."""
+    kept = _compiled(file, architecture, macros)
+    try:
+        return _checked(driver.cuModuleLoadData(kept), what)
+    except RuntimeError:
+        return _checked(driver.cuModuleLoadData(_compiled(file, architecture, macros, again=True)), what)
+
+
 @cache
-def _compiled(file: str, architecture: str, macros: tuple[tuple[str, int], ...]) -> bytes:
+def _compiled(file: str, architecture: str, macros: tuple[tuple[str, int], ...], again: bool = False) -> bytes:
     """The binary, which is kept beside the kernels that Triton compiles: steps and machines share them."""
     package = files(__package__)
     sources = {
         entry.name: entry.read_text("utf-8") for entry in package.iterdir() if entry.name.endswith((".cu", ".cuh"))
     }
     options = [f"--gpu-architecture={architecture}", "-std=c++17", *(f"-D{name}={value}" for name, value in macros)]
-    compiler = [str(part) for part in nvrtc.nvrtcVersion()]
+    compiler = [*map(str, nvrtc.nvrtcVersion()), *_nvrtc_builds()]
     kept = cache_directory() / "cuda" / f"{digest([compiler, sources, file, options])}.cubin"
-    with suppress(OSError):
-        return kept.read_bytes()
+    if not again:
+        with suppress(OSError):
+            return kept.read_bytes()
     binary = _compile(file, sources, options)
     with suppress(OSError):  # it only saves time
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_whole(kept, binary)
     return binary
+
+
+@cache
+def _nvrtc_builds() -> list[str]:
+    """The installed packages of the compiler, whose own version says nothing of patch releases."""
+    found = [(one.metadata["Name"] or "", one.version) for one in distributions()]
+    return sorted(f"{name}=={version}" for name, version in found if name.lower().startswith("nvidia-cuda-nvrtc"))
 
 
 def _compile(file: str, sources: Mapping[str, str], options: Sequence[str]) -> bytes:

@@ -49,6 +49,8 @@ def _package_without_its_imports(name: str) -> Any:
     package: Any = module_from_spec(spec)
 
     def whole(attribute: str) -> Any:
+        if attribute.startswith("__") and attribute != "__all__":  # pickle looks through every module for some of them
+            raise AttributeError(f"module '{name}' has no attribute '{attribute}'")
         del package.__getattr__
         spec.loader.exec_module(package)
         return getattr(package, attribute)
