@@ -18,19 +18,23 @@ from flashslm.statistics import rank_correlation
 from flashslm.steps.search_architecture import FINALISTS
 
 _OF_TRIAL = ("operators", "width", "parameters", "latency_ms", "loss_nats", "mutation", "slot")
-_OF_LAW = ("holdout_perplexity_error", "left_out_sizes", "constant_intervals", "budget_ms")
+_OF_LAW = ("holdout_perplexity_error", "left_out_sizes", "constant_intervals", "budget_ms", "points", "holdout")
 _OF_CHOICE = ("depth", "width", "extrapolated")
-_OF_TABLE = ("median_relative", "worst_relative")
+_OF_TABLE = ("median_relative", "worst_relative", "models")
+_OF_CANDIDATE = ("slot", "operators", "width", "latency_ms", "loss_nats", "pruned_at_step", "mutation")
 _OF_ABLATION = ("verdict", "difference_nats", "difference_interval_nats", "diverged")
 
 
 def of_report(run: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Of report.json's `run`: the law, the latency table, the search, its winners, weight normalisation, evaluation."""
+    """Of report.json's `run`: the law and its points, the latency table and the models that it was checked with, the
+    search, its candidates and winners, weight normalisation, evaluation.
+    """
     scaling, history = run["scaling"], run["history"]
     return {
         "law": _some(scaling, _OF_LAW) | _some(scaling["choice"], _OF_CHOICE),
         "latency_table": _some(run["latency_check"], _OF_TABLE),
         "search": of_history(history) | {"trained_step_share": trained_share(history, config.search.steps)},
+        "candidates": [_some(trial, _OF_CANDIDATE) for trial in history],
         "search_cost_share": cost_share(history, len(run["finalists"]), config),
         "winners": run["winners"],
         "worst_winner_error": max(abs(winner["relative_error"]) for winner in run["winners"]),

@@ -66,9 +66,12 @@ def report() -> dict[str, Any]:
 
 def test_the_figures_of_a_report() -> None:
     found = of_report(report(), CONFIG)
-    law = {"holdout_perplexity_error": 0.02, "budget_ms": 1.0, "depth": 4, "width": 64, "extrapolated": []}
+    choice = {"depth": 4, "width": 64, "extrapolated": []}
+    law = {"holdout_perplexity_error": 0.02, "budget_ms": 1.0, "points": ["all of them"]} | choice
     assert found["law"] == law and found["worst_winner_error"] == 0.04
-    assert found["latency_table"] == {"median_relative": 0.006, "worst_relative": 0.05}
+    checked = {"median_relative": 0.006, "worst_relative": 0.05, "models": ["all of them"]}
+    assert found["latency_table"] == checked
+    assert found["candidates"][2] == {"width": 32, "pruned_at_step": 5, "mutation": "random"}
     assert found["weight_norm"]["step_time_ms"] == {"on": 2.0, "off": 1.9} and "curves" not in found["weight_norm"]
     assert found["evaluation"] == {"test/perplexity": 20.0}
     search = found["search"]
