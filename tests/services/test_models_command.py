@@ -154,7 +154,7 @@ def test_a_list_fits_80_columns(team: Team, store: ObjectStore, monkeypatch: pyt
         assert team.models("promote", version, "--config", team.recipe()).exit_code == 0
     lines = team.models("list", "--name", team.name).output.splitlines()
     rows = [line.split() for line in lines if time.strftime("%Y-%m-%d") in line]
-    assert rows[0][:5] == ["3", "previous", "12345.678", "1234.567", "1,234,567"] and rows[-1][:2] == ["1", "champion"]
+    assert rows[0][:5] == ["3", "previous", "12345.678", "1235", "1,234,567"] and rows[-1][:2] == ["1", "champion"]
     origin = next(line for line in lines if line.startswith("version 3: commit 01234567"))
     assert "timed on device cpu-x; hook delivered in attempt 1" in origin
 
