@@ -1,7 +1,7 @@
 """A latency table's overheads, fitted on whole models: at the latency section's batch on models within the budget.
 
-A sum leaves out what a model is beyond its operators: on an H200 designs of 0.04 ms were faster than their sums by 7 to
-11 %, deep ones of 0.15 ms were not. So the models are drawn where the table is used, near the latency budget.
+A sum leaves out what a model is beyond its operators, and by how much depends on the model's size (docs/search.md has
+designs of 0.04 ms on an H200). So the models are drawn where the table is used, near the latency budget.
 """
 
 import random

@@ -47,5 +47,5 @@ class StepOverhead(BaseModel):
 
 
 def l2_shortfall_mb(l2_mb: float, step_mb: float) -> float:
-    """How many MB the bytes of a step fall short of an L2 cache; 0 where there is no cache to speak of."""
+    """How many MB the bytes of a step fall short of an L2 cache; 0 without a cache (on a CPU)."""
     return max(0.0, l2_mb - step_mb)
