@@ -1,9 +1,11 @@
 """Which machine this is: device choice, fingerprint, data-sheet peaks. No domain knowledge; torch only when called."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
+from collections.abc import MutableMapping
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -101,6 +103,39 @@ def device_fingerprint(device: DeviceKind) -> DeviceFingerprint:
         torch=torch.__version__,
         cuda=(torch.version.cuda or "") if on_gpu else "",
     )
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: those of its affinity, or its container's quota where that is less."""
+    return math.ceil(min(_visible_cores(), max(_quota(cgroup), 1)))
+
+
+def keep_threads_to_quota(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Have libraries that are imported later, and child processes, start no more threads than there is quota for.
+
+    A pod with a CPU limit sees all cores of its node: with a thread for each of them, all stand still for most of every
+    period of the quota, and inductor's compile workers alone take gigabytes. What the user has set stays.
+    """
+    if (cores := usable_cores()) < _visible_cores():
+        for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+            environ.setdefault(name, str(cores))
+
+
+def _visible_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _quota(cgroup: Path) -> float:
+    """Cores per period by the second version of cgroups, or the first; infinite without a limit."""
+    first = cgroup / "cpu"
+    for files in ((cgroup / "cpu.max",), (first / "cpu.cfs_quota_us", first / "cpu.cfs_period_us")):
+        try:
+            limit, period = " ".join(file.read_text(encoding="ascii") for file in files).split()
+            return math.inf if limit in ("max", "-1") else int(limit) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return math.inf
 
 
 def machine_digest() -> str:

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -58,6 +59,43 @@ def test_driver_version_is_empty_where_the_tool_is_absent(monkeypatch, tmp_path)
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert hardware._driver_version() == "580.1.2"
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "400000 100000\n"}, 4),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ({"cpu.max": "unreadable"}, 64),
+        ({"cpu.max": "9900000 100000\n"}, 64),
+        ({}, 64),
+    ],
+)
+def test_usable_cores_are_those_of_the_containers_quota(files, cores, monkeypatch, tmp_path):
+    monkeypatch.setattr(hardware, "_visible_cores", lambda: 64)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert hardware.usable_cores(tmp_path) == cores
+
+
+def test_threads_keep_to_the_quota_unless_the_user_has_set_them(monkeypatch):
+    monkeypatch.setattr(hardware, "_visible_cores", lambda: 64)
+    monkeypatch.setattr(hardware, "_quota", lambda _: 4.0)
+    environ: dict[str, str] = {}
+    hardware.keep_threads_to_quota(environ)
+    assert environ == {"OMP_NUM_THREADS": "4", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
+    environ = {"OMP_NUM_THREADS": "7"}
+    hardware.keep_threads_to_quota(environ)
+    assert environ == {"OMP_NUM_THREADS": "7", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
+    monkeypatch.setattr(hardware, "_quota", lambda _: math.inf)
+    environ = {}
+    hardware.keep_threads_to_quota(environ)
+    assert not environ
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """fit_scaling_law: train the small (depth, width) family, fit the law, choose depth and width under the budget."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from flashslm.config import RunConfig
+from flashslm.hardware import usable_cores
 from flashslm.models.architecture import build_architecture, repeat_block
 from flashslm.profiling.budget import latency_budget_ms
 from flashslm.profiling.latency_table import LatencyTable
@@ -26,7 +26,7 @@ def run(context: StepContext) -> dict[str, Any]:
     vocab_size = context.manifest("dataset").metadata["vocab_size"]
     table = read_latency_table(context)
     family = trained_family(context)
-    with worker_pool(min(_PROCESSES, os.cpu_count() or 1)) as pool:
+    with worker_pool(min(_PROCESSES, usable_cores())) as pool:
         law = fit_law(family.points, config.scaling.bootstrap, config.seed, pool.map)
         left_out = leave_out_sizes(family.points, config.seed, pool.map)
     error = law.perplexity_error(family.holdout)

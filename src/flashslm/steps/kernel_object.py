@@ -10,7 +10,6 @@ import gzip
 import io
 import json
 import logging
-import os
 import tarfile
 import tempfile
 import zlib
@@ -19,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from flashslm.hardware import usable_cores
 from flashslm.infra.state_files import locked_file, write_whole
 from flashslm.infra.storage.errors import ObjectCorrupt, ObjectMissing, PreconditionFailed, StoreError
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
@@ -147,7 +147,7 @@ def _pack(store: ObjectStore, files: set[str], older: list[Manifest]) -> Manifes
                     archive.add(root / file, file)
             (Path(name) / _archive_name(number)).write_bytes(gzip.compress(whole.getbuffer(), 1, mtime=0))
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             list(pool.map(write, enumerate(_parts(root, files))))
         facts = {"root": str(root), "files": sorted(files), **cache_facts()}
         (Path(name) / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -188,7 +188,7 @@ def _unpack_tree(store: ObjectStore, manifest: Manifest, root: Path) -> set[str]
     with tempfile.TemporaryDirectory(prefix="flashslm-kernels-") as name:
         tree = store.get_tree(manifest, Path(name) / "tree")
         facts = json.loads((tree / FACTS).read_text(encoding="utf-8"))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             list(pool.map(lambda archive: _extract(archive, root, facts["root"]), tree.glob(f"*{ARCHIVE}")))
     return set(facts["files"])
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from flashslm.config import STEP_SECTIONS, RunConfig, from_step_json
 from flashslm.config.steps import GPU_STEPS, MEASURING_STEPS, PROXY_STEPS
+from flashslm.hardware import keep_threads_to_quota
 from flashslm.infra import outages
 from flashslm.infra.events import Events
 from flashslm.infra.mounted_environment import load_mounted_environment
@@ -52,6 +53,7 @@ def run_step(
         raise ValueError(f"step '{name}' is unknown; allowed: {', '.join(STEP_SECTIONS)}")
     _log_to_stderr()
     load_mounted_environment()
+    keep_threads_to_quota()
     if repeated := attempts.retries():
         call = {"config": config, "inputs": inputs, "outputs": outputs, "parameters": parameters}
         return attempts.run_attempts({"name": name} | call, repeated)

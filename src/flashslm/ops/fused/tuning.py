@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flashslm.hardware import usable_cores
 from flashslm.infra.state_files import locked_file
 from flashslm.ops.kernel_cache import cache_directory
 from flashslm.ops.timing_lock import TIMING
@@ -159,7 +160,7 @@ def _compile_together(tuner: Any, configs: list[Any], args: tuple[Any, ...], met
     """Compile every configuration in a pool of threads; one that fails is met again, and left out, when it is timed."""
     from triton.runtime._async_compile import AsyncCompileMode
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, AsyncCompileMode(pool, ignore_errors=True):
+    with ThreadPoolExecutor(usable_cores()) as pool, AsyncCompileMode(pool, ignore_errors=True):
         for config in configs:
             tuner.fn.run(*args, **{**meta, **config.all_kwargs(), "warmup": True})
 
