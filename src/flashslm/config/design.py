@@ -246,7 +246,7 @@ class LatencyConfig(Section):
 
 
 class ScalingConfig(Section):
-    """The small (depth, width) family of the law L0 + a·D^-alpha + b·W^-beta + c·N^-gamma."""
+    """The small (depth, width) family of the law L0 + a·D^-alpha + b·W^-beta + c·N^-(gamma + kappa·log(D·W²/S0))."""
 
     workers: int = Field(
         default=1,

@@ -1,8 +1,13 @@
-"""The depth-width law L(D, W, N) = L0 + a·D^-alpha + b·W^-beta + c·N^-gamma (Nemotron-Flash, section 3.1).
+"""The depth-width law L(D, W, N) = L0 + a·D^-alpha + b·W^-beta + c·N^-g (Nemotron-Flash, section 3.1).
 
 D is the depth in blocks, W the hidden size, N the training tokens, L the validation loss in nats per token, which is
 the logarithm of perplexity. The paper fits the same form to perplexity itself; a difference in nats is a relative one
 of perplexity, so the worst models do not dominate the fit. Errors are stated in perplexity, as the paper's 5.3 % is.
+
+In the paper g is one constant: each doubling of the tokens takes as many nats off every model. Far from convergence
+larger models gain more (Farseer, Li et al. 2025, arXiv 2506.10972, gives N's term an amplitude and an exponent that
+depend on the size). Here g = gamma + kappa·log(D·W²/S0), and c·N^-g is the same for all models at N0 tokens; D·W² is
+proportional to the parameters of the blocks, S0 and N0 are geometric means of the points. kappa = 0 is the paper's law.
 """
 
 import math
@@ -13,11 +18,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from flashslm.scaling.points import num_constants
+from flashslm.scaling.points import has_kappa, num_constants
 
 AXES = ("depth", "width", "tokens")
-NAMES = ("L0", "a", "alpha", "b", "beta", "c", "gamma")
+NAMES = ("L0", "a", "alpha", "b", "beta", "c", "gamma", "kappa")
 EXPONENT_BOUNDS = (0.02, 3.0)
+KAPPA_BOUNDS = (-0.5, 0.5)
 MIN_TERM_NATS = 1e-4  # smallest L0 and smallest value of a term at the geometric mean of the points
 HUBER_LOG_LOSS = 1e-3  # residuals of log L beyond it count linearly (Hoffmann et al. 2022, section 3.3)
 _STARTS = 24
@@ -40,15 +46,18 @@ class ScalingPoint(BaseModel):
 class DepthWidthLaw(BaseModel):
     """A fitted law with its bootstrap replicates; `constants` and each replicate are keyed by `NAMES`.
 
-    `unidentified` names the constants these points do not determine: the axis has fewer than three distinct values, or
-    the 90 % interval ends at a bound of the fit. Predictions inside the range of the points stay usable. `ranges` has
-    the smallest and largest value of each axis among the points.
+    `reference_size` and `reference_tokens` are S0 and N0. `unidentified` names the constants these points do not
+    determine: the axis has fewer than three distinct values, the 90 % interval ends at a bound of the fit, or kappa was
+    not fitted. Predictions inside the range of the points stay usable. `ranges` has the smallest and largest value of
+    each axis among the points.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     constants: dict[str, float]
     replicates: tuple[dict[str, float], ...]
+    reference_size: float
+    reference_tokens: float
     residual_std_nats: float
     num_points: int
     unidentified: tuple[str, ...]
@@ -56,11 +65,11 @@ class DepthWidthLaw(BaseModel):
 
     def predict(self, depth: float, width: float, tokens: float) -> float:
         """Loss in nats."""
-        return _evaluate(self.constants, depth, width, tokens)
+        return self._evaluate(self.constants, depth, width, tokens)
 
     def interval(self, depth: float, width: float, tokens: float, level: float = 0.9) -> tuple[float, float]:
         """Percentile interval of the predicted loss in nats: the curve's, without the scatter of a single run."""
-        return _percentiles([_evaluate(r, depth, width, tokens) for r in self.replicates], level)
+        return _percentiles([self._evaluate(r, depth, width, tokens) for r in self.replicates], level)
 
     def constant_interval(self, name: str, level: float = 0.9) -> tuple[float, float]:
         """Percentile interval of one constant of `NAMES`."""
@@ -77,6 +86,14 @@ class DepthWidthLaw(BaseModel):
             raise ValueError("perplexity_error needs at least one held-out point")
         return max(abs(math.expm1(self.predict(p.depth, p.width, p.tokens) - p.loss_nats)) for p in points)
 
+    def _evaluate(self, constants: dict[str, float], depth: float, width: float, tokens: float) -> float:
+        loss = constants["L0"]
+        for value, (amplitude, exponent) in zip((depth, width), map(_names, AXES), strict=False):
+            loss += constants[amplitude] * float(value) ** -constants[exponent]
+        more = constants["kappa"] * math.log(depth * width**2 / self.reference_size)
+        at_tokens = float(tokens) ** -constants["gamma"] * (tokens / self.reference_tokens) ** -more
+        return float(loss + constants["c"] * at_tokens)
+
 
 def fit_law(points: Sequence[ScalingPoint], bootstrap: int = 100, seed: int = 0, mapped: Map = map) -> DepthWidthLaw:
     """Fit by multi-start Huber regression on log L, as the field does; intervals by a bootstrap over residuals.
@@ -84,8 +101,9 @@ def fit_law(points: Sequence[ScalingPoint], bootstrap: int = 100, seed: int = 0,
     A run that went astray pulls on the fit no more than any other that lies off it (`HUBER_LOG_LOSS`).
 
     An axis on which all points agree has no term: its effect is part of L0 (as the paper drops the term in N at a fixed
-    N). `mapped` calls the fits of all starts, which do not depend on each other, as `map` does: a process pool's `map`
-    gives the same law sooner. Raises ValueError when there are not more points than constants.
+    N). kappa is fitted where `has_kappa` says so and 0 elsewhere. `mapped` calls the fits of all starts, which do not
+    depend on each other, as `map` does: a process pool's `map` gives the same law sooner. Raises ValueError when there
+    are not more points than constants.
     """
     problem = _Problem(points)
     rng = np.random.default_rng(seed)
@@ -99,6 +117,8 @@ def fit_law(points: Sequence[ScalingPoint], bootstrap: int = 100, seed: int = 0,
     return DepthWidthLaw(
         constants=problem.constants(theta),
         replicates=tuple(problem.constants(sample) for sample in samples),
+        reference_size=float(np.exp(problem.center_size)),
+        reference_tokens=float(np.exp(problem.columns["tokens"].mean())),
         residual_std_nats=float(np.sqrt(np.sum(residuals**2) / (len(points) - theta.size))),
         num_points=len(points),
         unidentified=problem.unidentified(np.array(samples)),
@@ -107,7 +127,7 @@ def fit_law(points: Sequence[ScalingPoint], bootstrap: int = 100, seed: int = 0,
 
 
 class _Problem:
-    """The regression problem in theta = [log L0, then (log term, exponent) for each axis that varies].
+    """The regression problem in theta = [log L0, (log term, exponent) of each axis that varies, kappa if fitted].
 
     A term is measured at the geometric mean of its axis, which all but removes its correlation with the exponent; the
     logarithm keeps every term positive.
@@ -115,7 +135,7 @@ class _Problem:
 
     def __init__(self, points: Sequence[ScalingPoint]):
         self.loss = np.array([p.loss_nats for p in points])
-        columns = {axis: np.log(values) for axis, values in _columns(points).items()}
+        self.columns = columns = {axis: np.log(values) for axis, values in _columns(points).items()}
         self.distinct = {axis: len(np.unique(column)) for axis, column in columns.items()}
         self.axes = [axis for axis in AXES if self.distinct[axis] > 1]
         self.size = num_constants(*self.distinct.values())
@@ -127,29 +147,39 @@ class _Problem:
         self.run = np.unique([(p.depth, p.width) for p in points], axis=0, return_inverse=True)[1].reshape(-1)
         self.center = {axis: columns[axis].mean() for axis in self.axes}
         self.log_ratio = [columns[axis] - self.center[axis] for axis in self.axes]
+        log_size = columns["depth"] + 2 * columns["width"]
+        self.center_size = log_size.mean()
+        self.size_ratio = log_size - self.center_size
+        self.kappa = slice(1 + 2 * len(self.axes), self.size)  # empty where it is not fitted
         term = (np.log(MIN_TERM_NATS), np.log(self.loss.max()))
-        bounds = np.array([term] + [term, EXPONENT_BOUNDS] * len(self.axes))
+        fitted_kappa = [KAPPA_BOUNDS] * has_kappa(*self.distinct.values())
+        bounds = np.array([term] + [term, EXPONENT_BOUNDS] * len(self.axes) + fitted_kappa)
         self.lower, self.upper = bounds[:, 0], bounds[:, 1]
 
     def terms(self, theta: np.ndarray) -> list[np.ndarray]:
-        return [np.exp(theta[1 + 2 * j] - theta[2 + 2 * j] * x) for j, x in enumerate(self.log_ratio)]
+        logs = [theta[1 + 2 * j] - theta[2 + 2 * j] * x for j, x in enumerate(self.log_ratio)]
+        for kappa in theta[self.kappa]:
+            logs[-1] = logs[-1] - kappa * self.size_ratio * self.log_ratio[-1]
+        return [np.exp(log) for log in logs]
 
     def predict(self, theta: np.ndarray) -> np.ndarray:
         return np.asarray(np.exp(theta[0]) + sum(self.terms(theta), np.zeros_like(self.loss)))
 
     def log_jacobian(self, theta: np.ndarray) -> np.ndarray:
         """Derivatives of log L, one column per element of theta."""
-        columns = [np.full_like(self.loss, np.exp(theta[0]))]
-        for term, x in zip(self.terms(theta), self.log_ratio, strict=True):
+        columns, terms = [np.full_like(self.loss, np.exp(theta[0]))], self.terms(theta)
+        for term, x in zip(terms, self.log_ratio, strict=True):
             columns += [term, -x * term]
+        columns += [-self.size_ratio * self.log_ratio[-1] * terms[-1] for _ in theta[self.kappa]]
         return np.asarray(np.stack(columns, axis=1) / self.predict(theta)[:, None])
 
     def random_start(self, rng: np.random.Generator) -> np.ndarray:
-        """L0 takes most of the lowest loss, the terms a share of what is left, exponents are log-uniform."""
-        theta = np.empty(self.size)
+        """L0 takes most of the lowest loss, terms a share of what is left, exponents are log-uniform, kappa is 0."""
+        theta = np.zeros(self.size)
         theta[0] = np.log(self.loss.min() * rng.uniform(0.1, 0.95))
-        theta[1::2] = np.log(self.loss.mean() * rng.uniform(0.01, 0.5, len(self.axes)))
-        theta[2::2] = np.exp(rng.uniform(np.log(0.05), np.log(1.5), len(self.axes)))
+        end = self.kappa.start
+        theta[1:end:2] = np.log(self.loss.mean() * rng.uniform(0.01, 0.5, len(self.axes)))
+        theta[2:end:2] = np.exp(rng.uniform(np.log(0.05), np.log(1.5), len(self.axes)))
         return np.clip(theta, self.lower, self.upper)
 
     def solve(self, losses: list[tuple[np.ndarray, list[np.ndarray]]], mapped: Map) -> list[np.ndarray]:
@@ -192,6 +222,7 @@ class _Problem:
             amplitude, exponent = _names(axis)
             values[exponent] = float(theta[2 + 2 * j])
             values[amplitude] = float(np.exp(theta[1 + 2 * j] + theta[2 + 2 * j] * self.center[axis]))
+        values["kappa"] = float(theta[self.kappa].sum())
         return values
 
     def unidentified(self, samples: np.ndarray) -> tuple[str, ...]:
@@ -201,6 +232,8 @@ class _Problem:
         touches = (low < self.lower + margin) | (high > self.upper - margin)
         if touches[0]:
             names.add("L0")
+        if touches[self.kappa].any() or not touches[self.kappa].size:
+            names.add("kappa")
         for j, axis in enumerate(self.axes):
             if touches[1 + 2 * j] or touches[2 + 2 * j]:
                 names.update(_names(axis))
@@ -215,13 +248,6 @@ def _names(axis: str) -> tuple[str, str]:
     """Amplitude and exponent of an axis."""
     first = 1 + 2 * AXES.index(axis)
     return NAMES[first], NAMES[first + 1]
-
-
-def _evaluate(constants: dict[str, float], depth: float, width: float, tokens: float) -> float:
-    loss = constants["L0"]
-    for value, (amplitude, exponent) in zip((depth, width, tokens), map(_names, AXES), strict=True):
-        loss += constants[amplitude] * float(value) ** -constants[exponent]
-    return loss
 
 
 def _percentiles(values: list[float], level: float) -> tuple[float, float]:

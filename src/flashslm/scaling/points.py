@@ -10,6 +10,14 @@ def evaluation_steps(steps: int, checkpoints: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(steps * 4 ** (i / (checkpoints - 1) - 1))) for i in range(checkpoints)}))
 
 
-def num_constants(*distinct: int) -> int:
-    """Constants of the law for so many distinct depths, widths and token counts: L0, and two per axis that varies."""
-    return 1 + 2 * sum(count > 1 for count in distinct)
+def num_constants(depths: int, widths: int, tokens: int) -> int:
+    """Constants of the law for so many distinct values: L0, two per axis that varies, and kappa where it is fitted."""
+    return 1 + 2 * sum(count > 1 for count in (depths, widths, tokens)) + has_kappa(depths, widths, tokens)
+
+
+def has_kappa(depths: int, widths: int, tokens: int) -> bool:
+    """Whether so many distinct values show how the tokens' exponent depends on the model's size.
+
+    Fewer than three token counts do not determine an exponent, and models of one depth or one width say little of size.
+    """
+    return depths > 1 and widths > 1 and tokens > 2

@@ -15,6 +15,8 @@ def law(**constants: float) -> DepthWidthLaw:
     return DepthWidthLaw(
         constants=values,
         replicates=(values,),
+        reference_size=10.0**7,
+        reference_tokens=10.0**7,
         residual_std_nats=0.0,
         num_points=9,
         unidentified=(),
