@@ -92,10 +92,11 @@ def trial_times(database: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _times(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """When each trial of a study was trained, in POSIX seconds, and how much of that time its steps took.
+    """When each trial of a study was trained, in POSIX seconds, how much of that time its steps took, and its losses:
+    those of a run that is cut off are in no report.
 
-    The rest is building, validation, logging and, on a GPU, compiling and recording. Pruned trials keep no time of
-    their steps.
+    The rest of the time is building, validation, logging and, on a GPU, compiling and recording. Pruned trials keep no
+    time of their steps.
     """
     ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.datetime_complete]
     workers = {worker: number for number, worker in enumerate(dict.fromkeys(t.user_attrs["worker"] for t in ended))}
@@ -107,6 +108,9 @@ def _times(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
             "ended_s": round(_posix_s(trial.datetime_complete), 2),
             "steps": max(trial.intermediate_values, default=0),
             "steps_s": trial.user_attrs.get("train_time_s"),
+            "operators": trial.user_attrs["operators"],
+            "loss_nats": trial.values[0] if trial.state == TrialState.COMPLETE else None,
+            "test_loss_nats": trial.user_attrs.get("test_loss_nats"),  # of a finalist
         }
         for trial in ended
     ]

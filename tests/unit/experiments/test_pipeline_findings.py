@@ -112,5 +112,8 @@ def test_candidates_and_times_come_from_the_newest_studies(tmp_path: Path) -> No
     times = trial_times(database)
     assert times["finalists"] == [] and [trial["slot"] for trial in times["candidates"]] == [0, 1, 2, 3, 4, 5]
     assert [trial["steps_s"] for trial in times["candidates"]] == [1.5, 1.5, None, 1.5, 1.5, 1.5]
+    by_slot = {trial.slot: trial for trial in study.finished()}
+    kept = [(trial["operators"], trial["loss_nats"]) for trial in times["candidates"]]
+    assert kept == [(by_slot[n].operators, by_slot[n].loss_nats if n != 2 else None) for n in range(6)]
     assert times["candidates"][2]["steps"] == 5 and {trial["worker"] for trial in times["candidates"]} == {0}
     assert all(trial["began_s"] <= trial["ended_s"] for trial in times["candidates"])
