@@ -16,6 +16,7 @@ RECORDS = sorted(RESULTS.glob("*.json"))
 
 _DECODING = ("src/flashslm/inference", "src/flashslm/models", "src/flashslm/benchmarking")
 _TRAINING = ("src/flashslm/ops", "src/flashslm/models", "src/flashslm/training")
+_PIPELINE = ("src/flashslm", "components", "pipelines", "configs/h200-proxy.yaml")
 EXPERIMENTS = [path.stem for path in (ROOT / "configs" / "experiments").glob("*.yaml")]
 # What a record of each subject measures: paths from the root.
 MEASURED = {
@@ -43,7 +44,12 @@ MEASURED = {
     "learning-rates": (*_TRAINING, "benchmarks/learning_rates.py"),
     "learning-rates-inputs": (*_TRAINING, "benchmarks/learning_rates.py"),
     "recall-filter": ("src/flashslm/search/recall_score.py", "src/flashslm/search/recall_tasks.py", *_TRAINING),
-    "proxy-pipeline": ("src/flashslm", "components", "pipelines", "configs/h200-proxy.yaml"),
+    "search-proxies-normal-outputs": (
+        "src/flashslm/experiments",
+        *_TRAINING,
+        "configs/experiments/search-proxies.yaml",
+    ),
+    **dict.fromkeys(("proxy-pipeline", "proxy-pipeline-calibrated", "proxy-pipeline-random"), _PIPELINE),
     "demo": ("src/flashslm", "components", "pipelines", "configs/demo.yaml"),
     "images": ("images", "constraints.txt", "tests/containers"),
 }
