@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flashslm.cli.describe import readable
-from flashslm.cli.options import KernelsOption
+from flashslm.cli.options import KernelsOption, OutputOption
 from flashslm.cli.output import AS_IT_IS, console, print_whole
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ WeightsOption = Annotated[
     Literal["full", "int8"],
     typer.Option(help="int8: matrices rounded to 8 bits with a scale per row, read as such by fused steps."),
 ]
-OutputOption = Annotated[Path | None, typer.Option(help="Also write the JSON object to this file.")]
 
 LARGEST = "largest"
 
@@ -187,12 +186,12 @@ def make_case(
 
 
 def finish(result: "DecodeResult | ThroughputResult | TrainingResult", output: Path | None) -> None:
-    """The JSON object, in the file too if there is one to write."""
+    """The JSON object, in the file too if there is one to write: printed first, so that no error of a disk loses it."""
     text = result.model_dump_json()
+    print(text, flush=True)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text + "\n", encoding="utf-8")
-    print(text)
 
 
 def show_decode(result: "DecodeResult") -> None:

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flashslm.cli.app import app
+from flashslm.cli.bench import finish
 
 
 @pytest.fixture
@@ -67,3 +68,18 @@ def test_throughput_ends_with_its_json(model):
 def test_errors_say_what_is_allowed(arguments, message):
     result = bench(*arguments)
     assert isinstance(result.exception, ValueError) and message in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["decode", "throughput", "training"])
+@pytest.mark.parametrize("path, said", [("", "is a directory"), ("file/x.json", "cannot lie below it")])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(model, tmp_path, command, path, said):
+    (tmp_path / "file").touch()
+    result = bench(command, "--model", model, "--output", str(tmp_path / path))
+    assert result.exit_code == 2 and said in " ".join(result.stderr.replace("│", " ").split())
+    assert not result.stdout
+
+
+def test_a_result_is_printed_even_if_its_file_cannot_be_written(tmp_path, qwen3, capsys):
+    with pytest.raises(IsADirectoryError):
+        finish(qwen3, tmp_path)
+    assert json.loads(capsys.readouterr().out) == json.loads(qwen3.model_dump_json())
