@@ -104,7 +104,7 @@ def training(  # noqa: PLR0913 - one parameter an option
     preset: PresetOption = "",
     model: ModelOption = "",
     sequence_length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
-    width: Annotated[int, typer.Option(help="Another hidden size for the preset's operators; 0: its own.")] = 0,
+    width: Annotated[int, typer.Option(min=0, help="Another hidden size for the preset's operators; 0: its own.")] = 0,
     batch: Annotated[int, typer.Option(help="Sequences of a step, in one micro-batch of each process.")] = 8,
     steps: Annotated[int, typer.Option(help="Steps that are timed, of each variant.")] = 30,
     micro_batches: Annotated[int, typer.Option(help="Micro-batches of each of the first steps (their losses).")] = 1,

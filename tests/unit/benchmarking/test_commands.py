@@ -83,3 +83,9 @@ def test_a_result_is_printed_even_if_its_file_cannot_be_written(tmp_path, qwen3,
     with pytest.raises(IsADirectoryError):
         finish(qwen3, tmp_path)
     assert json.loads(capsys.readouterr().out) == json.loads(qwen3.model_dump_json())
+
+
+def test_a_width_below_zero_is_refused_as_an_option(model):
+    """It is a multiple of what keeps heads whole; the architecture's own checks would not name the option."""
+    result = bench("training", "--model", model, "--width", "-32")
+    assert result.exit_code == 2 and "greater than or equal to 0" in result.stderr
