@@ -59,7 +59,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args(arguments)
     if len({path.name for path in options.short}) < len(options.short):
-        parser.error("--short: the records need different file names, by which the rows are told apart")
+        parser.error("--short: the records need different file names, which name the rows")
     return options
 
 
