@@ -21,10 +21,9 @@ from typing import Any
 
 from flashslm.benchmarking.record import command
 from flashslm.infra.state_files import write_whole
-from flashslm.statistics import rank_correlation
+from flashslm.statistics import FEW_RANKED, rank_correlation
 
 SUBJECT = "rank-agreement"
-ENOUGH = 5  # designs; fewer say nothing of an order
 SLOPES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHARED = ("device", "fingerprint", "versions", "date")
 Record = Mapping[str, Any]
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interval = f"{row['low']:.3f} to {row['high']:.3f}"
         print(f"{row['short']}: {row['steps']} steps, slope {row['slope']:g}: {row['value']:.3f} ({interval})")
     if not rows:
-        print(f"fewer than {ENOUGH} designs are in --long and in a short record", file=sys.stderr)
+        print(f"fewer than {FEW_RANKED} designs are in --long and in a short record", file=sys.stderr)
         return 2
     commits = "; ".join(dict.fromkeys(str(record["commit"]) for record in (long, *shorts.values())))
     facts = {name: long[name] for name in SHARED} | {"commit": commits, "command": command()}
@@ -86,7 +85,7 @@ def agreements(short: Record, truth: Mapping[str, float], slopes: Sequence[float
         has_half = all(str(steps // 2) in curve for _, curve in curves)
         for slope in slopes if has_half else (0.0,):
             scores = _means((model, _score(curve, steps, slope)) for model, curve in curves if str(steps) in curve)
-            if len(scores) >= ENOUGH:
+            if len(scores) >= FEW_RANKED:
                 found = rank_correlation(list(scores.values()), [truth[model] for model in scores])
                 yield {"budget": budget, "steps": steps, "slope": slope, **found._asdict()}
 
