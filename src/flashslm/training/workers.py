@@ -134,11 +134,15 @@ def run_workers(module: str, argument: str, processes: int, output: WorkerOutput
 
 
 def _torchrun() -> None:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.run import main
 
     die_with_parent()
     os.environ[PARENT_PID] = str(os.getpid())
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except SignalException as error:  # it has ended the workers; a traceback would say no more than the code
+        sys.exit(128 + error.sigval)
 
 
 if __name__ == "__main__":
