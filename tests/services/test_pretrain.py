@@ -68,6 +68,7 @@ def test_two_processes_that_are_stopped_and_resumed_give_the_run_of_one(
     alone, together = tmp_path / "alone.json", tmp_path / "together.json"
     single = run_step("pretrain", **call(inputs, alone, processes=1, steps=STEPS))
     arguments = call(inputs, together, processes=2, steps=STEPS)
+    arguments["parameters"]["code_digest"] = "its own checkpoints"
     start_and_terminate(arguments, tmp_path / "events.jsonl")
     double = run_step("pretrain", **arguments)
     assert double["resumed_from_step"] == 3 and single["resumed_from_step"] == 0
@@ -80,6 +81,8 @@ def test_two_processes_that_are_stopped_and_resumed_give_the_run_of_one(
     assert metric_steps(platform_env, "pretrain · wnorm on · seed 0") == list(
         range(double["resumed_from_step"] + 1, STEPS + 1)
     )
+    arguments |= {"config": call(inputs, together, processes=1, seeds=[0, 1], steps=STEPS)["config"]}
+    assert run_step("pretrain", **arguments)["resumed_from_step"] == STEPS, "the same run, whoever computes it"
 
 
 def test_the_same_weights_have_the_same_address_however_long_they_took(

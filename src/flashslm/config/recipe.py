@@ -18,7 +18,7 @@ from flashslm.config.problems import describe
 from flashslm.config.retraining import RetrainingConfig
 from flashslm.config.section import DNS_LABEL, Section, Seed
 from flashslm.config.steps import STEP_SECTIONS
-from flashslm.config.training import EvaluationConfig, ExportConfig, GateConfig, TrainingConfig
+from flashslm.config.training import EXECUTION_SETTINGS, EvaluationConfig, ExportConfig, GateConfig, TrainingConfig
 
 
 class RunConfig(Section):
@@ -65,6 +65,15 @@ class RunConfig(Section):
     def for_step(self, step: str) -> str:
         """The sections a step reads, as canonical JSON: the step's configuration and part of its cache key."""
         return json.dumps(self.model_dump(mode="json", include=set(STEP_SECTIONS[step])), sort_keys=True)
+
+    def work_of(self, step: str) -> str:
+        """`for_step` without what says how training is executed: equal where a step's interrupted work can go on."""
+        sections: dict[str, Any] = json.loads(self.for_step(step))
+        if training := sections.get("training"):
+            sections["training"] = {k: v for k, v in training.items() if k not in EXECUTION_SETTINGS}
+            for stage in training["stages"]:
+                stage.pop("micro_batch_size")
+        return json.dumps(sections, sort_keys=True)
 
     def as_parameters(self) -> dict[str, Any]:
         """The pipeline's parameters of the same names: each section with what differs from the defaults.

@@ -15,6 +15,14 @@ MODEL_NAME = r"^\w([\w. -]{0,126}\w)?$"  # MLflow takes no slash and no colon, i
 
 WeightAxis = Literal["rows", "columns", "heads", "none"]
 
+# Of TrainingConfig: where and in which portions a run is computed, what is kept of it on the way, and which runs there
+# are beside it. With other values the same run goes on (RunConfig.work_of): its numbers differ by rounding alone.
+EXECUTION_SETTINGS = {
+    *("threads", "processes", "shard_processes", "gradient_sync", "micro_batch_size", "micro_batch_per_process"),
+    *("activation_checkpointing", "cuda_graph", "max_skipped_steps", "checkpoint_every_steps", "keep_checkpoints"),
+    *("weight_norm", "seeds", "deploy", "deploy_seed"),
+}
+
 
 class BatchShape(NamedTuple):
     """What a step from `first_step` (counted from 0) on is made of, until the next shape begins."""

@@ -102,11 +102,12 @@ class StepContext:
             yield Path(directory)
 
     def run_key(self, **extra: str) -> str:
-        """Identity of this step's work: configuration, inputs, code. What a retry of the same work finds again."""
+        """Identity of this step's work: configuration but for how it is executed, inputs, code. What a retry of the
+        same work finds again."""
         return digest(
             {
                 "step": self.step,
-                "config": self.config.for_step(self.step),
+                "config": self.config.work_of(self.step),
                 "inputs": {name: [m.sha256 for m in self.manifests(name)] for name in sorted(self.inputs)},
                 "code": self.parameters.get("code_digest", ""),
                 **extra,

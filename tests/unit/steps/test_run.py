@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from flashslm.config import KernelsConfig, RunConfig, from_step_json
+from flashslm.config import KernelsConfig, RunConfig, TrainingConfig, from_step_json
+from flashslm.config.training import EXECUTION_SETTINGS
 from flashslm.infra import outages
 from flashslm.infra.events import Events
 from flashslm.infra.process.collection import collection_held
@@ -145,6 +146,23 @@ def test_run_key_is_the_identity_of_the_work() -> None:
         make_context(parameters={"code_digest": "other"}).run_key(seed="0"),
     ]
     assert len({key, *others}) == 5
+
+
+def test_a_run_goes_on_with_other_settings_of_its_execution() -> None:
+    """Also with further variants, so that a seed more costs one training; what its numbers depend on is another run."""
+    stages = [{"from_step": 5, "sequence_length": 16, "micro_batch_size": 2}]
+    key = make_context(recipe={"training": {"stages": stages}}).run_key()
+    same: list[dict[str, Any]] = [
+        {"processes": 2, "shard_processes": 1, "gradient_sync": "each", "micro_batch_per_process": True},
+        {"micro_batch_size": 8, "stages": [stages[0] | {"micro_batch_size": 4}], "activation_checkpointing": "on"},
+        {"threads": 3, "cuda_graph": "on", "checkpoint_every_steps": 7, "keep_checkpoints": 5, "max_skipped_steps": 0},
+        {"seeds": [0, 1], "weight_norm": ["on"], "deploy": "on", "deploy_seed": 1},
+    ]
+    for training in same:
+        assert make_context(recipe={"training": {"stages": stages} | training}).run_key() == key, training
+    assert set().union(*same) - {"stages"} == EXECUTION_SETTINGS <= set(TrainingConfig.model_fields)
+    for other in ({"batch_size": 8}, {"precision": "float32"}, {"stages": [stages[0] | {"batch_size": 4}]}):
+        assert make_context(recipe={"training": {"stages": stages} | other}).run_key() != key, other
 
 
 def test_run_key_ignores_sections_the_step_does_not_read() -> None:
