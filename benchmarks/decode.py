@@ -22,12 +22,14 @@ from typing import Any
 
 from flashslm.benchmarking.case import Case
 from flashslm.benchmarking.decode import DecodeResult, measure_decode
+from flashslm.benchmarking.options import KERNEL, OUTPUT, before_work, script_parser
 from flashslm.benchmarking.peer import DECODERS, OWN_MODEL, Peer, PeerResult, find_peer, measure_apart, share_a_decoder
 from flashslm.benchmarking.qwen3_shape import is_qwen3
 from flashslm.benchmarking.record import Provenance, record_facts, result_name, write_record
 from flashslm.benchmarking.throughput import ThroughputResult, bench_throughput, steps_ending_at
 from flashslm.config import KernelsConfig
 from flashslm.hardware import pick_device, pick_dtype
+from flashslm.infra.state_files import require_writable
 from flashslm.models.presets import PRESETS
 from flashslm.ops.kernels import read_setting
 
@@ -170,24 +172,28 @@ def own_fields(result: DecodeResult | ThroughputResult) -> dict[str, Any]:
     return result.model_dump(mode="json", exclude={*Provenance.model_fields, "peer"})
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--kernels", action="append", metavar="OPERATION=FORM")
+    parser.add_argument("--kernels", action="append", type=KERNEL, metavar="OPERATION=FORM")
     parser.add_argument("--peers", nargs="*", choices=DECODERS, default=["hf"])
     parser.add_argument("--weights", choices=("full", "int8"), default="full")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=OUTPUT)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = make_parser()
     given = parser.parse_args(arguments)
     plan = make_plan(given.quick, read_setting(given.kernels))
     plan = replace(plan, latency=tuple(replace(case, weights=given.weights) for case in plan.latency))
     subject = "decode" if given.weights == "full" else f"decode-{given.weights}"
     output = given.output or RESULTS / f"{result_name(subject, plan.latency[0].device)}.json"
-    try:
-        for name in given.peers:  # before minutes of measuring: whether it can be measured here
+    with before_work(parser):
+        require_writable(output)
+        for name in given.peers:  # whether it can be measured here
             find_peer(name, plan.latency[0])
-    except ValueError as error:
-        parser.error(str(error))
     record = Session(plan, output, tuple(given.peers)).run(tuple(given.parts))
     print(json.dumps(record))
     return 1 if record["failed"] else 0

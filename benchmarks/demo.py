@@ -21,9 +21,11 @@ from typing import Any
 
 import psutil
 
+from flashslm.benchmarking.options import COUNT, before_work, script_parser
 from flashslm.benchmarking.record import result_name, write_record
 from flashslm.hardware import device_fingerprint
 from flashslm.infra.stack import embedded_stack
+from flashslm.infra.state_files import require_writable
 from flashslm.launch.local.run_directory import environment
 
 ROOT = Path(__file__).parents[1]
@@ -32,10 +34,17 @@ RECIPE = "configs/demo.yaml"
 VERSIONS = ("torch", "kfp", "mlflow", "optuna", "transformers")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--repeats", type=COUNT, default=3)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    repeats = parser.parse_args(arguments).repeats
+    with before_work(parser):
+        output = require_writable(RESULTS / f"{result_name('demo', 'cpu')}.json")
     firsts, agains = zip(*(first_and_again() for _ in range(repeats)), strict=True)
     facts = environment()
     device = device_fingerprint("cpu")
@@ -54,7 +63,7 @@ def main() -> None:
         "again": median_run(agains),
         "venv_bytes": sum(file.lstat().st_size for file in Path(sys.prefix).rglob("*") if not file.is_symlink()),
     }
-    write_record(RESULTS / f"{result_name('demo', 'cpu')}.json", record)
+    write_record(output, record)
     print(json.dumps(record))
 
 

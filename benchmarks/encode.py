@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from flashslm.benchmarking.options import COUNT, DIRECTORY, OUTPUT, POSITIVE, TEXT, before_work, script_parser
 from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.config import DataConfig
 from flashslm.data.encoding import TextEncoder
 from flashslm.data.pieces import BATCH_CHARACTERS
 from flashslm.data.sources import read_documents
 from flashslm.data.tokenizer import train_tokenizer
+from flashslm.infra.state_files import require_writable
 
 RESULTS = Path(__file__).parent / "results"
 VOCAB_SIZE, TRAINING_BYTES = 16_384, 6_000_000
@@ -36,6 +38,15 @@ def read_texts(files: Sequence[str], max_bytes: int) -> list[str]:
     """The documents of the files, up to so many bytes."""
     config = DataConfig(source="files", paths=tuple(files), max_bytes=max_bytes)
     return [document.text for document in read_documents(config, seed=0)]
+
+
+def find_tokenizer(directory: Path | None, files: Sequence[str]) -> Tokenizer:
+    """The directory's, or one that is trained on the files. ValueError: the directory has none."""
+    if directory is None:
+        return train_tokenizer(read_texts(files, TRAINING_BYTES), VOCAB_SIZE)
+    if not (file := directory / "tokenizer.json").is_file():
+        raise ValueError(f"--tokenizer {directory}: it holds no tokenizer.json")
+    return Tokenizer.from_file(str(file))
 
 
 def batches(texts: list[str]) -> list[list[str]]:
@@ -63,20 +74,24 @@ def measured(make: Callable[[], Encode], texts: list[list[str]], num_bytes: int,
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+")
-    parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--megabytes", type=float, default=40)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path)
-    given = parser.parse_args()
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("files", nargs="+", type=TEXT)
+    parser.add_argument("--tokenizer", type=DIRECTORY)
+    parser.add_argument("--megabytes", type=POSITIVE, default=40)
+    parser.add_argument("--repeats", type=COUNT, default=3)
+    parser.add_argument("--output", type=OUTPUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    given = parser.parse_args(arguments)
     facts = record_facts("cpu")
-    texts = read_texts(given.files, int(given.megabytes * 1e6))
-    if given.tokenizer:
-        tokenizer = Tokenizer.from_file(str(given.tokenizer / "tokenizer.json"))
-    else:
-        tokenizer = train_tokenizer(read_texts(given.files, TRAINING_BYTES), VOCAB_SIZE)
+    with before_work(parser):
+        output = require_writable(given.output or RESULTS / f"{result_name('encode', 'cpu')}.json")
+        texts = read_texts(given.files, int(given.megabytes * 1e6))
+        tokenizer = find_tokenizer(given.tokenizer, given.files)
     encoder, num_bytes, parts = TextEncoder(tokenizer), sum(len(text.encode()) for text in texts), batches(texts)
 
     def peer() -> Encode:
@@ -102,7 +117,6 @@ def main() -> None:
         },
         "tokenizers": measured(peer, parts, num_bytes, given.repeats),
     }
-    output = given.output or RESULTS / f"{result_name('encode', 'cpu')}.json"
     write_record(output, record)
     print(json.dumps({name: record[name] for name in ("same_ids", "encoder", "tokenizers")}), "->", output)
 

@@ -16,16 +16,18 @@ Writes benchmarks/results/evaluation_<device>_<date>.json; the last line of stdo
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flashslm.benchmarking.options import COUNT, OPERATORS, OUTPUT, before_work, script_parser
 from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.config import ExportConfig, ModelConfig
 from flashslm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -34,10 +36,11 @@ from flashslm.evaluation.perplexity import Reading, document_nats
 from flashslm.evaluation.scoring import BATCH_TOKENS, CHUNK_TOKENS
 from flashslm.export.huggingface import export_huggingface
 from flashslm.hardware import DeviceKind, pick_device, pick_dtype
+from flashslm.infra.state_files import require_writable
 from flashslm.models.accounting import parameters
-from flashslm.models.architecture import build_architecture
+from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.hybrid import HybridLM
-from flashslm.models.presets import preset
+from flashslm.models.presets import PRESETS, preset
 from flashslm.models.random_weights import random_model
 from flashslm.ops import kernels
 from flashslm.ops.token_scores import HeadInputs, ScoreTokens, token_scores_chunked
@@ -52,18 +55,34 @@ SPREAD = 20.0  # of the embedding, so that a random model's choices differ by mo
 Request = tuple[tuple[str, str], list[int], list[int]]
 
 
-def main() -> int:
-    given = _arguments()
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    given = parser.parse_args(arguments)
     device = pick_device("auto")
+    with before_work(parser):
+        output = require_writable(given.output or RESULTS / f"{result_name('evaluation', device)}.json")
+        require_usable(given, device)
     facts = record_facts(device)
     record: dict[str, Any] = {"subject": "evaluation", **facts, "dtype": pick_dtype("auto", device)}
     record["choice_task"] = choice_task(given, device)
     record["perplexity"] = perplexity(given, device)
     record["kernels"] = kernels.decisions()
-    output = given.output or RESULTS / f"{result_name('evaluation', device)}.json"
     write_record(output, record)
     print(json.dumps(record))
     return 0
+
+
+def require_usable(given: argparse.Namespace, device: DeviceKind) -> None:
+    """ValueError for sizes that do not fit or a backend that runs elsewhere, ImportError without the harness."""
+    importlib.import_module("lm_eval")
+    choice_architecture(given)
+    if "fused" in (given.heads or ()) and device != "cuda":
+        raise ValueError("--heads fused needs a GPU, and this machine has no usable one: give --heads chunked")
+
+
+def choice_architecture(given: argparse.Namespace) -> Architecture:
+    """The small model's."""
+    return build_architecture(given.operators, given.width, ModelConfig(max_position_embeddings=2048), given.vocabulary)
 
 
 def choice_task(given: argparse.Namespace, device: DeviceKind) -> dict[str, Any]:
@@ -71,8 +90,7 @@ def choice_task(given: argparse.Namespace, device: DeviceKind) -> dict[str, Any]
     dtype = pick_dtype("auto", device)
     requests = choice_requests(given.items, given.vocabulary)
     compared = requests[: ENDINGS * min(given.hf_items, given.items)]
-    sizes = ModelConfig(max_position_embeddings=2048)
-    architecture = build_architecture(given.operators, given.width, sizes, given.vocabulary)
+    architecture = choice_architecture(given)
     with tempfile.TemporaryDirectory() as directory:
         model = HybridLM.build(architecture, seed=0).eval()
         with torch.no_grad():
@@ -206,22 +224,22 @@ def _hf_model(exported: Path, device: DeviceKind, dtype: str, batch_size: int) -
     return HFLM(pretrained=str(exported), trust_remote_code=True, device=device, dtype=dtype, batch_size=batch_size)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--operators", default="(DFMF AFMF)x2")
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--vocabulary", type=int, default=32768)
-    parser.add_argument("--items", type=int, default=10042)
-    parser.add_argument("--hf-items", type=int, default=1000)
-    parser.add_argument("--hf-batch", type=int, default=64)
-    parser.add_argument("--preset", default="nemotron-flash-1b")
-    parser.add_argument("--context", type=int, default=32768)
-    parser.add_argument("--documents", type=int, default=8)
-    parser.add_argument("--windows", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--operators", type=OPERATORS, default="(DFMF AFMF)x2")
+    parser.add_argument("--width", type=COUNT, default=768)
+    parser.add_argument("--vocabulary", type=COUNT, default=32768)
+    parser.add_argument("--items", type=COUNT, default=10042)
+    parser.add_argument("--hf-items", type=COUNT, default=1000)
+    parser.add_argument("--hf-batch", type=COUNT, default=64)
+    parser.add_argument("--preset", choices=["", *PRESETS], default="nemotron-flash-1b")
+    parser.add_argument("--context", type=COUNT, default=32768)
+    parser.add_argument("--documents", type=COUNT, default=8)
+    parser.add_argument("--windows", type=COUNT, default=1)
+    parser.add_argument("--repeats", type=COUNT, default=3)
     parser.add_argument("--heads", nargs="+", choices=["chunked", "fused"])
-    parser.add_argument("--output", type=Path)
-    return parser.parse_args()
+    parser.add_argument("--output", type=OUTPUT)
+    return parser
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ import argparse
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flashslm.benchmarking.options import COUNT, OUTPUT, TEXT, before_work, require_gpu, script_parser
 from flashslm.benchmarking.record import record_facts, result_name, write_record
+from flashslm.infra.state_files import require_writable
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,13 +65,23 @@ def run_tests(workers: int, tests: list[str], recorder: Recorder) -> int:
     return recorder.exit_code
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("tests", nargs="*", default=["tests/gpu"])
-    given = parser.parse_args()
-    output = given.output or ROOT / "benchmarks" / "results" / f"{result_name('gpu-tests', 'cuda')}.json"
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--workers", type=COUNT, default=8)
+    parser.add_argument("--output", type=OUTPUT)
+    parser.add_argument("tests", nargs="*", type=TEXT, default=["tests/gpu"])
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    with before_work(parser):
+        require_gpu()
+        if absent := [test for test in given.tests if not (ROOT / test.partition("::")[0]).exists()]:
+            raise ValueError(f"{', '.join(absent)}: not below {ROOT}; give files or directories such as tests/gpu")
+        default = ROOT / "benchmarks" / "results" / f"{result_name('gpu-tests', 'cuda')}.json"
+        output = require_writable(given.output or default)
     recorder = Recorder(output.absolute(), record_facts("cuda"))
     code = run_tests(given.workers, given.tests, recorder)
     print(f"{recorder.record()['total']} of {recorder.collected} -> {output}")

@@ -15,16 +15,29 @@ where a decision differs, or a number by more than its tolerance.
 """
 
 import argparse
+import importlib
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flashslm.benchmarking.options import (
+    COUNT,
+    COUNT_OR_NONE,
+    DIRECTORY,
+    OPERATORS,
+    OUTPUT,
+    TEXT,
+    OptionType,
+    before_work,
+    script_parser,
+)
 from flashslm.benchmarking.record import record_facts, result_name, write_record
-from flashslm.config import ExportConfig, ModelConfig
+from flashslm.config import EvaluationConfig, ExportConfig, ModelConfig
 from flashslm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from flashslm.evaluation.harness import Asked, harness_outcome
 from flashslm.evaluation.lm_eval_adapter import HybridLMAdapter
@@ -34,9 +47,11 @@ from flashslm.evaluation.task_results import task_results
 from flashslm.export.huggingface import export_huggingface
 from flashslm.export.importing import load_export
 from flashslm.hardware import pick_device
+from flashslm.infra.state_files import require_writable
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
+from flashslm.steps.recipe_checks import task_problems
 
 RESULTS = Path(__file__).parent / "results"
 TASKS = ("piqa", "arc_easy", "winogrande", "hellaswag", "openbookqa", "social_iqa", "lambada_openai")
@@ -49,11 +64,15 @@ Outcome = dict[str, Any]
 Samples = list[dict[str, Any]]
 
 
-def main() -> int:
-    given = _arguments()
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    given.limits = dict(given.limits)
     device = pick_device("auto")
+    with before_work(parser):
+        output = require_writable(given.output or RESULTS / f"{result_name('harness-equality', device)}.json")
+        require_usable(given)
     facts = record_facts(device)
-    output = given.output or RESULTS / f"{result_name('harness-equality', device)}.json"
     record: dict[str, Any] = {"subject": "harness equality", **facts, "dtype": "float32"}
     with tempfile.TemporaryDirectory() as directory:
         exported = given.export / "huggingface" if given.export else export_random_model(given, Path(directory))
@@ -63,10 +82,24 @@ def main() -> int:
         record["tasks"] = []
         for task in given.tasks:
             limit = given.limits.get(task, given.limit) or None
-            record["tasks"].append(compare_task(ours, hf, Asked([task], limit, task_data=given.task_data)))
+            record["tasks"].append(compare_task(ours, hf, Asked([task], limit, task_data=str(given.task_data))))
             write_record(output, record)
     print(json.dumps(record))
     return 0 if all(task["is_equal"] for task in record["tasks"]) else 1
+
+
+def require_usable(given: argparse.Namespace) -> None:
+    """ValueError or ImportError for tasks, limits or an export that cannot be used, or a harness that is absent."""
+    importlib.import_module("lm_eval")
+    asked = EvaluationConfig(lm_eval_tasks=tuple(given.tasks), task_data=str(given.task_data))
+    if problems := task_problems(asked):
+        raise ValueError("; ".join(problems))
+    if others := sorted(given.limits.keys() - set(given.tasks)):
+        raise ValueError(f"--limits names {', '.join(others)}, not among --tasks {' '.join(given.tasks)}")
+    if given.export and not (given.export / "huggingface").is_dir():
+        raise ValueError(
+            f"--export {given.export}: it holds no directory huggingface; give one such as runs/latest/export"
+        )
 
 
 def compare_task(ours: HybridLMAdapter, hf: Any, asked: Asked) -> dict[str, Any]:
@@ -170,25 +203,28 @@ def hf_model(exported: Path, batch_size: int) -> Any:
     return HFLM(pretrained=str(exported), **options)
 
 
-def _limits(text: str) -> tuple[str, int]:
+def _limit(text: str) -> tuple[str, int]:
     task, _, limit = text.partition("=")
+    if not task or not limit.isdecimal():
+        raise ValueError(f"'{text}' is not TASK=ITEMS, such as hellaswag=2000 (0: all)")
     return task, int(limit)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task-data", required=True)
-    parser.add_argument("--export", type=Path, help="an export's directory; empty: random weights")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--limit", type=int, default=50, help="first items of each task; 0: all")
-    parser.add_argument("--limits", nargs="+", type=_limits, default=[], metavar="TASK=ITEMS")
-    parser.add_argument("--hf-batch", type=int, default=8)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--operators", default="DFMFAF")
-    parser.add_argument("--output", type=Path)
-    given = parser.parse_args()
-    given.limits = dict(given.limits)
-    return given
+LIMIT = OptionType(_limit)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--task-data", type=DIRECTORY, required=True)
+    parser.add_argument("--export", type=DIRECTORY, help="an export's directory; empty: random weights")
+    parser.add_argument("--tasks", nargs="+", type=TEXT, default=list(TASKS))
+    parser.add_argument("--limit", type=COUNT_OR_NONE, default=50, help="first items of each task; 0: all")
+    parser.add_argument("--limits", nargs="+", type=LIMIT, default=[], metavar="TASK=ITEMS")
+    parser.add_argument("--hf-batch", type=COUNT, default=8)
+    parser.add_argument("--width", type=COUNT, default=256)
+    parser.add_argument("--operators", type=OPERATORS, default="DFMFAF")
+    parser.add_argument("--output", type=OUTPUT)
+    return parser
 
 
 if __name__ == "__main__":

@@ -13,9 +13,12 @@ import subprocess
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
+from flashslm.benchmarking.options import OUTPUT, before_work, script_parser
 from flashslm.benchmarking.record import record_facts, result_name, write_record
+from flashslm.infra.state_files import require_writable
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,10 +33,18 @@ def run_tests() -> tuple[int, float, ElementTree.Element]:
         return done.returncode, time.monotonic() - started, ElementTree.parse(report).getroot()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    given = parser.parse_args()
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--output", type=OUTPUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    with before_work(parser):
+        default = ROOT / "benchmarks" / "results" / f"{result_name('images', 'cpu')}.json"
+        output = require_writable(given.output or default)
     facts = record_facts("cpu")
     code, seconds, report = run_tests()
     suite = next(report.iter("testsuite"))
@@ -46,7 +57,6 @@ def main() -> int:
         "load_average_1_5_15_minutes": os.getloadavg(),
         "images": json.loads(images.get("value", "{}")),
     }
-    output = given.output or ROOT / "benchmarks" / "results" / f"{result_name('images', 'cpu')}.json"
     write_record(output, record)
     print(f"{record['tests']} in {seconds:.0f} s -> {output}")
     return code

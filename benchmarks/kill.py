@@ -30,8 +30,18 @@ from typing import Any
 import psutil
 from kill_targets import ROOT, Bench, Run, State, Step, Target
 
-from flashslm.benchmarking.record import provenance, result_name, write_record
+from flashslm.benchmarking.options import (
+    COUNT,
+    COUNT_OR_NONE,
+    MINUTES,
+    NEW_DIRECTORY,
+    OUTPUT,
+    before_work,
+    script_parser,
+)
+from flashslm.benchmarking.record import provenance, read_record, result_name, write_record
 from flashslm.infra.stack import daemons, embedded_stack
+from flashslm.infra.state_files import require_writable
 from flashslm.infra.storage.audit import audit
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.tracking import spool
@@ -142,25 +152,31 @@ def begin(output: Path, seed: int) -> dict[str, Any]:
     new = {"subject": "kill"} | facts | {"duration_s": 0.0, "kills": 0, "seed": seed, "outcomes": {}, "problems": {}}
     if not output.is_file():
         return new
-    there: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-    if not set(there["outcomes"]) <= set(KINDS) or there["seed"] != seed:
+    there = read_record(output)
+    if there.get("subject") != "kill" or not set(there["outcomes"]) <= set(KINDS) or there["seed"] != seed:
         raise ValueError(f"'{output}' is not a record of this benchmark with the seed {seed}: give another --output")
     parts = {name: dict.fromkeys([*there[name].split("; "), new[name]]) for name in ("commit", "command")}
     return there | {name: "; ".join(part) for name, part in parts.items()} | {"date": new["date"]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="in all, those of the file included")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-minutes", type=float, default=float("inf"), help="no round begins later")
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--kills", type=COUNT, default=200, help="in all, those of the file included")
+    parser.add_argument("--seed", type=COUNT_OR_NONE, default=0)
+    parser.add_argument("--max-minutes", type=MINUTES, default=float("inf"), help="no round begins later")
     parser.add_argument("--kinds", nargs="+", choices=sorted(set(KINDS)), default=KINDS, help="default: all four")
-    parser.add_argument("--directory", type=Path, default=None, help="kept for the next time; default: a temporary one")
-    parser.add_argument("--output", type=Path, default=None, help="default: benchmarks/results/kill_….json")
-    arguments = parser.parse_args()
+    parser.add_argument("--directory", type=NEW_DIRECTORY, help="kept for the next time; default: a temporary one")
+    parser.add_argument("--output", type=OUTPUT, help="default: benchmarks/results/kill_….json")
+    return parser
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    arguments = parser.parse_args(given)
     until_s = time.monotonic() + 60 * arguments.max_minutes
     output = arguments.output or ROOT / "benchmarks" / "results" / f"{result_name('kill', 'cpu')}.json"
-    record = begin(output, arguments.seed)
+    with before_work(parser):
+        record = begin(require_writable(output), arguments.seed)
     with ExitStack() as stack:
         kept = nullcontext(arguments.directory) if arguments.directory else None
         directory = Path(stack.enter_context(kept or tempfile.TemporaryDirectory(prefix="flashslm-kill-")))

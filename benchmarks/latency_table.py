@@ -20,9 +20,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flashslm.benchmarking.record import record_facts, result_name, write_record
+from flashslm.benchmarking.options import (
+    COUNT,
+    COUNT_OR_NONE,
+    INPUT,
+    OPERATORS,
+    OUTPUT,
+    POSITIVE,
+    before_work,
+    script_parser,
+)
+from flashslm.benchmarking.record import read_record, record_facts, result_name, write_record
 from flashslm.config import ModelConfig, ProfilingConfig
 from flashslm.hardware import device_fingerprint, pick_device
+from flashslm.infra.state_files import require_writable
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
 from flashslm.ops import kernels
 from flashslm.profiling.additivity import AdditivityCheck, check_additivity
@@ -153,34 +164,34 @@ class Session:
 
 def read_table(record: Path, plan: Plan) -> LatencyTable:
     """The table of an earlier record; ValueError if it was measured elsewhere or with other weights."""
-    table = LatencyTable.model_validate(json.loads(record.read_text(encoding="utf-8"))["table"])
+    table = LatencyTable.model_validate(read_record(record, "table")["table"])
     here = device_fingerprint(pick_device(plan.profiling.device))
     if table.device != here:
         raise ValueError(f"the table of '{record}' was measured on {table.device}, this is {here}: measure it again")
     return table.require_weights(plan.profiling.weights)
 
 
-def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--budget-s", type=float, default=540.0)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--table", type=Path, metavar="RECORD")
-    parser.add_argument("--compile-processes", type=int, default=8)
+    parser.add_argument("--budget-s", type=POSITIVE, default=540.0)
+    parser.add_argument("--output", type=OUTPUT)
+    parser.add_argument("--table", type=INPUT, metavar="RECORD")
+    parser.add_argument("--compile-processes", type=COUNT, default=8)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--weights", choices=("full", "int8"), default="full")
-    parser.add_argument("--operators", default=EXPORTABLE_OPERATORS)
-    parser.add_argument("--widths", nargs="+", type=int, default=list(range(1024, 3073, 256)))
-    parser.add_argument("--contexts", nargs="+", type=int, default=[1024, 2048, 4096, 8192, 16_384, 32_768])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 128, 256])
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--calibration-models", type=int, default=0, help="for each batch")
-    parser.add_argument("--check-models", type=int, default=32, help="random ones, beside the known designs")
-    parser.add_argument("--sweep-block", default="AF", help="the paper's: attention and FFN")
-    parser.add_argument("--sweep-depths", nargs="+", type=int, default=[6, 12, 18, 24, 30])
-    parser.add_argument("--sweep-parameters", nargs="+", type=int, default=[300_000_000, 500_000_000, 1_000_000_000])
-    parser.add_argument("--sweep-contexts", nargs="+", type=int, default=[1024, 8192])
-    return parser.parse_args(arguments)
+    parser.add_argument("--operators", type=OPERATORS, default=EXPORTABLE_OPERATORS)
+    parser.add_argument("--widths", nargs="+", type=COUNT, default=list(range(1024, 3073, 256)))
+    parser.add_argument("--contexts", nargs="+", type=COUNT, default=[1024, 2048, 4096, 8192, 16_384, 32_768])
+    parser.add_argument("--batches", nargs="+", type=COUNT, default=[1, 8, 32, 128, 256])
+    parser.add_argument("--repeats", type=COUNT, default=20)
+    parser.add_argument("--calibration-models", type=COUNT_OR_NONE, default=0, help="for each batch")
+    parser.add_argument("--check-models", type=COUNT_OR_NONE, default=32, help="random ones, beside the known designs")
+    parser.add_argument("--sweep-block", type=OPERATORS, default="AF", help="the paper's: attention and FFN")
+    parser.add_argument("--sweep-depths", nargs="+", type=COUNT, default=[6, 12, 18, 24, 30])
+    parser.add_argument("--sweep-parameters", nargs="+", type=COUNT, default=[300_000_000, 500_000_000, 1_000_000_000])
+    parser.add_argument("--sweep-contexts", nargs="+", type=COUNT, default=[1024, 8192])
+    return parser
 
 
 def make_plan(given: argparse.Namespace) -> Plan:
@@ -189,11 +200,14 @@ def make_plan(given: argparse.Namespace) -> Plan:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = read_arguments(arguments)
-    plan = make_plan(given)
-    subject = "latency_table" if given.weights == "full" else f"latency_table-{given.weights}"
-    output = given.output or RESULTS / f"{result_name(subject, pick_device(given.device))}.json"
-    session = Session(plan, output, given.budget_s, read_table(given.table, plan) if given.table else None)
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    with before_work(parser):
+        plan = make_plan(given)
+        subject = "latency_table" if given.weights == "full" else f"latency_table-{given.weights}"
+        output = given.output or RESULTS / f"{result_name(subject, pick_device(given.device))}.json"
+        table = read_table(given.table, plan) if given.table else None
+        session = Session(plan, require_writable(output), given.budget_s, table)
     print(json.dumps(session.run(tuple(given.parts))["summary"]))
     return 0
 

@@ -23,11 +23,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashslm.benchmarking.record import result_name
+from flashslm.benchmarking.options import (
+    COUNT,
+    INPUT,
+    MINUTES,
+    NEW_DIRECTORY,
+    OPERATORS,
+    OUTPUT,
+    OVERRIDE,
+    POSITIVE,
+    before_work,
+    script_parser,
+)
+from flashslm.benchmarking.record import read_record, result_name
 from flashslm.benchmarking.short_training import OpenedRecipe, open_recipe, train_shortly
 from flashslm.config import RunConfig
 from flashslm.data.prepare import prepare_once
-from flashslm.infra.state_files import write_whole
+from flashslm.infra.state_files import require_writable, write_whole
 from flashslm.models.architecture import build_architecture
 from flashslm.training.spec import NonFiniteLoss
 
@@ -45,13 +57,17 @@ class Point(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = _parse(arguments)
-    opened = open_recipe(given.config, given.overrides)
-    recipe = opened.recipe
-    output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, opened.device)}.json"
-    record = begin(output, opened.facts, recipe, given.operators)
+    parser = make_parser()
+    given = parser.parse_args(arguments)
     until_s = time.monotonic() + 60 * given.max_minutes
-    dataset = prepare_once(recipe.data, recipe.seed, given.directory)
+    with before_work(parser):
+        opened = open_recipe(given.config, given.overrides)
+        recipe = opened.recipe
+        output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, opened.device)}.json"
+        record = begin(require_writable(output), opened.facts, recipe, given.operators)
+        for width in given.widths:  # ValueError where it does not fit
+            build_architecture(given.operators, width, recipe.model, recipe.data.vocab_size)
+        dataset = prepare_once(recipe.data, recipe.seed, given.directory)
     done = {Point(row["weight_norm"], row["width"], row["rate"]) for row in record["trainings"]}
     points = [Point(*values) for values in product(given.weight_norm, given.widths, sorted(given.rates))]
     missing = [point for point in points if point not in done]
@@ -65,18 +81,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return CUT_OFF if missing else 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, required=True, help="where the prepared text is kept")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "h200-proxy.yaml")
-    parser.add_argument("--operators", default="DFMF AFMF DFMF")
-    parser.add_argument("--widths", type=int, nargs="+", default=[256, 512, 1024])
-    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3])
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--directory", type=NEW_DIRECTORY, required=True, help="where the prepared text is kept")
+    parser.add_argument("--config", type=INPUT, default=ROOT / "configs" / "h200-proxy.yaml")
+    parser.add_argument("--operators", type=OPERATORS, default="DFMF AFMF DFMF")
+    parser.add_argument("--widths", type=COUNT, nargs="+", default=[256, 512, 1024])
+    parser.add_argument("--rates", type=POSITIVE, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3])
     parser.add_argument("--weight-norm", nargs="+", choices=["on", "off"], default=["off", "on"])
-    parser.add_argument("--max-minutes", type=float, default=math.inf, help="no training begins later")
-    parser.add_argument("--output", type=Path, default=None, help=f"default: benchmarks/results/{SUBJECT}_….json")
-    parser.add_argument("--set", dest="overrides", nargs="+", default=[], help="of the recipe, such as search.steps=50")
-    return parser.parse_args(arguments)
+    parser.add_argument("--max-minutes", type=MINUTES, default=math.inf, help="no training begins later")
+    parser.add_argument("--output", type=OUTPUT, help=f"default: benchmarks/results/{SUBJECT}_….json")
+    parser.add_argument(
+        "--set", dest="overrides", nargs="+", type=OVERRIDE, default=[], help="of the recipe, such as search.steps=50"
+    )
+    return parser
 
 
 def begin(output: Path, facts: dict[str, Any], recipe: RunConfig, operators: str) -> dict[str, Any]:
@@ -86,7 +104,7 @@ def begin(output: Path, facts: dict[str, Any], recipe: RunConfig, operators: str
     work = {"operators": operators, "recipe": sections, "seed": recipe.seed}
     if not output.is_file():
         return {"subject": SUBJECT} | facts | work | {"trainings": [], "best": []}
-    there: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    there = read_record(output)
     same = work | {"subject": SUBJECT, "device": facts["device"], "commit": facts["commit"]}
     if different := [name for name, value in same.items() if there.get(name) != value]:
         raise ValueError(f"'{output}' is the record of another sweep ({', '.join(different)}): give another --output")

@@ -8,11 +8,13 @@ variant: the sha256 of its instructions (the .text sections of the cubin), then 
 
 import argparse
 import hashlib
+import re
+import shutil
 import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,12 +22,22 @@ from types import ModuleType, SimpleNamespace
 import torch
 
 import flashslm.inference.fused as fused
+from flashslm.benchmarking.options import OptionType, before_work, script_parser
 from flashslm.inference.fused.stream import Stream
 from flashslm.models.architecture import Architecture
 from flashslm.models.presets import preset
 
 PRESETS = ("nemotron-flash-1b", "qwen3-0.6b")
 BATCHES = (1, 2, 4)
+
+
+def _gpu_architecture(text: str) -> str:
+    if not re.fullmatch(r"sm_\d{2,3}[af]?", text):
+        raise ValueError(f"'{text}' is not a GPU architecture of nvcc: give one such as sm_90")
+    return text
+
+
+GPU_ARCHITECTURE = OptionType(_gpu_architecture)
 
 
 def recorded_macros() -> Iterator[dict[str, int]]:
@@ -100,10 +112,18 @@ def text_sections(elf: bytes) -> Iterator[bytes]:
             yield elf[offset : offset + length]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", default="sm_90")
-    architecture = parser.parse_args().architecture
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--architecture", type=GPU_ARCHITECTURE, default="sm_90")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    architecture = parser.parse_args(arguments).architecture
+    with before_work(parser):
+        if not shutil.which("nvcc"):
+            raise ValueError("nvcc is not on the PATH: install the CUDA toolkit")
     variants = list(recorded_macros())
     with ThreadPoolExecutor(2) as pool:
         for macros, found in zip(variants, pool.map(lambda m: digest(m, architecture), variants), strict=True):

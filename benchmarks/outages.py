@@ -18,14 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from flashslm.benchmarking.options import COUNT_OR_NONE, INPUT, NOT_NEGATIVE, before_work, script_parser
 from flashslm.benchmarking.record import provenance
+from flashslm.config.file import load
+from flashslm.config.steps import DESIGN_STEPS
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import daemons, embedded_stack
 from flashslm.infra.storage.audit import audit
@@ -165,15 +168,22 @@ def _wait(condition: Callable[[], bool]) -> None:
         time.sleep(POLL_S)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
     parser.add_argument("mode", choices=("kills", "database"))
-    parser.add_argument("--recipe", type=Path, default=ROOT / "configs" / "smoke.yaml")
-    parser.add_argument("--every-s", type=float, nargs=2, default=(15.0, 35.0))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--away-s", type=float, default=300.0)
-    parser.add_argument("--step", default="select_architecture")
-    arguments = parser.parse_args()
+    parser.add_argument("--recipe", type=INPUT, default=ROOT / "configs" / "smoke.yaml")
+    parser.add_argument("--every-s", type=NOT_NEGATIVE, nargs=2, default=(15.0, 35.0))
+    parser.add_argument("--seed", type=COUNT_OR_NONE, default=0)
+    parser.add_argument("--away-s", type=NOT_NEGATIVE, default=300.0)
+    parser.add_argument("--step", choices=sorted(DESIGN_STEPS), default="select_architecture")
+    return parser
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    arguments = parser.parse_args(given)
+    with before_work(parser):
+        load(arguments.recipe)
     with tempfile.TemporaryDirectory(prefix="flashslm-outages-") as directory:
         os.chmod(directory, 0o755)  # the database belongs to another user
         bench = Bench(Path(directory), arguments.recipe.resolve())

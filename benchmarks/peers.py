@@ -24,6 +24,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flashslm.benchmarking.options import (
+    COUNT_OR_NONE,
+    DIRECTORY,
+    INPUT,
+    MINUTES,
+    NEW_DIRECTORY,
+    OUTPUT,
+    OVERRIDE,
+    TEXT,
+    before_work,
+    script_parser,
+)
 from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.config import digest
 from flashslm.config.experiment import ExperimentRecipe
@@ -36,12 +48,13 @@ from flashslm.experiments.experiment import Experiment, manifest_of
 from flashslm.experiments.matching import MatchedModel
 from flashslm.export.huggingface import export_huggingface
 from flashslm.hardware import pick_device
-from flashslm.infra.state_files import write_whole
+from flashslm.infra.state_files import require_writable, write_whole
 from flashslm.ops import kernels
 from flashslm.reporting.comparison import comparison_rows
 from flashslm.statistics import judge, t_difference
 from flashslm.steps.compare_models import compare_models, evaluate_candidate, finite
 from flashslm.steps.named_model import NamedModel
+from flashslm.steps.recipe_checks import task_problems
 from flashslm.training.new_model import new_model
 from flashslm.training.spec import FromArchitecture, TrainSpec
 from flashslm.training.trainer import train
@@ -71,16 +84,20 @@ class Peer(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = _parse(arguments)
-    recipe = load_as(ExperimentRecipe, given.config, _overrides(given), problems)
+    parser = make_parser()
+    given = parser.parse_args(arguments)
     until_s = time.monotonic() + 60 * given.max_minutes
+    with before_work(parser):
+        recipe = load_as(ExperimentRecipe, given.config, _overrides(given), peers_problems)
+        device = pick_device(recipe.profiling.training_device)
+        output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, device)}.json"
+        require_writable(output)
+        dataset = prepare_once(recipe.data, recipe.seed, given.directory)
     kernels.configure(recipe.kernels)
-    dataset = prepare_once(recipe.data, recipe.seed, given.directory)
     models = Experiment(recipe, given.directory).models(manifest_of(dataset))
     peers = [Peer(model, seed) for seed, model in product(recipe.training.seeds, models)]
     judged: list[tuple[Peer, NamedModel]] = []
     record = begin(recipe, models, len(peers))
-    output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, pick_device('auto'))}.json"
     for peer in peers:
         place = peer.place(recipe, dataset, given.directory)
         if time.monotonic() > until_s and not (place / ITEMS_FILE).is_file():
@@ -90,6 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_record(output, finite(record))
     print(json.dumps(finite({key: value for key, value in record.items() if key != "recipe"})))
     return 0 if len(judged) == len(peers) else CUT_OFF
+
+
+def peers_problems(recipe: ExperimentRecipe) -> list[str]:
+    """What keeps the recipe's models from being trained, or judged by its tasks."""
+    return [*problems(recipe), *task_problems(recipe.evaluation)]
 
 
 def begin(recipe: ExperimentRecipe, models: Sequence[MatchedModel], planned: int) -> dict[str, Any]:
@@ -188,18 +210,20 @@ def _overrides(given: argparse.Namespace) -> list[str]:
     ]
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, required=True, help="keeps text, exports and evaluations")
-    parser.add_argument("--text", nargs="+", required=True, help="files of text, or patterns")
-    parser.add_argument("--task-data", required=True, help="directory of evaluation sets")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--limit", type=int, default=0, help="first items of each task; 0: all")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "experiments" / f"{SUBJECT}.yaml")
-    parser.add_argument("--max-minutes", type=float, default=math.inf, help="no training begins later")
-    parser.add_argument("--output", type=Path, help=f"default: benchmarks/results/{SUBJECT}_….json")
-    parser.add_argument("--set", dest="overrides", nargs="+", default=[], help="such as training.steps=200")
-    return parser.parse_args(arguments)
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--directory", type=NEW_DIRECTORY, required=True, help="keeps text, exports and evaluations")
+    parser.add_argument("--text", nargs="+", type=TEXT, required=True, help="files of text, or patterns")
+    parser.add_argument("--task-data", type=DIRECTORY, required=True, help="directory of evaluation sets")
+    parser.add_argument("--tasks", nargs="+", type=TEXT, default=list(TASKS))
+    parser.add_argument("--limit", type=COUNT_OR_NONE, default=0, help="first items of each task; 0: all")
+    parser.add_argument("--config", type=INPUT, default=ROOT / "configs" / "experiments" / f"{SUBJECT}.yaml")
+    parser.add_argument("--max-minutes", type=MINUTES, default=math.inf, help="no training begins later")
+    parser.add_argument("--output", type=OUTPUT, help=f"default: benchmarks/results/{SUBJECT}_….json")
+    parser.add_argument(
+        "--set", dest="overrides", nargs="+", type=OVERRIDE, default=[], help="such as training.steps=200"
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -5,14 +5,15 @@
 Writes a .png and an .svg beside the record.
 """
 
-import sys
+import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flashslm.benchmarking.operators import RESIDUAL
-from flashslm.benchmarking.record_plot import panels, save_beside
+from flashslm.benchmarking.record_plot import panels, plot_files, plot_parser
 from flashslm.models.operator_spec import COLORS, LABELS, LM_HEAD, OPERATOR_SPECS
 
 OURS, PEER, FLOOR = "#2563eb", "#9ca3af", "#111827"
@@ -24,9 +25,9 @@ STYLES |= {LM_HEAD: (LABELS[LM_HEAD], COLORS[LM_HEAD]), RESIDUAL: (RESIDUAL, "#e
 def plot(record: dict[str, Any]) -> Figure:
     """One panel for each part that the record has."""
     parts = []
-    if record["latency"]:
+    if record.get("latency"):
         parts += [(latency, record["latency"]), (operators, record["latency"])]
-    if record["batches"]:
+    if record.get("batches"):
         parts.append((batches, record["batches"]))
     if not parts:
         raise ValueError("the record has neither latencies nor batches: nothing to plot")
@@ -98,5 +99,13 @@ def _once(label: str, row: int) -> str:
     return label if row == 0 else ""
 
 
+def make_parser() -> argparse.ArgumentParser:
+    return plot_parser(__doc__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    plot_files(make_parser(), plot, arguments)
+
+
 if __name__ == "__main__":
-    save_beside(sys.argv[1:], plot)
+    main()

@@ -5,25 +5,26 @@
 Writes a .png and an .svg beside the record.
 """
 
-import sys
+import argparse
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flashslm.benchmarking.record_plot import panels, save_beside
+from flashslm.benchmarking.record_plot import panels, plot_files, plot_parser
 from flashslm.models.operator_spec import COLORS, LABELS, MIXERS, depends_on_context
 
 
 def plot(record: dict[str, Any]) -> Figure:
     """One panel for each part that the record has."""
     parts = []
-    if record["table"]:
+    if record.get("table"):
         parts += [(over_width, record["table"]), (over_context, record["table"])]
-    if record["check"]:
+    if record.get("check"):
         parts.append((predicted_against_measured, record["check"]))
-    if record["sweep"]:
+    if record.get("sweep"):
         parts.append((over_depth, record["sweep"]))
     if not parts:
         raise ValueError("the record has no table, no check and no sweep: nothing to plot")
@@ -99,5 +100,13 @@ def over_depth(axes: Axes, sweep: dict[str, Any]) -> None:
     axes.set_ylabel("ms per token, batch 1")
 
 
+def make_parser() -> argparse.ArgumentParser:
+    return plot_parser(__doc__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    plot_files(make_parser(), plot, arguments)
+
+
 if __name__ == "__main__":
-    save_beside(sys.argv[1:], plot)
+    main()

@@ -27,12 +27,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flashslm.benchmarking.options import COUNT, COUNT_OR_NONE, OUTPUT, POSITIVE, before_work, script_parser
 from flashslm.benchmarking.record import provenance, result_name, write_record
 from flashslm.config import DataConfig, RunConfig
 from flashslm.data.loader import TokenLoader
 from flashslm.data.sources import read_documents
 from flashslm.infra.settings import Settings
 from flashslm.infra.stack import embedded_stack
+from flashslm.infra.state_files import require_writable
 from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.storage.streamed_tree import StreamedTree
 
@@ -105,14 +107,21 @@ def peak_memory_bytes(process: subprocess.Popen[bytes]) -> int:
     return 0
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, nargs="*", default=[1.0, 10.0])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--kill-megabytes", type=float, default=60.0)
-    parser.add_argument("--output", type=Path, default=RESULTS / f"{result_name('prepare-data', 'cpu')}.json")
-    asked = parser.parse_args()
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--gigabytes", type=POSITIVE, nargs="*", default=[1.0, 10.0])
+    parser.add_argument("--workers", type=COUNT, default=2)
+    parser.add_argument("--kills", type=COUNT_OR_NONE, default=20)
+    parser.add_argument("--kill-megabytes", type=POSITIVE, default=60.0)
+    parser.add_argument("--output", type=OUTPUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    asked = parser.parse_args(arguments)
+    with before_work(parser):
+        output = require_writable(asked.output or RESULTS / f"{result_name('prepare-data', 'cpu')}.json")
     with tempfile.TemporaryDirectory(prefix="flashslm-prepare-") as directory:
         root, home = Path(directory), Path(directory) / "home"
         try:
@@ -124,7 +133,7 @@ def main() -> None:
     made = provenance("cpu")
     made |= {"subject": "prepare-data", "fingerprint": made["fingerprint"].model_dump()}
     record = made | {"runs": runs, "kills": kills}
-    write_record(asked.output, record)
+    write_record(output, record)
     print(json.dumps(record))
     sys.exit(0 if kills["same_to_the_bit"] else 1)
 

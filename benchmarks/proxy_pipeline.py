@@ -16,19 +16,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from flashslm.benchmarking.gpu_use import EVERY_S, GpuSample, busy_share, gpu_samples
-from flashslm.benchmarking.record import provenance, result_name
+from flashslm.benchmarking.options import (
+    INPUT,
+    MINUTES,
+    NEW_DIRECTORY,
+    OUTPUT,
+    OVERRIDE,
+    before_work,
+    script_parser,
+)
+from flashslm.benchmarking.record import provenance, read_record, result_name
 from flashslm.config import RunConfig
+from flashslm.config.file import load
 from flashslm.experiments.pipeline_findings import of_report, search_facts, trial_times
 from flashslm.hardware import pick_device
 from flashslm.infra.process.interrupts import Terminated, terminable
 from flashslm.infra.stack import embedded_stack
-from flashslm.infra.state_files import write_whole
+from flashslm.infra.state_files import require_writable, write_whole
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.launch.local.run_records import RunRecord, all_runs
 from flashslm.reporting.document import FILE
@@ -43,14 +54,17 @@ KEPT = ("state", "decision", "failed_step", "error", "test/perplexity", "test/bi
 DESIGN = ("operators", "width", "parameters")  # of the exported model: what won
 
 
-def main() -> int:
-    arguments = _parse()
+def main(given: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    arguments = parser.parse_args(given)
     device = pick_device("auto")
     directory = arguments.directory.resolve()
-    directory.mkdir(parents=True, exist_ok=True)
     output = (arguments.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, device)}.json").resolve()
     facts = provenance(device)
-    record = begin(output, facts | {"fingerprint": facts["fingerprint"].model_dump()})
+    with before_work(parser):
+        load(arguments.config, arguments.overrides)
+        record = begin(require_writable(output), facts | {"fingerprint": facts["fingerprint"].model_dump()})
+        directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "flashslm", "run", "--config", str(arguments.config.resolve())]
     command += ["--home", str(directory / ".flashslm"), "--json", *arguments.overrides]
     try:
@@ -64,14 +78,16 @@ def main() -> int:
     return CUT_OFF if call["ended"] == "cut off" else int(record["result"].get("state") != "SUCCESS")
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, required=True, help="where the run, its stack and its caches live")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "h200-proxy.yaml")
-    parser.add_argument("--max-minutes", type=float, default=math.inf, help="of this call; then the run is ended")
-    parser.add_argument("--output", type=Path, default=None, help=f"default: benchmarks/results/{SUBJECT}_….json")
-    parser.add_argument("overrides", nargs="*", help="of the recipe, such as training.steps=50")
-    return parser.parse_args()
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument(
+        "--directory", type=NEW_DIRECTORY, required=True, help="where the run, its stack and its caches live"
+    )
+    parser.add_argument("--config", type=INPUT, default=ROOT / "configs" / "h200-proxy.yaml")
+    parser.add_argument("--max-minutes", type=MINUTES, default=math.inf, help="of this call; then the run is ended")
+    parser.add_argument("--output", type=OUTPUT, help=f"default: benchmarks/results/{SUBJECT}_….json")
+    parser.add_argument("overrides", nargs="*", type=OVERRIDE, help="of the recipe, such as training.steps=50")
+    return parser
 
 
 def begin(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +95,7 @@ def begin(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
     new = {"subject": SUBJECT} | facts | {"wall_s": 0.0, "calls": [], "samples": []}
     if not output.is_file():
         return new
-    there: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    there = read_record(output)
     if there.get("subject") != SUBJECT or there["device"] != facts["device"]:
         raise ValueError(f"'{output}' is not a record of this benchmark on {facts['device']}: give another --output")
     if there["result"].get("state") == "SUCCESS":

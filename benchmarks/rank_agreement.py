@@ -11,16 +11,14 @@ longest budget of --long, with its bootstrap interval, over the designs that bot
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from flashslm.benchmarking.record import command
-from flashslm.infra.state_files import write_whole
+from flashslm.benchmarking.options import INPUT, NOT_NEGATIVE, OUTPUT, before_work, script_parser
+from flashslm.benchmarking.record import command, read_record, write_record
 from flashslm.statistics import FEW_RANKED, rank_correlation
 
 SUBJECT = "rank-agreement"
@@ -30,8 +28,13 @@ Record = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
-    long, shorts = _read(options.long), {path.name: _read(path) for path in options.short}
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    with before_work(parser):
+        if len({path.name for path in options.short}) < len(options.short):
+            raise ValueError("--short: the records need different file names, which name the rows")
+        long = read_record(options.long, "cells")
+        shorts = {path.name: read_record(path, "cells") for path in options.short}
     truth = long_losses(long)
     rows = [
         {"short": name, **row} for name, short in shorts.items() for row in agreements(short, truth, options.slopes)
@@ -46,27 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = {name: long[name] for name in SHARED} | {"commit": commits, "command": command()}
     record = {"subject": SUBJECT, **facts, "long": options.long.name, "rankings": rows}
     if options.output:
-        write_whole(options.output, json.dumps(record, indent=1) + "\n")
+        write_record(options.output, record)
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--long", type=Path, required=True)
-    parser.add_argument("--short", type=Path, nargs="+", required=True)
-    parser.add_argument("--slopes", type=float, nargs="+", default=SLOPES)
-    parser.add_argument("--output", type=Path, default=None)
-    options = parser.parse_args(arguments)
-    if len({path.name for path in options.short}) < len(options.short):
-        parser.error("--short: the records need different file names, which name the rows")
-    return options
-
-
-def _read(path: Path) -> Record:
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
-    if "cells" not in record:
-        raise ValueError(f"'{path}' is not a record of `flashslm experiment`: it has no cells")
-    return record
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--long", type=INPUT, required=True)
+    parser.add_argument("--short", type=INPUT, nargs="+", required=True)
+    parser.add_argument("--slopes", type=NOT_NEGATIVE, nargs="+", default=SLOPES)
+    parser.add_argument("--output", type=OUTPUT)
+    return parser
 
 
 def long_losses(record: Record) -> dict[str, float]:

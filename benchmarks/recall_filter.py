@@ -21,12 +21,23 @@ from typing import Any
 
 import torch
 
-from flashslm.benchmarking.record import result_name
+from flashslm.benchmarking.options import (
+    COUNT,
+    INPUT,
+    NEW_DIRECTORY,
+    OUTPUT,
+    OVERRIDE,
+    OptionType,
+    before_work,
+    script_parser,
+)
+from flashslm.benchmarking.record import read_record, result_name
 from flashslm.benchmarking.short_training import OpenedRecipe, open_recipe, train_shortly
+from flashslm.config import RunConfig
 from flashslm.data.loader import TokenLoader
 from flashslm.data.prepare import prepare_once
 from flashslm.evaluation.associative_recall import PAIRS, evaluate_associative_recall
-from flashslm.infra.state_files import write_whole
+from flashslm.infra.state_files import require_writable, write_whole
 from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture
 from flashslm.models.hybrid import HybridLM
@@ -57,19 +68,34 @@ TEXTS = 64  # that are read twice, and of MQAR
 LOWER_IS_BETTER = ("loss_nats",)  # ends of the names of such measures
 
 
+def _design(text: str) -> str:
+    name, separator, notation = text.partition("=")
+    if not separator or not name.strip():
+        raise ValueError(f"'{text}' has no name: give NAME=NOTATION, such as 'dm=(DFMF)x2'")
+    parse_design(notation)
+    return text
+
+
+DESIGN = OptionType(_design)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = _parse(arguments)
-    opened = open_recipe(given.config, given.overrides)
-    recipe = opened.recipe
-    output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, opened.device)}.json"
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    with before_work(parser):
+        opened = open_recipe(given.config, given.overrides)
+        against = losses_of(given.against) if given.against else {}
+        recipe = opened.recipe
+        require_buildable(given.designs, given.width, recipe)
+        output = given.output or ROOT / "benchmarks" / "results" / f"{result_name(SUBJECT, opened.device)}.json"
+        require_writable(output)
+        dataset = prepare_once(recipe.data, recipe.seed, given.directory)
     record: dict[str, Any] = {"subject": SUBJECT} | opened.facts
     record |= {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "model", "search")}
     record |= {"width": given.width, "longer": given.longer, "seed": recipe.seed, "designs": {}}
-    dataset = prepare_once(recipe.data, recipe.seed, given.directory)
     trials = Trials(opened, dataset, given.width)
     settings = (recipe.search.recall_length, opened.device, recipe.profiling.threads, recipe.seed)
     tests = [RecallTest(steps, *settings) for steps in given.recall_steps]
-    against = losses_of(given.against) if given.against else {}
     for name, _, notation in (text.partition("=") for text in given.designs):
         scores = [test.score(notation) for test in tests]
         design = {"notation": notation, "recall": [{"by_task": s.by_task, "time_s": s.time_s} for s in scores]}
@@ -82,18 +108,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, required=True, help="where the prepared text is kept")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "h200-proxy.yaml")
-    parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--designs", nargs="+", default=DESIGNS, metavar="NAME=NOTATION")
-    parser.add_argument("--recall-steps", type=int, nargs="+", default=[60, 240])
-    parser.add_argument("--longer", type=int, default=8, help="times the recipe's search.steps")
-    parser.add_argument("--against", type=Path, default=None, help="an experiment's record")
-    parser.add_argument("--output", type=Path, default=None, help=f"default: benchmarks/results/{SUBJECT}_….json")
-    parser.add_argument("--set", dest="overrides", nargs="+", default=[], help="of the recipe, such as search.steps=50")
-    return parser.parse_args(arguments)
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--directory", type=NEW_DIRECTORY, required=True, help="where the prepared text is kept")
+    parser.add_argument("--config", type=INPUT, default=ROOT / "configs" / "h200-proxy.yaml")
+    parser.add_argument("--width", type=COUNT, default=96)
+    parser.add_argument("--designs", nargs="+", type=DESIGN, default=DESIGNS, metavar="NAME=NOTATION")
+    parser.add_argument("--recall-steps", type=COUNT, nargs="+", default=[60, 240])
+    parser.add_argument("--longer", type=COUNT, default=8, help="times the recipe's search.steps")
+    parser.add_argument("--against", type=INPUT, help="an experiment's record")
+    parser.add_argument("--output", type=OUTPUT, help=f"default: benchmarks/results/{SUBJECT}_….json")
+    parser.add_argument(
+        "--set", dest="overrides", nargs="+", type=OVERRIDE, default=[], help="of the recipe, such as search.steps=50"
+    )
+    return parser
+
+
+def require_buildable(designs: Sequence[str], width: int, recipe: RunConfig) -> None:
+    """ValueError where a design cannot be built at the width, or two have one name."""
+    names = [text.partition("=")[0] for text in designs]
+    if len({*names}) < len(names):
+        raise ValueError(f"--designs: two of {', '.join(names)} have one name")
+    for text in designs:
+        operators = parse_design(text.partition("=")[2]).operators
+        build_architecture(operators, width, recipe.model, recipe.data.vocab_size)
 
 
 class Trials:
@@ -134,7 +172,7 @@ def second_reading_gain_nats(model: HybridLM, tokens_N: torch.Tensor) -> float:
 
 def losses_of(experiment: Path) -> dict[str, dict[str, float]]:
     """Mean losses of a record, by model and "<steps> steps loss_nats", of those budgets that all models have."""
-    rows = json.loads(experiment.read_text(encoding="utf-8"))["means"]
+    rows = read_record(experiment, "means")["means"]
     models = {row["model"] for row in rows}
     found: dict[str, dict[str, float]] = {model: {} for model in models}
     for steps in sorted({row["steps"] for row in rows}):

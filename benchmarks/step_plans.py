@@ -11,7 +11,7 @@ benchmarks/results/step-plans_<device>_<date>.json as it goes.
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 
+from flashslm.benchmarking.options import COUNT, OUTPUT, POSITIVE, before_work, require_gpu, script_parser
 from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.inference.decode_graph import DecodeGraph
 from flashslm.inference.fused.step_plan import MOST_VECTORS, AttentionPlan, ProductTile, StepPlan, usual_plan
 from flashslm.inference.sampling import GREEDY, Sampler
+from flashslm.infra.state_files import require_writable
 from flashslm.models.cache import Cache
 from flashslm.models.hybrid import HybridLM
 from flashslm.models.presets import PRESETS
@@ -155,14 +157,21 @@ def winners(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{preset:20}{batch:6}{usual:10.4f}{best['ms']:10.4f}{usual / best['ms']:7.3f}  {best['name']}: {plan}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
     parser.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=list(SHAPES))
-    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
-    parser.add_argument("--budget-s", type=float, default=600, help="shared by the presets")
-    parser.add_argument("--output", type=Path)
-    given = parser.parse_args()
-    output = given.output or RESULTS / f"{result_name('step-plans', 'cuda')}.json"
+    parser.add_argument("--batches", nargs="+", type=COUNT, default=list(BATCHES))
+    parser.add_argument("--budget-s", type=POSITIVE, default=600, help="shared by the presets")
+    parser.add_argument("--output", type=OUTPUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    with before_work(parser):
+        require_gpu()
+        output = require_writable(given.output or RESULTS / f"{result_name('step-plans', 'cuda')}.json")
     facts = {"subject": "step-plans", **record_facts("cuda"), "context": CONTEXT, "repeats": SETS * STEPS}
     rows: list[dict[str, Any]] = []
     started = time.monotonic()

@@ -10,21 +10,23 @@ steps' times in benchmarks/results.
 """
 
 import argparse
+import importlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
+from flashslm.benchmarking.options import OUTPUT, POSITIVE, before_work, require_gpu, script_parser
 from flashslm.benchmarking.record import record_facts, result_name, write_record
 from flashslm.config import KernelsConfig, ModelConfig, WeightFormat
 from flashslm.inference.engine import DecodeEngine
-from flashslm.inference.fused import projection
-from flashslm.inference.fused.projection import Best
 from flashslm.inference.fused.tilings import PIECE, TILE, Measured, Tiling, cut
+from flashslm.infra.state_files import require_writable
 from flashslm.models.architecture import Architecture, build_architecture
 from flashslm.models.presets import PRESETS
 from flashslm.models.random_weights import random_model
@@ -32,6 +34,7 @@ from flashslm.ops import kernels
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "src/flashslm/inference/fused"
+PROJECTION = "flashslm.inference.fused.projection"  # needs the extra `cuda`, so imported where it is used
 TABLES = {"full": "tilings.json", "int8": "tilings-int8.json"}  # of the second the sizes are pairs of weights
 SIZES = ModelConfig(head_dim=128, kv_group=4, ffn_ratio=3, mamba_state=128, mamba_head_dim=64)
 WIDTHS = (1024, 1280, 1536, 1792, 2304, 2560, 2816)
@@ -62,7 +65,9 @@ class Tuner:
         self.tilings, self.used, self.warp_rows = tilings, dict[Shape, int](), warp_rows
         self.variants = dict[Shape, set[tuple[int, tuple[tuple[str, int], ...]]]]()
         self.asked: Shape = (0, 0, False)
-        projection.tiling = self.tiling
+        self.projection: Any = importlib.import_module(PROJECTION)
+        self.kernel = self.projection._kernel
+        self.projection.tiling = self.tiling
         model = random_model(architecture, "cuda", torch.bfloat16)
         self.engine = DecodeEngine(model, 1, CONTEXT + 2 * STEPS, weights=weights)
         self.decoder = self.engine.decode_graph.decoder
@@ -76,16 +81,14 @@ class Tuner:
     def shapes(self) -> list[Shape]:
         """Those of a step, what moves most bytes first, with the kernels that they need."""
         self.used.clear()
-        load, projection._kernel = projection._kernel, self._note
+        self.projection._kernel = self._note
         self._step()
-        projection._kernel = load
+        self.projection._kernel = self.kernel
         return sorted(self.used, key=lambda shape: -self.used[shape] * shape[0] * shape[1])
 
-    def _note(self, device: int, tile: Tiling, macros: tuple[tuple[str, int], ...]) -> projection.Kernel:
+    def _note(self, device: int, tile: Tiling, macros: tuple[tuple[str, int], ...]) -> Any:
         self.variants.setdefault(self.asked, set()).add((device, macros))
         return self.kernel(device, tile, macros)
-
-    kernel = staticmethod(projection._kernel)
 
     def compile(self, shape: Shape, tiles: Iterable[Tiling]) -> None:
         jobs = [(device, tile, macros) for device, macros in self.variants[shape] for tile in tiles]
@@ -99,7 +102,7 @@ class Tuner:
     def step_us(self) -> float:
         """Capture the step with the present tilings and time it."""
         assert self.decoder is not None
-        self.decoder.best = Best.allocate(1, self.decoder.head)
+        self.decoder.best = self.projection.Best.allocate(1, self.decoder.head)
         self._step()
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.graph(graph):
@@ -168,20 +171,31 @@ def as_entry(measured: Measured) -> Sequence[int | bool]:
     return measured[:-1] if measured.warp_rows == TILE else measured
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget-s", type=float, default=200)
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--budget-s", type=POSITIVE, default=200)
     parser.add_argument("--weights", choices=TABLES, default="full")
     parser.add_argument("--warp-rows", type=int, nargs="+", choices=WARP_ROWS, default=[TILE])
-    parser.add_argument("--output", type=Path)
-    given = parser.parse_args()
+    parser.add_argument("--output", type=OUTPUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    given = parser.parse_args(arguments)
     if given.weights == "full" and given.warp_rows != [TILE]:
         parser.error(
             f"--warp-rows {given.warp_rows}: with weights as they are a warp has {TILE} rows; add --weights int8"
         )
+    table_file = FOLDER / TABLES[given.weights]
+    with before_work(parser):
+        require_gpu()
+        output = given.output or ROOT / "benchmarks/results" / f"{result_name(table_file.stem, 'cuda')}.json"
+        require_writable(output)
+        require_writable(table_file)
+        importlib.import_module(PROJECTION)
     started = time.monotonic()
     kernels.configure(KernelsConfig(delta_rule="chunked", ssd="chunked", causal_conv="shifted", attention="sdpa"))
-    table_file = FOLDER / TABLES[given.weights]
     tilings, known, steps, left_out = read_table(table_file), set[Shape](), {}, []
     for name, architecture in contexts():
         if time.monotonic() - started > given.budget_s:
@@ -210,7 +224,6 @@ def main() -> None:
         "left_out": left_out,
         "tilings": [entry._asdict() for entry in table],
     }
-    output = given.output or ROOT / "benchmarks/results" / f"{result_name(table_file.stem, 'cuda')}.json"
     write_record(output, record)
 
 

@@ -34,15 +34,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flashslm.benchmarking.options import (
+    COUNT,
+    COUNT_OR_NONE,
+    MINUTES,
+    OUTPUT,
+    NumberType,
+    OptionType,
+    before_work,
+    script_parser,
+)
 from flashslm.benchmarking.record import Provenance, record_facts, result_name, write_record
+from flashslm.benchmarking.training_steps import TrainingCase
+from flashslm.cli.describe import read_architecture
 from flashslm.hardware import pick_device
+from flashslm.infra.state_files import require_writable
 from flashslm.launch.processes import stop_tree
+from flashslm.models.presets import PRESETS, at_width
 
 RESULTS = Path(__file__).parent / "results"
 # Preset -> the library that has its shape.
 PEERS = {"nemotron-flash-1b": "", "qwen3-0.6b": "transformers", "deltanet-1b": "fla"}
 WARM_STEPS = 1  # of a process whose first step is what counts
 TIMED_OUT = 124  # as of coreutils' timeout
+SEVERAL = NumberType(2)  # processes that train together
+MODEL = OptionType(lambda text: read_architecture(text) and text)
 LINES_SAID = 20  # of a failed measurement's stderr
 Result = dict[str, Any]
 
@@ -104,7 +120,7 @@ class Session:
         return list(dict.fromkeys((shard, dtypes[0] if shard == 1 else dtype) for shard, dtype in pairs))
 
     def _bench(self, preset: str, steps: int, options: list[str], processes: int = 1) -> Result | None:
-        what = "model" if preset.endswith(".json") else "preset"
+        what = "preset" if preset in PRESETS else "model"
         sizes = {what: preset, "sequence-length": self.given.sequence_length, "batch": self.given.batch, "steps": steps}
         arguments = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
         torchrun = [
@@ -152,6 +168,18 @@ def _losses_beside(row: Result, alone: Result) -> Result:
     return {"first_losses_of_one_nats": losses[1], "largest_difference_nats": difference}
 
 
+def require_usable(given: argparse.Namespace) -> None:
+    """ValueError for sizes that do not fit a model, and for numbers that do not go together."""
+    for preset in given.presets:
+        architecture = read_architecture(preset)
+        TrainingCase(preset, architecture, given.sequence_length, given.batch, given.steps, "cpu", "float32")
+        if given.width:
+            at_width(architecture, given.width)
+    for number, group in itertools.product(given.processes, given.shard_processes):
+        if group and number % group:
+            raise ValueError(f"--shard-processes {group} with --processes {number}: give a divisor, or 0 for all")
+
+
 def run(command: list[str], limit_s: float) -> tuple[int, list[str], list[str]]:
     """Exit code and the lines of stdout and stderr; after `limit_s` the command and all below it are ended."""
     if limit_s <= 0:
@@ -172,24 +200,32 @@ def run(command: list[str], limit_s: float) -> tuple[int, list[str], list[str]]:
         return code, output.read().splitlines(), errors.read().splitlines() + ended
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=list(PEERS))
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--sequence-length", type=int, default=4096)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--width", type=int, default=0)
+def make_parser() -> argparse.ArgumentParser:
+    parser = script_parser(__doc__)
+    parser.add_argument("--presets", nargs="+", type=MODEL, default=list(PEERS))
+    parser.add_argument("--steps", type=COUNT, default=30)
+    parser.add_argument("--sequence-length", type=COUNT, default=4096)
+    parser.add_argument("--batch", type=COUNT, default=8)
+    parser.add_argument("--width", type=COUNT_OR_NONE, default=0)
     parser.add_argument("--graph", action="store_true")
     parser.add_argument("--checkpoint", action="store_true")
     parser.add_argument("--deterministic", action="store_true")
-    parser.add_argument("--processes", type=int, nargs="+", default=[])
-    parser.add_argument("--shard-processes", type=int, nargs="+", default=[0])
+    parser.add_argument("--processes", type=SEVERAL, nargs="+", default=[])
+    parser.add_argument("--shard-processes", type=COUNT_OR_NONE, nargs="+", default=[0])
     parser.add_argument("--gather-dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32"])
-    parser.add_argument("--max-minutes", type=float, default=math.inf, help="of all measurements together")
-    parser.add_argument("--max-minutes-each", type=float, default=math.inf, help="of each measurement")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--max-minutes", type=MINUTES, default=math.inf, help="of all measurements together")
+    parser.add_argument("--max-minutes-each", type=MINUTES, default=math.inf, help="of each measurement")
+    parser.add_argument("--output", type=OUTPUT)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = make_parser()
     given = parser.parse_args(arguments)
     output = given.output or RESULTS / f"{result_name('training', pick_device('auto'))}.json"
+    with before_work(parser):
+        require_writable(output)
+        require_usable(given)
     session = Session(given, output)
     for preset in given.presets:
         session.measure(preset)

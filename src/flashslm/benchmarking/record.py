@@ -149,6 +149,19 @@ def result_name(subject: str, device: DeviceKind) -> str:
     return f"{subject}_{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}_{date.today()}"
 
 
+def read_record(file: Path, *needed: str) -> dict[str, Any]:
+    """A record that was written before. ValueError where the file holds none, or one without what is `needed`."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{file}' is not a record, as it is not JSON ({error}): give another file") from None
+    if absent := [name for name in needed if not isinstance(found, dict) or name not in found]:
+        raise ValueError(f"'{file}' is not a record of that benchmark: it has no {', '.join(absent)}")
+    if not isinstance(found, dict):
+        raise ValueError(f"'{file}' is not a record: it holds no JSON object; give another file")
+    return found
+
+
 def write_record(file: Path, record: Mapping[str, Any]) -> None:
     """As JSON, whole or not at all; its directory is made where it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flashslm.cli.options import HOME, MODELS, RUNS, DatasetOption, HomeOption, JsonOption, RunsOption, model_finder
+from flashslm.cli.options import (
+    HOME,
+    MODELS,
+    RUNS,
+    DatasetOption,
+    HomeOption,
+    JsonOption,
+    RunsOption,
+    model_finder,
+    writable_file,
+)
 from flashslm.cli.output import AS_IT_IS, console, natural_width
 from flashslm.cli.recipe_argument import Overrides
 from flashslm.config.file import load
@@ -35,7 +45,7 @@ def compare(  # noqa: PLR0913 - one parameter an option
     overrides: Overrides = None,
     config: Annotated[Path | None, typer.Option(help="Evaluate both by this recipe, on --dataset.")] = None,
     dataset: DatasetOption = None,
-    html: Annotated[Path | None, typer.Option(help="Also write the table as a page.")] = None,
+    html: Annotated[Path | None, typer.Option(callback=writable_file, help="Also write the table as a page.")] = None,
     runs: RunsOption = RUNS,
     home: HomeOption = HOME,
     as_json: JsonOption = False,

@@ -1,12 +1,12 @@
 """Options that several commands have, and the headings under which `flashslm --help` lists commands."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flashslm.config import WeightFormat
+from flashslm.infra.state_files import require_writable
 
 if TYPE_CHECKING:
     from flashslm.steps.named_model import ModelFinder
@@ -33,23 +33,17 @@ HomeOption = Annotated[
 ]
 
 
-def _writable_file(given: Path | None) -> Path | None:
+def writable_file(given: Path | None) -> Path | None:
     """What is given, once it is known that it can be written: before the work whose result it takes."""
-    if given is None:
-        return None
-    if given.is_dir():
-        raise typer.BadParameter(f"{given} is a directory: give a file, such as {given / 'result.json'}")
-    found = given if given.exists() else next(parent for parent in given.absolute().parents if parent.exists())
-    if found != given and not found.is_dir():
-        raise typer.BadParameter(f"{found} is a file, so {given} cannot lie below it: give another path")
-    if not os.access(found, os.W_OK):
-        raise typer.BadParameter(f"{found} is not writable: give another path, or change its permissions")
-    return given
+    try:
+        return given and require_writable(given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 OutputOption = Annotated[
     Path | None,
-    typer.Option("--output", callback=_writable_file, help="Also write the JSON object to this file."),
+    typer.Option("--output", callback=writable_file, help="Also write the JSON object to this file."),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs of this machine leave their directories.")]
 MODEL_FORMS = (

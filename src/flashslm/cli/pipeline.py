@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flashslm.cli.options import HOME, PIPELINES, SERVICES, HomeOption, JsonOption, PipelineOption
+from flashslm.cli.options import HOME, PIPELINES, SERVICES, HomeOption, JsonOption, PipelineOption, writable_file
 from flashslm.cli.output import AS_IT_IS, console, show
 from flashslm.cli.recipe_argument import ConfigOption, Overrides, RecipeCommand, load_recipe, located_here
 from flashslm.steps.recipe_checks import problems, problems_before_a_run_here
@@ -42,7 +42,9 @@ def run(
 def compile_command(
     overrides: Overrides = None,
     pipeline: PipelineOption = "design_and_train",
-    output: Annotated[Path, typer.Option("--output", "-o", help="The YAML file to write.")] = Path("pipeline.yaml"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", callback=writable_file, help="The YAML file to write.")
+    ] = Path("pipeline.yaml"),
     config: Annotated[Path | None, typer.Option("--config", help="Add the recipe's platform section.")] = None,
     kubernetes: Annotated[
         bool, typer.Option("--kubernetes", help="Write Pipeline and PipelineVersion objects.")

@@ -16,6 +16,31 @@ SQLITE_COMPANIONS = ("-journal", "-wal", "-shm")
 _log = logging.getLogger(__name__)
 
 
+def require_writable(file: Path) -> Path:
+    """The file, where it can be written later, with directories that are missing: known before the work that it keeps.
+
+    ValueError says why it cannot be.
+    """
+    if file.is_dir():
+        raise ValueError(f"{file} is a directory: give a file, such as {file / 'result.json'}")
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is a device or a pipe: give a file that can be replaced")
+    if file.exists() and not os.access(file, os.W_OK):
+        raise ValueError(f"{file} is not writable: give another path, or change its permissions")
+    require_writable_directory(file.parent)
+    return file
+
+
+def require_writable_directory(directory: Path) -> Path:
+    """The directory, where it can be made, or files can be made in it. ValueError says why not."""
+    found = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    if not found.is_dir():
+        raise ValueError(f"{found} is a file, so nothing can lie below it: give another path")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise ValueError(f"{found} is not writable: give another path, or change its permissions")
+    return directory
+
+
 def write_whole(file: Path, content: str | bytes) -> None:
     """Replace a file (mode 0600) so that a reader, or a crash at any moment, finds the old content or the new one."""
     data = content.encode() if isinstance(content, str) else content

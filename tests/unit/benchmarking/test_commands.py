@@ -71,7 +71,7 @@ def test_errors_say_what_is_allowed(arguments, message):
 
 
 @pytest.mark.parametrize("command", ["decode", "throughput", "training"])
-@pytest.mark.parametrize("path, said", [("", "is a directory"), ("file/x.json", "cannot lie below it")])
+@pytest.mark.parametrize("path, said", [("", "is a directory"), ("file/x.json", "nothing can lie below it")])
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(model, tmp_path, command, path, said):
     (tmp_path / "file").touch()
     result = bench(command, "--model", model, "--output", str(tmp_path / path))

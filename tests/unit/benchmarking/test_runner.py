@@ -71,7 +71,7 @@ def test_the_record(record):
 def test_the_plot_shows_the_record(record, tmp_path):
     source = tmp_path / "decode.json"
     source.write_text(json.dumps(record), encoding="utf-8")
-    save_beside([str(source)], plot_decode.plot)
+    save_beside([source], plot_decode.plot)
     assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "decode.svg").read_text(encoding="utf-8")
     latency, operators, batches = plot_decode.plot(record).axes

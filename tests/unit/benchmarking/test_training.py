@@ -236,8 +236,24 @@ def test_a_measurement_that_takes_too_long_is_ended_with_all_below_it(tmp_path, 
     assert benchmarks.training.run(["true"], 0.0) == (benchmarks.training.TIMED_OUT, [], ["no time was left for it"])
 
 
-def test_a_measurement_that_fails_is_listed_with_what_it_said(tmp_path, capsys):
-    assert benchmarks.training.main(["--presets", "no-such", "--output", str(tmp_path / "record.json")]) == 1
+def test_a_measurement_that_fails_is_listed_with_what_it_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert benchmarks.training.main(["--presets", "qwen3-0.6b", "--output", str(tmp_path / "record.json")]) == 1
     (failed,) = json.loads((tmp_path / "record.json").read_text())["failed"]
-    assert (failed["what"], failed["code"]) == ("no-such", 1) and "'no-such' is unknown" in "".join(failed["stderr"])
-    assert "'no-such' is unknown" in capsys.readouterr().err
+    assert (failed["what"], failed["code"]) == ("qwen3-0.6b", 1) and "needs a GPU" in "".join(failed["stderr"])
+    assert "needs a GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--sequence-length", "7"], "sequence_length is 7: from 8 to the 32768 positions of the model"),
+        (["--width", "1000"], "width 1000 leaves num_heads no whole number: take a multiple of 512"),
+        (["--processes", "2", "4", "--shard-processes", "4"], "--shard-processes 4 with --processes 2: give a divisor"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_before_the_first_process(options, said, monkeypatch, capsys):
+    monkeypatch.setattr(benchmarks.training, "run", lambda *_: pytest.fail("a measurement was started"))
+    with pytest.raises(SystemExit) as ended:
+        benchmarks.training.main(["--presets", "nemotron-flash-1b", *options])
+    assert ended.value.code == 2 and said in " ".join(capsys.readouterr().err.split())

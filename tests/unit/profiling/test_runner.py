@@ -1,6 +1,7 @@
 """benchmarks/latency_table.py and its plot, on sizes that take a moment."""
 
 import json
+import re
 
 import pytest
 
@@ -78,8 +79,9 @@ def test_an_earlier_table_is_taken_up(place, capsys):
     assert second["table"] == first["table"] and second["check"]["models"]
     other = first["table"] | {"device": first["table"]["device"] | {"cores": 999}}
     (place / "elsewhere.json").write_text(json.dumps({"table": other}), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"cores=999.*measure it again"):
+    with pytest.raises(SystemExit):
         run(place / "no.json", "--parts", "check", "--table", str(place / "elsewhere.json"), capsys=capsys)
+    assert re.search(r"cores=999.*measure it again", capsys.readouterr().err)
 
 
 def test_a_table_of_8_bits_is_not_taken_up_for_another(place, capsys):
@@ -88,8 +90,9 @@ def test_a_table_of_8_bits_is_not_taken_up_for_another(place, capsys):
     taken_up = ("--table", str(place / "int8.json"))
     again = run(place / "c.json", "--parts", "check", *taken_up, "--weights", "int8", capsys=capsys)
     assert again["table"] == record["table"]
-    with pytest.raises(ValueError, match=r"weights in 'int8', profiling\.weights is 'full'"):
+    with pytest.raises(SystemExit):
         run(place / "no.json", "--parts", "check", *taken_up, capsys=capsys)
+    assert "weights in 'int8', profiling.weights is 'full'" in capsys.readouterr().err
 
 
 def test_what_the_budget_does_not_allow_is_left_out(place, monkeypatch, capsys):
@@ -111,7 +114,7 @@ def test_what_the_budget_does_not_allow_is_left_out(place, monkeypatch, capsys):
 
 def test_every_part_is_plotted(place, capsys):
     record = run(place / "plotted.json", "--parts", "table", "check", "sweep", capsys=capsys)
-    save_beside([str(place / "plotted.json")], plot_latency.plot)
+    save_beside([place / "plotted.json"], plot_latency.plot)
     for suffix in (".png", ".svg"):
         assert (place / "plotted").with_suffix(suffix).stat().st_size > 10_000
     labels = [axes.get_xlabel() for axes in plot_latency.plot(record).axes]
