@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flashslm.config import KernelsConfig, OutputInit, TrainingConfig
+from flashslm.config import KernelsConfig, OutputInit, TrainingConfig, digest
 from flashslm.data.files import Files
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.models.architecture import Architecture
@@ -78,8 +78,12 @@ class TrainSpec(_Values):
         return self.training.model_copy(update={"learning_rate": rate})
 
     def object_key(self, name: Literal["spec", "heartbeat", "outcome"]) -> str:
-        """The object by which the step and its workers exchange the spec, a sign of life, and the outcome."""
-        return f"pretraining/{self.run_key}/{name}.json"
+        """The object by which the step and its workers exchange the spec, a sign of life, and the outcome.
+
+        Steps that execute the same run in other ways share all but the spec: workers of one read no other's.
+        """
+        own = f"-{digest(self.model_dump(mode='json'))[:16]}" if name == "spec" else ""
+        return f"pretraining/{self.run_key}/{name}{own}.json"
 
     def check_ranks(self, world_size: int) -> None:
         """Raise ValueError if the ranks do not divide the micro-batch of some stage, or into groups that shard."""

@@ -63,8 +63,18 @@ def test_ranks_must_divide_the_micro_batch() -> None:
 
 
 def test_the_objects_of_one_run_lie_together() -> None:
-    keys = [tiny.spec(run_key="k").object_key(name) for name in ("spec", "heartbeat", "outcome")]
-    assert keys == ["pretraining/k/spec.json", "pretraining/k/heartbeat.json", "pretraining/k/outcome.json"]
+    spec = tiny.spec(run_key="k")
+    keys = [spec.object_key(name) for name in ("heartbeat", "outcome")]
+    assert keys == ["pretraining/k/heartbeat.json", "pretraining/k/outcome.json"]
+    assert spec.object_key("spec").startswith("pretraining/k/spec-")
+
+
+def test_two_steps_that_execute_one_run_in_other_ways_do_not_overwrite_each_others_spec() -> None:
+    """A worker that is started again would train with the micro-batch and the processes of the other step."""
+    two, four = (tiny.spec(TrainingConfig(processes=processes), run_key="k") for processes in (2, 4))
+    assert two.object_key("spec") != four.object_key("spec")
+    assert two.object_key("spec") == two.model_copy().object_key("spec"), "a retry finds its own"
+    assert two.object_key("outcome") == four.object_key("outcome")
 
 
 def test_an_outcome_keeps_its_rows_through_json() -> None:
