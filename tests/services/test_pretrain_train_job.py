@@ -112,6 +112,24 @@ def test_two_nodes_give_the_run_of_one_process(
     assert result["validation/loss_nats"] == pytest.approx(alone["validation/loss_nats"], abs=1e-4)
 
 
+def test_a_job_that_another_run_has_removed_after_its_end_is_not_trained_again(
+    server: FakeKubernetes, platform_env: Settings, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs wait for one job; the first to find it complete removes it."""
+
+    def removed(name: str, kind: str) -> None:
+        assert kind == "Complete"
+        with server.changed:
+            del server.jobs[name]
+
+    monkeypatch.setattr(server, "end_job", removed)
+    server.on_create = partial(run_pods, tmp_path / "pod-cache")
+    arguments = call(write_inputs(store, tmp_path), tmp_path / "x.json", processes=0, steps=2)
+    arguments["parameters"]["code_digest"] = "removed"  # a run of its own
+    result = run_step("pretrain", **arguments)
+    assert "after 2 steps on 2 processes" in result["summary"] and len(server.created) == 1
+
+
 def test_the_failure_of_a_worker_and_of_its_pod_are_told(
     server: FakeKubernetes, platform_env: Settings, store: ObjectStore, tmp_path: Path
 ) -> None:

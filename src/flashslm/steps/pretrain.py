@@ -12,7 +12,7 @@ from flashslm.export.importing import load_export
 from flashslm.hardware import pick_device
 from flashslm.infra.kubernetes import train_job
 from flashslm.infra.kubernetes.client import Kubernetes
-from flashslm.infra.storage.heartbeat import send_heartbeats
+from flashslm.infra.storage.heartbeat import is_silent, send_heartbeats
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.serialization import load_architecture
 from flashslm.steps.context import StepContext, fetch_tree
@@ -152,7 +152,8 @@ def _train_on_gpus(context: StepContext, spec: TrainSpec, processes: int, output
 def _train_on_nodes(
     context: StepContext, spec: TrainSpec, template: dict[str, Any], output: WorkerOutput
 ) -> TrainOutcome:
-    """Train on other pods. The job's name is the work's, so a retry finds the job that an attempt before it left."""
+    """Train on other pods. The job's name is the work's, so a retry finds the job that an attempt before it left, and
+    another run of the same work finds it too: both wait for one job."""
     trainer = template["spec"]["trainer"]
     trainer["numProcPerNode"] = spec.training.processes or trainer["numProcPerNode"]
     trainer["command"] = node_command("-m", WORKER, spec.object_key("spec"), WATCHED)
@@ -164,12 +165,18 @@ def _train_on_nodes(
         context.events.emit("progress", text)
 
     _put_spec(context, spec)
-    job = train_job.TrainJob(Kubernetes.in_cluster(), template, output.line, on_status)
+    alive, outcome = spec.object_key("heartbeat"), spec.object_key("outcome")
+    is_watched, before = not is_silent(context.store, alive), context.store.get_json(outcome)
+    run_id = context.settings.kfp_run_id
+    job = train_job.TrainJob(Kubernetes.in_cluster(), template, output.line, on_status, run_id, is_watched)
     context.mlflow_run.set_tags({"train_job.name": job.name})
     try:
-        with send_heartbeats(context.store, spec.object_key("heartbeat")):
+        with send_heartbeats(context.store, alive):
             job.run()
     except train_job.TrainJobFailed as error:
+        # Another run that waited for the job may have found it complete first, and removed it.
+        if isinstance(error, train_job.TrainJobGone) and context.store.get_json(outcome) != before:
+            return _workers_outcome(context, spec, output)
         raise WorkerFailed(f"{output.failure}\n{error}".strip(), output.failure) from error
     return _workers_outcome(context, spec, output)
 

@@ -77,9 +77,11 @@ class Kubernetes:
         found: dict[str, Any] | None = self._custom("get", api_version, plural, name)
         return found
 
-    def delete(self, api_version: str, plural: str, name: str) -> None:
-        """Delete a custom object after what it owns; nothing if it is not there."""
-        self._custom("delete", api_version, plural, name, propagation_policy="Foreground")
+    def delete(self, api_version: str, plural: str, name: str, uid: str = "") -> None:
+        """Delete a custom object after what it owns; nothing if it is not there. With `uid` no other object of that
+        name is deleted: the status of the error is then 409."""
+        options = {"propagationPolicy": "Foreground"} | ({"preconditions": {"uid": uid}} if uid else {})
+        self._custom("delete", api_version, plural, name, body=options)
 
     def pods(self, selector: str) -> list[dict[str, Any]]:
         """The pods that a label selector finds."""

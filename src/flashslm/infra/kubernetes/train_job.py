@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from flashslm.config import digest
 from flashslm.infra.kubernetes.client import Kubernetes, KubernetesError
 from flashslm.infra.process.interrupts import Terminated
 
@@ -17,6 +18,7 @@ JOB_SET_LABEL = "jobset.sigs.k8s.io/jobset-name"
 REPLICATED_JOB_LABEL = "jobset.sigs.k8s.io/replicatedjob-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+RUN, TEMPLATE = "flashslm.dev/kfp-run", "flashslm.dev/template"  # annotations: which run made the job, and as what
 NODE = "node"  # the replicated job and the container that Trainer's torch runtimes train in
 _GONE_S = 900.0
 _LAST_LINES = 20
@@ -28,6 +30,10 @@ KubernetesObject = dict[str, Any]
 
 class TrainJobFailed(RuntimeError):
     """The job failed or is gone; the message has the reason of the pod that failed first."""
+
+
+class TrainJobGone(TrainJobFailed):
+    """The job was deleted while it was followed."""
 
 
 def template_from_environment() -> KubernetesObject | None:
@@ -43,7 +49,11 @@ def world_size(template: KubernetesObject) -> int:
 
 
 class TrainJob:
-    """One job by its name. `on_line` gets the log of rank 0's node, `on_status` one line when something changes."""
+    """One job by its name. `on_line` gets the log of rank 0's node, `on_status` one line when something changes.
+
+    `run_id` is the KFP run of this step. Another run may do the same work and have a job of this name with other nodes,
+    processes or resources; `is_watched` says whether a step waits for it.
+    """
 
     def __init__(
         self,
@@ -51,40 +61,52 @@ class TrainJob:
         manifest: KubernetesObject,
         on_line: Callable[[str], None],
         on_status: Callable[[str], None],
+        run_id: str = "",
+        is_watched: bool = True,
         poll_s: float = 10.0,
     ):
-        self.api, self.manifest, self.poll_s = api, manifest, poll_s
+        self.api, self.manifest, self.poll_s = api, _annotated(manifest, run_id), poll_s
+        self._run_id, self._is_watched = run_id, is_watched
         self._on_line, self._on_status = on_line, on_status
         self.name = str(manifest["metadata"]["name"])
         self._status = ""
         self._seen: dict[str, str] = {}  # pod -> time stamp of its last line
 
     def run(self) -> None:
-        """Start or adopt the job and follow it. It is removed when it is complete and when this step is cancelled; a
-        failed one stays to be looked at until the next attempt. Raises TrainJobFailed.
+        """Start or adopt the job and follow it. It is removed when it is complete, and when this step is cancelled
+        unless another run made it; a failed one stays to be looked at until the next attempt. Raises TrainJobFailed.
         """
         try:
             self._start()
-            self._follow()
+            complete = self._follow()
         except (Terminated, KeyboardInterrupt):
-            try:
-                self._delete()
-            except KubernetesError as error:  # the end stays the one that was asked for
-                _log.warning("TrainJob %s was not removed: %s; its pods end when they miss this step", self.name, error)
+            self._leave()
             raise
-        self._delete()
+        self._delete(complete)
+
+    def _leave(self) -> None:
+        """Nothing here replaces the end that was asked for."""
+        try:
+            found = self._read()
+            if found and _run_of(found) == self._run_id:
+                self._delete(found)
+            elif found:
+                _log.info("TrainJob %s stays: run %s made it and may wait for it", self.name, _run_of(found))
+        except KubernetesError as error:
+            _log.warning("TrainJob %s was not removed: %s; its pods end when they miss this step", self.name, error)
 
     def _start(self) -> None:
-        """Adopt a job that lives or is complete; replace one that failed; create one where there is none."""
+        """Adopt a job that lives or is complete; replace one that failed, and one with another template that no step
+        waits for; create one where there is none."""
         while True:
             found = self._read()
-            if found and not _ended(found, "Failed") and "deletionTimestamp" not in found["metadata"]:
-                self._report(f"TrainJob {self.name} is there: this attempt adopts it")
+            if found and (adopted := self._adopted(found)):
+                self._report(adopted)
                 return
             if found:
                 self._report(f"TrainJob {self.name} of an earlier attempt is removed")
-                self._delete()
-                self._wait_until_gone()
+                self._delete(found)
+                self._wait_until_gone(found)
             try:
                 self.api.create(API_VERSION, PLURAL, self.manifest)
                 self._report(f"TrainJob {self.name} created")
@@ -93,17 +115,33 @@ class TrainJob:
                 if error.status != 409:  # else it is there after all: an answer was lost, or another process made it
                     raise
 
-    def _follow(self) -> None:
+    def _adopted(self, found: KubernetesObject) -> str:
+        """What adopting that job means; "" where it has to be replaced."""
+        if _ended(found, "Failed") or "deletionTimestamp" in found["metadata"]:
+            return ""
+        others = _differences(found, self.manifest)
+        if not others or _ended(found, "Complete"):
+            return f"TrainJob {self.name} is there: this attempt adopts it"
+        if not self._is_watched:
+            return ""
+        return (
+            f"TrainJob {self.name} of run {_run_of(found)} does the same work with {others}, and a step waits for it: "
+            "this attempt adopts it as it is. To train as this run asks, cancel the other run or delete the job: the "
+            "next attempt creates it again and resumes from the last checkpoint"
+        )
+
+    def _follow(self) -> KubernetesObject:
+        """The job when it is complete."""
         while True:
             job = self._read()
             if job is None:
-                raise TrainJobFailed(f"TrainJob {self.name} is gone: it was deleted; a retry creates it again")
+                raise TrainJobGone(f"TrainJob {self.name} is gone: it was deleted; a retry creates it again")
             pods = self._pods()
             ended = _ended(job, "Complete") or _ended(job, "Failed")
             for pod in _started(pods, index="0"):
                 self._stream(pod)
             if ended and ended["type"] == "Complete":
-                return
+                return job
             if ended:
                 raise TrainJobFailed(self._failure(ended, pods))
             self._report(self._describe(job, pods))
@@ -162,12 +200,17 @@ class TrainJob:
     def _read(self) -> KubernetesObject | None:
         return self.api.get(API_VERSION, PLURAL, self.name)
 
-    def _delete(self) -> None:
-        self.api.delete(API_VERSION, PLURAL, self.name)
+    def _delete(self, job: KubernetesObject) -> None:
+        """That job, not one that another step has created in its place since it was read."""
+        try:
+            self.api.delete(API_VERSION, PLURAL, self.name, _uid(job))
+        except KubernetesError as error:
+            if error.status != 409:
+                raise
 
-    def _wait_until_gone(self) -> None:
+    def _wait_until_gone(self, job: KubernetesObject) -> None:
         give_up_s = time.monotonic() + _GONE_S
-        while self._read() is not None:
+        while (found := self._read()) is not None and _uid(found) == _uid(job):
             if time.monotonic() > give_up_s:
                 raise TrainJobFailed(f"TrainJob {self.name} was deleted {_GONE_S:.0f} s ago and is still there")
             time.sleep(self.poll_s)
@@ -176,6 +219,35 @@ class TrainJob:
         if status and status != self._status:
             self._status = status
             self._on_status(status)
+
+
+def _annotated(manifest: KubernetesObject, run_id: str) -> KubernetesObject:
+    """A copy that says which run asks for the job, and what it asks: servers write some values in another form."""
+    metadata = manifest["metadata"]
+    own = {RUN: run_id, TEMPLATE: digest([metadata.get("labels", {}), manifest["spec"]])[:16]}
+    return manifest | {"metadata": metadata | {"annotations": metadata.get("annotations", {}) | own}}
+
+
+def _annotation(job: KubernetesObject, name: str) -> str:
+    return str((job["metadata"].get("annotations") or {}).get(name, ""))
+
+
+def _run_of(job: KubernetesObject) -> str:
+    return _annotation(job, RUN)
+
+
+def _uid(job: KubernetesObject) -> str:
+    return str(job["metadata"].get("uid", ""))
+
+
+def _differences(found: KubernetesObject, wanted: KubernetesObject) -> str:
+    """What the found job's template has in place of the wanted one's; "" if they are the same."""
+    if _annotation(found, TEMPLATE) == _annotation(wanted, TEMPLATE):
+        return ""
+    theirs, ours = (job["spec"].get("trainer", {}) for job in (found, wanted))
+    fields = [field for field in ("numNodes", "numProcPerNode", "image") if theirs.get(field) != ours.get(field)]
+    named = [f"{field} {theirs.get(field)} instead of {ours.get(field)}" for field in fields]
+    return ", ".join(named) or "other resources or settings"
 
 
 def _ended(job: KubernetesObject, kind: str) -> KubernetesObject | None:

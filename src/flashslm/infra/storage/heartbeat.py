@@ -33,22 +33,24 @@ def send_heartbeats(store: ObjectStore, key: str, every_s: float = BEAT_S) -> It
         yield
 
 
+def is_silent(store: ObjectStore, key: str, silence_s: float = 3 * BEAT_S) -> bool:
+    """Whether no step has said for `silence_s` that it waits."""
+    found = store.get_json(key)
+    seen_s = found[0].get("seen_s") if found and isinstance(found[0], dict) else None
+    return not isinstance(seen_s, int | float) or time.time() - seen_s > silence_s
+
+
 @contextmanager
 def require_heartbeats(
     store: ObjectStore, key: str, every_s: float = BEAT_S, silence_s: float = SILENCE_S
 ) -> Iterator[None]:
     """Send this process SIGTERM once that has not been said for `silence_s`; raises Abandoned if so now."""
 
-    def is_silent() -> bool:
-        found = store.get_json(key)
-        seen_s = found[0].get("seen_s") if found and isinstance(found[0], dict) else None
-        return not isinstance(seen_s, int | float) or time.time() - seen_s > silence_s
-
     def listen() -> None:
-        if is_silent():
+        if is_silent(store, key, silence_s):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    if is_silent():
+    if is_silent(store, key, silence_s):
         raise Abandoned(f"the step that began this work has not been heard of for {silence_s:.0f} s")
     with _every(every_s, listen):
         yield

@@ -6,6 +6,7 @@ A test plays the controller: `on_create` is called with the server and the job.
 
 import json
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -173,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             wanted = dict(pair.split("=") for pair in query["labelSelector"].split(","))
             found = [p for p in state.pods.values() if wanted.items() <= p["metadata"]["labels"].items()]
             return {"kind": "PodList", "items": found}
-        return self._create(json.loads(body)) if verb == "create" else self._one(verb, rest[0])
+        return self._create(json.loads(body)) if verb == "create" else self._one(verb, rest[0], body)
 
     def _create(self, job: Document) -> Document:
         state = self.server_state
@@ -185,12 +186,13 @@ class _Handler(BaseHTTPRequestHandler):
         with state.changed:
             if name in state.jobs:
                 raise _Refused(409, f"trainjobs {name} already exists")
+            job["metadata"]["uid"] = str(uuid.uuid4())
             state.jobs[name] = job
             state.created.append(name)
         threading.Thread(target=state.on_create, args=(state, job), daemon=True).start()
         return job
 
-    def _one(self, verb: str, name: str) -> Document:
+    def _one(self, verb: str, name: str, body: bytes) -> Document:
         """Get or delete; a job that is being deleted is still there for one more reading, as with finalizers."""
         state = self.server_state
         with state.changed:
@@ -198,6 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refused(404, f"trainjobs {name} not found")
             job = state.jobs[name]
             if verb == "delete":
+                uid = json.loads(body).get("preconditions", {}).get("uid")
+                if uid not in (None, job["metadata"].get("uid")):
+                    raise _Refused(409, "the UID in the precondition does not match the UID in record")
                 state.deleted.append(name)
                 job["metadata"]["deletionTimestamp"] = START.isoformat()
             elif "deletionTimestamp" in job["metadata"]:

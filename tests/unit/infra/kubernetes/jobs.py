@@ -8,6 +8,7 @@ from flashslm.config import PlatformConfig
 from flashslm.infra.kubernetes import train_job
 from flashslm.infra.kubernetes.client import Kubernetes
 from flashslm.infra.kubernetes.train_job import TrainJob
+from flashslm.infra.process.interrupts import Terminated
 from flashslm.launch.kfp.cluster_pass import for_cluster
 from flashslm.launch.labels import step_of
 from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes
@@ -42,10 +43,16 @@ def template_of(platform: PlatformConfig) -> tuple[Document, Document]:
 class Watched:
     """A job and what it logged."""
 
-    def __init__(self, api: Kubernetes, manifest: Document):
+    def __init__(self, api: Kubernetes, manifest: Document, run_id: str = "", is_watched: bool = True):
         self.lines: list[str] = []
         self.statuses: list[str] = []
-        self.job = TrainJob(api, manifest, self.lines.append, self.statuses.append, poll_s=0.02)
+        self.job = TrainJob(api, manifest, self._line, self.statuses.append, run_id, is_watched, poll_s=0.02)
+        self.cancel_at = ""  # the line at which the step is cancelled
+
+    def _line(self, line: str) -> None:
+        self.lines.append(line)
+        if line == self.cancel_at:
+            raise Terminated(143)
 
 
 def trains(*lines: str) -> Callable[[FakeKubernetes, Document], None]:
