@@ -64,6 +64,7 @@ class RunArtifacts:
     device_name: str
     lineage: list[dict[str, Any]]  # name, uri, sha256, bytes of every artifact
     finalists: list[dict[str, Any]] = field(default_factory=list)
+    edges: list[str] = field(default_factory=list)  # ranges of the search of which the chosen design has an end
 
 
 def render(run: RunArtifacts, facts: RunFacts | None = None) -> str:

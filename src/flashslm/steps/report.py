@@ -71,6 +71,7 @@ def collect(context: StepContext) -> RunArtifacts:
         pareto=read("architecture", "pareto.json"),
         winners=read("architecture", "winners.json"),
         best=read("architecture", "best.json"),
+        edges=read("architecture", "edges.json"),
         finalists=read("architecture", "finalists.json"),
         ablation=read("ablation", "ablation.json"),
         step_time_ms=context.manifest("ablation").metadata["step_time_ms"],

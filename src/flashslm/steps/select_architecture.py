@@ -5,6 +5,7 @@ from typing import Any
 
 from flashslm.config import SizeChoice, sizes_in_words
 from flashslm.models.architecture import build_architecture
+from flashslm.search.edges import edges
 from flashslm.search.finalists import Finalist, judge_finalists
 from flashslm.search.result import SearchResult, pruned_by_step, pruning_in_words, search_result, trained_share
 from flashslm.steps.context import StepContext
@@ -13,7 +14,7 @@ from flashslm.steps.winners import measure_winners
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Outputs `architecture`: JSON documents architecture, history, pareto, best, finalists and winners."""
+    """Outputs `architecture`: JSON documents architecture, history, pareto, best, edges, finalists and winners."""
     objective = context.config.search.objective
     found = search_result(open_study(context).finished(), budget_ms(context), objective)
     history = found.history
@@ -30,6 +31,7 @@ def run(context: StepContext) -> dict[str, Any]:
         "history.json": history,
         "pareto.json": found.pareto,
         "best.json": best,
+        "edges.json": edges(best, history, context.config.search),
         "finalists.json": [finalist.model_dump(mode="json") for finalist in finalists],
     }
     winners = files["winners.json"] = measure_winners(context, best, found.pareto, budget_ms(context))
@@ -48,7 +50,7 @@ def run(context: StepContext) -> dict[str, Any]:
         "summary": f"{architecture.operators} at width {architecture.hidden_size}{with_sizes}: proxy loss "
         f"{best['loss_nats']:.3f} nats, {best['latency_ms']:.4g} ms/token by the table, "
         f"{winners[0]['measured_ms']:.4g} measured; {won_against(finalists, len(history))}"
-        + "".join(f"; {text}" for text in pruning_in_words(pruned)),
+        + "".join(f"; {text}" for text in [*pruning_in_words(pruned), *files["edges.json"]]),
     }
 
 

@@ -1,5 +1,6 @@
 """What the reports show: every number beside its unit, in the gate's order, and no empty figure."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -118,3 +119,10 @@ def test_a_perplexity_of_thousands_has_one_decimal() -> None:
     run = artifacts()
     run.evaluation["tasks"]["lambada"] = {"perplexity": 6868.5317, "perplexity_stderr": 322.7831, "samples": 5153.0}
     assert ">6868.5 ± 322.8</td>" in render(run, run_facts())
+
+
+def test_a_choice_at_an_end_of_the_search_is_said() -> None:
+    edges = ["width 64 is the largest that was searched (as in 3 of 4 trials)", "ffn_ratio 2 is the smallest"]
+    page = render(dataclasses.replace(artifacts(), edges=edges), run_facts())
+    assert f"at an end of what was searched: {'; '.join(edges)}. A better design may lie beyond." in page
+    assert "at an end of what was searched" not in render(artifacts(), run_facts())

@@ -34,6 +34,8 @@ def test_the_winner_has_the_sizes_of_its_trial(monkeypatch: pytest.MonkeyPatch) 
     assert published["best.json"]["sizes"] == wide.sizes.given()
     assert published["best.json"]["parameters"] == parameters(built)["total"]
     assert f"at width {built.hidden_size} with ffn_ratio 6, head_dim {built.head_dim}: proxy loss" in found["summary"]
+    at_an_end = "ffn_ratio 6 is the largest that was searched"
+    assert at_an_end in published["edges.json"] and f"; {at_an_end}" in found["summary"]
     assert found["distinct_architectures"] == len({trial.digest for trial in trials}) == 5
 
 
