@@ -103,6 +103,7 @@ def _label(run: DivergedRun) -> str:
 def choose_deployed(runs: list[VariantRun], deploy: str, seed: int, diverged: Sequence[DivergedRun] = ()) -> VariantRun:
     """The run that continues: of the named variant, or of the one of lower mean loss, that with the recipe's seed.
 
+    The means are over the seeds that all these variants have: one that diverged with a seed is not compared on others.
     Choosing the seed of lowest loss would deploy, and report, luck. Raises ValueError, which names why, if every run
     that could be deployed diverged.
     """
@@ -110,11 +111,11 @@ def choose_deployed(runs: list[VariantRun], deploy: str, seed: int, diverged: Se
     if not allowed:
         found = "; ".join(f"{_label(r)}: {r.reason}" for r in diverged)
         raise ValueError(f"no run with training.deploy={deploy} and seed {seed} is left: {found}")
-    means = {
-        r.weight_norm: statistics.fmean(x.validation_loss_nats for x in runs if x.weight_norm == r.weight_norm)
-        for r in allowed
+    losses = {
+        r.weight_norm: {x.seed: x.validation_loss_nats for x in runs if x.weight_norm == r.weight_norm} for r in allowed
     }
-    return min(allowed, key=lambda r: means[r.weight_norm])
+    seeds = set.intersection(*(set(by_seed) for by_seed in losses.values()))
+    return min(allowed, key=lambda r: statistics.fmean(losses[r.weight_norm][seed] for seed in sorted(seeds)))
 
 
 def _summarise(name: str, group: list[VariantRun]) -> VariantSummary:
