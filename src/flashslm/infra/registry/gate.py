@@ -171,10 +171,21 @@ def _verdict(
 
 
 def _within_limits(candidate: MeasuredModel, limits: GateConfig) -> list[LimitCheck]:
-    results = _limit("perplexity", candidate.perplexity, limits.max_perplexity)
+    results = _not_finite(candidate)
+    results += _limit("perplexity", candidate.perplexity, limits.max_perplexity)
     results += _rounding_limit(candidate, limits)
     results += [_latency_limit(candidate, limits)] if limits.max_latency_ms else []
     return results + _limit("parameters", candidate.parameters, limits.max_parameters)
+
+
+def _not_finite(candidate: MeasuredModel) -> list[LimitCheck]:
+    """Without a limit and a champion nothing else would hold a model that gives no numbers."""
+    measured = {"perplexity": candidate.perplexity, "latency_ms": candidate.latency_ms}
+    return [
+        (False, f"{name} {value} is not a finite number")
+        for name, value in measured.items()
+        if not math.isfinite(value)
+    ]
 
 
 def _limit(name: str, value: float, limit: float) -> list[LimitCheck]:
@@ -215,6 +226,8 @@ def _compare(c: Comparison, limits: GateConfig) -> LimitCheck:
     else:
         bound, rule = c.champion * (1 + limits.max_perplexity_increase), "at most"
     text = f"{c.metric} on {c.data} {c.challenger:.4f}, {rule} {bound:.4f} (champion {c.champion:.4f})"
+    if not (math.isfinite(c.challenger) and math.isfinite(c.champion)):
+        return False, text
     measured = c.challenger < bound if c.must_gain else _keeps(c.challenger, bound, c.higher_is_better)
     return _decided(text, measured, c.interval_text(), c.judged(bound), getattr(limits.cannot_tell, kind), kind)
 

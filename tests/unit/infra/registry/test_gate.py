@@ -250,3 +250,16 @@ def test_a_busy_machine_ends_without_a_verdict(busy: str) -> None:
 def test_a_limit_on_latency_is_judged_by_its_interval(half: float, limit: float, decision: str) -> None:
     verdict = decide(steady(candidate(), 4.0, half), None, "", GateConfig(max_latency_ms=limit))
     assert verdict.decision == decision
+
+
+@pytest.mark.parametrize("kind", ["gain", "loss"])
+def test_a_number_that_is_not_finite_passes_nowhere(kind: str) -> None:
+    """Not even where the recipe lets pass what an interval cannot tell, and not as the first model."""
+    nan = float("nan")
+    limits = GateConfig.model_validate({"cannot_tell": {kind: "promote"}})
+    unknown = interval(nan, nan, challenger=nan, must_gain=kind == "gain")
+    assert decide_retraining(candidate(), CHAMPION, "1", [unknown], limits).decision == "hold"
+    for value in (nan, float("inf")):
+        first = decide(candidate(perplexity=value), None, "", GateConfig())
+        assert first.reasons == [f"perplexity {value} is not a finite number"]
+        assert decide(candidate(latency_ms=value), None, "", GateConfig()).decision == "hold"
