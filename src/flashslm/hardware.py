@@ -5,7 +5,8 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -37,6 +38,11 @@ PEAKS = {
     "NVIDIA H200 NVL": Peak(835.5e12, 4.8e12),
     "NVIDIA B200": Peak(2250e12, 8.0e12),
 }
+
+SIDE_BY_SIDE = "FLASHSLM_SIDE_BY_SIDE"  # how many processes like this one share the machine
+# Variables that say how many threads, and the most of them: inductor's own limit is 32.
+_THREADS = {"OMP_NUM_THREADS": 2**16, "TORCHINDUCTOR_COMPILE_THREADS": 32}
+_OWN = "FLASHSLM_OWN_THREADS"  # those of them that this project has set, and not the user
 
 # In the texts of RuntimeErrors. The last is that of an allocation on a CPU.
 _LACK_OF_MEMORY = (
@@ -114,11 +120,42 @@ def keep_threads_to_quota(environ: MutableMapping[str, str] = os.environ) -> Non
     """Have libraries that are imported later, and child processes, start no more threads than there is quota for.
 
     A pod with a CPU limit sees all cores of its node: with a thread for each of them, all stand still for most of every
-    period of the quota, and inductor's compile workers alone take gigabytes. What the user has set stays.
+    period of the quota, and inductor's compile workers alone take gigabytes. What the user has set stays. Of several
+    such processes on one machine (`SIDE_BY_SIDE`) each gets its share.
     """
-    if (cores := usable_cores()) < _visible_cores():
-        for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
-            environ.setdefault(name, str(cores))
+    if usable_cores() < _visible_cores() or environ.get(SIDE_BY_SIDE, "1") != "1":
+        environ.update(thread_shares(1, environ))
+
+
+def thread_shares(processes: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables of each of so many processes that run side by side: its share of the usable cores, at least one.
+
+    What the user has set stays; what `keep_threads_to_quota` has set for the parent alone is divided.
+    """
+    cores = max(1, usable_cores() // (processes * int(environ.get(SIDE_BY_SIDE, "1"))))
+    own = environ.get(_OWN, "").split()
+    names = [name for name in _THREADS if name not in environ or name in own]
+    return {name: str(min(cores, _THREADS[name])) for name in names} | {_OWN: " ".join(names)}
+
+
+@contextmanager
+def threads_shared_by(processes: int) -> Iterator[None]:
+    """So many child processes that start inside share the usable cores; this process keeps its threads."""
+    with changed_environment(thread_shares(processes)):
+        yield
+
+
+@contextmanager
+def changed_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables of this process, and of children that start inside; afterwards they are what they were."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
 
 
 def _visible_cores() -> int:

@@ -181,7 +181,9 @@ def test_as_many_iterations_run_at_once_as_the_recipe_says(
     sleepers(runs, launcher, count=len(labels))
     launcher.terminate()
     launcher.communicate(timeout=60)
-    assert sorted(call["label"] for call in runs.calls() if "sleeping" in call) == labels
+    begun = [call for call in runs.calls() if "sleeping" in call]
+    assert sorted(call["label"] for call in begun) == labels
+    assert {call["side_by_side"] for call in begun} == {str(len(labels))}  # by which each takes its share of the cores
 
 
 def test_ctrl_c_in_a_terminal_reaches_steps_as_one_term(fake_runs: FakeRuns) -> None:

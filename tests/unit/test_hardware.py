@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -88,14 +89,48 @@ def test_threads_keep_to_the_quota_unless_the_user_has_set_them(monkeypatch):
     monkeypatch.setattr(hardware, "_quota", lambda _: 4.0)
     environ: dict[str, str] = {}
     hardware.keep_threads_to_quota(environ)
-    assert environ == {"OMP_NUM_THREADS": "4", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
+    assert threads(environ) == ("4", "4")
+    hardware.keep_threads_to_quota(environ)  # the same again, in a process below that one
+    assert threads(environ) == ("4", "4")
     environ = {"OMP_NUM_THREADS": "7"}
     hardware.keep_threads_to_quota(environ)
-    assert environ == {"OMP_NUM_THREADS": "7", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
+    assert threads(environ) == ("7", "4")
     monkeypatch.setattr(hardware, "_quota", lambda _: math.inf)
     environ = {}
     hardware.keep_threads_to_quota(environ)
     assert not environ
+    environ = {hardware.SIDE_BY_SIDE: "4"}
+    hardware.keep_threads_to_quota(environ)
+    assert threads(environ) == ("16", "16")
+
+
+def threads(environ: Mapping[str, str]) -> tuple[str | None, str | None]:
+    return environ.get("OMP_NUM_THREADS"), environ.get("TORCHINDUCTOR_COMPILE_THREADS")
+
+
+@pytest.mark.parametrize(
+    ("environ", "processes", "expected"),
+    [
+        ({}, 4, ("2", "2")),
+        ({}, 3, ("2", "2")),
+        ({}, 16, ("1", "1")),
+        ({"OMP_NUM_THREADS": "8"}, 4, ("8", "2")),
+        ({"TORCHINDUCTOR_COMPILE_THREADS": "1"}, 2, ("4", "1")),
+        ({hardware.SIDE_BY_SIDE: "2"}, 2, ("2", "2")),
+    ],
+)
+def test_processes_side_by_side_share_the_cores(environ, processes, expected, monkeypatch):
+    monkeypatch.setattr(hardware, "_visible_cores", lambda: 64)
+    monkeypatch.setattr(hardware, "_quota", lambda _: 8.0)
+    assert threads(environ | hardware.thread_shares(processes, environ)) == expected
+    kept = dict(environ)
+    hardware.keep_threads_to_quota(kept)  # as the parent has done for itself alone
+    assert threads(kept | hardware.thread_shares(processes, kept)) == expected
+
+
+def test_compile_workers_are_no_more_than_inductor_takes(monkeypatch):
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 128)
+    assert threads(hardware.thread_shares(2, {})) == ("64", "32")
 
 
 @pytest.mark.parametrize(

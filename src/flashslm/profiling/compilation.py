@@ -8,7 +8,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 from flashslm.config import digest
-from flashslm.hardware import pick_dtype
+from flashslm.hardware import pick_dtype, threads_shared_by
 from flashslm.models.operator_spec import EXPORTABLE_OPERATORS
 from flashslm.ops.kernel_cache import cache_directory
 from flashslm.ops.kernels import chosen
@@ -36,7 +36,8 @@ def compile_ahead(plan: ProfilingPlan, code_digest: str = "") -> None:
         return
     memory_bytes = available_bytes(device) / processes
     parts = [plan.changed(operators=EXPORTABLE_OPERATORS, widths=(width,)) for width in config.widths]
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with threads_shared_by(processes), ProcessPoolExecutor(processes, spawn) as pool:
         for job in [pool.submit(build_table_steps, part, memory_bytes) for part in parts]:
             job.result()
     done.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
+from flashslm.hardware import threads_shared_by
 from flashslm.infra.process.interrupts import Terminated
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
 
@@ -39,12 +40,15 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], workers:
 
 @contextmanager
 def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one, however that ends.
+    """Processes that share the cores, and end with this one, however that ends.
 
     An error ends them once running items are done, a signal at once. Raises WorkerKilled.
     """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, initializer=_die_with, initargs=(os.getpid(),)) as pool:
+    with (
+        threads_shared_by(processes),
+        ProcessPoolExecutor(processes, spawn, initializer=_die_with, initargs=(os.getpid(),)) as pool,
+    ):
         try:
             yield pool
         except BrokenProcessPool as error:

@@ -1,7 +1,8 @@
 """Worker processes that train together: torchrun on this node, and what their output says.
 
 A worker reports metrics, where it resumes, outages and its failure in marked lines of its output; every other line is
-its log. Run as a module, this is torchrun itself, which ends with the process that started it.
+its log. Run as a module, this is torchrun itself, which ends with the process that started it and gives each
+worker its share of the cores.
 """
 
 import json
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from flashslm.hardware import thread_shares
 from flashslm.infra import outages
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
 from flashslm.training.spec import OnMetrics, OnResume
@@ -113,7 +115,7 @@ def run_workers(module: str, argument: str, processes: int, output: WorkerOutput
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={"OMP_NUM_THREADS": "1"} | os.environ | variables,  # torchrun warns where it must choose the number
+        env=os.environ | variables,
     )
     assert process.stdout is not None
     try:
@@ -135,9 +137,10 @@ def run_workers(module: str, argument: str, processes: int, output: WorkerOutput
 
 def _torchrun() -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.run import main
+    from torch.distributed.run import determine_local_world_size, main, parse_args
 
     die_with_parent()
+    os.environ |= thread_shares(determine_local_world_size(parse_args(sys.argv[1:]).nproc_per_node))
     os.environ[PARENT_PID] = str(os.getpid())
     try:
         main(sys.argv[1:])

@@ -40,7 +40,7 @@ def work(name: str, label: str, script: dict) -> None:
             sys.exit(143)
 
         signal.signal(signal.SIGTERM, end)
-        note(step=name, label=label, sleeping=os.getpid())
+        note(step=name, label=label, sleeping=os.getpid(), side_by_side=os.environ.get("FLASHSLM_SIDE_BY_SIDE", "1"))
         time.sleep(seconds)
     if name in script.get("fail", {}):
         raise ValueError(script["fail"][name])

@@ -42,3 +42,15 @@ def test_workers_that_train_end_with_the_item_that_they_have(tmp_path: Path) -> 
         list(side_by_side(train, items, WORKERS))
     thread.join()
     assert count(tmp_path) == WORKERS and not active_children()
+
+
+def threads(_: int) -> tuple[str, str]:
+    return os.environ["OMP_NUM_THREADS"], os.environ["TORCHINDUCTOR_COMPILE_THREADS"]
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashslm.hardware.usable_cores", lambda: 9)
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert list(side_by_side(threads, [0, 1, 2], WORKERS)) == [("4", "4")] * 3
+    assert "OMP_NUM_THREADS" not in os.environ  # this process keeps its own

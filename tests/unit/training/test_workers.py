@@ -4,8 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from flashslm import hardware
 from flashslm.infra import outages
-from flashslm.training.workers import WorkerOutput, print_failure, print_metrics, print_outage, print_resumed
+from flashslm.training.workers import (
+    WorkerOutput,
+    print_failure,
+    print_metrics,
+    print_outage,
+    print_resumed,
+    run_workers,
+)
 
 
 class Read:
@@ -88,3 +96,24 @@ def test_workers_that_write_into_one_pipe_do_not_mix_their_lines(monkeypatch: py
     read = Read()
     read.lines("half a line of another" + "".join(writes))
     assert read.output.failure.startswith("ValueError: xxx")
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_the_users"),
+    [
+        ({}, False),
+        ({"OMP_NUM_THREADS": "7"}, True),
+        ({"OMP_NUM_THREADS": "7", hardware._OWN: "OMP_NUM_THREADS"}, False),  # of the quota, for the parent alone
+    ],
+)
+def test_ranks_share_the_cores_unless_the_user_gives_a_number(
+    environ: dict[str, str], is_the_users: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", hardware._OWN):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    read = Read()
+    run_workers("tests.unit.training.said_threads", "", 2, read.output)
+    threads = 7 if is_the_users else max(1, hardware.usable_cores() // 2)
+    assert [line for line in read.log if line.startswith("threads ")] == [f"threads {threads}"] * 2

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from flashslm.hardware import SIDE_BY_SIDE, changed_environment
 from flashslm.infra.events import Events
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
 from flashslm.infra.state_files import write_whole
@@ -155,7 +156,7 @@ def observe_tasks(logs: Path, home: Path) -> None:
 def run_together(variants: int) -> None:
     """Extend kfp.local: a search has as many workers at once as its recipe says, and so many variants pretrain at once.
 
-    Of other loops two iterations run at a time, as KFP has it.
+    Of other loops two iterations run at a time, as KFP has it. Steps beside each other share the cores.
     """
     from kfp.local.orchestrator import enhanced_dag_orchestrator as dag
 
@@ -163,7 +164,8 @@ def run_together(variants: int) -> None:
         def execute_parallel_tasks(self, tasks: Any, **call: Any) -> Any:
             at_once = {SEARCH_LOOP: len(tasks), VARIANTS_LOOP: variants}
             self.conservative_max = self.max_workers = at_once.get(tasks[0][1].task_info.name, KFPS_AT_ONCE)
-            return super().execute_parallel_tasks(tasks=tasks, **call)
+            with changed_environment({SIDE_BY_SIDE: str(min(self.max_workers, len(tasks)))}):
+                return super().execute_parallel_tasks(tasks=tasks, **call)
 
     dag.ParallelExecutor = Executor
 
