@@ -6,7 +6,8 @@
 The run lives in DIR: stack, caches, `runs/`. After --max-minutes, or when this process is asked to end, it is ended, as
 Ctrl-C would end it; the same command again goes on from there and continues the same record, whose times are sums over
 all calls. Paths of a recipe's overrides are absolute, or relative to DIR. Exit code 3: cut off, call again. The last
-line of stdout is the record without its samples and the times of single trials.
+line of stdout is the record without its samples and single trials. These (`trials`: candidates and finalists) have
+each design with its latency, losses and times; `findings` has what is known of all of them together.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from flashslm.benchmarking.options import (
 from flashslm.benchmarking.record import provenance, read_record, result_name
 from flashslm.config import RunConfig
 from flashslm.config.file import load
-from flashslm.experiments.pipeline_findings import of_report, search_facts, trial_times
+from flashslm.experiments.pipeline_findings import of_report, search_facts, trials
 from flashslm.hardware import pick_device
 from flashslm.infra.process.interrupts import Terminated, terminable
 from flashslm.infra.stack import embedded_stack
@@ -145,7 +146,7 @@ def add_call(record: dict[str, Any], call: dict[str, Any], samples: list[GpuSamp
     record["gpu_busy_share"] = busy_share(everything, 0.0, math.inf)
     record["result"] = {key: facts[key] for key in (*KEPT, *DESIGN) if key in facts}
     database = directory / ".flashslm" / embedded_stack.STUDIES
-    record["trials"] = trial_times(database)
+    record["trials"] = trials(database)
     record["search"] = search_facts(database) | search_speed(record)
     for run in begun[:1]:
         record |= findings(run, directory / ".flashslm" / "trees")

@@ -21,20 +21,19 @@ _OF_TRIAL = ("operators", "width", "parameters", "latency_ms", "loss_nats", "mut
 _OF_LAW = ("holdout_perplexity_error", "left_out_sizes", "constant_intervals", "budget_ms", "points", "holdout")
 _OF_CHOICE = ("depth", "width", "extrapolated")
 _OF_TABLE = ("median_relative", "worst_relative", "models")
-_OF_CANDIDATE = ("slot", "operators", "width", "latency_ms", "loss_nats", "pruned_at_step", "mutation")
+_OF_CANDIDATE = ("slot", "operators", "width", "latency_ms", "mutation")
 _OF_ABLATION = ("verdict", "difference_nats", "difference_interval_nats", "diverged")
 
 
 def of_report(run: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
     """Of report.json's `run`: the law and its points, the latency table and the models that it was checked with, the
-    search, its candidates and winners, weight normalisation, evaluation.
+    search and its winners, weight normalisation, evaluation. Single candidates are among the trials (`trials`).
     """
     scaling, history = run["scaling"], run["history"]
     return {
         "law": _some(scaling, _OF_LAW) | _some(scaling["choice"], _OF_CHOICE),
         "latency_table": _some(run["latency_check"], _OF_TABLE),
         "search": of_history(history) | {"trained_step_share": trained_share(history, config.search.steps)},
-        "candidates": [_some(trial, _OF_CANDIDATE) for trial in history],
         "search_cost_share": cost_share(history, len(run["finalists"]), config),
         "winners": run["winners"],
         "worst_winner_error": max(abs(winner["relative_error"]) for winner in run["winners"]),
@@ -80,35 +79,34 @@ def search_facts(database: Path) -> dict[str, Any]:
     return {"candidates": len(trials), "pruned": pruned, "failed": failed, "best_trial": of_best}
 
 
-def trial_times(database: Path) -> dict[str, list[dict[str, Any]]]:
-    """Of the newest search's candidates and of its finalists."""
+def trials(database: Path) -> dict[str, list[dict[str, Any]]]:
+    """Each trial of the newest search's candidates and of its finalists: what it was and when, and what it came to."""
     names = _studies(database) if database.is_file() else []
     found = {"candidates": names[-1:], "finalists": _studies(database, of=names[-1])[-1:] if names else []}
     return {
-        kind: _times(optuna.load_study(study_name=name, storage=_url(database)).get_trials())
+        kind: _ended(optuna.load_study(study_name=name, storage=_url(database)).get_trials())
         for kind, its_names in found.items()
         for name in its_names
     }
 
 
-def _times(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """When each trial of a study was trained, in POSIX seconds, how much of that time its steps took, and its losses:
-    those of a run that is cut off are in no report.
+def _ended(of_study: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+    """Each design with its losses, when it was trained, in POSIX seconds, and how much of that time its steps took.
 
-    The rest of the time is building, validation, logging and, on a GPU, compiling and recording. Pruned trials keep no
-    time of their steps.
+    They are read from the study, as a run that is cut off has no report. The rest of the time is building, validation,
+    logging and, on a GPU, compiling and recording. Pruned trials keep no time of their steps.
     """
-    ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.datetime_complete]
+    ended = [t for t in of_study if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.datetime_complete]
     workers = {worker: number for number, worker in enumerate(dict.fromkeys(t.user_attrs["worker"] for t in ended))}
     return [
         {
-            "slot": trial.user_attrs["slot"],
+            **_some(trial.user_attrs, _OF_CANDIDATE),
             "worker": workers[trial.user_attrs["worker"]],
             "began_s": round(_posix_s(trial.datetime_start), 2),
             "ended_s": round(_posix_s(trial.datetime_complete), 2),
             "steps": max(trial.intermediate_values, default=0),
             "steps_s": trial.user_attrs.get("train_time_s"),
-            "operators": trial.user_attrs["operators"],
+            "pruned_at_step": max(trial.intermediate_values, default=0) if trial.state == TrialState.PRUNED else None,
             "loss_nats": trial.values[0] if trial.state == TrialState.COMPLETE else None,
             "test_loss_nats": trial.user_attrs.get("test_loss_nats"),  # of a finalist
         }

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flashslm.config import RunConfig
-from flashslm.experiments.pipeline_findings import cost_share, of_report, search_facts, trial_times
+from flashslm.experiments.pipeline_findings import cost_share, of_report, search_facts, trials
 from flashslm.search.halving import CandidatePruned
 from flashslm.search.study import SearchStudy
 from flashslm.search.trial import Candidate
@@ -71,7 +71,7 @@ def test_the_figures_of_a_report() -> None:
     assert found["law"] == law and found["worst_winner_error"] == 0.04
     checked = {"median_relative": 0.006, "worst_relative": 0.05, "models": ["all of them"]}
     assert found["latency_table"] == checked
-    assert found["candidates"][2] == {"width": 32, "pruned_at_step": 5, "mutation": "random"}
+    assert "candidates" not in found, "the record's trials have them"
     assert found["weight_norm"]["step_time_ms"] == {"on": 2.0, "off": 1.9} and "curves" not in found["weight_norm"]
     assert found["evaluation"] == {"test/perplexity": 20.0}
     search = found["search"]
@@ -93,7 +93,7 @@ def test_the_search_costs_the_share_of_tokens_that_it_trained_on() -> None:
 
 def test_candidates_and_times_come_from_the_newest_studies(tmp_path: Path) -> None:
     database = tmp_path / "study.db"
-    assert search_facts(database) == {"candidates": 0} and trial_times(database) == {}
+    assert search_facts(database) == {"candidates": 0} and trials(database) == {}
     study = SearchStudy.open(f"sqlite:///{database}", "search")
     proposer = make_proposer(trials=6, population=4, sample=2, candidates_per_cycle=3)
 
@@ -109,11 +109,13 @@ def test_candidates_and_times_come_from_the_newest_studies(tmp_path: Path) -> No
     assert found["candidates"] == 6 and (found["failed"], found["pruned"]) == (0, 1)
     assert found["best_trial"]["operators"] == best.operators and found["best_trial"]["loss_nats"] == best.loss_nats
 
-    times = trial_times(database)
+    times = trials(database)
     assert times["finalists"] == [] and [trial["slot"] for trial in times["candidates"]] == [0, 1, 2, 3, 4, 5]
     assert [trial["steps_s"] for trial in times["candidates"]] == [1.5, 1.5, None, 1.5, 1.5, 1.5]
     by_slot = {trial.slot: trial for trial in study.finished()}
     kept = [(trial["operators"], trial["loss_nats"]) for trial in times["candidates"]]
     assert kept == [(by_slot[n].operators, by_slot[n].loss_nats if n != 2 else None) for n in range(6)]
+    for name in ("width", "latency_ms", "mutation", "pruned_at_step"):
+        assert [trial[name] for trial in times["candidates"]] == [getattr(by_slot[n], name) for n in range(6)]
     assert times["candidates"][2]["steps"] == 5 and {trial["worker"] for trial in times["candidates"]} == {0}
     assert all(trial["began_s"] <= trial["ended_s"] for trial in times["candidates"])
