@@ -102,5 +102,6 @@ def test_the_page_moves_all_that_steps_need_to_a_users_namespace(overlay: str, t
     policies = [d for d in moved if d["kind"] == "NetworkPolicy"]
     step = Pod.of("team", part_of="flashslm", component="evaluate")
     assert allowed(policies, step, MLFLOW, 5000) and allowed(policies, step, KFP, 8887)
+    assert allowed(policies, KFP, MLFLOW, 5000), "KFP's plug-in for MLflow"
     assert overlay == "production" or allowed(policies, step, SEAWEEDFS, 8333)
     assert not allowed(policies, STEP, MLFLOW, 5000)
