@@ -22,6 +22,7 @@ STEP = Pod.of(STEPS, part_of="flashslm", component="evaluate")
 WORKER = Pod.of(STEPS, part_of="flashslm", component="pretrain")
 RETRAINING = Pod.of(STEPS, part_of="flashslm", component="continue-pretraining")
 KFP = Pod(STEPS, (("app", "ml-pipeline"),))
+DRIVER = Pod(STEPS, (("pipelines.kubeflow.org/v2_component", "true"),))
 KFP_PAGES = Pod(STEPS, (("app", "ml-pipeline-ui"),))
 STRANGER = Pod.of("elsewhere", part_of="flashslm")
 INGRESS = Pod.of("ingress-nginx", name="ingress-nginx")
@@ -40,6 +41,10 @@ INGRESS = Pod.of("ingress-nginx", name="ingress-nginx")
         ("local", BACKUP, MLFLOW, 5000, False),
         ("local", KFP, MLFLOW, 5000, True),
         ("production", KFP, MLFLOW, 5000, True),
+        ("local", DRIVER, MLFLOW, 5000, True),
+        ("production", DRIVER, MLFLOW, 5000, True),
+        ("local", DRIVER, POSTGRES, 5432, False),
+        ("local", DRIVER, MLFLOW, 22, False),
         ("local", KFP, SEAWEEDFS, 8333, False),
         ("local", KFP_PAGES, MLFLOW, 5000, False),
         ("local", STRANGER, MLFLOW, 5000, False),
@@ -102,6 +107,7 @@ def test_the_page_moves_all_that_steps_need_to_a_users_namespace(overlay: str, t
     policies = [d for d in moved if d["kind"] == "NetworkPolicy"]
     step = Pod.of("team", part_of="flashslm", component="evaluate")
     assert allowed(policies, step, MLFLOW, 5000) and allowed(policies, step, KFP, 8887)
-    assert allowed(policies, KFP, MLFLOW, 5000), "KFP's plug-in for MLflow"
+    driver = Pod("team", DRIVER.labels)
+    assert allowed(policies, KFP, MLFLOW, 5000) and allowed(policies, driver, MLFLOW, 5000), "KFP's plug-in for MLflow"
     assert overlay == "production" or allowed(policies, step, SEAWEEDFS, 8333)
     assert not allowed(policies, STEP, MLFLOW, 5000)
