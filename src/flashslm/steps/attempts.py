@@ -29,6 +29,7 @@ ONE_ATTEMPT = "flashslm.steps"  # its __main__
 MAY_PASS = 75  # EX_TEMPFAIL of sysexits.h
 _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _DEVICE_FAULTS = ("CUDA error", "NCCL error", "NCCL Error", "CUBLAS_STATUS", "CUDNN_STATUS")
+_OUT_OF_MEMORY = "OOMKilled"  # Kubernetes' reason for the end of a TrainJob's pod
 _ENDED_FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ def may_pass(error: BaseException) -> bool:
     if "OutOfMemory" in type(error).__name__:
         return False
     if type(error).__name__ == "WorkerFailed":
+        if _OUT_OF_MEMORY in str(error):  # of the pod that failed first: the others report that it is gone
+            return False
         return not getattr(error, "reported", "") or any(fault in str(error) for fault in _DEVICE_FAULTS)
     return isinstance(error, RuntimeError) and any(fault in str(error) for fault in _DEVICE_FAULTS)
 
