@@ -21,12 +21,11 @@ from flashslm.infra.mounted_environment import mount_path
 from flashslm.infra.settings import VARIABLES, pod_variables
 from flashslm.launch.compiling import code_digest, compile_pipeline, project_root
 from flashslm.launch.kfp import exit_task
-from flashslm.launch.kfp.train_job_template import step_labels, train_job_template
+from flashslm.launch.kfp.train_job_template import STAYS, step_labels, train_job_template
 from flashslm.launch.labels import step_of
 from flashslm.launch.parity_lint import lint
 from flashslm.launch.processes import LaunchError
 
-SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 RUN_ID_LABEL = "metadata.labels['pipeline/runid']"  # that KFP gives to every pod of a run
 _API_VERSION = "pipelines.kubeflow.org/v2beta1"
 
@@ -165,8 +164,7 @@ def _pod(step: str, resources: StepResources, platform: PlatformConfig) -> dict[
 
     pod: dict[str, Any] = _environment(platform, step) | {
         "activeDeadlineSeconds": resources.timeout_s,
-        # A pod that is removed from its node is not retried by KFP, and one that is moved spoils a measurement.
-        "podMetadata": {"labels": step_labels(step), "annotations": {SAFE_TO_EVICT: "false"}},
+        "podMetadata": {"labels": step_labels(step), "annotations": dict(STAYS)},
         "securityContext": {"runAsNonRoot": True},  # KFP itself sets the rest of what "restricted" asks for
     }
     if platform.image_pull_secret:

@@ -47,7 +47,8 @@ def train_job_template(
             *pod_variables(platform),
         ],
     }
-    pods = {"metadata": {"labels": labels}, "spec": {key: value for key, value in pod.items() if value}}
+    about = {"labels": labels, "annotations": dict(STAYS)}
+    pods = {"metadata": about, "spec": {key: value for key, value in pod.items() if value}}
     nodes = {"name": NODE, "template": {"spec": {"template": pods}}}
     return {
         "apiVersion": API_VERSION,
@@ -62,6 +63,11 @@ def train_job_template(
             ],
         },
     }
+
+
+# Asks autoscalers to leave a step's pod on its node. One that is removed loses work, the restarts of a TrainJob are
+# counted, and one that is moved spoils a measurement.
+STAYS = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
 
 
 def step_labels(step: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ def test_template_is_a_train_job_of_trainer_2_3(manifest: Document) -> None:
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = node["template"]["spec"]["template"]
     assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == "flashslm"
+    assert pod["metadata"]["annotations"] == {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
     assert pod["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H200"}
     assert pod["spec"]["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
