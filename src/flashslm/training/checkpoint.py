@@ -185,14 +185,18 @@ class CheckpointStore:
         return checkpoint, rows
 
     def _newest(self, root: Path) -> tuple[Checkpoint, list[Row]] | None:
-        for key in reversed(self._keys()):
+        """Looks for the newest each time: another run of the same work may store and prune while this one fetches."""
+        tried: set[str] = set()
+        while keys := [key for key in self._keys() if key not in tried]:
+            key = keys[-1]
             try:
                 checkpoint = self._read(key)
                 self._fetch(checkpoint, root)
                 return checkpoint, self._rows(checkpoint.step)
             except _UNUSABLE as error:
-                warnings.warn(f"checkpoint {key} is unusable, trying the one before: {error}", stacklevel=2)
+                warnings.warn(f"checkpoint {key} is unusable, trying another: {error}", stacklevel=2)
                 self._remove(key)
+                tried.add(key)
         return None
 
     def _fetch(self, checkpoint: Checkpoint, root: Path) -> list[Path]:

@@ -160,11 +160,31 @@ def test_damaged_rows_cost_the_curve_a_gap_and_not_the_weights(checkpoints: Chec
     assert step == 3 and torch.equal(loaded["w"], weights(3)["w"]) and [row["step"] for row in rows] == [1, 3]
 
 
+def test_a_run_that_prunes_what_another_one_reads_does_not_send_it_to_the_beginning(
+    checkpoints: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of the same work share their checkpoints: one is two further when the other has begun to fetch."""
+    for step in (1, 2):
+        save(checkpoints, step)
+    fetch = checkpoints.store.get_tree
+
+    def late(*arguments: Any) -> Path:
+        monkeypatch.setattr(checkpoints.store, "get_tree", fetch)
+        other = CheckpointStore(checkpoints.store, "run", keep=2)
+        for step in (3, 4):
+            save(other, step)
+        return fetch(*arguments)
+
+    monkeypatch.setattr(checkpoints.store, "get_tree", late)
+    with pytest.warns(UserWarning, match="00000002.json is unusable"):
+        assert load(checkpoints)[0] == 4
+
+
 def test_the_newest_rows_are_trained_again(checkpoints: CheckpointStore) -> None:
     for step in (1, 2):
         save(checkpoints, step)
     checkpoints.store.damage("checkpoints/run/rows/00000002.json")
-    with pytest.warns(UserWarning, match="00000002.json is unusable, trying the one before: its rows of metrics"):
+    with pytest.warns(UserWarning, match="00000002.json is unusable, trying another: its rows of metrics"):
         assert load(checkpoints)[0] == 1
 
 
