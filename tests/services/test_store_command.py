@@ -20,6 +20,7 @@ from flashslm.infra.storage.object_store import Manifest, ObjectStore
 from flashslm.infra.tracking import mlflow_runs
 from flashslm.launch.schedule.records import Schedule, Schedules
 from tests.unit.launch.local.test_kept_results import keep
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.services
 
@@ -100,10 +101,10 @@ def test_only_what_nothing_needs_goes_and_only_when_that_is_asked_for(shop: Shop
     keep(shop.home, "kept", cached.sha256, cached.uri)
     shop.store.put_json(f"kernels/{os.urandom(8).hex()}.json", kernels.model_dump(mode="json"))
     finished, going_on = f"finished-{os.urandom(4).hex()}", f"going-on-{os.urandom(4).hex()}"
+    ended, live = shop.checkpoint(finished), shop.checkpoint(going_on)
     model = shop.tree("checkpoint", run_key=finished)
     _, manifest_file = keep(shop.home, "checkpoint", model.sha256, model.uri)
     model.write(manifest_file)
-    ended, live = shop.checkpoint(finished), shop.checkpoint(going_on)
     shop.store.put_json(scaled := f"scaling/{finished}/2-8.json", {})
     run = shop.runs / "20261127-070000-toy"
     of_run.write(run / "artifacts" / "report.json")
@@ -126,6 +127,27 @@ def test_only_what_nothing_needs_goes_and_only_when_that_is_asked_for(shop: Shop
     assert shop.store.list(f"checkpoints/{finished}/") == [] and len(shop.store.list(f"checkpoints/{going_on}/")) == 1
     assert not shop.names(shop.command("gc", "--days", "30")) & {ended.sha256, str(old_run)}
     Schedules(shop.store).delete(schedule["name"])  # other tests of this store list schedules
+
+
+def stored_after_its_outcome(store: ObjectStore, run_key: str) -> bool:
+    """Store the checkpoint's pointer again; whether the store's clock, which may count seconds, calls it newer."""
+    pointer, outcome = f"checkpoints/{run_key}/00000001.json", f"pretraining/{run_key}/outcome.json"
+    found = store.get_json(pointer)
+    assert found is not None
+    store.put_json(pointer, found[0])
+    return store.entries(pointer)[pointer].modified_s > store.entries(outcome)[outcome].modified_s
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_checkpoints_of_a_training_that_is_done_again_stay(shop: Shop, again: bool) -> None:
+    """Its outcome is that of the run before: a step whose processes alone were changed has the same key."""
+    run_key = f"again-{os.urandom(4).hex()}"
+    tree = shop.checkpoint(run_key)
+    shop.store.put_json(f"pretraining/{run_key}/outcome.json", {})
+    if again:
+        wait_until(lambda: stored_after_its_outcome(shop.store, run_key))
+    found = shop.names(shop.command("gc", "--days", "30"))
+    assert (tree.sha256 in found, f"checkpoints/{run_key}/00000001.json" in found) == (not again, not again)
 
 
 def test_long_sections_of_recipes_stay_whatever_their_age(shop: Shop) -> None:

@@ -117,15 +117,22 @@ class Collector:
                 yield Garbage("local copy", str(tree), _size(tree), "old", path=tree)
 
     def _checkpoints(self) -> Iterator[Garbage]:
-        """Those of trainings that have finished, or that nothing continued for long."""
-        finished = {str(m.metadata.get("run_key")) for _, m in kept_manifests(self.home) if m.kind == "checkpoint"}
+        """Those of trainings that have finished, or that nothing continued for long.
+
+        One that stores checkpoints after its end is done again: its result was lost, or another run of the same work
+        goes on.
+        """
+        ended = [(str(m.metadata.get("run_key")), f) for f, m in kept_manifests(self.home) if m.kind == "checkpoint"]
+        finished_s = {run_key: file.stat().st_mtime for run_key, file in ended}
+        for key, entry in self.store.entries(_PRETRAINING).items():
+            if key.endswith("/outcome.json"):
+                finished_s[_run_key(key)] = max(entry.modified_s, finished_s.get(_run_key(key), 0.0))
         entries = self.store.entries(_CHECKPOINTS)
-        finished |= {key.split("/")[1] for key in self.store.list(_PRETRAINING) if key.endswith("/outcome.json")}
         newest: dict[str, float] = {}
         for key, entry in entries.items():
             newest[_run_key(key)] = max(entry.modified_s, newest.get(_run_key(key), 0.0))
         for key, entry in entries.items():
-            is_finished = _run_key(key) in finished
+            is_finished = finished_s.get(_run_key(key), 0.0) >= newest[_run_key(key)]
             if is_finished or self._is_old(newest[_run_key(key)]):
                 yield Garbage("checkpoint", key, entry.bytes, "finished" if is_finished else "old", (key,))
 
