@@ -24,7 +24,7 @@ class WidthFitter:
 
     def require_measured(self, values: OperatorSizes) -> None:
         """Raises ValueError where the table lacks a value that a candidate may have, before any is trained."""
-        for sizes, width in product(values.each(), self.widths):
+        for sizes, width in product([OWN_SIZES, *values.each()], self.widths):
             all_operators = build_architecture(
                 EXPORTABLE_OPERATORS, width, sizes.applied_to(self.sizes), self.vocab_size
             )

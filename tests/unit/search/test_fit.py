@@ -1,7 +1,8 @@
 import pytest
 
-from flashslm.config import LatencyConfig, ModelConfig
+from flashslm.config import LatencyConfig, ModelConfig, OperatorSizes
 from flashslm.models.architecture import InfeasibleArchitecture
+from flashslm.profiling.latency_table import LatencyTable
 from flashslm.search.fit import WidthFitter
 
 
@@ -21,3 +22,12 @@ def test_width_is_the_largest_within_the_budget(table, budget_ms, width):
 def test_a_design_too_slow_at_every_width_is_infeasible(table):
     with pytest.raises(InfeasibleArchitecture, match=r"DF takes 3.5 ms .* width 64, more than the budget of 3.4 ms"):
         fitter(table, 3.4).fit("DF")
+
+
+def test_an_operator_that_the_table_left_out_is_found_before_anything_is_trained(table):
+    fitter(table, 99).require_measured(OperatorSizes())
+    kept = [entry for entry in table.entries if (entry.operator, entry.width) != ("A", 256)]
+    lacking = LatencyTable.model_validate(table.model_dump() | {"entries": kept})
+    fitter(lacking, 99).fit("DF")  # which has no attention
+    with pytest.raises(ValueError, match="latency of A at width 256, context 1024, batch 1 was not measured"):
+        fitter(lacking, 99).require_measured(OperatorSizes())
