@@ -1,12 +1,13 @@
 """compare_with_champion: challenger and champion, both as served, on the same data and device, by the same code."""
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flashslm.config import RunConfig
 from flashslm.evaluation.comparison import compare_items
-from flashslm.evaluation.task_metrics import is_metric
+from flashslm.evaluation.task_metrics import higher_is_better, is_metric
 from flashslm.export.importing import load_export, read_served_weights
 from flashslm.hardware import pick_device
 from flashslm.infra.registry.gate import Comparison
@@ -115,7 +116,7 @@ def _task_comparison(task: str, metric: str, challenger: Evaluation, champion: E
     if key in challenger.items and key in champion.items:
         return compare_items(metric, task, challenger.items[key], champion.items[key])
     values = {
-        side: of.results["tasks"][task][metric] for side, of in (("challenger", challenger), ("champion", champion))
+        side: of.results["tasks"][task].get(metric, math.nan)  # one that was not finite is left out
+        for side, of in (("challenger", challenger), ("champion", champion))
     }
-    lower = "perplexity" in metric or "bits_per_byte" in metric
-    return Comparison(metric=metric, data=task, higher_is_better=not lower, **values)
+    return Comparison(metric=metric, data=task, higher_is_better=higher_is_better(metric), **values)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from flashslm.config import RetrainingConfig, RunConfig, TrainingConfig
+from flashslm.config import GateConfig, RetrainingConfig, RunConfig, TrainingConfig
 from flashslm.data.summary import DatasetSummary
 from flashslm.evaluation.items import MetricItems, accuracy_items
+from flashslm.infra.registry.gate import MeasuredModel, decide_retraining
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps import compare_with_champion
 from flashslm.steps.compare_with_champion import comparisons, yardsticks
@@ -23,6 +24,7 @@ def dataset(content: str) -> Manifest:
 
 
 DATA = [dataset(content) for content in "abcde"]
+MODEL = MeasuredModel(sha256="a", perplexity=4.0, latency_ms=1.0, parameters=9, device="cpu", dataset_sha256="data")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,25 @@ def test_every_quality_is_compared_in_its_direction() -> None:
     assert [c.challenger for c in made] == pytest.approx([5.0, 0.5, 0.6, 30.0])
     assert not any(c.must_gain for c in made)
     assert [c.metric for c in comparisons("new data", results(5.0), results(4.0)) if c.must_gain] == ["test/perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher_is_better"),
+    [("brier_score", False), ("ter", False), ("ter_strict", False), ("bits_per_byte", False), ("terse", True)],
+)
+def test_a_metric_without_items_has_its_direction_by_its_name(metric: str, higher_is_better: bool) -> None:
+    """As lm_eval registers it."""
+    task = {metric: 0.4, "samples": 10.0}
+    (*_, made) = comparisons("first data", results(5.0, made=task), results(4.0, made=task))
+    assert (made.metric, made.higher_is_better, made.low) == (metric, higher_is_better, None)
+
+
+def test_a_metric_that_the_challenger_lacks_is_not_a_number() -> None:
+    """task_results leaves out what is not finite: of a model that lost its way, not of a task that was not run."""
+    (*_, made) = comparisons("first data", results(5.0, made={}), results(4.0, made={"word_perplexity": 30.0}))
+    assert math.isnan(made.challenger) and made.champion == 30.0
+    verdict = decide_retraining(MODEL, MODEL.model_copy(update={"sha256": "b"}), "1", [made], GateConfig())
+    assert verdict.reasons == ["word_perplexity on made nan, at most 30.3000 (champion 30.0000)"]
 
 
 def test_comparisons_have_intervals_where_items_are_known() -> None:
