@@ -1,7 +1,7 @@
 """The best trials trained again with several seeds: the lowest of many noisy losses is partly luck.
 
 New seeds, so that the loss by which a trial got here counts no more. The mean validation loss chooses, and the test
-split, which has chosen nothing, judges.
+split, which has chosen nothing, judges. It judges the same trainings, so the winner's loss keeps a part of their luck.
 """
 
 import statistics
