@@ -1,6 +1,7 @@
 """What the reports show: every number beside its unit, in the gate's order, and no empty figure."""
 
 import dataclasses
+import html
 from typing import Any
 
 import pytest
@@ -126,3 +127,10 @@ def test_a_choice_at_an_end_of_the_search_is_said() -> None:
     page = render(dataclasses.replace(artifacts(), edges=edges), run_facts())
     assert f"at an end of what was searched: {'; '.join(edges)}. A better design may lie beyond." in page
     assert "at an end of what was searched" not in render(artifacts(), run_facts())
+
+
+def test_a_measured_time_beyond_the_budget_is_said() -> None:
+    run, said = artifacts(), "The chosen design's measured time is beyond the budget of 0.8000 ms"
+    slow = [run.winners[0] | {"measured_ms": 0.81}, *run.winners[1:]]
+    assert said in html.unescape(render(dataclasses.replace(run, winners=slow), run_facts()))
+    assert said not in html.unescape(render(run, run_facts()))

@@ -35,6 +35,7 @@ def test_the_winner_has_the_sizes_of_its_trial(monkeypatch: pytest.MonkeyPatch) 
     assert published["best.json"]["parameters"] == parameters(built)["total"]
     assert f"at width {built.hidden_size} with ffn_ratio 6, head_dim {built.head_dim}: proxy loss" in found["summary"]
     at_an_end = "ffn_ratio 6 is the largest that was searched"
+    assert " ms/token by the table, 1 measured; the best of" in found["summary"]
     assert at_an_end in published["edges.json"] and f"; {at_an_end}" in found["summary"]
     assert found["distinct_architectures"] == len({trial.digest for trial in trials}) == 5
 
@@ -46,3 +47,7 @@ def test_a_winner_is_said_to_be_the_best_of_what_chose_it() -> None:
     said = "the best of 2 finalists with 1 new seed, of 96 trials; test loss 5.100 nats"
     assert module.won_against([first, failed], 96) == said
     assert module.won_against([], 96) == module.won_against([failed], 96) == "the best of 96 trials"
+
+
+def test_a_measured_time_is_held_to_the_budget_that_the_table_was() -> None:
+    assert module.beyond(2.0, 2.0) == "" and module.beyond(2.01, 2.0) == ", beyond the budget of 2"
