@@ -1,5 +1,6 @@
 """What a run of the whole pipeline found, from its report and its study: the figures that a record keeps."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -107,7 +108,7 @@ def _ended(of_study: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
             "steps": max(trial.intermediate_values, default=0),
             "steps_s": trial.user_attrs.get("train_time_s"),
             "pruned_at_step": max(trial.intermediate_values, default=0) if trial.state == TrialState.PRUNED else None,
-            "loss_nats": trial.values[0] if trial.state == TrialState.COMPLETE else None,
+            "loss_nats": trial.values[0] if math.isfinite(trial.values[0]) else None,  # pruned, or failed
             "test_loss_nats": trial.user_attrs.get("test_loss_nats"),  # of a finalist
         }
         for trial in ended

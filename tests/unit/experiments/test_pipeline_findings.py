@@ -1,5 +1,6 @@
 """The figures of a pipeline's record, from a made-up report and from studies that workers have worked on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from flashslm.config import RunConfig
 from flashslm.experiments.pipeline_findings import cost_share, of_report, search_facts, trials
 from flashslm.search.halving import CandidatePruned
 from flashslm.search.study import SearchStudy
-from flashslm.search.trial import Candidate
+from flashslm.search.trial import Candidate, TrialFailed
 from flashslm.search.worker import run_worker
 from flashslm.steps.search_architecture import FINALISTS
 from flashslm.training.spec import TrainOutcome
@@ -100,22 +101,25 @@ def test_candidates_and_times_come_from_the_newest_studies(tmp_path: Path) -> No
     def train(candidate: Candidate) -> TrainOutcome:
         if candidate.slot == 2:
             raise CandidatePruned({5: 9.0})
+        if candidate.slot == 4:
+            raise TrialFailed("the validation loss is not finite at step 7")
         return tiny.outcome(loss_nats(candidate.operators), train_time_s=1.5)
 
     run_worker(study, proposer, train)
     SearchStudy.open(f"sqlite:///{database}", f"{FINALISTS}search")
     found = search_facts(database)
     best = min(study.finished(), key=lambda trial: trial.loss_nats)
-    assert found["candidates"] == 6 and (found["failed"], found["pruned"]) == (0, 1)
+    assert found["candidates"] == 6 and (found["failed"], found["pruned"]) == (1, 1)
     assert found["best_trial"]["operators"] == best.operators and found["best_trial"]["loss_nats"] == best.loss_nats
 
     times = trials(database)
     assert times["finalists"] == [] and [trial["slot"] for trial in times["candidates"]] == [0, 1, 2, 3, 4, 5]
-    assert [trial["steps_s"] for trial in times["candidates"]] == [1.5, 1.5, None, 1.5, 1.5, 1.5]
+    assert [trial["steps_s"] for trial in times["candidates"]] == [1.5, 1.5, None, 1.5, None, 1.5]
     by_slot = {trial.slot: trial for trial in study.finished()}
     kept = [(trial["operators"], trial["loss_nats"]) for trial in times["candidates"]]
-    assert kept == [(by_slot[n].operators, by_slot[n].loss_nats if n != 2 else None) for n in range(6)]
     for name in ("width", "latency_ms", "mutation", "pruned_at_step"):
         assert [trial[name] for trial in times["candidates"]] == [getattr(by_slot[n], name) for n in range(6)]
+    json.dumps(times, allow_nan=False)
+    assert kept == [(by_slot[n].operators, by_slot[n].loss_nats if n not in (2, 4) else None) for n in range(6)]
     assert times["candidates"][2]["steps"] == 5 and {trial["worker"] for trial in times["candidates"]} == {0}
     assert all(trial["began_s"] <= trial["ended_s"] for trial in times["candidates"])
