@@ -1,5 +1,6 @@
 """The report of a retraining run as one self-contained HTML file: data, both models side by side, decision."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,8 @@ def _rows(evaluation: dict[str, Any] | None) -> list[dict[str, str]]:
             rows.append(_row(name, first, before, after, "ranked_first"))
         for task, metrics in champion["tasks"].items():
             shown = [key for key in metrics if is_metric(key)]
-            label, after = f"{task} ({metrics['samples']:,.0f} samples)", challenger["tasks"][task]
+            label = f"{task} ({metrics['samples']:,.0f} samples)"
+            after = dict.fromkeys(shown, math.nan) | challenger["tasks"][task]  # results lack what is not finite
             rows += [_row(label, key, metrics, after, key, judged.get((task, key), "")) for key in shown]
     return rows
 

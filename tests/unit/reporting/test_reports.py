@@ -134,3 +134,11 @@ def test_a_measured_time_beyond_the_budget_is_said() -> None:
     slow = [run.winners[0] | {"measured_ms": 0.81}, *run.winners[1:]]
     assert said in html.unescape(render(dataclasses.replace(run, winners=slow), run_facts()))
     assert said not in html.unescape(render(run, run_facts()))
+
+
+def test_a_metric_that_the_challenger_lacks_is_shown_as_not_a_number() -> None:
+    """What the harness found not finite is in no results; the gate holds such a challenger, and the report says why."""
+    run = retrained("hold")
+    results_of = run.evaluation["results"]["first data"]  # type: ignore[index]
+    results_of["challenger"]["tasks"] = {"arc": {"samples": 1200.0}}
+    assert numbers("0.5000", "nan", "+nan") in render_retraining(run)
