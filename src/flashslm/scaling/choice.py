@@ -39,6 +39,16 @@ class Choice(DepthWidth):
     budget_ms: float
     candidates: tuple[DepthWidthOption, ...]
 
+    def ends(self) -> list[str]:
+        """In words, where it has the largest or the smallest value that was offered: a better one may lie beyond."""
+        found = []
+        for axis in ("depth", "width"):
+            value, offered = getattr(self, axis), sorted({getattr(candidate, axis) for candidate in self.candidates})
+            if len(offered) > 1 and value in (offered[0], offered[-1]):
+                end = "largest" if value == offered[-1] else "smallest"
+                found.append(f"{axis} {value} is the {end} that was offered")
+        return found
+
     def within_scatter(self, scatter_nats: float) -> list[DepthWidthOption]:
         """The other candidates in the budget, the fastest first, predicted less than `scatter_nats` above the choice.
 

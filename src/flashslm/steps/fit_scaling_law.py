@@ -43,6 +43,7 @@ def run(context: StepContext) -> dict[str, Any]:
         "left_out_sizes": [size.model_dump() for size in left_out],
         "budget_ms": budget_ms,
         "choice": choice.model_dump(mode="json"),
+        "ends": choice.ends(),
         "within_scatter": [other.model_dump(mode="json") for other in within_scatter],
         "other_budgets": [summarise(choose, factor * budget_ms) for factor in config.scaling.other_budgets],
     }
@@ -58,7 +59,7 @@ def run(context: StepContext) -> dict[str, Any]:
         "summary": f"depth {choice.depth}, width {choice.width}{outside} within {budget_ms:.4g} ms/token; "
         f"{len(within_scatter)} of {sum(c.feasible for c in choice.candidates) - 1} other candidates in the budget "
         "within the scatter of the choice; "
-        f"largest error of a held-out perplexity {error:.1%}",
+        f"largest error of a held-out perplexity {error:.1%}" + "".join(f"; {end}" for end in choice.ends()),
     }
 
 

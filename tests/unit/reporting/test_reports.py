@@ -129,6 +129,14 @@ def test_a_choice_at_an_end_of_the_search_is_said() -> None:
     assert "at an end of what was searched" not in render(artifacts(), run_facts())
 
 
+def test_a_depth_and_width_at_an_end_of_what_was_offered_is_said() -> None:
+    run = artifacts()
+    scaling = run.scaling | {"ends": ["depth 2 is the smallest that was offered"]}
+    said = "At an end of what was offered: depth 2 is the smallest that was offered. The law's largest error"
+    assert said in html.unescape(render(dataclasses.replace(run, scaling=scaling), run_facts()))
+    assert "At an end of what was offered" not in render(run, run_facts())
+
+
 def test_a_measured_time_beyond_the_budget_is_said() -> None:
     run, said = artifacts(), "The chosen design's measured time is beyond the budget of 0.8000 ms"
     slow = [run.winners[0] | {"measured_ms": 0.81}, *run.winners[1:]]

@@ -75,6 +75,14 @@ def test_three_budgets_each_have_a_depth_and_width_or_a_reason(fitted: tuple[dic
     assert (published["depth"], published["width"], published["budget_ms"]) == (2, 256, BUDGET_MS)
 
 
+def test_a_choice_at_an_end_of_what_was_offered_is_said(fitted: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    returned, published = fitted
+    ends = ["depth 2 is the smallest that was offered", "width 256 is the largest that was offered"]
+    assert published["ends"] == ends
+    assert returned["summary"].endswith(f"; {'; '.join(ends)}")
+    assert fit(choice_depths=(1, 2, 24))[1]["ends"] == ends[1:], "depth 2 lies between the others"
+
+
 def test_an_extrapolated_choice_is_said_to_be_one() -> None:
     returned, published = fit(choice_depths=(1,))
     assert published["choice"]["extrapolated"] == ["depth", "width"]
