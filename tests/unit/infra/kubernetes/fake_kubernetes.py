@@ -1,9 +1,11 @@
 """A Kubernetes API server for TrainJobs over real HTTP: strict about schemas, rights and tokens, faulty at will.
 
 It knows what the client uses: TrainJobs (create, get, delete), pods (list by label), their logs (streamed in chunks).
-A test plays the controller: `on_create` is called with the server and the job.
+A test plays the controller: `on_create` is called with the server and the job, in a thread beside the client's polls;
+what a poll is to see together is changed under `changed`.
 """
 
+import copy
 import json
 import threading
 import uuid
@@ -172,8 +174,9 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if kind == "pods":
             wanted = dict(pair.split("=") for pair in query["labelSelector"].split(","))
-            found = [p for p in state.pods.values() if wanted.items() <= p["metadata"]["labels"].items()]
-            return {"kind": "PodList", "items": found}
+            with state.changed:  # the controller's thread changes them
+                found = [p for p in state.pods.values() if wanted.items() <= p["metadata"]["labels"].items()]
+                return {"kind": "PodList", "items": copy.deepcopy(found)}
         return self._create(json.loads(body)) if verb == "create" else self._one(verb, rest[0], body)
 
     def _create(self, job: Document) -> Document:
@@ -209,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
                 del state.jobs[name]
                 for pod in [p for p in state.pods if p.startswith(name)]:
                     del state.pods[pod]
-            return json.loads(json.dumps(job))
+            return copy.deepcopy(job)
 
     def _stream(self, pod: str, query: dict[str, str]) -> None:
         state = self.server_state
