@@ -1,7 +1,10 @@
-"""Waiting for what another process or thread does."""
+"""Waiting for what another process or thread does, and looking at it meanwhile."""
 
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+import psutil
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
@@ -10,3 +13,17 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None
     while not condition():
         assert time.monotonic() < deadline_s, f"the awaited state did not come within {timeout_s:g} s"
         time.sleep(0.02)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it runs no more; it may end while it is looked at, and may not have been reaped yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def whole_lines(file: Path) -> list[str]:
+    """The lines that other processes have written; one that is being written shows its beginning alone."""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return text[: text.rfind("\n") + 1].splitlines()

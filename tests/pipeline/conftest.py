@@ -21,6 +21,7 @@ from flashslm.launch.compiling import arguments_for, compile_pipeline, pipeline_
 from flashslm.launch.local.launcher import LocalResult, run_job
 from flashslm.launch.local.runner import Job
 from tests.pipeline.fake_kfp import FakeKfp
+from tests.waiting import whole_lines
 
 FAKE_STEPS = Path(__file__).parent / "fake_steps"
 
@@ -53,8 +54,7 @@ class FakeRuns:
         return self.directory / "calls.jsonl"
 
     def calls(self) -> list[dict[str, Any]]:
-        lines = self.calls_file.read_text().splitlines() if self.calls_file.is_file() else []
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in whole_lines(self.calls_file)]
 
     def ran(self) -> list[str]:
         return [call["step"] for call in self.calls() if "inputs" in call]

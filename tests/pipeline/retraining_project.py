@@ -21,7 +21,7 @@ from flashslm.config.file import load
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.run import run_step
 from tests.holding import held_at
-from tests.waiting import wait_until
+from tests.waiting import wait_until, whole_lines
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "retraining-demo.yaml"
@@ -119,7 +119,7 @@ class Project:
 
     def events(self) -> list[dict[str, Any]]:
         newest = max((self.directory / "runs").glob("2*/events.jsonl"), default=None)
-        return [json.loads(line) for line in newest.read_text().splitlines()] if newest else []
+        return [json.loads(line) for line in whole_lines(newest)] if newest else []
 
     def start_and_kill_step(self, step: str, training_step: int) -> subprocess.Popen[str]:
         """Start a run and SIGKILL the step's process when it has trained that far, where it waits (`held_at`)."""

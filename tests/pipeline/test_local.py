@@ -18,7 +18,7 @@ from flashslm.launch.local import launcher
 from flashslm.launch.local.launcher import LocalResult
 from flashslm.launch.processes import LaunchError
 from flashslm.launch.progress import StepRecord
-from tests.waiting import wait_until
+from tests.waiting import has_ended, wait_until
 
 FakeRuns = Callable[..., Any]
 
@@ -140,7 +140,7 @@ def sleepers(runs: Any, launcher: subprocess.Popen[str], count: int) -> list[psu
 
 
 def living(processes: list[psutil.Process]) -> list[str]:
-    return [str(p) for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [str(process) for process in processes if not has_ended(process)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

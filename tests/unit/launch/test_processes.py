@@ -14,6 +14,7 @@ from flashslm.infra.process.interrupts import stop_requested, terminable
 from flashslm.infra.process.owners import machine
 from flashslm.infra.process.parent import PARENT_PID
 from flashslm.launch.processes import LaunchError, StopSignals, exclusive, stop_tree
+from tests.waiting import has_ended
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
 
@@ -28,17 +29,13 @@ def start_tree(child: str) -> tuple[subprocess.Popen[str], psutil.Process]:
     return parent, below
 
 
-def gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
 def test_stubborn_tree_is_killed_after_the_grace() -> None:
     parent, below = start_tree(STUBBORN)
     started_s = time.monotonic()
     stop_tree(parent.pid, grace_s=0.5)
     assert parent.wait(timeout=20) == -signal.SIGKILL
     assert time.monotonic() - started_s >= 0.5
-    assert gone(below)
+    assert has_ended(below)
 
 
 def test_second_request_ends_the_grace() -> None:
@@ -47,7 +44,7 @@ def test_second_request_ends_the_grace() -> None:
     stop_tree(parent.pid, grace_s=30.0, hurry=lambda: True)
     parent.wait(timeout=20)
     assert time.monotonic() - started_s < 20
-    assert gone(below)
+    assert has_ended(below)
 
 
 def test_tree_that_ended_is_no_error() -> None:
