@@ -7,8 +7,11 @@ from pathlib import Path
 import psutil
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    """Return as soon as the condition holds; a test fails where it has not come true in time."""
+def wait_until(condition: Callable[[], object], timeout_s: float = 300.0) -> None:
+    """Return as soon as the condition holds; a test fails where it has not come true in time.
+
+    A process that imports PyTorch or starts a service takes half a minute where others keep all processors busy.
+    """
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, f"the awaited state did not come within {timeout_s:g} s"

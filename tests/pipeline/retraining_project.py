@@ -130,7 +130,7 @@ class Project:
             assert process.poll() is None, (self.directory / "run.log").read_text()[-4000:]
             return any(e["step"] == step and e.get("training_step", 0) >= training_step for e in self.events())
 
-        wait_until(has_come, timeout_s=300)
+        wait_until(has_come)
         below = psutil.Process(process.pid).children(recursive=True)
         steps = [child for child in below if "executor_main" in " ".join(child.cmdline())]
         for child in steps:

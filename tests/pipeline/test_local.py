@@ -147,10 +147,10 @@ def living(processes: list[psutil.Process]) -> list[str]:
 @pytest.mark.usefixtures("hang_up_ends")
 def test_stopped_launcher_ends_every_step_in_order(fake_runs: FakeRuns, number: signal.Signals) -> None:
     runs = fake_runs(retries=2)
-    launcher = runs.start(sleep={"search_architecture": 60}, linger={"search_architecture worker=1": 1.0})
+    launcher = runs.start(sleep={"search_architecture": 600}, linger={"search_architecture worker=1": 1.0})
     below = sleepers(runs, launcher, count=2)
     launcher.send_signal(number)
-    output, _ = launcher.communicate(timeout=60)
+    output, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 128 + number
     assert living(below) == []
     assert sorted(call["label"] for call in runs.calls() if call.get("signal") == "TERM") == [
@@ -177,10 +177,10 @@ def test_as_many_iterations_run_at_once_as_the_recipe_says(
 ) -> None:
     runs = fake_runs()
     runs.config = RunConfig.model_validate(runs.config.model_dump() | recipe)
-    launcher = runs.start(sleep={step: 60})
+    launcher = runs.start(sleep={step: 600})
     sleepers(runs, launcher, count=len(labels))
     launcher.terminate()
-    launcher.communicate(timeout=60)
+    launcher.communicate(timeout=300)
     begun = [call for call in runs.calls() if "sleeping" in call]
     assert sorted(call["label"] for call in begun) == labels
     assert {call["side_by_side"] for call in begun} == {str(len(labels))}  # by which each takes its share of the cores
@@ -188,10 +188,10 @@ def test_as_many_iterations_run_at_once_as_the_recipe_says(
 
 def test_ctrl_c_in_a_terminal_reaches_steps_as_one_term(fake_runs: FakeRuns) -> None:
     runs = fake_runs()
-    launcher = runs.start(own_group=True, sleep={"prepare_data": 60})
+    launcher = runs.start(own_group=True, sleep={"prepare_data": 600})
     below = sleepers(runs, launcher, count=1)
     os.killpg(launcher.pid, signal.SIGINT)
-    launcher.communicate(timeout=60)
+    launcher.communicate(timeout=300)
     assert launcher.returncode == 128 + signal.SIGINT
     assert living(below) == []
     assert [call["signal"] for call in runs.calls() if "signal" in call] == ["TERM"]
@@ -200,15 +200,15 @@ def test_ctrl_c_in_a_terminal_reaches_steps_as_one_term(fake_runs: FakeRuns) -> 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="the parent's death is noticed on Linux only")
 def test_killed_launcher_leaves_no_orphan(fake_runs: FakeRuns) -> None:
     runs = fake_runs()
-    launcher = runs.start(sleep={"search_architecture": 60})
+    launcher = runs.start(sleep={"search_architecture": 600})
     below = sleepers(runs, launcher, count=2)
     launcher.kill()
-    launcher.communicate(timeout=60)
-    wait_until(lambda: living(below) == [], timeout_s=20.0)
+    launcher.communicate(timeout=300)
+    wait_until(lambda: living(below) == [])
     (scratch,) = runs.directory.glob("flashslm-*")
     (scratch / "half-made").touch()
     launcher = runs.start(fail={"search_architecture": "no trial"})
-    printed, _ = launcher.communicate(timeout=60)
+    printed, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 1
     assert runs.ran().count("fit_scaling_law") == 1, "what the killed run finished is cached"
     assert "fit_scaling_law: cached: fit_scaling_law is done" in printed, "and so is what it came to"
@@ -231,14 +231,14 @@ def test_run_local_compiles_with_the_recipes_retries_and_passes_the_codes_digest
 
 def test_second_run_in_one_home_is_refused_with_the_pid(fake_runs: FakeRuns) -> None:
     runs = fake_runs()
-    launcher = runs.start(sleep={"prepare_data": 60})
+    launcher = runs.start(sleep={"prepare_data": 600})
     sleepers(runs, launcher, count=1)
     try:
         with pytest.raises(LaunchError, match=f"another run uses .* \\(pid {launcher.pid}\\)"):
             runs.run()
     finally:
         launcher.terminate()
-        launcher.communicate(timeout=60)
+        launcher.communicate(timeout=300)
     assert runs.run(fail={"prepare_data": "no text"}).state == "FAILURE", "the lock ends with its holder"
 
 

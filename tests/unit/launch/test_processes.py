@@ -33,7 +33,7 @@ def test_stubborn_tree_is_killed_after_the_grace() -> None:
     parent, below = start_tree(STUBBORN)
     started_s = time.monotonic()
     stop_tree(parent.pid, grace_s=0.5)
-    assert parent.wait(timeout=20) == -signal.SIGKILL
+    assert parent.wait(timeout=300) == -signal.SIGKILL
     assert time.monotonic() - started_s >= 0.5
     assert has_ended(below)
 
@@ -42,7 +42,7 @@ def test_second_request_ends_the_grace() -> None:
     parent, below = start_tree(STUBBORN)
     started_s = time.monotonic()
     stop_tree(parent.pid, grace_s=30.0, hurry=lambda: True)
-    parent.wait(timeout=20)
+    parent.wait(timeout=300)
     assert time.monotonic() - started_s < 20
     assert has_ended(below)
 

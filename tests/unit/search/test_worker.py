@@ -32,7 +32,7 @@ from tests.unit.training.tiny import outcome
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 
 
 @pytest.fixture

@@ -42,9 +42,9 @@ def request(new_tokens: int, prompt: int = 3) -> tuple[Generation, "SimpleQueue[
 
 
 def all_of(events: "SimpleQueue[GenerationEvent]") -> list[GenerationEvent]:
-    found = [events.get(timeout=60)]
+    found = [events.get(timeout=300)]
     while isinstance(found[-1], TextPiece):
-        found.append(events.get(timeout=60))
+        found.append(events.get(timeout=300))
     return found
 
 
@@ -74,7 +74,7 @@ def test_a_long_prompt_does_not_hold_up_the_texts_beside_it(
     scheduler.submit(short)
     scheduler.submit(long)
     scheduler.start()
-    ended.get(timeout=60)
+    ended.get(timeout=300)
     assert order.index("long") >= 9  # a token of the short text with each chunk
 
 
@@ -85,7 +85,7 @@ def test_a_cancelled_request_leaves_queue_and_row(scheduler: BatchScheduler) -> 
     requests[0][0].cancel()
     scheduler.start()
     assert all_of(requests[0][1]) == [Failed("the request was cancelled")]
-    assert isinstance(requests[1][1].get(timeout=60), TextPiece)
+    assert isinstance(requests[1][1].get(timeout=300), TextPiece)
     requests[1][0].cancel()
     assert isinstance(all_of(requests[1][1])[-1], Failed)
     assert all_of(requests[2][1])[-1] == Finished("length")
@@ -114,6 +114,6 @@ def test_closing_fails_what_is_not_finished(scheduler: BatchScheduler) -> None:
     generation, events = request(150)
     scheduler.submit(generation)
     scheduler.start()
-    events.get(timeout=60)
+    events.get(timeout=300)
     scheduler.close()
     assert isinstance(all_of(events)[-1], Failed)

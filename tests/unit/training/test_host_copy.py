@@ -33,7 +33,7 @@ class Pinning:
             raise RuntimeError("CUDA error: out of memory")
         if len(self.by_thread) == self.held_at:
             self.reached.set()
-            assert self.go_on.wait(30)
+            assert self.go_on.wait(300)
         self.by_thread.append((threading.current_thread().name, tensor.numel()))
         return tensor
 
@@ -70,7 +70,7 @@ def assert_copied(copy: HostCopy, value: float) -> None:
 
 def wait_until_taken(copy: HostCopy) -> None:
     assert copy._thread is not None
-    copy._thread.join(30)
+    copy._thread.join(300)
     assert not copy.preparing
 
 
@@ -86,7 +86,7 @@ def test_memory_that_was_taken_ahead_is_what_checkpoints_use(pinning: Pinning, c
 def test_a_checkpoint_that_comes_earlier_takes_the_rest(pinning: Pinning, copy: HostCopy) -> None:
     pinning.held_at = 1
     copy.prepare(tensors(1.0))
-    assert pinning.reached.wait(30) and copy.preparing
+    assert pinning.reached.wait(300) and copy.preparing
     copy._stop.set()  # what the checkpoint's call begins with, before it waits for the piece at hand
     pinning.go_on.set()
     assert_copied(copy, 5.0)
@@ -109,7 +109,7 @@ def test_no_memory_is_taken_while_kernels_are_timed(
     monkeypatch.setattr(state, "TIMING", Asked())
     with TIMING:
         copy.prepare(tensors(1.0))
-        assert asked.wait(30) and pinning.by_thread == []
+        assert asked.wait(300) and pinning.by_thread == []
     wait_until_taken(copy)
     assert pinning.threads() == ["pin"] * 3
 
@@ -173,7 +173,7 @@ def test_an_end_before_the_first_checkpoint_stops_it(pinning: Pinning, tmp_path:
     store = CheckpointStore(tiny.DirectoryStore(tmp_path), "run", keep=1)
     with pytest.raises(KeyboardInterrupt), store:
         store.prepare(tensors(1.0))
-        assert pinning.reached.wait(30) and not store.is_prepared()
+        assert pinning.reached.wait(300) and not store.is_prepared()
         store._copy._stop.set()
         pinning.go_on.set()
         raise KeyboardInterrupt

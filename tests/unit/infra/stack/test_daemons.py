@@ -68,7 +68,7 @@ def test_one_that_ignores_term_is_killed(tmp_path, mark):
 def test_an_early_end_shows_the_log(tmp_path, mark):
     daemon = start("print('port already in use'); raise SystemExit(1)", mark, tmp_path)
     with pytest.raises(StackError, match=r"ended while starting[\s\S]*\| port already in use"):
-        daemons.wait_until(lambda: False, daemon, "s3", timeout_s=20)
+        daemons.wait_until(lambda: False, daemon, "s3", timeout_s=300)
 
 
 def test_a_hanging_start_shows_the_log(tmp_path, mark):
