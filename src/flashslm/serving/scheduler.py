@@ -179,6 +179,6 @@ class BatchScheduler:
         else:
             self.waiting.remove(generation)
         self._request_s += _WEIGHT_OF_LAST * (perf_counter() - generation.began - self._request_s)
+        self._count()  # first: who sees that it has ended sees that it runs no more
         self.metrics.ended.labels(outcome).inc()
-        self._count()
         generation.emit(event)

@@ -1,5 +1,6 @@
 """The engine's thread without HTTP: its order, and what it does when the engine fails."""
 
+import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
@@ -41,6 +42,11 @@ def request(new_tokens: int, prompt: int = 3) -> tuple[Generation, "SimpleQueue[
     return Generation([1] * prompt, new_tokens, GREEDY, stream, events.put), events
 
 
+def hold(generation: Generation, events: "SimpleQueue[GenerationEvent]", until: threading.Event) -> None:
+    """The engine waits with a piece of this text, so that its end does not come before what a test does to it."""
+    generation.emit = lambda event: (events.put(event), until.wait(300))[0]
+
+
 def all_of(events: "SimpleQueue[GenerationEvent]") -> list[GenerationEvent]:
     found = [events.get(timeout=300)]
     while isinstance(found[-1], TextPiece):
@@ -79,7 +85,8 @@ def test_a_long_prompt_does_not_hold_up_the_texts_beside_it(
 
 
 def test_a_cancelled_request_leaves_queue_and_row(scheduler: BatchScheduler) -> None:
-    requests = [request(150), request(150), request(3)]
+    requests, cancelled = [request(150), request(150), request(3)], threading.Event()
+    hold(*requests[1], cancelled)
     for generation, _ in requests:
         scheduler.submit(generation)
     requests[0][0].cancel()
@@ -87,6 +94,7 @@ def test_a_cancelled_request_leaves_queue_and_row(scheduler: BatchScheduler) -> 
     assert all_of(requests[0][1]) == [Failed("the request was cancelled")]
     assert isinstance(requests[1][1].get(timeout=300), TextPiece)
     requests[1][0].cancel()
+    cancelled.set()
     assert isinstance(all_of(requests[1][1])[-1], Failed)
     assert all_of(requests[2][1])[-1] == Finished("length")
     assert scheduler.metrics.registry.get_sample_value("flashslm_requests_running") == 0
@@ -110,10 +118,13 @@ def test_an_error_of_the_engine_fails_every_request_and_the_next(
         scheduler.submit(request(5)[0])
 
 
-def test_closing_fails_what_is_not_finished(scheduler: BatchScheduler) -> None:
-    generation, events = request(150)
+def test_closing_fails_what_is_not_finished(scheduler: BatchScheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    (generation, events), closing = request(150), threading.Event()
+    hold(generation, events, closing)
     scheduler.submit(generation)
     scheduler.start()
     events.get(timeout=300)
+    notify = scheduler._changed.notify
+    monkeypatch.setattr(scheduler._changed, "notify", lambda: (closing.set(), notify()))
     scheduler.close()
     assert isinstance(all_of(events)[-1], Failed)
