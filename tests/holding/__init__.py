@@ -20,5 +20,10 @@ def workers_held_at(training_step: int) -> dict[str, str]:
     return held(HOLD_WORKERS=str(training_step))
 
 
+def decoding_held(file: Path) -> dict[str, str]:
+    """The environment of a server that decodes no further while the file exists."""
+    return held(HOLD_DECODING=str(file))
+
+
 def held(**variables: str) -> dict[str, str]:
     return variables | {"PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))}

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,23 @@ def hold_worker(training_step: int) -> None:
     workers.print_metrics = print_and_wait
 
 
+def hold_decoding(file: Path) -> None:
+    from flashslm.inference.continuous import ContinuousBatch
+
+    advance = ContinuousBatch.advance
+
+    def wait_and_advance(batch: ContinuousBatch, rows: Sequence[int]) -> list[int]:
+        while file.exists():
+            time.sleep(0.01)
+        return advance(batch, rows)
+
+    ContinuousBatch.advance = wait_and_advance  # type: ignore[method-assign]
+
+
 if hold := os.environ.get("HOLD"):
     found = json.loads(hold)
     hold_steps(found["step"], found["at"], Path(found["while"]))
 if (held_at := os.environ.get("HOLD_WORKERS")) and sys.orig_argv[2:4] == WORKER:
     hold_worker(int(held_at))
+if decoding_while := os.environ.get("HOLD_DECODING"):
+    hold_decoding(Path(decoding_while))

@@ -15,6 +15,7 @@ from flashslm.config import WeightFormat
 from flashslm.export.text_model import TextModel
 from flashslm.inference.engine import DecodeEngine
 from flashslm.inference.int8_model import as_served
+from tests.holding import decoding_held
 from tests.unit.export.damage import change_json
 from tests.unit.serving.client import JSON, Client, chunks, text_of
 from tests.unit.serving.conftest import served
@@ -173,15 +174,20 @@ def test_more_than_may_wait_are_refused_with_a_time(directory: Path, endless: st
         assert client.complete(endless, max_tokens=2).status == 200
 
 
-def test_sigterm_finishes_what_runs_and_takes_no_more(directory: Path, endless: str, greedy: Greedy) -> None:
-    with served(directory, "--max-batch-size", "1") as (client, process):
-        body = client.request(endless, max_tokens=400, stream=True)
+def test_sigterm_finishes_what_runs_and_takes_no_more(
+    directory: Path, endless: str, greedy: Greedy, tmp_path: Path
+) -> None:
+    hold = tmp_path / "hold"
+    with served(directory, "--max-batch-size", "1", **decoding_held(hold)) as (client, process):
+        body = client.request(endless, max_tokens=40, stream=True)
+        hold.touch()  # the text does not end before the signal
         with client.open("POST", "/v1/completions", body) as running, ThreadPoolExecutor(1) as pool:
             queued = pool.submit(client.complete, endless, max_tokens=3)
             wait_until(lambda: client.metric("flashslm_requests_waiting") == 1)
             process.terminate()
             wait_until(lambda: refuses(client))
-            assert text_of(chunks(running)) == greedy(endless, 400)
+            hold.unlink()
+            assert text_of(chunks(running)) == greedy(endless, 40)
             assert queued.result().body["choices"][0]["text"] == greedy(endless, 3)
         assert process.wait(300) == 0
 
