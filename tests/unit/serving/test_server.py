@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,15 @@ def test_what_takes_too_long_to_finish_is_cut_off(directory: Path, endless: str)
             assert running.readline().startswith(b"data: ")
             process.terminate()
             assert process.wait(300) == 0
+            assert b"data: [DONE]" not in rest_of(running), "the whole text takes a quarter of a minute"
+
+
+def rest_of(response: HTTPResponse) -> bytes:
+    """What still came before the connection was cut."""
+    try:
+        return response.read()
+    except IncompleteRead as cut:
+        return cut.partial
 
 
 def test_a_key_guards_all_but_health(directory: Path) -> None:
