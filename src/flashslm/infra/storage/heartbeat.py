@@ -44,16 +44,26 @@ def is_silent(store: ObjectStore, key: str, silence_s: float = 3 * BEAT_S) -> bo
 def require_heartbeats(
     store: ObjectStore, key: str, every_s: float = BEAT_S, silence_s: float = SILENCE_S
 ) -> Iterator[None]:
-    """Send this process SIGTERM once that has not been said for `silence_s`; raises Abandoned if so now."""
+    """Send this process SIGTERM once that has not been said for `silence_s`; raises Abandoned if so now.
+
+    No signal comes after the block, whatever the store answers then.
+    """
+    is_working, deciding = True, threading.Lock()
 
     def listen() -> None:
         if is_silent(store, key, silence_s):
-            os.kill(os.getpid(), signal.SIGTERM)
+            with deciding:
+                if is_working:
+                    os.kill(os.getpid(), signal.SIGTERM)
 
     if is_silent(store, key, silence_s):
         raise Abandoned(f"the step that began this work has not been heard of for {silence_s:.0f} s")
     with _every(every_s, listen):
-        yield
+        try:
+            yield
+        finally:
+            with deciding:
+                is_working = False
 
 
 @contextmanager

@@ -49,6 +49,30 @@ def test_work_goes_on_while_a_step_waits_and_stops_afterwards(terminations: Term
         assert terminations.came.wait(60.0)
 
 
+def test_an_answer_that_comes_after_the_work_ends_nothing(
+    terminations: Terminations, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = MemoryStore()
+    store.put_json(KEY, {"seen_s": clock[0]})
+    get_json, asking, answer = store.get_json, threading.Event(), threading.Event()
+    listeners: list[threading.Thread] = []
+
+    def get_slowly(key: str) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            listeners.append(threading.current_thread())
+            asking.set()
+            answer.wait(300)
+        return get_json(key)
+
+    monkeypatch.setattr(store, "get_json", get_slowly)
+    with require_heartbeats(store, KEY, every_s=0.01):
+        assert asking.wait(300)
+        clock[0] += 1.1 * SILENCE_S
+    answer.set()
+    listeners[0].join(300)
+    assert not listeners[0].is_alive() and not terminations.came.is_set()
+
+
 @pytest.mark.parametrize("seen_s", [None, 0.0])
 def test_what_is_abandoned_does_not_begin(seen_s: float | None) -> None:
     store: Any = MemoryStore()
