@@ -1,4 +1,4 @@
-"""A TrainJob's node ends within 5 s of SIGTERM until a worker has trained a step, and waits for those that save."""
+"""A TrainJob's node ends at once after SIGTERM until a worker has trained a step, and waits for those that save."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from flashslm.steps.pretrain import WATCHED, WORKER
 from flashslm.training.node import TRAINED, node_command
 from tests.waiting import wait_until
 
-ENDS_WITHIN_S = 5.0  # it takes one on an idle machine; torchrun alone takes all of its grace of minutes
+ENDS_WITHIN_S = 60.0  # it takes one on an idle machine; torchrun alone takes all of its grace of minutes
 AS_PROCESS_ONE = ["unshare", "-Urpf", "--mount-proc", "--kill-child"]
 
 
@@ -31,15 +31,13 @@ def first_of_two_nodes() -> dict[str, str]:
     return os.environ | cluster | {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
 
 
-def ends_after(process: "subprocess.Popen[bytes]", timeout_s: float) -> float:
-    """Send SIGTERM; seconds until the process has ended, and all below it."""
+def terminate(process: "subprocess.Popen[bytes]", within_s: float) -> None:
+    """Send SIGTERM; the process ends in that time, and all below it."""
     below = psutil.Process(process.pid).children(recursive=True)
-    asked_s = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=timeout_s)
-    _, alive = psutil.wait_procs(below, timeout=timeout_s)
+    process.wait(timeout=within_s)
+    _, alive = psutil.wait_procs(below, timeout=within_s)
     assert alive == []
-    return time.monotonic() - asked_s
 
 
 def test_a_node_that_starts_or_waits_for_the_others_ends_at_once() -> None:
@@ -52,7 +50,7 @@ def test_a_node_that_starts_or_waits_for_the_others_ends_at_once() -> None:
     for moment_s, node in nodes.items():
         time.sleep(max(0.0, begun_s + moment_s - time.monotonic()))
         assert node.poll() is None, "it still starts, or waits for the other node"
-        assert ends_after(node, ENDS_WITHIN_S) < ENDS_WITHIN_S
+        terminate(node, ENDS_WITHIN_S)
         assert node.returncode in (143, -signal.SIGTERM)
 
 
@@ -82,7 +80,7 @@ from pathlib import Path
 from flashslm.training.node import note_trained
 
 def save(number, frame):
-    time.sleep(1.0)
+    time.sleep(1.0 if sys.argv[2] == "trained" else 600.0)  # no time is enough for what may not save
     Path(sys.argv[1], "saved").touch()
     sys.exit(143)
 
@@ -90,7 +88,7 @@ signal.signal(signal.SIGTERM, save)
 if sys.argv[2] == "trained":
     note_trained()
 Path(sys.argv[1], "ready").touch()
-time.sleep(120)
+time.sleep(600)
 """
 
 
@@ -103,7 +101,7 @@ def test_only_what_has_trained_may_save(tmp_path: Path, state: str) -> None:
     while not (tmp_path / "ready").exists():
         assert node.poll() is None
         time.sleep(0.05)
-    ends_after(node, 300.0 if state == "trained" else ENDS_WITHIN_S)
+    terminate(node, 300.0 if state == "trained" else ENDS_WITHIN_S)
     assert (tmp_path / "saved").exists() == (state == "trained")
 
 
