@@ -28,7 +28,8 @@ class Server(ThreadingHTTPServer):
         self.statuses: list[int] = [200]
         self.accepted: list[tuple[str, dict[str, object]]] = []
         self.calls = 0
-        self.delay_s = 0.0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     @property
     def url(self) -> str:
@@ -41,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.calls += 1
-        time.sleep(self.server.delay_s)
+        self.server.may_answer.wait(300)
         wanted = "sha256=" + hmac.new(b"key", body, hashlib.sha256).hexdigest()
         status = self.server.statuses[min(self.server.calls, len(self.server.statuses)) - 1]
         if not hmac.compare_digest(wanted, self.headers[SIGNATURE_HEADER]):
@@ -112,9 +113,10 @@ def test_without_a_key_nothing_is_sent(server: Server) -> None:
 
 
 def test_a_slow_and_an_absent_server_fail_without_telling_the_address(server: Server) -> None:
-    server.delay_s = 1.0
+    server.may_answer.clear()
     hook = PromotionHook(url=server.url, timeout_s=0.1, attempts=1)
     assert deliver(hook)[0] == "failed in attempt 1 of 1: 127.0.0.1: ReadTimeoutError"
+    server.may_answer.set()
     absent = PromotionHook(url="http://127.0.0.1:1/hook?token=hidden", attempts=2)
     assert deliver(absent)[0] == "failed in attempt 2 of 2: 127.0.0.1: NewConnectionError"
 
@@ -137,7 +139,7 @@ def test_a_failing_command_is_told_with_its_last_words() -> None:
     assert outcome == f"failed in attempt 2 of 2: {sys.executable} exited with 3: no disk" and pauses == [0.5]
     outcome, _ = deliver(PromotionHook(command=("/no/such/command",)), {})
     assert outcome.startswith("failed in attempt 1 of 3: /no/such/command: ")
-    slow = PromotionHook(command=python("import time; time.sleep(9)"), timeout_s=0.2, attempts=1)
+    slow = PromotionHook(command=python("import time; time.sleep(600)"), timeout_s=0.2, attempts=1)
     assert deliver(slow, {})[0].endswith("took longer than 0.2 s")
 
 
