@@ -40,7 +40,7 @@ class FakeKfp:
         self.logs: dict[str, str] = {}  # pod -> its log
         self.requests: list[str] = []
         self.faults: list[Fault] = []
-        self.slow_s = 1.0
+        self.slow = threading.Event()  # set: what is slow may be answered
         self._lock = threading.RLock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": self}))
         self._http.daemon_threads = True

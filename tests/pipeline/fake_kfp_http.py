@@ -2,7 +2,6 @@
 
 import email
 import json
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -79,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.fake.fault_for(self.command, parts.path)
         kind = fault.kind if fault else ""
         if kind == "slow":
-            time.sleep(self.fake.slow_s)
+            self.fake.slow.wait(300)
         if kind == "cut":
             self.close_connection = True
             return
