@@ -56,7 +56,7 @@ class StepResources(Section):
     shared_memory: Memory | Literal[""] = Field(
         default="", description="/dev/shm, which counts against memory; empty: the engine's own (64Mi)."
     )
-    timeout_s: int = Field(default=86_400, ge=60, description="Seconds per attempt.")
+    timeout_s: int = Field(default=86_400, ge=60, description="Seconds per attempt; on a cluster per pod.")
     image: Image = Field(default="", description="Container image; empty: platform.image.")
 
 
@@ -79,7 +79,7 @@ class StepOverride(Section):
     shared_memory: Memory | Literal[""] | None = Field(
         default=None, description="/dev/shm, which counts against memory."
     )
-    timeout_s: int | None = Field(default=None, ge=60, description="Seconds per attempt.")
+    timeout_s: int | None = Field(default=None, ge=60, description="Seconds per attempt; on a cluster per pod.")
     image: Image | None = Field(default=None, description="Container image.")
 
 
