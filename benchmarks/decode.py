@@ -192,6 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     output = given.output or RESULTS / f"{result_name(subject, plan.latency[0].device)}.json"
     with before_work(parser):
         require_writable(output)
+        if not any(getattr(plan, part) for part in given.parts):
+            raise ValueError(f"--quick has no {', '.join(given.parts)}: leave it out, or give other --parts")
         for name in given.peers:  # whether it can be measured here
             find_peer(name, plan.latency[0])
     record = Session(plan, output, tuple(given.peers)).run(tuple(given.parts))

@@ -207,6 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
         subject = "latency_table" if given.weights == "full" else f"latency_table-{given.weights}"
         output = given.output or RESULTS / f"{result_name(subject, pick_device(given.device))}.json"
         table = read_table(given.table, plan) if given.table else None
+        if not table and "table" not in given.parts and {"calibration", "check"} & set(given.parts):
+            raise ValueError("--parts calibration and check need a table: add the part table, or --table RECORD")
         session = Session(plan, require_writable(output), given.budget_s, table)
     print(json.dumps(session.run(tuple(given.parts))["summary"]))
     return 0

@@ -175,6 +175,8 @@ def require_usable(given: argparse.Namespace) -> None:
         TrainingCase(preset, architecture, given.sequence_length, given.batch, given.steps, "cpu", "float32")
         if given.width:
             at_width(architecture, given.width)
+    if not given.processes and (given.shard_processes != [0] or given.gather_dtype != ["float32"]):
+        raise ValueError("--shard-processes and --gather-dtype are of several processes: give --processes too")
     for number, group in itertools.product(given.processes, given.shard_processes):
         if group and number % group:
             raise ValueError(f"--shard-processes {group} with --processes {number}: give a divisor, or 0 for all")

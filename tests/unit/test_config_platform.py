@@ -46,6 +46,14 @@ def test_dump_round_trips(tmp_path: Path) -> None:
             "{gpu_types: {h200: {tolerations: [{kee: a}]}}}",
             "kee: unknown key; did you mean 'key'? allowed here: effect, key, operator",
         ),
+        (
+            "{gpu_types: {h200: {tolerations: [{key: a, value: b}]}}}",
+            "value is 'b' and operator 'Exists', which reads none",
+        ),
+        (
+            "{gpu_types: {h200: {tolerations: [{operator: Equal, value: b}]}}}",
+            "operator 'Equal' needs a key",
+        ),
         ("{namespace: My_Team}", "platform.namespace: String should match"),
         ("{nodes: 0}", "platform.nodes: Input should be greater than or equal to 1"),
         (

@@ -11,9 +11,9 @@ import yaml
 from typer.testing import CliRunner
 
 from flashslm.cli.app import app
-from flashslm.config import RunConfig
+from flashslm.config import RunConfig, TrainingConfig
 from flashslm.config.file import ConfigError, load
-from flashslm.config.no_effect import without_effect
+from flashslm.config.no_effect import without_effect, without_effect_here
 from flashslm.config.reference import differences, json_schema, near_settings, page, read_by, settings
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +110,20 @@ def test_editors_accept_every_spelling_that_a_recipe_may_have() -> None:
         ({"search": {"sizes": {"ffn_ratio": [3], "head_dim": [64, 128]}}}, "search.sizes.ffn_ratio"),
         ({"search": {"halving_factor": 2}}, "search.halving_factor"),
         ({"search": {"seeding": "law", "seed_designs": ["DF"]}}, "search.seed_designs"),
+        ({"data": {"max_bad_rows_fraction": 0.1}}, "data.max_bad_rows_fraction"),
+        ({"data": {"workers": 2}}, "data.workers"),
+        ({"data": {"source": "huggingface", "dataset": "a/b", "piece_bytes": 9}}, "data.piece_bytes"),
+        ({"data": {"source": "huggingface", "dataset": "/", "dataset_revision": "main"}}, "data.dataset_revision"),
+        ({"data": {"tokenizer": "/", "tokenizer_revision": "main"}}, "data.tokenizer_revision"),
+        ({"kernels": {"gla": "chunked"}}, "kernels.gla"),
+        ({"profiling": {"widths": [1024], "compile_processes": 2}}, "profiling.compile_processes"),
+        ({"search": {"candidates_per_cycle": 2, "workers": 3}}, "search.workers"),
+        ({"search": {"trials": 3, "finalists": 4}}, "search.finalists"),
+        ({"platform": {"variants_at_once": 3}}, "platform.variants_at_once"),
+        (
+            {"platform": {"gpu_types": {"b": {}}, "steps": {"pretrain": {"gpus": 0, "gpu_type": "b"}}}},
+            "platform.steps.pretrain.gpu_type",
+        ),
         ({"profiling": {"device": "cpu", "compile_processes": 2}}, "profiling.compile_processes"),
         ({"latency": {"target_ms": 2.0, "reference_width": 64}}, "latency.reference_width"),
         ({"search": {"trials": 8, "population": 8, "sample": 3}}, "search.sample"),
@@ -124,6 +138,11 @@ def test_editors_accept_every_spelling_that_a_recipe_may_have() -> None:
             {"training": {"processes": 2, "shard_processes": 1, "gather_dtype": "bfloat16"}},
             "training.gather_dtype",
         ),
+        ({"training": {"processes": 2, "micro_batch_per_process": True}}, "training.micro_batch_per_process"),
+        ({"training": {"gradient_sync": "each"}}, "training.gradient_sync"),
+        ({"training": {"weight_norm": ["off"], "weight_norm_rate_factor": 2}}, "training.weight_norm_rate_factor"),
+        ({"training": {"deploy_seed": 0}}, "training.deploy_seed"),
+        ({"training": {"mixture": [{"name": "own", "weight": 1}]}}, "training.mixture"),
         ({"training": {"isolate_documents": True, "cuda_graph": "auto"}}, "training.cuda_graph"),
         ({"training": {"processes": 2, "cuda_graph": "on"}}, "training.cuda_graph"),
         ({"profiling": {"device": "cpu"}, "search": {"cuda_graph": "on"}}, "search.cuda_graph"),
@@ -144,6 +163,34 @@ def test_editors_accept_every_spelling_that_a_recipe_may_have() -> None:
 )
 def test_what_has_no_effect_is_named(sections: dict[str, Any], where: str) -> None:
     assert any(text.startswith(f"{where}: no effect: ") for text in given(**sections)), given(**sections)
+
+
+SHARING = {"shard_processes": 2, "gather_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("training", "where", "expected"),
+    [
+        (SHARING | {"gradient_sync": "each"}, (1, "cuda", "bfloat16"), {*SHARING, "gradient_sync"}),
+        (SHARING, (4, "cuda", "bfloat16"), set()),
+        (SHARING, (4, "cpu", "float32"), {"gather_dtype"}),
+        (SHARING | {"shard_processes": 1}, (4, "cuda", "bfloat16"), {"gather_dtype"}),
+        ({"threads": 4}, (2, "cuda", "bfloat16"), {"threads"}),
+        ({"threads": 4}, (2, "cpu", "float32"), set()),
+        ({"batch_size": 8, "micro_batch_size": 4, "gradient_sync": "each"}, (2, "cpu", "float32"), set()),
+        (
+            {"batch_size": 8, "micro_batch_size": 4, "gradient_sync": "each", "micro_batch_per_process": True},
+            (2, "cpu", "float32"),
+            {"gradient_sync"},
+        ),
+    ],
+)
+def test_what_has_no_effect_where_training_runs_is_named(
+    training: dict[str, Any], where: tuple[int, str, str], expected: set[str]
+) -> None:
+    """Of a section as a step gets it, with all fields given."""
+    config = TrainingConfig.model_validate(TrainingConfig.model_validate(training).model_dump())
+    assert without_effect_here(config, *where).keys() == expected
 
 
 def test_defaults_are_not_warned_of() -> None:

@@ -148,6 +148,7 @@ def training(  # noqa: PLR0913 - one parameter an option
     with world_from_environment() as world:
         if world.is_main:
             warn_of_minutes(case)
+            warn_of_no_effect(case, world.size)
         result = bench_training(case, read_setting(kernels), peer or None, checkpoint=checkpoint, graph=graph)
         if world.is_main:
             show_training(result)
@@ -160,6 +161,17 @@ def warn_of_minutes(case: "Case | TrainingCase") -> None:
 
     if text := warning(case):
         console.print(text, **AS_IT_IS)
+
+
+def warn_of_no_effect(case: "TrainingCase", processes: int) -> None:
+    """A warning on stderr for each option that does nothing with so many processes."""
+    from flashslm.config import TrainingConfig
+    from flashslm.config.no_effect import without_effect_here
+
+    given = TrainingConfig(shard_processes=case.shard_processes, gather_dtype=case.gather_dtype)
+    for name, why in without_effect_here(given, processes, case.device, case.precision).items():
+        console.print("[bold yellow]warning:[/]", end=" ")
+        console.print(f"--{name.replace('_', '-')}: no effect: {why}", **AS_IT_IS)
 
 
 def find_architecture(preset: str, model: str) -> "tuple[str, Architecture]":

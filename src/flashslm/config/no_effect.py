@@ -1,13 +1,18 @@
-"""Settings that a recipe gives although others make them do nothing."""
+"""Settings that are given although others, or the place where training runs, make them do nothing.
+
+`without_effect` knows the recipe alone. How many processes train, where and in which precision is known where they do:
+`without_effect_here` then says the rest.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from pydantic import BaseModel
 
 from flashslm.config.experiment import ExperimentRecipe
 from flashslm.config.recipe import RunConfig
-from flashslm.config.steps import GPU_STEPS, STEP_SECTIONS
-from flashslm.config.training import ExportConfig
+from flashslm.config.steps import STEP_SECTIONS
+from flashslm.config.training import ExportConfig, TrainingConfig
 from flashslm.models.operator_spec import SIZE_FIELDS
 
 
@@ -16,9 +21,23 @@ def without_effect(config: RunConfig) -> list[str]:
     if isinstance(config, ExperimentRecipe):
         found = [*_of_experiment(config), *_data(config), *_evaluation(config)]
     else:
-        checks = (_data, _design, _scaling, _search, _training, _graphs, _evaluation, _hook, _platform)
+        checks = (_data, _design, _beyond, _search, _training, _variants, _graphs, _evaluation, _hook, _platform)
         found = [one for check in checks for one in check(config)]
     return [f"{where}: no effect: {why}" for where, why in found]
+
+
+def without_effect_here(training: TrainingConfig, processes: int, device: str, precision: str) -> dict[str, str]:
+    """Why fields of a training section do nothing where so many processes train; fields with their default never count.
+
+    `device` is cpu or cuda, `precision` the one that is used.
+    """
+    differing = TrainingConfig.model_validate(training.model_dump(exclude_defaults=True))
+    found = [*_of_processes(differing, processes)]
+    if processes > 1 and training.shard_processes != 1 and precision == "float32":
+        found += _given(differing, "", ("gather_dtype",), "weights are float32 here, and sent as such")
+    if device == "cuda":
+        found += _given(differing, "", ("threads",), "a GPU trains")
+    return dict(found)
 
 
 Found = Iterator[tuple[str, str]]
@@ -54,6 +73,9 @@ def _of_experiment(recipe: ExperimentRecipe) -> Found:
             yield from _given(
                 recipe.profiling, "profiling", (name,), f"models are timed at {timed_at} (latency section)"
             )
+    if experiment.match != "parameters":
+        yield from _given(experiment, "experiment", ("parameters",), f"match is '{experiment.match}'")
+    yield from _of_widths(recipe)
     if experiment.match != "latency_by_width":
         yield from _given(recipe.profiling, "profiling", ("widths",), f"match is '{experiment.match}'")
     if not by_latency and not experiment.measure_latency:
@@ -62,6 +84,18 @@ def _of_experiment(recipe: ExperimentRecipe) -> Found:
     elif recipe.latency.target_ms or not by_latency:
         reference = ("reference_operators", "reference_width", "reference_factor")
         yield from _given(recipe.latency, "latency", reference, "no model is matched with the reference")
+
+
+def _of_widths(recipe: ExperimentRecipe) -> Found:
+    """Widths that the match chooses, and the experiment's where every model has its own."""
+    experiment, models = recipe.experiment, recipe.experiment.models
+    if experiment.match in ("parameters", "latency_by_width"):
+        why = f"match '{experiment.match}' chooses the width"
+        yield from _given(experiment, "experiment", ("width",), why)
+        for name, model in models.items():
+            yield from _given(model, f"experiment.models.{name}", ("width",), why)
+    elif all(model.width for model in models.values()):
+        yield from _given(experiment, "experiment", ("width",), "every model has its own")
 
 
 def _data(config: RunConfig) -> Found:
@@ -73,11 +107,19 @@ def _data(config: RunConfig) -> Found:
         yield from _given(data, "data", of_hub, f"source is '{data.source}'")
     if data.source == "python-stdlib":
         yield from _given(data, "data", ("text_field",), "a file of source code is one text")
+        yield from _given(data, "data", ("max_bad_rows_fraction",), "a file of source code has no rows")
+        yield from _given(data, "data", ("piece_bytes", "workers"), "source 'python-stdlib' is one piece")
+    if data.source == "huggingface" and not data.max_bytes:
+        yield from _given(data, "data", ("piece_bytes",), "without max_bytes a file of the hub is a piece")
+    if data.source == "huggingface" and Path(data.dataset).is_dir():
+        yield from _given(data, "data", ("dataset_revision",), f"'{data.dataset}' is a directory")
     if data.tokenizer == "train":
         yield from _given(data, "data", ("tokenizer_revision",), "the tokenizer is trained on the text")
     else:
         why = f"the tokenizer is '{data.tokenizer}' and is not trained"
         yield from _given(data, "data", ("vocab_size", "tokenizer_bytes"), why)
+        if Path(data.tokenizer).is_dir():
+            yield from _given(data, "data", ("tokenizer_revision",), f"'{data.tokenizer}' is a directory")
 
 
 def _design(config: RunConfig) -> Found:
@@ -86,6 +128,9 @@ def _design(config: RunConfig) -> Found:
         yield from _given(model, "model", ("original_max_position_embeddings",), "rope_type is 'default'")
     if "W" not in profiling.operators:
         yield from _given(model, "model", ("window",), "profiling.operators has no window attention (W)")
+    for operator, kernel in (("G", "gated_delta_rule"), ("L", "gla")):
+        if operator not in profiling.operators:
+            yield from _given(config.kernels, "kernels", (kernel,), f"profiling.operators has no {operator}")
     if profiling.device == profiling.training_device == "cuda":
         yield from _given(profiling, "profiling", ("threads",), "device is 'cuda'")
     if profiling.weights == "full":
@@ -97,11 +142,19 @@ def _design(config: RunConfig) -> Found:
         yield from _given(latency, "latency", names, f"target_ms is {latency.target_ms:g}")
 
 
-def _scaling(config: RunConfig) -> Found:
-    scaling = config.scaling
-    models = len(scaling.depths) * len(scaling.widths) + 1
-    if scaling.workers > models:
-        yield from _given(scaling, "scaling", ("workers",), f"only {models} models are to be trained")
+def _beyond(config: RunConfig) -> Found:
+    """Numbers of what works or is trained side by side, beyond what there is to do."""
+    scaling, search, profiling, platform = config.scaling, config.search, config.profiling, config.platform
+    for name, section, field, most, of in (
+        ("scaling", scaling, "workers", len(scaling.depths) * len(scaling.widths) + 1, "models of the family"),
+        ("search", search, "workers", search.trials, "trials"),
+        ("search", search, "workers", search.candidates_per_cycle, "candidates at a time (candidates_per_cycle)"),
+        ("search", search, "finalists", search.trials, "trials"),
+        ("profiling", profiling, "compile_processes", len(profiling.widths), "widths"),
+        ("platform", platform, "variants_at_once", len(config.variants()), "variants (weight_norm, seeds)"),
+    ):
+        if getattr(section, field) > most:
+            yield from _given(section, name, (field,), f"it is beyond {most}, the number of {of}")
 
 
 def _search(config: RunConfig) -> Found:
@@ -121,8 +174,6 @@ def _search(config: RunConfig) -> Found:
         yield from _given(search, "search", ("recall_length", "recall_min_accuracy"), "recall_steps is 0")
     if not search.finalists:
         yield from _given(search, "search", ("finalist_seeds", "finalist_steps"), "finalists is 0")
-    if search.workers > search.trials:
-        yield from _given(search, "search", ("workers",), f"only {search.trials} trials are to be trained")
     for name in SIZE_FIELDS:
         if getattr(search.sizes, name) == (getattr(config.model, name),):
             yield f"search.sizes.{name}", f"its only value is that of model.{name}"
@@ -139,14 +190,37 @@ def _training(config: RunConfig) -> Found:
     for name in ("validate_every_steps", "checkpoint_every_steps", "log_every_steps"):
         if getattr(training, name) > training.steps:
             yield from _given(training, "training", (name,), f"training ends after {training.steps} steps")
-    if training.processes == 1 and config.platform.nodes == 1:
-        several = ("micro_batch_per_process", "shard_processes", "gather_dtype", "gradient_sync")
-        yield from _given(training, "training", several, "one process trains (processes, platform.nodes)")
-    elif training.shard_processes == 1:
-        why = "each process has its own weights and sends gradients alone (shard_processes)"
-        yield from _given(training, "training", ("gather_dtype",), why)
+    for name, why in _of_processes(training, training.processes * config.platform.nodes):
+        yield f"training.{name}", why
+    if len(training.mixture) == 1 and not training.mixture[0].dataset:
+        yield from _given(training, "training", ("mixture",), "its only source is this run's own data set")
+
+
+def _variants(config: RunConfig) -> Found:
+    training = config.training
     if len(training.weight_norm) == 1:
         yield from _given(training, "training", ("deploy",), "there is one variant (weight_norm)")
+    if training.weight_norm == ("off",):
+        why = "no variant has weight normalisation (weight_norm)"
+        yield from _given(training, "training", ("weight_norm_rate_factor",), why)
+    if len(training.seeds) == 1:
+        yield from _given(training, "training", ("deploy_seed",), "there is one seed (seeds)")
+
+
+def _of_processes(training: TrainingConfig, processes: int) -> Found:
+    """What so many processes leave without effect; 0: as many as there are GPUs, which no recipe knows."""
+    if processes == 1:
+        several = ("micro_batch_per_process", "shard_processes", "gather_dtype", "gradient_sync")
+        yield from _given(training, "", several, "one process trains")
+        return
+    if training.shard_processes == 1:
+        why = "each process has its own weights and sends gradients alone (shard_processes)"
+        yield from _given(training, "", ("gather_dtype",), why)
+    if not any([training.micro_batch_size, *(stage.micro_batch_size for stage in training.stages)]):
+        yield from _given(training, "", ("micro_batch_per_process",), "micro_batch_size is 0")
+    shapes = training.for_processes(max(1, processes)).batch_shapes
+    if all(shape.micro_batch_size == shape.batch_size for shape in shapes):
+        yield from _given(training, "", ("gradient_sync",), "each step is one micro-batch (micro_batch_size)")
 
 
 def _graphs(config: RunConfig) -> Found:
@@ -195,5 +269,5 @@ def _platform(config: RunConfig) -> Found:
         if not group.gpus and group.gpu_type:
             yield f"platform.{name}.gpu_type", "gpus is 0"
     for step in platform.steps:
-        if step not in GPU_STEPS and platform.steps[step].gpu_type and not platform.resources(step).gpus:
+        if platform.steps[step].gpu_type and not platform.resources(step).gpus:
             yield f"platform.steps.{step}.gpu_type", "gpus is 0"

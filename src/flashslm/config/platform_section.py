@@ -35,6 +35,15 @@ class Toleration(Section):
         default="", description="The taint's effect; empty: every effect."
     )
 
+    @model_validator(mode="after")
+    def _operator_fits(self) -> "Toleration":
+        """As Kubernetes has it, which would refuse the pod."""
+        if self.operator == "Exists" and self.value:
+            raise ValueError(f"value is '{self.value}' and operator 'Exists', which reads none: give operator 'Equal'")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("operator 'Equal' needs a key: give it, or operator 'Exists' for every key")
+        return self
+
 
 class GpuType(Section):
     """A kind of GPU node: the resource a pod asks for and the nodes it may use."""

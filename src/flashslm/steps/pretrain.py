@@ -4,18 +4,21 @@ The training itself is also continue_pretraining's: in this process; with severa
 torchrun; with several nodes, in a Kubeflow TrainJob.
 """
 
+import logging
 from typing import Any, NamedTuple
 
 import torch
 
+from flashslm.config.no_effect import without_effect_here
 from flashslm.export.importing import load_export
-from flashslm.hardware import pick_device
+from flashslm.hardware import pick_device, pick_dtype
 from flashslm.infra.kubernetes import train_job
 from flashslm.infra.kubernetes.client import Kubernetes
 from flashslm.infra.storage.heartbeat import is_silent, send_heartbeats
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.serialization import load_architecture
 from flashslm.steps.context import StepContext, fetch_tree
+from flashslm.training.distributed import current_world
 from flashslm.training.new_model import new_model
 from flashslm.training.node import node_command
 from flashslm.training.spec import (
@@ -33,6 +36,7 @@ from flashslm.training.trained_model import store_model
 from flashslm.training.trainer import train
 from flashslm.training.workers import WorkerFailed, WorkerOutput, run_workers
 
+_log = logging.getLogger(__name__)
 WORKER = "flashslm.steps.pretrain_worker"
 DIVERGED = "diverged.json"
 WATCHED = "watched"  # tells workers to stop when the step that started them is gone
@@ -134,6 +138,7 @@ def train_in_process(
     spec: TrainSpec, open_dataset: OpenDataset, store: ObjectStore, on_metrics: OnMetrics, on_resume: OnResume
 ) -> TrainOutcome:
     """This process' part of the run, fp32 weights on its device; rank 0 stores the result."""
+    _warn_of_no_effect(spec)
     match spec.start:
         case FromArchitecture() as start:
             model = new_model(start, pick_device("auto"), spec.seed)
@@ -141,6 +146,14 @@ def train_in_process(
             directory = fetch_tree(store, exported) / "huggingface"
             model = load_export(directory, pick_device("auto")).to(torch.float32).train()
     return store_model(spec, model, train(spec, model, open_dataset, store, on_metrics, on_resume), store)
+
+
+def _warn_of_no_effect(spec: TrainSpec) -> None:
+    """A recipe is for a laptop and a cluster: what it says in vain here is a line of the log, and no error."""
+    world, device = current_world(), pick_device("auto")
+    precision = pick_dtype(spec.training.precision, device)
+    for name, why in without_effect_here(spec.training, world.size, device, precision).items() if world.is_main else ():
+        _log.warning("training.%s: no effect here: %s", name, why)
 
 
 def _train_on_gpus(context: StepContext, spec: TrainSpec, processes: int, output: WorkerOutput) -> TrainOutcome:

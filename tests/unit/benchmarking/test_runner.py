@@ -143,6 +143,12 @@ def test_a_peer_that_cannot_be_measured_is_refused_first(plan, monkeypatch, caps
     assert "needs a GPU" in capsys.readouterr().err
 
 
+def test_parts_that_a_quick_run_leaves_out_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        runner.main(["--quick", "--parts", "batches"])
+    assert "--quick has no batches: leave it out" in capsys.readouterr().err
+
+
 def test_nothing_to_plot():
     with pytest.raises(ValueError, match="nothing to plot"):
         plot_decode.plot({"latency": [], "batches": []})

@@ -87,8 +87,9 @@ def test_the_command_ends_with_one_json_object(tmp_path):
     model = tmp_path / "architecture.json"
     model.write_text(ARCHITECTURE.model_dump_json())
     sizes = ["--sequence-length", "16", "--batch", "1", "--steps", "2", "--device", "cpu"]
-    done = CliRunner().invoke(app, ["bench", "training", "--model", str(model), *sizes])
+    done = CliRunner().invoke(app, ["bench", "training", "--model", str(model), *sizes, "--gather-dtype", "bfloat16"])
     assert done.exit_code == 0, done.output
+    assert "warning: --gather-dtype: no effect: one process trains" in done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["weight_norm_on"]["tokens_per_s"] > 0 and found["peer"] is None
 
@@ -249,6 +250,7 @@ def test_a_measurement_that_fails_is_listed_with_what_it_said(tmp_path, monkeypa
     [
         (["--sequence-length", "7"], "sequence_length is 7: from 8 to the 32768 positions of the model"),
         (["--width", "1000"], "width 1000 leaves num_heads no whole number: take a multiple of 512"),
+        (["--shard-processes", "1"], "are of several processes: give --processes too"),
         (["--processes", "2", "4", "--shard-processes", "4"], "--shard-processes 4 with --processes 2: give a divisor"),
     ],
 )

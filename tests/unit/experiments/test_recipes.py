@@ -16,6 +16,7 @@ from flashslm.models.accounting import parameters
 from flashslm.models.architecture import build_architecture
 from tests.unit.experiments.tiny import recipe
 
+WIDE = {"attention": {"operators": "AF", "width": 16}}
 SHIPPED = sorted((Path(__file__).parents[3] / "configs" / "experiments").glob("*.yaml"))
 
 
@@ -119,6 +120,12 @@ def test_budgets_want_one_schedule() -> None:
         ({"training": {"keep_checkpoints": 3}}, "training.keep_checkpoints"),
         ({"evaluation": {"lm_eval_tasks": ["piqa"]}}, "evaluation.lm_eval_tasks"),
         ({"export": {"parity_tokens": 16}}, "export.parity_tokens"),
+        ({"experiment": {"parameters": 9}}, "experiment.parameters"),
+        (
+            {"experiment": {"match": "latency_by_width", "models": WIDE}},
+            "experiment.models.attention.width",
+        ),
+        ({"experiment": {"models": WIDE, "width": 32}}, "experiment.width"),
         ({"experiment": {"measure_latency": True}, "latency": {"reference_width": 16}}, "latency.reference_width"),
     ],
 )
@@ -133,7 +140,7 @@ def test_what_it_reads_is_not_named(tmp_path: Path) -> None:
     found = recipe(
         experiment=read, latency={"reference_width": 16, "reference_operators": "AF"}, export={"dtype": "float32"}
     )
-    assert without_effect(found) == []
+    assert [text.partition(":")[0] for text in without_effect(found)] == ["experiment.width"]
 
 
 def test_an_experiment_is_checked_as_one_and_not_run_as_a_pipeline() -> None:

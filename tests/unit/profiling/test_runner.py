@@ -84,6 +84,12 @@ def test_an_earlier_table_is_taken_up(place, capsys):
     assert re.search(r"cores=999.*measure it again", capsys.readouterr().err)
 
 
+def test_parts_that_need_a_table_are_refused_without_one(place, capsys):
+    with pytest.raises(SystemExit):
+        run(place / "no.json", "--parts", "check", capsys=capsys)
+    assert "need a table: add the part table, or --table RECORD" in capsys.readouterr().err
+
+
 def test_a_table_of_8_bits_is_not_taken_up_for_another(place, capsys):
     record = run(place / "int8.json", "--parts", "table", "--weights", "int8", capsys=capsys)
     assert record["table"]["weights"] == record["profiling"]["weights"] == "int8"
