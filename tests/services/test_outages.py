@@ -22,7 +22,7 @@ from flashslm.infra.storage.tree import hash_tree, index_key_of, tree_digest, tr
 from flashslm.infra.tracking.mlflow_client import TrackingClient
 from flashslm.steps import attempts
 from tests.services.pretraining import call, metric_steps, write_inputs
-from tests.waiting import wait_until
+from tests.waiting import wait_until, whole_lines
 
 pytestmark = pytest.mark.services
 ROOT = Path(__file__).parents[2]
@@ -76,8 +76,7 @@ class Step:
         self.started.append(self.process)
 
     def said(self) -> list[dict[str, Any]]:
-        lines = self.events.read_text().splitlines() if self.events.exists() else []
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in whole_lines(self.events)]
 
     def trained_steps(self) -> int:
         return max((event.get("training_step", 0) for event in self.said()), default=0)

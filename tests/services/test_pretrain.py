@@ -20,7 +20,7 @@ from flashslm.steps.run import run_step
 from tests.holding import workers_held_at
 from tests.services.pretraining import call, metric_steps, write_inputs
 from tests.unit.training import tiny
-from tests.waiting import wait_until
+from tests.waiting import has_ended, wait_until
 
 pytestmark = pytest.mark.services
 ROOT = Path(__file__).parents[2]
@@ -51,14 +51,14 @@ def start_and_terminate(arguments: dict[str, Any], events: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    wait_until(lambda: events.exists() and '"training_step": 3' in events.read_text(), timeout_s=300)
+    wait_until(lambda: events.exists() and '"training_step": 3' in events.read_text())
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 3  # torchrun and two workers
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 143
     assert "death signal" in said and "SignalException" not in said, said  # torchrun's warning, without its traceback
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert all(map(has_ended, children))
 
 
 def test_two_processes_that_are_stopped_and_resumed_give_the_run_of_one(
