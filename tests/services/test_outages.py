@@ -194,14 +194,16 @@ def test_a_tree_that_is_being_sent_when_the_store_goes_arrives_whole(
     source.mkdir()
     for n in range(8):
         (source / f"{n}.bin").write_bytes(os.urandom(24 * 2**20))
+    go_on, environment = tmp_path / "go-on", os.environ | patient_env(settings)
     sending = subprocess.Popen(
-        [sys.executable, "-c", SEND, str(source)], env=os.environ | patient_env(settings), stdout=subprocess.PIPE
+        [sys.executable, "-c", SEND, str(source), str(go_on)], env=environment, stdout=subprocess.PIPE
     )
     tree, process = tree_prefix(tree_digest(hash_tree(source))), psutil.Process(sending.pid)
     wait_until(lambda: patient.list(tree))
     process.suspend()
     assert index_key_of(tree) not in patient.list(tree)  # some of the bytes are there, not all
     with without_store(stack_home):
+        go_on.touch()
         process.resume()
         time.sleep(3.0)
         assert sending.poll() is None
@@ -210,10 +212,20 @@ def test_a_tree_that_is_being_sent_when_the_store_goes_arrives_whole(
 
 
 SEND = """
-import sys
+import sys, time
+from pathlib import Path
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.object_store import ObjectStore
-print(ObjectStore(Settings.from_env()).put_tree(sys.argv[1], "x").model_dump_json())
+store = ObjectStore(Settings.from_env())
+upload = store.client.upload_file
+
+def upload_held(file, *rest, **options):
+    while file.endswith("7.bin") and not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
+    upload(file, *rest, **options)
+
+store.client.upload_file = upload_held
+print(store.put_tree(sys.argv[1], "x").model_dump_json())
 """
 
 
