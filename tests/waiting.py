@@ -1,7 +1,10 @@
 """Waiting for what another process or thread does, and looking at it meanwhile."""
 
+import os
+import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,6 +27,16 @@ def has_ended(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def modes(root: Path) -> dict[Path, int]:
+    """The mode of everything at and below `root`, links aside; what services remove meanwhile is left out."""
+    found = {}
+    for path in (root, *(Path(place, name) for place, below, files in os.walk(root) for name in (*below, *files))):
+        with suppress(FileNotFoundError):
+            if not stat.S_ISLNK(mode := path.lstat().st_mode):
+                found[path] = stat.S_IMODE(mode)
+    return found
 
 
 def whole_lines(file: Path) -> list[str]:

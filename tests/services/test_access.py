@@ -16,6 +16,7 @@ import pytest
 from flashslm.infra.stack import daemons, embedded_stack, seaweedfs
 from flashslm.infra.stack.certificates import CERTIFICATE, KEY, ensure_certificates
 from flashslm.infra.storage.object_store import ObjectStore
+from tests.waiting import modes, wait_until
 
 pytestmark = pytest.mark.services
 
@@ -54,6 +55,17 @@ def listening(home: Path, service: str) -> dict[int, str]:
     }
 
 
+def parts_ports(home: Path) -> set[int]:
+    numbers = json.loads((home / "stack.json").read_text())["ports"]
+    return {numbers[part] + offset for part in seaweedfs.PARTS for offset in (0, daemons.GRPC_OFFSET)}
+
+
+@pytest.fixture(autouse=True)
+def every_part_listens(stack_home: Path) -> None:
+    """S3 takes puts a moment before the last part listens: a port that is not there yet would refuse everybody."""
+    wait_until(lambda: parts_ports(stack_home) <= listening(stack_home, "s3").keys())
+
+
 def unix_sockets(home: Path) -> list[Path]:
     names = {
         connection.laddr
@@ -73,8 +85,8 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ssl.SSLCont
     return {"plain": None, "without certificate": bare, "other certificate": other}
 
 
-def connect(port: int, context: ssl.SSLContext | None) -> socket.socket:
-    plain = socket.create_connection(("127.0.0.1", port), timeout=5)
+def connect(port: int, context: ssl.SSLContext | None, timeout_s: float = 5.0) -> socket.socket:
+    plain = socket.create_connection(("127.0.0.1", port), timeout_s)
     return context.wrap_socket(plain) if context else plain
 
 
@@ -105,8 +117,7 @@ def test_no_port_of_the_store_answers_without_credentials(stack_home, store, str
     store.put_json("kept.json", {"n": 1})
     ports = listening(stack_home, "s3")
     numbers = json.loads((stack_home / "stack.json").read_text())["ports"]
-    expected = {numbers[part] + offset for part in seaweedfs.PARTS for offset in (0, daemons.GRPC_OFFSET)}
-    assert set(ports) == expected and set(ports.values()) == {"127.0.0.1"}
+    assert set(ports) == parts_ports(stack_home) and set(ports.values()) == {"127.0.0.1"}
     answered = 0
     for request, status, body, origin in tried(ports, strangers):
         answered += bool(status)
@@ -131,20 +142,20 @@ def test_grpc_ports_take_no_call_without_the_homes_certificate(stack_home, stran
     )  # the same call with the home's certificate, so that the trial means something
     own.load_cert_chain(stack_home / "certificates" / CERTIFICATE, stack_home / "certificates" / KEY)
     own.set_alpn_protocols(["h2"])
-    assert _speaks_http2(numbers["filer"] + daemons.GRPC_OFFSET, own)
+    assert _speaks_http2(numbers["filer"] + daemons.GRPC_OFFSET, own, timeout_s=300.0)
 
 
-def _speaks_http2(port: int, context: ssl.SSLContext | None) -> bool:
+def _speaks_http2(port: int, context: ssl.SSLContext | None, timeout_s: float = 5.0) -> bool:
     """Whether a server answers HTTP/2's preface with its SETTINGS, as gRPC does before any call."""
     try:
-        with connect(port, context) as connection:
-            return _answers_settings(connection)
+        with connect(port, context, timeout_s) as connection:
+            return _answers_settings(connection, timeout_s)
     except OSError:
         return False
 
 
-def _answers_settings(connection: socket.socket) -> bool:
-    connection.settimeout(5)
+def _answers_settings(connection: socket.socket, timeout_s: float = 5.0) -> bool:
+    connection.settimeout(timeout_s)
     connection.sendall(HTTP2)
     head = b""
     while len(head) < 9 and (more := connection.recv(9 - len(head))):
@@ -171,7 +182,7 @@ def test_unix_sockets_of_the_store_are_the_owners_and_closed_too(stack_home):
 
 def test_a_page_of_another_origin_cannot_write_to_mlflow(stack_home, settings):
     (port,) = listening(stack_home, "mlflow")
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     body = json.dumps({"name": "planted"})
     headers = {"Origin": "http://attacker.test", "Content-Type": "text/plain"}
     client.request("POST", "/api/2.0/mlflow/registered-models/create", body, headers)
@@ -184,8 +195,8 @@ def test_a_store_that_an_older_version_left_open_is_started_again_with_its_data(
     umask = os.umask(0)  # of a user whose files everybody may write
     try:
         settings = embedded_stack.up(home)
-        made = [p for p in (home, *home.rglob("*")) if p.suffix != ".vif"]  # SeaweedFS sets their mode itself
-        assert len(made) > 10 and [p for p in made if stat.S_IMODE(p.stat().st_mode) & 0o077] == []
+        made = {path: mode for path, mode in modes(home).items() if path.suffix != ".vif"}  # SeaweedFS sets theirs
+        assert len(made) > 10 and [path for path, mode in made.items() if mode & 0o077] == []
         ObjectStore(settings).put_json("kept.json", {"n": 1})
         before = {service.name: service.pid for service in embedded_stack.status(home).services}
         for file in (home / "certificates").iterdir():
