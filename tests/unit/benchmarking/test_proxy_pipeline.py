@@ -17,6 +17,7 @@ from flashslm.config.file import dump
 from flashslm.launch.local.run_records import RunRecord
 from tests.unit.experiments.test_pipeline_findings import CONFIG, report
 from tests.unit.training import tiny
+from tests.waiting import wait_until, whole_lines
 
 # Writes what a run leaves behind; a step that another call has done comes from the cache.
 RUN = """
@@ -50,10 +51,28 @@ def call(record: dict[str, Any], directory: Path, number: int, seconds: float, l
     proxy_pipeline.add_call(record, made, samples, directory)
 
 
-def test_a_run_that_was_cut_off_goes_on_in_its_record(tmp_path: Path) -> None:
+LIMIT_S = 7.0
+
+
+class CutOff(subprocess.Popen):
+    """A process whose limit is over half a second after it has begun to pretrain, however long it took to start."""
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+        if timeout != LIMIT_S:
+            return super().communicate(input, timeout)
+        events = Path("runs/1/events.jsonl")
+        wait_until(lambda: any('"task": "pretrain"' in line for line in whole_lines(events)))
+        time.sleep(0.6)
+        raise subprocess.TimeoutExpired(self.args, LIMIT_S)
+
+
+def test_a_run_that_was_cut_off_goes_on_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "record.json"
     record = proxy_pipeline.begin(output, FACTS)
-    call(record, tmp_path, 1, seconds=60, limit_s=2)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(proxy_pipeline.subprocess, "Popen", CutOff)
+        call(record, tmp_path, 1, seconds=600, limit_s=LIMIT_S)
     assert [(s["step"], s["state"], s["cached"]) for s in record["calls"][0]["steps"]] == [
         ("prepare_data", "SUCCESS", False),
         ("pretrain", "KILLED", False),
@@ -63,7 +82,7 @@ def test_a_run_that_was_cut_off_goes_on_in_its_record(tmp_path: Path) -> None:
 
     again = proxy_pipeline.begin(output, FACTS | {"commit": "bbbbbbb", "date": "2026-11-28"})
     assert again["commit"] == "aaaaaaa; bbbbbbb" and again["command"] == "first"
-    call(again, tmp_path, 2, seconds=0, limit_s=60)
+    call(again, tmp_path, 2, seconds=0, limit_s=300)
     assert [c["ended"] for c in again["calls"]] == ["cut off", "by itself"]
     assert [s["cached"] for s in again["calls"][1]["steps"]] == [True, False]
     assert again["result"] == {"state": "SUCCESS", "decision": "promote", "operators": "DF"}, "what won"
