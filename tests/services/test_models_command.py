@@ -46,6 +46,11 @@ class Team:
     def models(self, *arguments: str) -> Result:
         return CliRunner().invoke(app, ["models", *arguments])
 
+    def days(self) -> set[str]:
+        """On which the versions were registered: two, where that is around midnight."""
+        versions = model_registry.list_versions(self.settings, self.name)
+        return {time.strftime("%Y-%m-%d", time.localtime(version.created_ms / 1e3)) for version in versions}
+
     def champion(self) -> model_registry.ModelVersion:
         found = model_registry.champion(self.settings, self.name)
         assert found is not None
@@ -143,7 +148,7 @@ def test_versions_of_different_data_are_listed_apart(team: Team, store: ObjectSt
     listed = team.models("list", "--name", team.name).output
     code, text, unknown = (listed.index(s) for s in ("(code, 5,000 train", "(text, 5,000 train", "is not recorded"))
     assert code < listed.index("3.125") < listed.index("3.250") < text < listed.index("2.500") < unknown
-    assert "01234567" in listed and time.strftime("%Y-%m-%d") in listed and "1,234,567" in listed
+    assert "01234567" in listed and team.days() <= set(listed.split()) and "1,234,567" in listed
 
 
 def test_a_list_fits_80_columns(team: Team, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +158,7 @@ def test_a_list_fits_80_columns(team: Team, store: ObjectStore, monkeypatch: pyt
     for version in ("3", "1"):
         assert team.models("promote", version, "--config", team.recipe()).exit_code == 0
     lines = team.models("list", "--name", team.name).output.splitlines()
-    rows = [line.split() for line in lines if time.strftime("%Y-%m-%d") in line]
+    rows = [line.split() for line in lines if team.days() & set(line.split())]
     assert rows[0][:5] == ["3", "previous", "12345.678", "1235", "1,234,567"] and rows[-1][:2] == ["1", "champion"]
     origin = next(line for line in lines if line.startswith("version 3: commit 01234567"))
     assert "timed on device cpu-x; hook delivered in attempt 1" in origin
