@@ -108,7 +108,10 @@ def test_other_threads_run_while_a_prompt_is_encoded(directory: Path, thread_by_
     thread.start()
     waiting.wait()
     begin.set()
-    text_model.encode(LONG[:1_000_000])
+    for _ in range(100):  # the kernel may have other work for the other thread's processor
+        text_model.encode(LONG[:1_000_000])
+        if ran:
+            break
     seen = list(ran)
     thread.join()
     assert seen
