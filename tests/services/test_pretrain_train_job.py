@@ -147,6 +147,18 @@ def test_the_failure_of_a_worker_and_of_its_pod_are_told(
     assert "Error, exit code 1" in text and "later" not in text.split("its last lines")[0]
 
 
+def test_a_run_that_diverged_on_nodes_is_its_result_and_not_restarted(
+    server: FakeKubernetes, platform_env: Settings, store: ObjectStore, tmp_path: Path
+) -> None:
+    server.on_create = lambda server, job: server.log(
+        server.add_pod(job["metadata"]["name"]), "@failure NonFiniteLoss: the loss is nan"
+    )
+    arguments = call(write_inputs(store, tmp_path), tmp_path / "x.json", processes=0, steps=STEPS)
+    arguments["parameters"]["code_digest"] = "diverged"  # a run of its own
+    assert run_step("pretrain", **arguments)["summary"] == "this variant diverged: the loss is nan"
+    assert server.deleted == server.created and len(server.created) == 1
+
+
 def test_workers_of_a_step_that_is_gone_stop_training(
     server: FakeKubernetes, platform_env: Settings, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

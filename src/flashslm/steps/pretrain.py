@@ -181,7 +181,7 @@ def _train_on_nodes(
     alive, outcome = spec.object_key("heartbeat"), spec.object_key("outcome")
     is_watched, before = not is_silent(context.store, alive), context.store.get_json(outcome)
     run_id = context.settings.kfp_run_id
-    job = train_job.TrainJob(Kubernetes.in_cluster(), template, output.line, on_status, run_id, is_watched)
+    job = train_job.TrainJob(Kubernetes.in_cluster(), template, output, on_status, run_id, is_watched)
     context.mlflow_run.set_tags({"train_job.name": job.name})
     try:
         with send_heartbeats(context.store, alive):

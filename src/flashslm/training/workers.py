@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from flashslm.hardware import thread_shares
 from flashslm.infra import outages
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
-from flashslm.training.spec import OnMetrics, OnResume
+from flashslm.training.spec import NonFiniteLoss, OnMetrics, OnResume
 
 _METRICS, _RESUMED, _OUTAGE, _FAILURE = "@metrics", "@resumed", "@outage", "@failure"
 _LONGEST_FAILURE = 3000  # characters: a pipe takes 4096 bytes whole
+_FAIL_AGAIN = (NonFiniteLoss.__name__, "OutOfMemoryError")  # torch's, of the GPU
 _SAVE_S = 600  # after SIGTERM the workers finish their step and save
 
 
@@ -90,6 +91,14 @@ class WorkerOutput:
                 self._on_log(text)
         except ValueError:  # cut off where the worker was killed
             self._on_log(text)
+
+    def restarted(self) -> None:
+        """The workers begin again: what ended those before is past."""
+        self.failure = ""
+
+    def fails_again(self) -> bool:
+        """Whether workers that begin again from the last checkpoint come to the same failure."""
+        return self.failure.partition(": ")[0] in _FAIL_AGAIN
 
     def row(self, row: dict[str, float]) -> None:
         """A row of metrics with its `step`; one that is not newer than those before is left out."""

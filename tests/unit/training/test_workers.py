@@ -83,6 +83,30 @@ def test_the_first_failure_is_kept_in_one_line(capfd: pytest.CaptureFixture[str]
     assert read.output.failure == "ValueError: two lines"
 
 
+@pytest.mark.parametrize(
+    ("failure", "again"),
+    [
+        ("NonFiniteLoss: the validation loss is not finite at step 3", True),
+        ("OutOfMemoryError: CUDA out of memory", True),
+        ("DistBackendError: NCCL error: remote process exited", False),
+        ("", False),
+    ],
+)
+def test_a_failure_that_a_restart_repeats_is_known(failure: str, again: bool) -> None:
+    read = Read()
+    read.lines(f"@failure {failure}" if failure else "a line")
+    assert read.output.fails_again() is again
+
+
+def test_workers_that_were_restarted_have_their_own_failure() -> None:
+    """A lost peer, and then the loss is not finite: the run has diverged."""
+    read = Read()
+    read.lines("@failure DistBackendError: NCCL error: remote process exited")
+    read.output.restarted()
+    read.lines("@failure NonFiniteLoss: the loss is nan")
+    assert read.output.failure == "NonFiniteLoss: the loss is nan"
+
+
 def test_workers_that_write_into_one_pipe_do_not_mix_their_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under torchrun stdout has no buffer: each write goes out by itself, and another worker's may come between."""
     writes: list[str] = []

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from flashslm.config import digest
 from flashslm.infra.kubernetes.client import Kubernetes, KubernetesError
@@ -20,6 +20,7 @@ INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 RUN, TEMPLATE = "flashslm.dev/kfp-run", "flashslm.dev/template"  # annotations: which run made the job, and as what
 NODE = "node"  # the replicated job and the container that Trainer's torch runtimes train in
+_NOT_RESTARTED = {"reason": "FailsAgain", "message": "it was removed, since a restart would fail in the same way"}
 _GONE_S = 900.0
 _LAST_LINES = 20
 _CLOCKS_S = 300  # by which a node's clock may differ from this pod's
@@ -48,8 +49,20 @@ def world_size(template: KubernetesObject) -> int:
     return int(trainer["numNodes"] * trainer["numProcPerNode"])
 
 
+class Listener(Protocol):
+    """What hears the log of rank 0's node."""
+
+    def line(self, text: str) -> None: ...
+
+    def restarted(self) -> None:
+        """The lines that follow are another pod's."""
+
+    def fails_again(self) -> bool:
+        """Whether the lines say that a restart of the job would fail in the same way."""
+
+
 class TrainJob:
-    """One job by its name. `on_line` gets the log of rank 0's node, `on_status` one line when something changes.
+    """One job by its name. `output` gets the log of rank 0's node, `on_status` one line when something changes.
 
     `run_id` is the KFP run of this step. Another run may do the same work and have a job of this name with other nodes,
     processes or resources; `is_watched` says whether a step waits for it.
@@ -59,7 +72,7 @@ class TrainJob:
         self,
         api: Kubernetes,
         manifest: KubernetesObject,
-        on_line: Callable[[str], None],
+        output: Listener,
         on_status: Callable[[str], None],
         run_id: str = "",
         is_watched: bool = True,
@@ -67,7 +80,7 @@ class TrainJob:
     ):
         self.api, self.manifest, self.poll_s = api, _annotated(manifest, run_id), poll_s
         self._run_id, self._is_watched = run_id, is_watched
-        self._on_line, self._on_status = on_line, on_status
+        self._output, self._on_status = output, on_status
         self.name = str(manifest["metadata"]["name"])
         self._status = ""
         self._seen: dict[str, str] = {}  # pod -> time stamp of its last line
@@ -142,8 +155,11 @@ class TrainJob:
                 self._stream(pod)
             if ended and ended["type"] == "Complete":
                 return job
-            if ended:
-                raise TrainJobFailed(self._failure(ended, pods))
+            if ended or self._output.fails_again():
+                failure = self._failure(ended or _NOT_RESTARTED, pods)
+                if not ended:
+                    self._delete(job)
+                raise TrainJobFailed(failure)
             self._report(self._describe(job, pods))
             time.sleep(self.poll_s)
 
@@ -151,6 +167,8 @@ class TrainJob:
         """Hand on the pod's lines that are new, for as long as there are some. Lines carry their time, so that a
         stream that was cut continues behind the last whole line."""
         name = pod["metadata"]["name"]
+        if self._seen and name not in self._seen:
+            self._output.restarted()
         since = {"since_seconds": _age_s(seen) + _CLOCKS_S} if (seen := self._seen.get(name)) else {}
         silence_s = max(self.poll_s, 1.0)
         try:
@@ -158,7 +176,7 @@ class TrainJob:
                 stamp, _, text = line.partition(" ")
                 if (at := _sortable(stamp)) > self._seen.get(name, ""):
                     self._seen[name] = at
-                    self._on_line(text)
+                    self._output.line(text)
         except KubernetesError as error:
             if error.status not in (400, 404, 500, 502, 503, 504):  # not started yet, gone, or the node is away
                 raise

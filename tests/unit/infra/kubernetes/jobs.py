@@ -40,13 +40,30 @@ def template_of(platform: PlatformConfig) -> tuple[Document, Document]:
     return container, json.loads(values.get(train_job.VARIABLE, "{}"))
 
 
+class Lines:
+    """Hears the lines of a job, and restarts as `restart`; `last` is the line after which it would fail again."""
+
+    def __init__(self, on_line: Callable[[str], object], last: str = ""):
+        self._on_line, self._last, self._seen = on_line, last, False
+
+    def line(self, text: str) -> None:
+        self._seen = self._seen or text == self._last
+        self._on_line(text)
+
+    def restarted(self) -> None:
+        self._on_line("restart")
+
+    def fails_again(self) -> bool:
+        return self._seen
+
+
 class Watched:
     """A job and what it logged."""
 
     def __init__(self, api: Kubernetes, manifest: Document, run_id: str = "", is_watched: bool = True):
         self.lines: list[str] = []
         self.statuses: list[str] = []
-        self.job = TrainJob(api, manifest, self._line, self.statuses.append, run_id, is_watched, poll_s=0.02)
+        self.job = TrainJob(api, manifest, Lines(self._line), self.statuses.append, run_id, is_watched, poll_s=0.02)
         self.cancel_at = ""  # the line at which the step is cancelled
 
     def _line(self, line: str) -> None:

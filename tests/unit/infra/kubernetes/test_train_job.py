@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from flashslm.infra.kubernetes.client import Kubernetes, KubernetesError
-from flashslm.infra.kubernetes.train_job import TrainJobFailed
+from flashslm.infra.kubernetes.train_job import TrainJob, TrainJobFailed
 from tests.unit.infra.kubernetes.fake_kubernetes import FakeKubernetes
-from tests.unit.infra.kubernetes.jobs import NAME, PLATFORM, Document, Watched, template_of, trains
+from tests.unit.infra.kubernetes.jobs import NAME, PLATFORM, Document, Lines, Watched, template_of, trains
 from tests.waiting import wait_until
 
 LINES = tuple(f"line {number}" for number in range(25))
@@ -105,7 +105,17 @@ def test_a_restart_gives_the_log_of_the_new_pod_too(server: FakeKubernetes, watc
 
     server.on_create = script
     watched.job.run()
-    assert watched.lines == ["first attempt", "second attempt"]
+    assert watched.lines == ["first attempt", "restart", "second attempt"]
+
+
+def test_a_job_that_would_fail_again_is_not_restarted(
+    server: FakeKubernetes, api: Kubernetes, manifest: Document
+) -> None:
+    """The cluster itself restarts it five times from the last checkpoint."""
+    server.on_create = lambda server, job: server.log(server.add_pod(NAME), "step 2", "the loss is nan")
+    with pytest.raises(TrainJobFailed, match=r"FailsAgain\): it was removed, since a restart would fail"):
+        TrainJob(api, manifest, Lines(print, "the loss is nan"), print, poll_s=0.02).run()
+    assert server.deleted == [NAME]
 
 
 def test_a_failed_job_tells_the_reason_of_the_pod_that_failed_first(server: FakeKubernetes, watched: Watched) -> None:
@@ -229,9 +239,10 @@ from pathlib import Path
 from flashslm.infra.process.interrupts import terminable
 from flashslm.infra.kubernetes.train_job import TrainJob
 from tests.unit.infra.kubernetes.fake_kubernetes import client_of
+from tests.unit.infra.kubernetes.jobs import Lines
 url, account, manifest = sys.argv[1:]
 with terminable():
-    TrainJob(client_of(url, Path(account)), json.loads(manifest), print, print, poll_s=0.05).run()
+    TrainJob(client_of(url, Path(account)), json.loads(manifest), Lines(print), print, poll_s=0.05).run()
 """
 
 
