@@ -72,19 +72,26 @@ def test_noisy_points_recover_the_constants_and_the_noise() -> None:
     assert law.residual_std_nats == pytest.approx(0.01, rel=0.2)
 
 
+@pytest.mark.parametrize("replicates", [19, 50])
+def test_an_interval_holds_a_further_draw_as_often_as_it_says(replicates: int) -> None:
+    """Draws at the expected places of `replicates` uniform ones: the middle 90 % goes from 0.05 to 0.95."""
+    draws = tuple({"L0": (k + 1) / (replicates + 1)} for k in range(replicates))
+    assert DepthWidthLaw.model_construct(replicates=draws).constant_interval("L0") == pytest.approx((0.05, 0.95))
+
+
 @pytest.mark.parametrize(("noise", "run_noise"), [(0.01, 0.0), (0.003, 0.01)], ids=["points", "runs"])
 def test_intervals_cover_the_truth(noise: float, run_noise: float) -> None:
     """90 % intervals of each constant and of an extrapolation, over 20 draws; also when a run's points err together."""
     covered, trials = 0, 0
     for seed in range(20):
-        law = fit_law(make_points(noise, run_noise, seed), bootstrap=40, seed=seed)
+        law = fit_law(make_points(noise, run_noise, seed), bootstrap=19, seed=seed)  # the fewest that span 90 %
         low, high = law.interval(32, 2048, 256 * 10**6)
         covered += low <= loss(32, 2048, 256 * 10**6) <= high
         for name in NAMES:
             low, high = law.constant_interval(name)
             covered += low <= TRUTH[name] <= high
         trials += 1 + len(NAMES)
-    assert 0.75 <= covered / trials <= 0.99
+    assert 0.8 <= covered / trials <= 0.99
 
 
 def test_intervals_nest_and_shrink_with_the_noise() -> None:
