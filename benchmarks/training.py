@@ -59,6 +59,7 @@ WARM_STEPS = 1  # of a process whose first step is what counts
 TIMED_OUT = 124  # as of coreutils' timeout
 SEVERAL = NumberType(2)  # processes that train together
 MODEL = OptionType(lambda text: read_architecture(text) and text)
+TORCHRUN = ("-m", "flashslm.training.workers", "--standalone", "--local-addr=127.0.0.1")  # as the trainer starts it
 LINES_SAID = 20  # of a failed measurement's stderr
 Result = dict[str, Any]
 
@@ -123,13 +124,7 @@ class Session:
         what = "preset" if preset in PRESETS else "model"
         sizes = {what: preset, "sequence-length": self.given.sequence_length, "batch": self.given.batch, "steps": steps}
         arguments = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-        torchrun = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--local-addr=127.0.0.1",
-            f"--nproc-per-node={processes}",
-        ]
+        torchrun = [*TORCHRUN, f"--nproc-per-node={processes}"]
         start = [sys.executable, *(torchrun if processes > 1 else []), "-m", "flashslm"]
         command = [*start, "bench", "training", *arguments, *options]
         code, lines, said = run(command, self._seconds_left())
