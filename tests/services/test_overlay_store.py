@@ -83,13 +83,13 @@ def started(directory: Path) -> Store:
 
 def stop(store: Store) -> None:
     store.process.terminate()
-    store.process.wait(30)
+    store.process.wait(300)
     seaweedfs.remove_sockets(store.ports)
 
 
 def accepts_put(store: Store) -> bool:
-    """Whether a put works, with the keys and over the parts' TLS, before the server ends or a minute is over."""
-    deadline_s = time.monotonic() + 60
+    """Whether a put works, with the keys and over the parts' TLS, before the server ends or five minutes are over."""
+    deadline_s = time.monotonic() + 300
     while store.process.poll() is None and time.monotonic() < deadline_s:
         with suppress(StoreError):
             ObjectStore(store.settings, patience_s=0).put_json("kept.json", {"n": 1})

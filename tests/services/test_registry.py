@@ -148,7 +148,7 @@ def test_of_two_processes_one_wins_and_the_loser_is_told(settings, name, run_id,
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
+    said = sorted(process.communicate(timeout=300)[0].strip() for process in processes)
     winner = said[0]
     assert winner in racers and said[1].startswith(
         f"conflict champion of '{name}' is version {winner}, expected {base}"
@@ -301,13 +301,13 @@ def test_nothing_to_roll_back_and_no_such_version(settings, name, run_id, make):
 
 def test_a_lease_has_one_holder_and_a_dead_holders_ends(store):
     key = f"leases/test/{os.urandom(4).hex()}.json"
-    second = lease.hold(store, key, ttl_s=30, wait_s=0.3)
-    with lease.hold(store, key, ttl_s=30), pytest.raises(LeaseTimeout, match="held by another"), second:
+    second = lease.hold(store, key, ttl_s=600, wait_s=0.3)
+    with lease.hold(store, key, ttl_s=600), pytest.raises(LeaseTimeout, match="held by another"), second:
         pytest.fail("two holders")
-    with lease.hold(store, key, ttl_s=30, wait_s=0.0):  # given back: free at once
+    with lease.hold(store, key, ttl_s=600, wait_s=0.0):  # given back: free at once
         pass
     store.put_json(key, {"holder": "a dead process", "expires_s": time.time() + 0.5})
-    with lease.hold(store, key, ttl_s=30, wait_s=5) as held:
+    with lease.hold(store, key, ttl_s=600, wait_s=300) as held:
         held.check()
         assert store.get_json(key)[0]["holder"] not in ("", "a dead process")
 
@@ -348,5 +348,5 @@ def test_a_holder_that_took_too_long_may_not_act(store):
     key = f"leases/test/{os.urandom(4).hex()}.json"
     with lease.hold(store, key, ttl_s=0.2) as slow:
         time.sleep(0.25)
-        with lease.hold(store, key, ttl_s=30, wait_s=2), pytest.raises(LeaseTimeout, match="ran out"):
+        with lease.hold(store, key, ttl_s=600, wait_s=300), pytest.raises(LeaseTimeout, match="ran out"):
             slow.check()

@@ -31,7 +31,7 @@ def home(tmp_path_factory):
     directory = tmp_path_factory.mktemp("own %2Fstack?#ü")
     both = [subprocess.Popen([sys.executable, "-c", UP, str(directory)], stdout=subprocess.PIPE) for _ in range(2)]
     try:
-        printed = {process.communicate(timeout=240)[0] for process in both}
+        printed = {process.communicate(timeout=600)[0] for process in both}
         assert [process.returncode for process in both] == [0, 0]
         assert len(printed) == 1  # both got the same settings
         yield directory
@@ -142,7 +142,7 @@ def test_a_running_step_follows_services_that_got_new_ports(home, tmp_path):
         assert settings.present() == moved.present() and moved.endpoint_url != settings.endpoint_url
         assert moved.tracking_uri != settings.tracking_uri
         (tmp_path / "go-on").touch()
-        assert step.communicate(timeout=120)[0] == "1\n" and step.returncode == 0
+        assert step.communicate(timeout=300)[0] == "1\n" and step.returncode == 0
     (run,) = TrackingClient(settings).find_runs("attributes.run_name = 'a step'")
     logged = [value for name, value in run.data.metrics.items() if not name.startswith("system/")]
     assert run.info.status == "FINISHED" and logged == [2.0]
