@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import stat
 import subprocess
@@ -19,6 +18,7 @@ from flashslm.infra.stack import daemons, embedded_stack
 from flashslm.infra.stack.doctor import diagnose
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.tracking.mlflow_client import TrackingClient
+from tests.waiting import has_ended, wait_until
 
 pytestmark = pytest.mark.services
 
@@ -96,8 +96,9 @@ def test_a_killed_daemon_comes_back_with_its_data_even_on_another_port(home):
     settings, before = embedded_stack.settings_of(home), pids(home)
     ObjectStore(settings).put_json("kept", {"n": 1})
     experiment = TrackingClient(settings).experiment_id
-    os.kill(before["s3"], signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(before["s3"])] if psutil.pid_exists(before["s3"]) else [], timeout=10)
+    killed = psutil.Process(before["s3"])
+    killed.kill()
+    wait_until(lambda: has_ended(killed))
     assert {s.name: s.running for s in embedded_stack.status(home).services} == {"s3": False, "mlflow": True}
     with taken(settings.endpoint_url):
         moved = embedded_stack.up(home)
