@@ -25,10 +25,11 @@ def rounds(kills: int, directory: Path) -> dict[str, Any]:
 def test_a_promotion_killed_anywhere_is_whole_and_its_hook_is_called(tmp_path: Path) -> None:
     assert rounds(3, tmp_path)["kills"] == 3
     kills, record = 0, dict[str, Any]()
-    while not record or promotions_met(record) < 2:  # moments are drawn over the usual duration: some come too late
+    # Moments are drawn over the usual duration: where it was long when it was measured, most of them come too late.
+    while not record or promotions_met(record) < 2:
         kills += 8
         record = rounds(kills, tmp_path)
-        assert record["kills"] == kills <= 32 and record["problems"] == {}
+        assert record["kills"] == kills <= 64 and record["problems"] == {}
     promotion, step = record["outcomes"]["promotion"], record["outcomes"]["step"]
     assert promotion["rounds"] == step["rounds"] == kills // 2
     assert promotion["services killed: none"] == step["services killed: none"] == kills // 4
