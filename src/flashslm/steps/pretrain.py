@@ -5,6 +5,7 @@ torchrun; with several nodes, in a Kubeflow TrainJob.
 """
 
 import logging
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -114,7 +115,7 @@ def train_in_step(context: StepContext, spec: TrainSpec) -> TrainOutcome:
         context.mlflow_run.set_tags({"resumed_from": f"step {step}, {checkpoint}"})
         context.events.emit("progress", text, training_step=step)
 
-    output = WorkerOutput(on_metrics, on_resume, on_log=lambda line: print(line, flush=True))
+    output = WorkerOutput(on_metrics, on_resume, on_log=lambda line: print(line, file=sys.stderr, flush=True))
     template = train_job.template_from_environment()
     processes = spec.training.processes or max(1, torch.cuda.device_count())
     if template:
