@@ -63,6 +63,7 @@ class Progress:
     def __init__(self, events: Path) -> None:
         self._events = events
         self._offset = 0
+        self._newest_s = 0.0
         self._tasks: dict[str, StepRecord] = {}
 
     @property
@@ -83,6 +84,7 @@ class Progress:
         for step in self.steps:
             if step.state == "RUNNING":
                 step.state, step.summary = state, step.error or step.summary or "ended with the run"
+                step.duration_s = max(0.0, self._newest_s - step.started_s)
 
     def _read_new(self) -> Iterator[dict[str, Any]]:
         if not self._events.is_file():
@@ -97,6 +99,7 @@ class Progress:
                 yield json.loads(line)
 
     def _apply(self, event: dict[str, Any]) -> Change | None:
+        self._newest_s = max(self._newest_s, event["time_s"])
         if "task" in event:
             return self._apply_task(event)
         step = self._step_of(event)

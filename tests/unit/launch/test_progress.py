@@ -120,9 +120,10 @@ def test_terminal_shows_the_table_while_the_run_goes_on(tmp_path: Path) -> None:
 def test_running_steps_end_with_the_run(tmp_path: Path) -> None:
     events = EventFile(tmp_path)
     events.start_task()
+    events.append(event="progress", time_s=104.0, summary="step 10 of 100")
     events.progress.update()
     events.progress.close("CANCELLED")
-    assert [step.state for step in events.progress.steps] == ["CANCELLED"]
+    assert [(step.state, step.duration_s) for step in events.progress.steps] == [("CANCELLED", 4.0)]
 
 
 def test_a_step_that_counts_shows_how_far_it_is_and_when_it_ends(tmp_path: Path) -> None:

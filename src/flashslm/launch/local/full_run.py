@@ -230,3 +230,5 @@ def _print_summary(console: Console, outcome: RunOutcome) -> None:
         state = "cached" if step.cached else step.state.lower()
         table.add_row(step.label, state, f"{step.duration_s:.1f} s", step.summary)
     console.print(table)
+    if outcome.state == "CANCELLED":
+        console.print("stopped: the same command continues; finished steps come from the cache")

@@ -36,7 +36,7 @@ from flashslm.launch.processes import StopSignals, exclusive, stop_tree
 from flashslm.launch.progress import Progress, StepRecord
 
 _POLL_S = 0.1
-GRACE_S = 10.0  # what a step has to end in an orderly way
+GRACE_S = 600.0  # what a step has to end in an orderly way: workers that train have as long to save
 
 
 @dataclass
@@ -113,7 +113,7 @@ def _watch(
         display.show(progress.steps, changes)
         time.sleep(_POLL_S)
     if stop.received:
-        console.print(f"stopping: steps have {GRACE_S:.0f} s to end (a second Ctrl-C kills them now)")
+        console.print("stopping: steps that train save a checkpoint first (a second Ctrl-C kills them now)")
         stop_tree(runner.pid, GRACE_S, hurry=lambda: len(stop.received) > 1)
     runner.wait()
     changes = progress.update()
