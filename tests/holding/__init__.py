@@ -8,8 +8,8 @@ HERE = Path(__file__).parent
 
 
 def held_at(step: str, at: int, file: Path) -> dict[str, str]:
-    """The environment of a run whose step waits while the file, which is made, exists: from that training step on or,
-    where a step's progress names none, from so many lines of progress of one process on.
+    """The environment of a run whose step waits while the file, which is made, exists and nothing asks it to end: from
+    that training step on or, where a step's progress names none, from so many lines of progress of one process on.
     """
     file.touch()
     return held(HOLD=json.dumps({"step": step, "at": at, "while": str(file)}))

@@ -13,6 +13,7 @@ WORKER = ["-m", "flashslm.steps.pretrain_worker"]
 
 def hold_steps(step: str, at: int, file: Path) -> None:
     from flashslm.infra.events import Events
+    from flashslm.infra.process.interrupts import stop_requested
 
     emit, seen = Events.emit, 0
 
@@ -21,7 +22,7 @@ def hold_steps(step: str, at: int, file: Path) -> None:
         emit(events, event, summary, **fields)
         if (event, events.step) == ("progress", step):
             seen += 1
-            while file.exists() and fields.get("training_step", seen) >= at:
+            while file.exists() and fields.get("training_step", seen) >= at and not stop_requested():
                 time.sleep(0.01)
 
     Events.emit = emit_and_wait  # type: ignore[method-assign]

@@ -137,7 +137,7 @@ ENDS = {
     "exit 3": ("sys.exit(3)", 3, "FAILED"),
     "exception": ("raise ValueError('bad shape')", 1, "FAILED"),
     "SIGTERM": ("os.kill(os.getpid(), 15); time.sleep(30)", 143, "KILLED"),
-    "SIGINT": ("os.kill(os.getpid(), 2); time.sleep(30)", -signal.SIGINT, "KILLED"),
+    "SIGINT": ("os.kill(os.getpid(), 2); time.sleep(30)", 130, "KILLED"),
     "SIGTERM while flushing": (
         "end = run.end; run.end = lambda status: (os.kill(os.getpid(), 15), end(status))",
         143,

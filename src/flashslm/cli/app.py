@@ -21,6 +21,7 @@ from flashslm.cli.stack import stack_app
 from flashslm.cli.store import store_app
 from flashslm.config.secret import without_secrets
 from flashslm.infra.process.collection import end_without_collection
+from flashslm.infra.process.interrupts import Terminated
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,7 +63,9 @@ def options(
 
 
 def main() -> None:
-    """Entry point: an error is one clear message and exit code 1; FLASHSLM_DEBUG=1 shows the traceback."""
+    """Entry point: an error is one clear message and exit code 1; FLASHSLM_DEBUG=1 shows the traceback. What a signal
+    ended says what it kept, with exit code 128 + signal.
+    """
     end_without_collection()
     try:
         app()
@@ -71,6 +74,10 @@ def main() -> None:
         if hint is None or os.environ.get("FLASHSLM_DEBUG"):
             raise
         _end(hint)
+    except Terminated as error:
+        goes_on = "continues there" if error.kept else "begins again what is not finished"
+        console.print(f"{error}: the same command {goes_on}", **AS_IT_IS)
+        raise
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("FLASHSLM_DEBUG"):
             raise

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +11,11 @@ from types import FrameType
 
 import psutil
 
-from flashslm.infra.process.interrupts import end_stop_request, request_stop
+from flashslm.infra.process.interrupts import asking_signals, handled, request_stop
 from flashslm.infra.process.owners import machine
 from flashslm.infra.state_files import locked_file
 
 _KILL_TAKES_AT_MOST_S = 5.0  # a process inside a system call ends with it
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LaunchError(RuntimeError):
@@ -58,21 +56,16 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        self._handled = ExitStack()
 
     def __enter__(self) -> "StopSignals":
         # Only the main thread may set handlers; a caller in another thread keeps its own way to stop.
-        self._former = {}
         if threading.current_thread() is threading.main_thread():
-            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            heard = [number for number in _STOP_SIGNALS if number != signal.SIGHUP or not ignored]
-            self._former = {number: signal.signal(number, self._note) for number in heard}
+            self._handled.enter_context(handled(self._note, asking_signals()))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-        if self._former.get(signal.SIGTERM) is signal.SIG_DFL:  # else an enclosing block is on its way out too
-            end_stop_request()
+        self._handled.close()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         request_stop(number)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flashslm.infra.process.interrupts import StopRequest
+from flashslm.infra.process.interrupts import asking_signals, away_from_the_terminal, handled, second_ends_at_once
 from flashslm.infra.process.parent import PARENT_PID
 from flashslm.infra.storage.errors import StoreUnavailable
 from flashslm.infra.storage.lease import LeaseTimeout
@@ -79,20 +79,21 @@ def run_attempts(call: dict[str, Any], retries: int, command: Sequence[str] = ()
 
 
 def _exit_code(command: Sequence[str]) -> int:
-    """The child's exit code, negative for a signal. A SIGTERM is handed on to it; what fails after it ended by it."""
-    stop = StopRequest()
-    with subprocess.Popen(command, env=_environment()) as process:
+    """The child's exit code, negative for a signal. A request to end is handed on to it as SIGTERM, and counts as what
+    ended it if it fails then.
+    """
+    asked = list[int]()
+    with away_from_the_terminal():
+        process = subprocess.Popen(command, env=_environment())
 
-        def hand_on(number: int, _frame: FrameType | None) -> None:
-            stop.requested = True
-            process.send_signal(number)
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        second_ends_at_once(number)
+        asked.append(number)
+        process.terminate()
 
-        before = signal.signal(signal.SIGTERM, hand_on)
-        try:
-            code = process.wait()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    return -signal.SIGTERM if code and stop.requested else code
+    with process, handled(hand_on, asking_signals()):
+        code = process.wait()
+    return -asked[0] if code and asked else code
 
 
 def _environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ from flashslm.infra import outages
 from flashslm.infra.events import Events
 from flashslm.infra.mounted_environment import load_mounted_environment
 from flashslm.infra.process.collection import resume_collection
+from flashslm.infra.process.interrupts import Terminated
 from flashslm.infra.process.parent import die_with_parent
 from flashslm.infra.process.private_logs import log_privately
 from flashslm.infra.settings import Settings
@@ -85,7 +86,8 @@ def run_step(
             with shared_kernels(context.store) if name in GPU_STEPS else nullcontext():
                 result = _execute(context, outputs or {})
     except BaseException as error:
-        events.emit("fail", f"{type(error).__name__}: {error}", may_pass=attempts.may_pass(error))
+        said = str(error) if isinstance(error, Terminated) else f"{type(error).__name__}: {error}"
+        events.emit("fail", said, may_pass=attempts.may_pass(error))
         raise
     published = {name: manifest.model_dump() for name, manifest in context.outputs.items()}
     summary = str(result.get("summary", ""))

@@ -58,6 +58,7 @@ class CheckpointStore:
         self._group, self._copy = HostGroup(), HostCopy()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
+        self._stored_step = 0
 
     def prepare(self, tensors: dict[str, Tensor]) -> None:
         """Take the host's memory for copies of tensors on a GPU ahead, in a thread; the first save is as long without.
@@ -98,11 +99,23 @@ class CheckpointStore:
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         """The last checkpoint is stored before the block is left; an error that ends the block goes before its own."""
         self._copy.stop_preparing()
+        if error is None:
+            self.finish()
+        else:
+            self._finish_if_possible()
+
+    def kept_at_end(self, step: int, steps: int) -> str:
+        """What a training that is ended after that step continues from, once its last checkpoint is stored or lost."""
+        self._finish_if_possible()
+        if self._stored_step == step:
+            return f"stopped after step {step} of {steps}, and its checkpoint is stored"
+        newest = f"the newest that is stored is of step {self._stored_step}" if self._stored_step else "none is stored"
+        return f"stopped after step {step} of {steps} without its checkpoint; {newest}"
+
+    def _finish_if_possible(self) -> None:
         try:
             self.finish()
         except Exception as failure:
-            if error is None:
-                raise
             _log.warning("the last checkpoint was not stored: %s", failure)
 
     def is_stored(self) -> bool:
@@ -119,6 +132,7 @@ class CheckpointStore:
         (step, stored), self._pending = self._pending, None
         try:
             stored.result()
+            self._stored_step = step
         except StoreUnavailable as error:
             if not stop_requested():
                 raise
@@ -182,6 +196,7 @@ class CheckpointStore:
             checkpoint, rows = found
             self._read_into(tensors(), self._fetch(checkpoint, root))
             self._group.gather(None)  # no rank reads the directory any more
+        self._stored_step = checkpoint.step
         return checkpoint, rows
 
     def _newest(self, root: Path) -> tuple[Checkpoint, list[Row]] | None:

@@ -1,8 +1,7 @@
-"""The process-wide settings a run needs and puts back: seeds, determinism, threads, and SIGTERM as a request."""
+"""The process-wide settings a run needs and puts back: seeds, determinism, threads, and signals as requests."""
 
 import gc
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -59,11 +58,12 @@ def reproducible(seed: int, threads: int, *, deterministic: bool = True) -> Iter
 
 
 @contextmanager
-def sigterm_as_request() -> Iterator[interrupts.StopRequest]:
-    """Let the step in progress finish; without effect outside the main thread, which alone receives signals.
+def end_as_request() -> Iterator[interrupts.StopRequest]:
+    """Let the step in progress finish on SIGTERM, SIGHUP and Ctrl-C; a second Ctrl-C ends the process at once. Without
+    effect outside the main thread, which alone receives signals.
 
     Nothing waits for a service that is away any longer (`interrupts.stop_requested`). A block that goes on to its end
-    all the same, or needs the object store while it is away, ends as asked, with Terminated (SystemExit 143).
+    all the same, or needs the object store while it is away, ends as asked, with Terminated.
     """
     stop = interrupts.StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -71,22 +71,19 @@ def sigterm_as_request() -> Iterator[interrupts.StopRequest]:
         return
 
     def request(number: int, frame: FrameType | None) -> None:
+        interrupts.second_ends_at_once(number)
         stop.requested = True
         interrupts.request_stop(number)
 
-    before = signal.signal(signal.SIGTERM, request)
-    try:
-        yield stop
+    with interrupts.handled(request, interrupts.asking_signals()):
+        try:
+            yield stop
+        except StoreUnavailable as error:
+            if stop.requested:
+                raise interrupts.Terminated(128 + interrupts.requested_by()) from error
+            raise
         if stop.requested:
-            raise interrupts.Terminated(128 + signal.SIGTERM)
-    except StoreUnavailable as error:
-        if stop.requested:
-            raise interrupts.Terminated(128 + signal.SIGTERM) from error
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        if before is signal.SIG_DFL:  # else an enclosing block is on its way out too
-            interrupts.end_stop_request()
+            raise interrupts.Terminated(128 + interrupts.requested_by())
 
 
 class StepClock:

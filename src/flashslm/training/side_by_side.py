@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import TypeVar
 
 from flashslm.hardware import threads_shared_by
-from flashslm.infra.process.interrupts import Terminated
+from flashslm.infra.process.interrupts import Terminated, away_from_the_terminal, ignore_the_terminal
 from flashslm.infra.process.parent import PARENT_PID, die_with_parent
 
 Item = TypeVar("Item")
@@ -19,6 +21,19 @@ Result = TypeVar("Result")
 
 class WorkerKilled(RuntimeError):
     """A worker process ended without an answer."""
+
+
+class _Process(SpawnProcess):
+    """It hears of Ctrl-C by the SIGTERM of this process, from its start on."""
+
+    def start(self) -> None:
+        resource_tracker.ensure_running()  # which unblocks signals
+        with away_from_the_terminal():
+            super().start()
+
+
+class _Spawn(SpawnContext):
+    Process = _Process
 
 
 def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
@@ -44,10 +59,9 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
     An error ends them once running items are done, a signal at once. Raises WorkerKilled.
     """
-    spawn = multiprocessing.get_context("spawn")
     with (
         threads_shared_by(processes),
-        ProcessPoolExecutor(processes, spawn, initializer=_die_with, initargs=(os.getpid(),)) as pool,
+        ProcessPoolExecutor(processes, _Spawn(), initializer=_die_with, initargs=(os.getpid(),)) as pool,
     ):
         try:
             yield pool
@@ -67,10 +81,11 @@ def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 def _work_off(work: Callable[[Item], Result], item: Item) -> Result:
     try:
         return work(item)
-    except (Terminated, KeyboardInterrupt):  # the pool would take it for the item's result
+    except Terminated:  # the pool would take it for the item's result
         os._exit(128 + signal.SIGTERM)
 
 
 def _die_with(parent_pid: int) -> None:
+    ignore_the_terminal()
     os.environ[PARENT_PID] = str(parent_pid)
     die_with_parent()

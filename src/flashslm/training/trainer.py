@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flashslm.data.loader import IGNORE_INDEX
 from flashslm.hardware import peak, pick_dtype
-from flashslm.infra.process.interrupts import StopRequest, Terminated
+from flashslm.infra.process.interrupts import StopRequest, Terminated, requested_by
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.models.accounting import training_flops_per_token
 from flashslm.models.hybrid import HybridLM
@@ -26,7 +26,7 @@ from flashslm.training.learning_rate import learning_rate
 from flashslm.training.node import note_trained
 from flashslm.training.prefetch import prefetched
 from flashslm.training.run_loaders import run_loaders
-from flashslm.training.runtime import StepClock, gc_held, reproducible, sigterm_as_request
+from flashslm.training.runtime import StepClock, end_as_request, gc_held, reproducible
 from flashslm.training.spec import (
     TRAIN_LOSS,
     VALIDATION_LOSS,
@@ -65,8 +65,8 @@ def train(
 
     On a GPU whose kernels have wrong gradients it raises WrongGradient before anything is trained. A step whose
     gradient is not finite is skipped. Raises NonFiniteLoss where more than `max_skipped_steps` are, or the
-    validation loss is not finite; Terminated (SystemExit 143) after SIGTERM, once the step is finished and, unless the
-    store is away, saved. During the first step SIGTERM does what it did before the call.
+    validation loss is not finite; Terminated after SIGTERM, SIGHUP or Ctrl-C, once the step is finished and, unless the
+    store is away, saved. During the first step a signal does what it did before the call.
     """
     device_type = next(model.parameters()).device.type
     deterministic = spec.training.is_deterministic(device_type)
@@ -116,15 +116,22 @@ class _Trainer:
                 numbers = self.train_loader.numbers(step)
                 result = self.runner.run(step, map(batches, numbers), len(numbers))
                 self._finish_step(step, *result)
-                if step == self.start:  # before, there is nothing to save, and SIGTERM ends the process
-                    stop = saving.enter_context(sigterm_as_request())
+                if step == self.start:  # before, there is nothing to save, and a signal ends the process
+                    stop = saving.enter_context(end_as_request())
                     note_trained()
                 if self._is_due(step + 1, self.config.checkpoint_every_steps):
                     self._save(step + 1)
                 if any_rank(stop.requested):
                     self._save(step + 1)
-                    raise Terminated(143)
+                    raise self._stopped(step + 1)
         return self._result()
+
+    def _stopped(self, done: int) -> Terminated:
+        """It says what the next start continues from."""
+        kept = ""
+        if self.checkpoints and self.world.is_main:  # the rank that writes what points to the checkpoint
+            kept = self.checkpoints.kept_at_end(done, self.config.steps)
+        return Terminated(128 + requested_by(), kept)
 
     def _finish_step(self, step: int, loss: Tensor, gradient_norm: Tensor) -> None:
         """Note a skipped step without waiting for the device; log and validate where due."""

@@ -7,7 +7,7 @@ import torch
 from flashslm.config import TrainingConfig
 from flashslm.infra.process.interrupts import Terminated, stop_requested
 from flashslm.infra.storage.errors import StoreUnavailable
-from flashslm.training.runtime import gc_held, reproducible, sigterm_as_request
+from flashslm.training.runtime import end_as_request, gc_held, reproducible
 
 
 def test_garbage_waits_until_the_steps_are_over_and_what_is_frozen_stays_so():
@@ -52,7 +52,7 @@ def test_yaml_booleans_are_taken():
 def test_a_store_that_is_away_after_sigterm_is_the_end_that_was_asked_for(
     asked: bool, ended_by: type[BaseException]
 ) -> None:
-    with pytest.raises(ended_by), sigterm_as_request() as stop:
+    with pytest.raises(ended_by), end_as_request() as stop:
         if asked:
             signal.raise_signal(signal.SIGTERM)
         assert stop.requested is asked
@@ -61,6 +61,6 @@ def test_a_store_that_is_away_after_sigterm_is_the_end_that_was_asked_for(
 
 
 def test_a_request_that_comes_too_late_for_the_block_to_see_it_is_not_lost() -> None:
-    with pytest.raises(Terminated) as ended, sigterm_as_request():
+    with pytest.raises(Terminated) as ended, end_as_request():
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 143 and not stop_requested()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flashslm.infra.process.interrupts import Terminated, terminable
-from flashslm.training.runtime import sigterm_as_request
+from flashslm.training.runtime import end_as_request
 from flashslm.training.side_by_side import side_by_side
 from tests.waiting import wait_until
 
@@ -19,7 +19,7 @@ WORKERS, ITEMS = 2, 6
 
 def train(begun: Path) -> None:
     """As a training does: SIGTERM lets the step in progress end. It also ends once there is one too many."""
-    with sigterm_as_request() as stop:
+    with end_as_request() as stop:
         begun.touch()
         while not stop.requested and count(begun.parent) <= WORKERS:
             time.sleep(0.01)

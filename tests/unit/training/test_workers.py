@@ -1,11 +1,18 @@
-"""What a worker's output says to the step that reads it."""
+"""What a worker's output says to the step that reads it, and how torchrun ends workers."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from flashslm import hardware
 from flashslm.infra import outages
+from flashslm.infra.process.interrupts import Terminated
 from flashslm.training.workers import (
     WorkerOutput,
     print_failure,
@@ -14,6 +21,7 @@ from flashslm.training.workers import (
     print_resumed,
     run_workers,
 )
+from tests.waiting import wait_until
 
 
 class Read:
@@ -77,10 +85,11 @@ def test_the_first_failure_is_kept_in_one_line(capfd: pytest.CaptureFixture[str]
     with pytest.raises(ValueError), print_failure():
         raise ValueError("two\n  lines")
     with pytest.raises(SystemExit), print_failure():
-        raise SystemExit(143)  # a worker that was asked to stop has not failed
+        raise Terminated(143, "stopped after step 3")  # a worker that was asked to stop has not failed
     read.lines(capfd.readouterr().out)
     read.lines("@failure RuntimeError: connection closed by peer")
     assert read.output.failure == "ValueError: two lines"
+    assert read.output.kept == "stopped after step 3"
 
 
 @pytest.mark.parametrize(
@@ -141,3 +150,48 @@ def test_ranks_share_the_cores_unless_the_user_gives_a_number(
     run_workers("tests.unit.training.said_threads", "", 2, read.output)
     threads = 7 if is_the_users else max(1, hardware.usable_cores() // 2)
     assert [line for line in read.log if line.startswith("threads ")] == [f"threads {threads}"] * 2
+
+
+SAVING = """
+import signal, sys, time
+from pathlib import Path
+from flashslm.infra.process.parent import die_with_parent
+
+def save(number, frame):
+    place("asked").touch()
+    while not place("may end").exists():
+        time.sleep(0.01)
+    place("saved").touch()
+    sys.exit(143)
+
+place = Path(sys.argv[1]).joinpath
+die_with_parent()
+signal.signal(signal.SIGTERM, save)
+place("ready").touch()
+time.sleep(120)
+"""
+
+
+def ignores(pid: int, number: int) -> bool:
+    (ignored,) = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(ignored, 16) >> (number - 1) & 1)
+
+
+def test_more_sigterms_let_workers_save_too(tmp_path: Path) -> None:
+    """As they come where a service manager and the launcher send all processes one, and the step hands its own on."""
+    (tmp_path / "saving.py").write_text(SAVING)
+    command = [sys.executable, "-m", "flashslm.training.workers", "--standalone", "--local-addr=127.0.0.1"]
+    variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    torchrun = subprocess.Popen([*command, "-m", "saving", str(tmp_path)], env=os.environ | variables)
+    try:
+        wait_until((tmp_path / "ready").exists)
+        assert ignores(torchrun.pid, signal.SIGINT), "Ctrl-C is the step's"
+        torchrun.terminate()
+        wait_until((tmp_path / "asked").exists)
+        assert ignores(torchrun.pid, signal.SIGTERM)
+        for _ in range(2):
+            torchrun.terminate()
+        (tmp_path / "may end").touch()
+        assert torchrun.wait(timeout=60) == 143 and (tmp_path / "saved").exists()
+    finally:
+        torchrun.kill()

@@ -12,7 +12,7 @@ SCRIPT = """
 import signal, sys, threading
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage import hanging
-from flashslm.training.runtime import sigterm_as_request
+from flashslm.training.runtime import end_as_request
 hanging._LOOK_EVERY_S, hanging._ANSWERS_WITHIN_S, hanging._UNANSWERED_S = 0.05, *map(float, sys.argv[2:])
 answers, asked, enough = hanging._answers, [], threading.Event()
 
@@ -25,7 +25,7 @@ def counted(client, bucket):
 hanging._answers = counted
 settings = Settings(access_key="k", secret_key="s", endpoint_url=sys.argv[1], bucket="b", tracking_uri="http://x")
 with hanging.ended_in_time(settings, lambda: print("given up", flush=True)):
-    with sigterm_as_request():
+    with end_as_request():
         signal.raise_signal(signal.SIGTERM)
         enough.wait()
         print("done", asked, flush=True)
