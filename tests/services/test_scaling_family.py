@@ -71,10 +71,11 @@ def test_a_retry_trains_only_what_is_missing(make_context, trainings, monkeypatc
 
     def killed(training, member, open_dataset):
         if member == killed_at:
-            raise KeyboardInterrupt
+            raise Terminated(130)
         return train(training, member, open_dataset)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    kept = "^stopped after 2 of 3 models, which are kept$"
+    with monkeypatch.context() as patch, pytest.raises(Terminated, match=kept):
         patch.setattr(FamilyTraining, "train", killed)
         trained_family(make_context())
     trainings.clear()

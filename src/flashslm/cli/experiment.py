@@ -37,12 +37,13 @@ def experiment(
     The runs go to MLflow if the environment or a running stack names one.
     """
     from flashslm.experiments.experiment import RECORD_FILE, TABLE_FILE, Experiment
+    from flashslm.infra.process.interrupts import terminable
     from flashslm.launch.processes import exclusive
 
     recipe = load_experiment(config, overrides)
     directory = output or Path("experiments") / recipe.name
     settings = _tracking(home)
-    with exclusive(directory / "lock", "--output"), _compiled_kernels(settings):
+    with terminable(), exclusive(directory / "lock", "--output"), _compiled_kernels(settings):
         Experiment(recipe, directory, workers, settings, _say).run(dataset)
     _say(f"record and table: {directory / RECORD_FILE}, {directory / TABLE_FILE}")
     shown = RECORD_FILE if as_json else TABLE_FILE

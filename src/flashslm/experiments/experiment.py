@@ -17,6 +17,7 @@ from flashslm.experiments.contrasts import differences, grouped, means, rankings
 from flashslm.experiments.matching import MatchedModel, match_models
 from flashslm.experiments.table import markdown
 from flashslm.hardware import pick_device
+from flashslm.infra.process.interrupts import keeping
 from flashslm.infra.settings import Settings
 from flashslm.infra.state_files import write_whole
 from flashslm.infra.storage.object_store import Manifest, hash_tree, tree_digest
@@ -61,10 +62,11 @@ class Experiment:
         cells = plan_cells(self.recipe, models)
         results: dict[str, CellResult] = {}
         self._write(models, [], cells)
-        for result in self._train(runner, cells):
-            results[result.cell.label] = result
-            self.say(f"{len(results)} of {len(cells)}: {result.cell.label}: {_outcome(result)}")
-            self._write(models, [results[c.label] for c in cells if c.label in results], cells)
+        with keeping(lambda: f"stopped after {len(results)} of {len(cells)} cells, which are kept"):
+            for result in self._train(runner, cells):
+                results[result.cell.label] = result
+                self.say(f"{len(results)} of {len(cells)}: {result.cell.label}: {_outcome(result)}")
+                self._write(models, [results[c.label] for c in cells if c.label in results], cells)
         return dict(json.loads((self.directory / RECORD_FILE).read_text(encoding="utf-8")))
 
     @cached_property

@@ -11,6 +11,7 @@ from flashslm.data.encoding import TextEncoder
 from flashslm.data.pieces import PieceSettings, prepare_piece
 from flashslm.data.plan import PLAN_FILE, DataPlan, Piece, read_piece
 from flashslm.data.tokenizer import read_tokenizer
+from flashslm.infra.process.interrupts import keeping
 from flashslm.infra.storage.object_store import Manifest
 from flashslm.steps.context import StepContext
 
@@ -24,13 +25,14 @@ def run(context: StepContext) -> dict[str, Any]:
     plan = DataPlan.model_validate_json((planned / PLAN_FILE).read_text(encoding="utf-8"))
     mine = plan.of_worker(int(context.parameters["worker"]), context.config.data.workers)
     shared = _shared_settings(context, plan, planned)
-    made, found = {}, 0
-    for done, piece in enumerate(mine, start=1):
-        key = _marker(context, plan, piece)
-        finished = _finished(context, key)
-        found += finished is not None
-        made[str(piece.number)] = (finished or _prepare(context, shared, piece, key)).model_dump(mode="json")
-        context.events.emit("progress", f"{done} of {len(mine)} pieces, {found} of them made before")
+    made, found = dict[str, Any](), 0
+    with keeping(lambda: f"stopped after {len(made)} of {len(mine)} pieces, which are kept"):
+        for done, piece in enumerate(mine, start=1):
+            key = _marker(context, plan, piece)
+            finished = _finished(context, key)
+            found += finished is not None
+            made[str(piece.number)] = (finished or _prepare(context, shared, piece, key)).model_dump(mode="json")
+            context.events.emit("progress", f"{done} of {len(mine)} pieces, {found} of them made before")
     # As metadata too: the trees are kept as long as this output, and missed with it.
     context.publish_json("pieces", {"pieces.json": made}, {"parts": list(made.values())})
     return {"pieces": len(mine), "summary": f"{len(mine)} piece(s), {found} of them made before"}

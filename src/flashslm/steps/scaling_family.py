@@ -7,6 +7,7 @@ from functools import partial
 
 from flashslm.config import KernelsConfig, digest
 from flashslm.hardware import pick_device
+from flashslm.infra.process.interrupts import keeping
 from flashslm.infra.process.private_logs import log_privately
 from flashslm.infra.settings import Settings
 from flashslm.infra.storage.errors import ObjectCorrupt
@@ -66,12 +67,13 @@ def trained_family(context: StepContext) -> Family:
     """The family's points, each model reported as it is trained; `scaling.workers` of them are trained side by side."""
     config, worker = context.config.scaling, _worker(context)
     wanted, trained = members(config), dict[Member, TrainedMember]()
-    for found in _every(context, worker, wanted):
-        trained[found.member] = found
-        context.events.emit("progress", found.summary, done=len(trained), total=len(wanted))
-        context.mlflow_run.set_tags({f"kernel.{name}": form for name, form in found.kernels.items()})
-        for name, form in found.kernels.items():
-            kernels.note(name, form)
+    with keeping(lambda: f"stopped after {len(trained)} of {len(wanted)} models, which are kept"):
+        for found in _every(context, worker, wanted):
+            trained[found.member] = found
+            context.events.emit("progress", found.summary, done=len(trained), total=len(wanted))
+            context.mlflow_run.set_tags({f"kernel.{name}": form for name, form in found.kernels.items()})
+            for name, form in found.kernels.items():
+                kernels.note(name, form)
     return family_of(config, trained)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from flashslm.config import SizeChoice, digest, sizes_in_words
 from flashslm.infra.events import Events
+from flashslm.infra.process.interrupts import keeping
 from flashslm.models.architecture import (
     Architecture,
     InfeasibleArchitecture,
@@ -32,17 +33,18 @@ _OF_FINALISTS = ("finalists", "finalist_seeds", "finalist_steps")
 def run(context: StepContext) -> dict[str, Any]:
     """Work on the study until every trial is finished; any number of workers may do so at once."""
     study = open_study(context)
-
     proposer = make_proposer(context)
+    count = {"done": len(study.finished()), "total": context.config.search.trials}
 
     def on_trial(candidate: Candidate, outcome: TrainOutcome) -> None:
-        count = {"done": len(study.finished()), "total": context.config.search.trials}
+        count["done"] = len(study.finished())
         text = f"{_trial_text(candidate)}: loss {outcome.validation_loss_nats:.3f}"
         context.events.emit("progress", text, **count)
 
     train = saying_what_ended(context.events, TrialTrainer(context, study, proposer))
-    summary = run_worker(study, proposer, train, on_trial)
-    retrained = _retrain_finalists(context, study.finished()) if context.config.search.finalists else 0
+    with keeping(lambda: f"stopped after {count['done']} of {count['total']} trials, which are in the study"):
+        summary = run_worker(study, proposer, train, on_trial)
+        retrained = _retrain_finalists(context, study.finished()) if context.config.search.finalists else 0
     return {
         "trained_trials": summary.trained,
         "pruned_trials": summary.pruned,
