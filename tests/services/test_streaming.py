@@ -289,14 +289,17 @@ def test_a_file_that_is_opened_before_its_turn_comes_is_not_fetched_ahead(
     assert fetched == [first, last]
 
 
+@pytest.mark.parametrize(("pod", "files"), [("", 5), ("a-uid", 4)])
 def test_the_cache_leaves_a_small_disk_the_room_that_a_file_needs(
-    opened: Callable[..., StreamedTree], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Callable[..., StreamedTree], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pod: str, files: int
 ) -> None:
-    cache, disk_bytes = tmp_path / "cache", 4 * 8192
-    free = lambda _: SimpleNamespace(free=disk_bytes - cached_bytes(cache))  # noqa: E731
+    """In a pod a fifth of the disk more: kubelet would remove the pod."""
+    cache, disk_bytes = tmp_path / "cache", 5 * 8192
+    free = lambda _: SimpleNamespace(free=disk_bytes - cached_bytes(cache), total=disk_bytes)  # noqa: E731
     monkeypatch.setattr(shutil, "disk_usage", free)
+    monkeypatch.setenv("KFP_POD_UID", pod)
     assert len(read_all(opened())) == 20
-    assert disk_bytes - 8192 < cached_bytes(cache) <= disk_bytes
+    assert (files - 1) * 8192 < cached_bytes(cache) <= files * 8192
 
 
 def test_a_full_disk_and_a_cache_that_may_only_be_read(

@@ -10,12 +10,17 @@ POD_UID = "FLASHSLM_POD_UID"  # in pods that KFP does not make, such as those of
 _START_TOLERANCE_S = 2.0  # psutil derives start times from the boot time, which clock adjustments move a little
 
 
+def pod_uid() -> str:
+    """The UID of the pod that this process runs in; empty outside a cluster."""
+    return os.environ.get("KFP_POD_UID") or os.environ.get(POD_UID, "")
+
+
 def machine() -> str:
     """Where this process runs: its pod, or the host and, since a container counts pids from 1, its pid namespace.
 
     A pod's host name does not identify it: Kubernetes cuts it to 63 characters, which are equal for all steps of a run.
     """
-    if uid := os.environ.get("KFP_POD_UID") or os.environ.get(POD_UID):
+    if uid := pod_uid():
         return f"{os.environ.get('KFP_POD_NAME') or socket.gethostname()}/{uid}"
     namespace = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()}/{os.readlink(namespace) if namespace.exists() else ''}"

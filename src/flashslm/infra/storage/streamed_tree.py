@@ -10,6 +10,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
+from flashslm.infra.process import owners
 from flashslm.infra.storage.errors import StoreError
 from flashslm.infra.storage.object_store import ObjectStore
 from flashslm.infra.storage.tree import (
@@ -23,6 +24,7 @@ from flashslm.infra.storage.tree import (
 )
 
 _TEMPORARY = "."  # beginning of the names of what is not a whole file's directory
+_FREE_ON_A_NODE = 0.2  # of its disk: with less than 0.15 left, kubelet removes pods, this one before others
 _State = tuple[int, int, int, int]
 
 
@@ -30,8 +32,8 @@ class StreamedTree:
     """One tree, by the paths of its files. Processes of a machine, and trees, may share the cache.
 
     The cache never holds more than `max_bytes`, or than the disk has room for, what is being fetched included: the
-    files that were not used for longest are removed first. One that is open stays readable. A file is verified when it
-    comes, and again only where its size, inode or times have changed since.
+    files that were not used for longest are removed first. In a pod a fifth of the node's disk stays free. A file that
+    is open stays readable. It is verified when it comes, and again only where its size, inode or times have changed.
     """
 
     def __init__(self, store: ObjectStore, manifest: Manifest, cache: Path, max_bytes: int):
@@ -119,12 +121,18 @@ class StreamedTree:
             else:
                 found.append((_last_use_s(entry), entry, _bytes_below(entry)))
         total = sum(size for _, _, size in found)
-        allowed = min(self._max_bytes, total + shutil.disk_usage(self._cache).free)
+        allowed = min(self._max_bytes, total + _free_bytes(self._cache))
         for _, entry, size in sorted(found):
             if total + needed <= allowed:
                 return
             _remove(entry)
             total -= size
+
+
+def _free_bytes(directory: Path) -> int:
+    """What may be written there; negative where a node's disk is fuller than it should be."""
+    disk = shutil.disk_usage(directory)
+    return disk.free - (int(_FREE_ON_A_NODE * disk.total) if owners.pod_uid() else 0)
 
 
 def _is_there(target: Path) -> bool:
