@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from flashslm.infra.storage.object_store import Manifest, ObjectStore, hash_tree
 from flashslm.steps.run import run_step
 from tests.browser import CHROMIUM, rendered, rendered_with
 from tests.holding import held_at
-from tests.waiting import wait_until
+from tests.waiting import modes, wait_until, whole_lines
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "smoke.yaml"
@@ -68,7 +67,7 @@ class Project:
     def events(self) -> list[dict[str, Any]]:
         """Events of the newest run."""
         newest = max((self.directory / "runs").glob("2*/events.jsonl"), default=None)
-        return [json.loads(line) for line in newest.read_text().splitlines()] if newest else []
+        return [json.loads(line) for line in whole_lines(newest)] if newest else []
 
     def kill_when(self, reached: Callable[[list[dict[str, Any]]], bool], step: str, at: int) -> None:
         """Start a run and SIGKILL its whole process group once its events say so; the step waits there (`held_at`)."""
@@ -222,10 +221,10 @@ def test_run_directory_holds_what_a_person_looks_for(project: Project, runs: dic
 
 
 def test_home_and_runs_are_the_owners_alone(project: Project, runs: dict[str, Any]) -> None:
-    paths = [p for root in (project.home, project.directory / "runs") for p in (root, *root.rglob("*"))]
-    assert len(paths) > 100 and project.home / "s3" in paths
-    paths = [p for p in paths if p.suffix != ".vif"]  # SeaweedFS sets the mode of these itself, below s3/ (0700)
-    assert [p for p in paths if not p.is_symlink() and stat.S_IMODE(p.stat().st_mode) & 0o077] == []
+    found = modes(project.home) | modes(project.directory / "runs")
+    assert len(found) > 100 and project.home / "s3" in found
+    # SeaweedFS sets the mode of .vif files itself, below s3/ (0700).
+    assert [path for path, mode in found.items() if path.suffix != ".vif" and mode & 0o077] == []
 
 
 def test_mlflow_shows_parent_steps_and_trials(settings: Settings, runs: dict[str, Any]) -> None:
