@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -257,12 +258,19 @@ def test_nothing_new_is_held_without_training(project: Project, runs: dict[str, 
     assert "nothing new: all" in (nothing["directory"] / "report.html").read_text()
 
 
+def holds_token(path: Path) -> bool:
+    """Whether it does; the services at work may have removed a file since it was listed."""
+    with suppress(FileNotFoundError):
+        return TOKEN.encode() in path.read_bytes()
+    return False
+
+
 def test_the_hooks_token_is_in_no_file_and_no_argument(project: Project, runs: dict[str, Any]) -> None:
     assert runs["promoted"]["decision"] == "promote"
     kept = list((project.home / "schedules").rglob("hook-*.json"))
     files = {p for root in (project.home, project.directory / "runs") for p in root.rglob("*") if p.is_file()}
     assert len(files) > 100 and len(kept) == 1 and TOKEN in kept[0].read_text()
-    assert [path for path in files - set(kept) if TOKEN.encode() in path.read_bytes()] == []
+    assert [path for path in files - set(kept) if holds_token(path)] == []
     assert TOKEN not in (project.directory / "run.log").read_text() + json.dumps(runs, default=str)
     assert any("register_model" in command for command in project.seen_commands)
     assert not any(TOKEN in command for command in project.seen_commands)
@@ -277,7 +285,7 @@ def test_the_hook_hears_of_every_promotion_in_order(settings: Settings, runs: di
         assert hmac.compare_digest(received["X-Flashslm-Signature"], wanted)
     messages = [json.loads(text) for text in (first, body)]
     assert [(m["event"], m["model"], m["version"]) for m in messages] == [("promotion", NAME, v) for v in ("1", "2")]
-    assert all(abs(time.time() - message["sent_s"]) < 600 for message in messages)
+    assert all(0 <= time.time() - message["sent_s"] < 86_400 for message in messages)
     current = model_registry.champion(settings, NAME)
     assert current is not None and current.hook == "delivered in attempt 1: 127.0.0.1 answered 204"
     assert current.hook in ended(runs["promoted"])["register_model"]
