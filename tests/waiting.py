@@ -22,10 +22,14 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 300.0) -> Non
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Whether it runs no more; it may end while it is looked at, and may not have been reaped yet."""
+    """Whether it runs no more; it may end while it is looked at, and may not have been reaped yet.
+
+    A killed process is a zombie as soon as its first thread has ended: the others hold its ports and files until then.
+    """
     try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        is_zombie = process.is_running() and process.status() == psutil.STATUS_ZOMBIE
+        return not process.is_running() or (is_zombie and len(os.listdir(f"/proc/{process.pid}/task")) == 1)
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return True
 
 

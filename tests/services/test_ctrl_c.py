@@ -52,9 +52,6 @@ class Terminal:
                 stderr=subprocess.PIPE,
                 text=True,
                 process_group=0,
-                preexec_fn=lambda: signal.signal(
-                    signal.SIGINT, signal.default_int_handler
-                ),  # a background shell's is not
             )
         )
         return self.started[-1]
