@@ -150,7 +150,7 @@ def train_in_process(
 
 
 def _warn_of_no_effect(spec: TrainSpec) -> None:
-    """A recipe is for a laptop and a cluster: what it says in vain here is a line of the log, and no error."""
+    """A recipe is for a laptop and a cluster: what it says in vain here is a line of the log, not an error."""
     world, device = current_world(), pick_device("auto")
     precision = pick_dtype(spec.training.precision, device)
     for name, why in without_effect_here(spec.training, world.size, device, precision).items() if world.is_main else ():
