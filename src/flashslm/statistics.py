@@ -4,7 +4,7 @@ An interval that is not known is the whole line: with one document or one seed n
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -135,6 +135,12 @@ def judge(low: float, high: float, bound: float = 0.0, *, higher_is_better: bool
     if above == below:
         return "cannot tell"
     return "better" if above == higher_is_better else "worse"
+
+
+def which_end(value: float, values: Collection[float]) -> str:
+    """`largest` or `smallest` where the value is an end of the values; empty elsewhere, and where all are equal."""
+    ends = {min(values, default=0.0): "smallest", max(values, default=0.0): "largest"}
+    return ends.get(value, "") if len(ends) > 1 else ""
 
 
 def _t_interval(value: float, error: float, count: int, confidence: float) -> Difference:

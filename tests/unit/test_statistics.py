@@ -14,6 +14,7 @@ from flashslm.statistics import (
     ratio_standard_error,
     standard_error,
     t_difference,
+    which_end,
 )
 
 
@@ -137,3 +138,9 @@ def test_an_interval_says_better_worse_or_nothing(
 ) -> None:
     assert judge(low, high, bound, higher_is_better=True) == higher
     assert judge(low, high, bound, higher_is_better=False) == lower
+
+
+@pytest.mark.parametrize(("value", "end"), [(128, "smallest"), (192, "largest"), (160, ""), (256, ""), (64, "")])
+def test_an_end_is_the_largest_or_smallest_of_several_values(value: int, end: str) -> None:
+    assert which_end(value, (192, 128, 160)) == end
+    assert which_end(value, (value, value)) == which_end(value, ()) == ""

@@ -155,10 +155,10 @@ def read_record(file: Path, *needed: str) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"'{file}' is not a record, as it is not JSON ({error}): give another file") from None
-    if absent := [name for name in needed if not isinstance(found, dict) or name not in found]:
-        raise ValueError(f"'{file}' is not a record of that benchmark: it has no {', '.join(absent)}")
     if not isinstance(found, dict):
         raise ValueError(f"'{file}' is not a record: it holds no JSON object; give another file")
+    if absent := [name for name in needed if name not in found]:
+        raise ValueError(f"'{file}' is not a record of that benchmark: it has no {', '.join(absent)}")
     return found
 
 

@@ -5,13 +5,14 @@ is compiled once. Nothing that it returns changes.
 """
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from functools import lru_cache, partialmethod, wraps
 from typing import Any
+
+from flashslm.hardware import changed_environment
 
 _log = logging.getLogger(__name__)
 
@@ -90,14 +91,8 @@ def processed_once(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
 @contextmanager
 def _bootstrap_in_process() -> Iterator[None]:
     """With the same draws. All resamples are one chunk, so of a pool's processes only one would work."""
-    before = os.environ.get("DISABLE_MULTIPROC")
-    os.environ["DISABLE_MULTIPROC"] = "1"
-    try:
+    with changed_environment({"DISABLE_MULTIPROC": "1"}):
         yield
-    finally:
-        os.environ.pop("DISABLE_MULTIPROC")
-        if before is not None:
-            os.environ["DISABLE_MULTIPROC"] = before
 
 
 @contextmanager

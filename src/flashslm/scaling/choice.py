@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pydantic import BaseModel, ConfigDict
 
 from flashslm.scaling.law import DepthWidthLaw
+from flashslm.statistics import which_end
 
 
 class InfeasibleBudget(ValueError):
@@ -43,9 +44,8 @@ class Choice(DepthWidth):
         """In words, where it has the largest or the smallest value that was offered: a better one may lie beyond."""
         found = []
         for axis in ("depth", "width"):
-            value, offered = getattr(self, axis), sorted({getattr(candidate, axis) for candidate in self.candidates})
-            if len(offered) > 1 and value in (offered[0], offered[-1]):
-                end = "largest" if value == offered[-1] else "smallest"
+            value, offered = getattr(self, axis), {getattr(candidate, axis) for candidate in self.candidates}
+            if end := which_end(value, offered):
                 found.append(f"{axis} {value} is the {end} that was offered")
         return found
 
