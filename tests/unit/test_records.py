@@ -35,6 +35,7 @@ MEASURED = {
     "gpu-tests-vllm": ("plugins/vllm", "src/flashslm/models", "tests/gpu/test_vllm_plugin.py"),
     "training": _TRAINING,
     "training-graph": _TRAINING,
+    "training-commits": _TRAINING,
     "kill": ("src/flashslm/infra", "src/flashslm/launch", "src/flashslm/steps"),
     "outages": ("src/flashslm/infra", "src/flashslm/search/database.py", "benchmarks/outages.py"),
     "encode": ("src/flashslm/data/encoding.py", "benchmarks/encode.py"),
@@ -44,11 +45,15 @@ MEASURED = {
     "learning-rates": (*_TRAINING, "benchmarks/learning_rates.py"),
     "learning-rates-inputs": (*_TRAINING, "benchmarks/learning_rates.py"),
     "recall-filter": ("src/flashslm/search/recall_score.py", "src/flashslm/search/recall_tasks.py", *_TRAINING),
-    "search-proxies-normal-outputs": (
-        "src/flashslm/experiments",
-        *_TRAINING,
-        "configs/experiments/search-proxies.yaml",
-    ),
+    **{
+        f"search-proxies-{variant}": (
+            "src/flashslm/experiments",
+            *_TRAINING,
+            "configs/experiments/search-proxies.yaml",
+        )
+        for variant in ("normal-outputs", "long", "short16", "short16-constant", "short8")
+    },
+    "rank-agreement": (*_TRAINING, "benchmarks/rank_agreement.py"),
     **dict.fromkeys(("proxy-pipeline", "proxy-pipeline-calibrated", "proxy-pipeline-random"), _PIPELINE),
     "demo": ("src/flashslm", "components", "pipelines", "configs/demo.yaml"),
     "images": ("images", "constraints.txt", "tests/containers"),
