@@ -18,6 +18,12 @@ _DECODING = ("src/flashslm/inference", "src/flashslm/models", "src/flashslm/benc
 _TRAINING = ("src/flashslm/ops", "src/flashslm/models", "src/flashslm/training")
 _PIPELINE = ("src/flashslm", "components", "pipelines", "configs/h200-proxy.yaml")
 EXPERIMENTS = [path.stem for path in (ROOT / "configs" / "experiments").glob("*.yaml")]
+
+
+def paths_of_experiment(name: str) -> tuple[str, ...]:
+    return ("src/flashslm/experiments", *_TRAINING, f"configs/experiments/{name}.yaml")
+
+
 # What a record of each subject measures: paths from the root.
 MEASURED = {
     "decode": (*_DECODING, "benchmarks/decode.py"),
@@ -40,20 +46,16 @@ MEASURED = {
     "outages": ("src/flashslm/infra", "src/flashslm/search/database.py", "benchmarks/outages.py"),
     "encode": ("src/flashslm/data/encoding.py", "benchmarks/encode.py"),
     "prepare-data": ("src/flashslm/data", "benchmarks/prepare_data.py"),
-    **{name: ("src/flashslm/experiments", *_TRAINING, f"configs/experiments/{name}.yaml") for name in EXPERIMENTS},
+    **{name: paths_of_experiment(name) for name in EXPERIMENTS},
     "peers": (*_TRAINING, "src/flashslm/evaluation", "configs/experiments/peers.yaml", "benchmarks/peers.py"),
     "learning-rates": (*_TRAINING, "benchmarks/learning_rates.py"),
     "learning-rates-inputs": (*_TRAINING, "benchmarks/learning_rates.py"),
     "recall-filter": ("src/flashslm/search/recall_score.py", "src/flashslm/search/recall_tasks.py", *_TRAINING),
     **{
-        f"search-proxies-{variant}": (
-            "src/flashslm/experiments",
-            *_TRAINING,
-            "configs/experiments/search-proxies.yaml",
-        )
+        f"search-proxies-{variant}": paths_of_experiment("search-proxies")
         for variant in ("normal-outputs", "long", "short16", "short16-constant", "short8")
     },
-    "rank-agreement": (*_TRAINING, "benchmarks/rank_agreement.py"),
+    "rank-agreement": (*paths_of_experiment("search-proxies"), "benchmarks/rank_agreement.py"),
     **dict.fromkeys(("proxy-pipeline", "proxy-pipeline-calibrated", "proxy-pipeline-random"), _PIPELINE),
     "demo": ("src/flashslm", "components", "pipelines", "configs/demo.yaml"),
     "images": ("images", "constraints.txt", "tests/containers"),
